@@ -1,0 +1,325 @@
+"""Names -> factories of normalization layers, with the facts each layer declares about itself.
+
+A norm is one class, decorated once:
+
+    @register(name="bgn", source="Zhou et al. 2020, arXiv:2012.02782", version=1, mixes_samples=True, keeps_stats=True)
+    class BatchGroupNorm(nn.Module):
+        def __init__(self, num_channels, *, num_groups="auto", affine=True, device=None, dtype=None): ...
+
+Its options are its keyword arguments with defaults. `make_norm` binds them and returns a factory that a backbone (or
+torchvision's `norm_layer=`) calls with a number of channels. Everything that later needs to know whether a module is a
+norm (weight decay, `hold`, recalibration, audits) asks for the stamp that the factory leaves, never for a class name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import Tensor, nn
+
+NormFactory = functools.partial
+"""factory(num_channels, *, affine=True, device=None, dtype=None) -> nn.Module on (N, C, *), shape kept."""
+
+NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
+SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
+"""Facts of a run that a constructor may ask for by naming a parameter so; the plan fills them in before hashing."""
+
+_CONTRACT = {"affine", "device", "dtype", "activation"}
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class NormInfo:
+    """What a norm declares about itself; the conformance checks measure every field.
+
+    Args:
+        name: the registered name: lower case letters, digits and underscores.
+        source: the paper the definition follows.
+        version: raised with every change of results; the file's hash for a plugin.
+        mixes_samples: in training, one sample's output depends on the others of its batch.
+        keeps_stats: has running statistics that training moves and evaluation uses.
+        mixes_samples_in_eval: the same dependence in evaluation mode.
+        exact_gradient: the backward is the derivative of the forward (so gradcheck applies).
+        compiles: `torch.compile(fullgraph=True)` works and gives the eager result.
+        needs: what a call must bring beside x: any of "conv_weight" (called as norm(y, weight=w)), "activation"
+            (takes `activation=` at build and applies it), "domain", "context" (read from `self.situation`),
+            "second_look" (asks `after_update` to show it the batch again).
+        slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
+            once per slice (see norms.situation).
+    """
+
+    name: str
+    source: str
+    version: int | str
+    mixes_samples: bool
+    keeps_stats: bool
+    mixes_samples_in_eval: bool = False
+    exact_gradient: bool = True
+    compiles: bool = True
+    needs: frozenset[str] = frozenset()
+    slices_at_once: bool = False
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a training loop says to every norm of a network (see norms.situation.situation)."""
+
+    domain: int | Tensor | None = None
+    part: str | None = None
+    slices: int = 1
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    info: NormInfo
+    build: Callable[..., nn.Module]
+    file: str
+
+
+_REGISTRY: dict[str, _Entry] = {}
+_plugin_version: str | None = None  # set while a plugin file is being imported
+
+
+def nearest(name: str, allowed: typing.Iterable[str]) -> str:
+    """': did you mean "x"?' or ''; the shared tail of every unknown-name message here."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def register(
+    *,
+    name: str,
+    source: str,
+    mixes_samples: bool,
+    keeps_stats: bool,
+    version: int | str = 1,
+    **facts: Any,
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Class decorator: put a normalization layer into the registry under `name`.
+
+    The class is called as `cls(num_channels, *, affine=True, **options)`; every option has a default and an annotation.
+    `device` and `dtype` are passed where the constructor names them, else applied around and after it.
+
+    Raises:
+        ValueError: the name is malformed or taken, a fact is unknown, or an option has no default.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f'norm name "{name}": lower case letters, digits and underscores, starting with a letter')
+    unknown = set(facts) - set(NormInfo.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f'norm "{name}": unknown facts {sorted(unknown)}; allowed: {sorted(NormInfo.__dataclass_fields__)}'
+        )
+    facts["needs"] = frozenset(facts.get("needs", ()))
+    if facts["needs"] - NEEDS:
+        raise ValueError(f'norm "{name}": needs {sorted(facts["needs"] - NEEDS)} is unknown; allowed: {sorted(NEEDS)}')
+
+    def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        file = inspect.getsourcefile(build) or "?"
+        if name in _REGISTRY:
+            raise ValueError(
+                f'norm "{name}" is already registered by {_REGISTRY[name].file}; {file} must choose another name'
+            )
+        parameters = _parameters(build)
+        if "affine" not in parameters:
+            raise ValueError(f'norm "{name}": its constructor must accept affine=True')
+        bare = [p.name for p in parameters.values() if p.default is p.empty]
+        if bare:
+            raise ValueError(f'norm "{name}": options without a default: {", ".join(bare)}')
+        info = NormInfo(name, source, _plugin_version or version, mixes_samples, keeps_stats, **facts)
+        _REGISTRY[name] = _Entry(info, build, file)
+        return build
+
+    return add
+
+
+def norm_names() -> list[str]:
+    """All registered names, in order of registration."""
+    _import_builtin()
+    return list(_REGISTRY)
+
+
+def norm_info(name: str) -> NormInfo:
+    """The declared facts of a norm. Raises ValueError with the nearest name for an unknown one."""
+    return _entry(name).info
+
+
+def norm_option_defaults(name: str) -> dict[str, Any]:
+    """The norm's own options with their defaults (without affine, device, dtype, activation)."""
+    return {p.name: p.default for p in _parameters(_entry(name).build).values() if p.name not in _CONTRACT}
+
+
+def resolve_norm_options(
+    name: str, options: Mapping[str, Any], setting: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`options` checked, converted to their annotated types and completed with defaults and the run's setting.
+
+    Args:
+        name: a registered norm.
+        options: what the user gave; strings such as "1e-3" become numbers.
+        setting: values for the SETTING_FIELDS that the constructor names; a value the user gave wins.
+
+    Raises:
+        ValueError: unknown norm or option (with the nearest), or a value of the wrong type; one line per mistake.
+    """
+    build = _entry(name).build
+    parameters = {k: p for k, p in _parameters(build).items() if k not in _CONTRACT}
+    mistakes = [
+        f'norm "{name}": unknown option "{key}"; it has {", ".join(parameters) or "no options"}{nearest(key, parameters)}'
+        for key in options
+        if key not in parameters
+    ]
+    given = {k: v for k, v in (setting or {}).items() if k in parameters and k in SETTING_FIELDS and v is not None}
+    given.update((k, v) for k, v in options.items() if k in parameters)
+    try:
+        values = _options_model(build)(**given).model_dump(mode="json")
+    except ValidationError as error:
+        for e in error.errors():
+            where = ".".join(str(part) for part in e["loc"][:1])
+            mistakes.append(f'norm "{name}": option "{where}" given {e["input"]!r}: {e["msg"]}')
+        values = {}
+    if mistakes:
+        raise ValueError("\n".join(dict.fromkeys(mistakes)))
+    return values
+
+
+def make_norm(name: str, **options: Any) -> NormFactory[nn.Module]:
+    """A factory of layers: `make_norm("bgn", num_groups=4)(64)` is a BGN layer for 64 channels.
+
+    The factory takes `(num_channels, *, affine=True, device=None, dtype=None)` (and `activation=` for a norm that fuses
+    one), forks the global random generators so that a norm's own draws never move the backbone's, and stamps
+    `norm_info` and a neutral `situation` on what it builds.
+
+    Raises:
+        ValueError: unknown norm or option, wrong type; from the factory: what the layer itself refuses.
+    """
+    entry = _entry(name)
+    return functools.partial(_build, entry.info, entry.build, resolve_norm_options(name, options))
+
+
+def norm_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of every stamped norm in `net`, in definition order; nested stamped parts are not repeated."""
+    inside: tuple[str, ...] = ()
+    for name, module in net.named_modules():
+        if isinstance(getattr(module, "norm_info", None), NormInfo) and not (inside and name.startswith(inside)):
+            inside = (*inside, f"{name}." if name else "")
+            yield name, module
+            if not name:
+                return
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Import a user's file of registered norms; its norms' version is the hash of the file.
+
+    Returns the names it registered. Loading the same file twice is a no-op that returns the same names.
+
+    Raises:
+        ValueError: the file is missing, fails to import, registers nothing or a name that is taken.
+    """
+    global _plugin_version
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ValueError(f'plugin "{path}": no such file')
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    module_name = f"normsuite_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    loaded = sys.modules.get(module_name)
+    if loaded is not None and getattr(loaded, "__digest__", None) == digest:
+        return list(loaded.__norms__)
+    _import_builtin()
+    before = dict(_REGISTRY)
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f'plugin "{path}": not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # before execution: pickling and dataclasses look their module up here
+    _plugin_version = digest
+    try:
+        # compiled from the bytes that were hashed, so the version can not belong to another text than the one that runs
+        exec(compile(content, str(file), "exec"), module.__dict__)
+    except Exception as error:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
+        del sys.modules[module_name]
+        raise ValueError(f'plugin "{path}": {type(error).__name__}: {error}') from error
+    finally:
+        _plugin_version = None
+    names = [n for n in _REGISTRY if n not in before]
+    module.__dict__.update(__digest__=digest, __norms__=names)
+    return names
+
+
+def _build(
+    info: NormInfo,
+    build: Callable[..., nn.Module],
+    options: Mapping[str, Any],
+    num_channels: int,
+    *,
+    affine: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    activation: nn.Module | Callable[[Tensor], Tensor] | None = None,
+) -> nn.Module:
+    parameters = _parameters(build)
+    contract: dict[str, Any] = {"affine": affine}
+    contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}
+    if activation is not None:
+        if "activation" not in info.needs:
+            raise ValueError(f'norm "{info.name}" fuses no activation, so it takes none at build')
+        contract["activation"] = activation
+    # The generators of accelerators are forked only where the layer's own draws could come from one.
+    devices = [torch.device(device).index or 0] if device is not None and torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device or torch.get_default_device()):
+        module = build(num_channels, **contract, **options)
+    if dtype is not None and "dtype" not in parameters:
+        module = module.to(dtype)
+    module.norm_info = info  # type: ignore[assignment]
+    module.situation = Situation()  # type: ignore[assignment]
+    return module
+
+
+def _entry(name: str) -> _Entry:
+    _import_builtin()
+    if name not in _REGISTRY:
+        raise ValueError(f'unknown norm "{name}"; registered: {", ".join(_REGISTRY)}{nearest(name, _REGISTRY)}')
+    return _REGISTRY[name]
+
+
+@functools.cache
+def _parameters(build: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """The keyword parameters of a constructor, without num_channels."""
+    parameters = list(inspect.signature(build).parameters.values())
+    wrong = [p.name for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if wrong:
+        raise ValueError(f"{build.__qualname__}: *args and **kwargs hide misspelt options; name each option")
+    return {p.name: p for p in parameters[1:]}
+
+
+@functools.cache
+def _options_model(build: Callable[..., nn.Module]) -> Any:
+    target = build.__init__ if inspect.isclass(build) else build
+    hints = typing.get_type_hints(target)
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), p.default) for p in _parameters(build).values() if p.name not in _CONTRACT
+    }
+    return create_model(f"{build.__qualname__}Options", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _import_builtin() -> None:
+    # Imported here and not at the top: the layer modules import this one to register themselves.
+    import norms.batch
+    import norms.sample  # noqa: F401

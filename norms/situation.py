@@ -1,0 +1,155 @@
+"""What a training loop may say to a network's norms: the same four calls for every norm, no-ops for most.
+
+    with situation(net, slices=K): ...       # facts about this batch that a layer can not see in x
+    with hold(net): ...                      # statistics as the mode says, but nothing that a norm keeps may change
+    after_update(net, again, progress)       # an optimizer step was taken
+    predict(net, x)                          # the evaluation forward
+
+Slice k of K is x[k::K]. A layer that mixes samples and declares `slices_at_once` computes all slices in one call;
+any other layer that mixes samples is called once per slice, in order, so that its running statistics move as if the
+slices had come one after the other. Layers that do not mix samples give the same result either way and run whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.registry import NormInfo, Situation, norm_modules
+
+PARTS = ("context", "query")
+
+
+@contextlib.contextmanager
+def situation(
+    net: nn.Module, domain: int | Tensor | None = None, part: str | None = None, slices: int = 1
+) -> Iterator[None]:
+    """Within the block every norm of `net` knows the given facts; afterwards what it knew before.
+
+    Args:
+        net: any module that holds norms built by `make_norm`.
+        domain: the domain of the whole batch, or a LongTensor (N,) with one per sample.
+        part: "context" or "query" (few-shot learning).
+        slices: number of norm batches in one batch; it must divide the batch's size.
+
+    Raises:
+        ValueError: an unknown part, fewer than one slice, or (when forwarded) a batch that `slices` does not divide.
+    """
+    if part is not None and part not in PARTS:
+        raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
+    if slices < 1:
+        raise ValueError(f"slices={slices}: at least 1 is needed")
+    with _told(net, Situation(domain, part, slices)):
+        yield
+
+
+@contextlib.contextmanager
+def hold(net: nn.Module) -> Iterator[None]:
+    """Within the block no norm of `net` changes what it keeps; its outputs are those of its current mode.
+
+    The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
+    before, whatever happens inside. Nested use is fine.
+    """
+    modules = [part for _, norm in norm_modules(net) for part in norm.modules()]
+    buffers = [dict(module._buffers) for module in modules]
+    extra = [module.get_extra_state() if _has_extra_state(module) else None for module in modules]
+    for module in modules:
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.clone()
+    try:
+        yield
+    finally:
+        for module, kept, state in zip(modules, buffers, extra, strict=True):
+            module._buffers.update(kept)
+            if _has_extra_state(module):
+                module.set_extra_state(state)
+
+
+def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> None:
+    """Tell every norm that the weights were updated; call once after each optimizer step.
+
+    Args:
+        net: the network that was updated.
+        again: forwards the step's batch once more; called (without gradient) only if a norm needs a second look.
+        progress: fraction of training that is done, in [0, 1]; schedules inside norms follow it.
+    """
+    looking = []
+    for _, norm in norm_modules(net):
+        tell = getattr(norm, "after_update", None)
+        if tell is not None:
+            tell(progress)
+        if "second_look" in norm.norm_info.needs:  # type: ignore[union-attr, operator]
+            looking.append(norm)
+    if looking:
+        told = [norm.situation for norm in looking]
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            for _, norm in norm_modules(net):
+                if norm not in looking:
+                    stack.enter_context(hold(norm))
+            for norm in looking:
+                norm.situation = replace(norm.situation, again=True)  # type: ignore[assignment, type-var]
+            try:
+                again()
+            finally:
+                for norm, before in zip(looking, told, strict=True):
+                    norm.situation = before
+
+
+def predict(net: nn.Module, x: Tensor) -> Tensor:
+    """The evaluation forward: logits (N, K) of `x` (N, C, *) with `net` in evaluation mode.
+
+    Raises:
+        ValueError: `net` is in training mode.
+    """
+    if net.training:
+        raise ValueError("predict needs the network in evaluation mode; call net.eval() first")
+    return net(x)
+
+
+@contextlib.contextmanager
+def _told(net: nn.Module, new: Situation) -> Iterator[None]:
+    norms = [norm for _, norm in norm_modules(net)]
+    before = [norm.situation for norm in norms]
+    sliced = []
+    for norm in norms:
+        norm.situation = new  # type: ignore[assignment]
+        info = norm.norm_info
+        assert isinstance(info, NormInfo)
+        mixes = info.mixes_samples if norm.training else info.mixes_samples_in_eval
+        if new.slices > 1 and mixes and not info.slices_at_once and "forward" not in norm.__dict__:
+            # shadows the class's forward on this instance only, for the length of the block
+            norm.__dict__["forward"] = _SliceBySlice(norm.forward, new.slices)
+            sliced.append(norm)
+    try:
+        yield
+    finally:
+        for norm in sliced:
+            del norm.__dict__["forward"]
+        for norm, old in zip(norms, before, strict=True):
+            norm.situation = old
+
+
+class _SliceBySlice:
+    def __init__(self, forward: Callable[..., Tensor], slices: int):
+        self.forward, self.slices = forward, slices
+
+    def __call__(self, x: Tensor, **inputs: Any) -> Tensor:
+        n = check_slices(x, self.slices)
+        parts = [self.forward(x[k :: self.slices], **inputs) for k in range(self.slices)]
+        return torch.stack(parts, dim=1).reshape(n * self.slices, *x.shape[1:])
+
+
+def check_slices(x: Tensor, slices: int) -> int:
+    """The size of one slice of x (N, ...); ValueError where `slices` does not divide N."""
+    if x.shape[0] % slices:
+        raise ValueError(f"a batch of {x.shape[0]} does not split into {slices} slices of equal size")
+    return x.shape[0] // slices
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state

@@ -1,0 +1,175 @@
+"""One run, stored: what was asked (RunSpec), what came out (RunRecord), and the only reader and writer of run files.
+
+A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
+temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
+A damaged record is moved aside, never deleted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+SCHEMA = 1
+RECORD = "record.json"
+Status = Literal["ok", "diverged", "failed", "skipped"]
+DONE: frozenset[str] = frozenset({"ok", "diverged"})
+"""A non-finite loss is a result: neither of these is run again."""
+
+
+class RecordError(ValueError):
+    """A file that is not a readable record of this schema; the message names the file and the reason."""
+
+
+class RunSpec(BaseModel):
+    """Everything that decides a run's numbers, complete after defaults, and nothing else.
+
+    `norm_label` is for people (name and options that differ from the defaults) and takes no part in the key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    norm: str
+    norm_options: dict[str, Any]
+    task_options: dict[str, Any]
+    seed: int
+    norm_version: str
+    task_version: str
+    data_checksum: str
+    norm_label: str = ""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """sha256 of the canonical JSON, first 24 hexadecimal digits: 96 bits, so that paths stay short."""
+        content = self.model_dump(mode="json", exclude={"norm_label"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class RunRecord(BaseModel):
+    """What one run left behind.
+
+    Attributes:
+        spec: what was run.
+        status: "ok"; "diverged" (a non-finite loss, a result); "failed" (exception, crash, kill, time limit);
+            "skipped" (this norm can not serve in this task).
+        reason: why, for every status but "ok".
+        metrics: name -> value in full precision; all of the task's metrics when ok, none otherwise.
+        history: one mapping per epoch; a non-finite number is stored as null.
+        seconds: wall time of the run in its process.
+        environment: commit, versions, device, threads (not in the key; tables say when cells differ in them).
+        evidence: how far the numbers reach: data "real" | "synthetic", budget "full" | "reduced", selection rule,
+            whether every layer equals another norm, ... (printed under tables).
+        artifacts: file names in the run's folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    spec: RunSpec
+    status: Status
+    reason: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    history: list[dict[str, float | None]] = Field(default_factory=list)
+    seconds: float = 0.0
+    environment: dict[str, Any] = Field(default_factory=dict)
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    artifacts: list[str] = Field(default_factory=list)
+    schema_: int = Field(default=SCHEMA, alias="schema")
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _finite_or_null(cls, rows: Any) -> Any:
+        return [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
+        ]
+
+    @field_validator("schema_")
+    @classmethod
+    def _known(cls, value: int) -> int:
+        if value != SCHEMA:
+            raise ValueError(f"schema {value}; this version reads {SCHEMA}")
+        return value
+
+
+def run_folder(out: str | Path, spec: RunSpec) -> Path:
+    return Path(out) / "runs" / spec.task / spec.norm / spec.key
+
+
+def run_lock(out: str | Path, spec: RunSpec) -> FileLock:
+    """The lock of a run's folder (made if missing). Held by one process at a time; freed when that process ends."""
+    folder = run_folder(out, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
+
+
+def write_record(out: str | Path, record: RunRecord) -> Path:
+    """Store a record; the caller holds `run_lock(out, record.spec)`. Returns the file."""
+    folder = run_folder(out, record.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / RECORD
+    temporary = folder / f".{RECORD}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(record.model_dump_json(by_alias=True, indent=1))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return file
+
+
+def read_record(file: str | Path) -> RunRecord:
+    """Read one record. Raises RecordError (file and reason in one line) for anything else than a record."""
+    try:
+        content = Path(file).read_bytes()
+        return RunRecord.model_validate_json(content)
+    except OSError as error:
+        raise RecordError(f"{file}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{file}: not a run record ({where + ': ' if where else ''}{first['msg']})") from error
+
+
+def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
+    """The stored record of a spec, or None. Raises RecordError for a damaged one, or one that belongs to another spec."""
+    file = run_folder(out, spec) / RECORD
+    if not file.exists():
+        return None
+    record = read_record(file)
+    if record.spec.key != spec.key:
+        raise RecordError(f"{file}: holds the record of another run ({record.spec.key})")
+    return record
+
+
+def record_files(out: str | Path) -> Iterator[Path]:
+    """Every record file below `out`, in a stable order."""
+    yield from sorted(Path(out).glob(f"runs/*/*/*/{RECORD}"))
+
+
+def set_aside(file: str | Path) -> Path:
+    """Rename a damaged record so that its run is repeated and the file can be looked at. Returns the new name."""
+    file = Path(file)
+    number = 1
+    while (target := file.with_name(f"{RECORD}.damaged-{number}")).exists():
+        number += 1
+    file.rename(target)
+    return target

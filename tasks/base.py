@@ -1,0 +1,143 @@
+"""The contract between the suite and a task. No training code.
+
+A task is a value with a name, a version, an options model and a `run`. It receives a norm as a factory, so it can not
+know which norm it trains; a run's settings reach it as a frozen options model, and everything about the process
+(device, seed, folders) as a RunContext.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from norms.registry import NormFactory, NormInfo
+
+
+class Options(BaseModel):
+    """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
+
+    A field named `norm_batch_size` (None: the SGD batch) has one meaning everywhere: the images per forward that share
+    statistics. The plan sets it to null for norms that do not mix samples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NotPrepared(ValueError):
+    """A data set is not on this machine; the message names the command that prepares it. Nothing else is used instead."""
+
+
+class Diverged(ArithmeticError):
+    """A non-finite loss ended the run: a result, not a failure.
+
+    Args:
+        reason: the step, and the names of the layers whose parameters or outputs are not finite.
+        history: the epochs before it.
+    """
+
+    def __init__(self, reason: str, history: list[dict[str, float]] | None = None):
+        super().__init__(reason)
+        self.history = history or []
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Facts of a run that a norm's constructor may name (registry.SETTING_FIELDS)."""
+
+    norm_batch_size: int | None = None
+    num_domains: int = 1
+    image_shape: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `Task.run` returns.
+
+    Args:
+        metrics: exactly the names in `Task.metrics`, plain finite floats.
+        history: one mapping of numbers per epoch.
+        artifacts: names of files written into `context.folder`.
+        evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...
+    """
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run's surroundings.
+
+    Args:
+        device: where networks and data live.
+        seed: the run's seed; use it through `generator` only.
+        data_dir: folder of prepared data sets.
+        folder: where this run may leave artifacts.
+        report: called with the finished fraction in [0, 1], as often as convenient.
+    """
+
+    device: torch.device
+    seed: int
+    data_dir: Path
+    folder: Path
+    report: Callable[[float], None] = lambda fraction: None
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator seeded from (seed, purpose) alone, so that no draw depends on which norm or part drew before.
+
+        Draw on the CPU (the default) and move the result where equal numbers on every device matter.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Task(Protocol):
+    """A task module offers one value of this shape, named TASK.
+
+    Attributes:
+        name: as in configs and tables.
+        version: raised with every change of results.
+        options: the options model; its fields are the defaults.
+        metrics: the names `run` returns; each is in results/metrics.py.
+    """
+
+    name: str
+    version: int
+    options: type[Options]
+    metrics: tuple[str, ...]
+
+    def setting(self, options: Any) -> Setting:
+        """The facts that norm constructors may name. Reads no data."""
+        ...
+
+    def data_checksum(self, options: Any, data_dir: Path) -> str:
+        """Identity of the data the options name. Raises NotPrepared, or ValueError for an unknown name."""
+        ...
+
+    def why_not(self, norm: NormFactory, info: NormInfo, options: Any) -> str | None:
+        """None if this norm can serve here, else one line that says why not (decided on the meta device)."""
+        ...
+
+    def run(self, norm: NormFactory, options: Any, context: RunContext) -> Outcome:
+        """Train and measure. Raises Diverged for a non-finite loss."""
+        ...
+
+
+def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """ValueError, one line per unknown name with the nearest allowed one."""
+    from norms.registry import nearest
+
+    allowed = list(allowed)
+    lines = [
+        f'unknown {what} "{g}"; allowed: {", ".join(allowed)}{nearest(g, allowed)}' for g in given if g not in allowed
+    ]
+    if lines:
+        raise ValueError("\n".join(lines))
