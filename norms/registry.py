@@ -179,7 +179,7 @@ def resolve_norm_options(
     build = _entry(name).build
     parameters = {k: p for k, p in _parameters(build).items() if k not in _CONTRACT}
     mistakes = [
-        f'norm "{name}": unknown option "{key}"; it has {", ".join(parameters) or "no options"}{nearest(key, parameters)}'
+        f'norm "{name}": unknown option "{key}"; it has {", ".join(parameters) or "none"}{nearest(key, parameters)}'
         for key in options
         if key not in parameters
     ]

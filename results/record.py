@@ -150,7 +150,7 @@ def read_record(file: str | Path) -> RunRecord:
 
 
 def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
-    """The stored record of a spec, or None. Raises RecordError for a damaged one, or one that belongs to another spec."""
+    """The stored record of a spec, or None. Raises RecordError for a damaged one, or one of another spec."""
     file = run_folder(out, spec) / RECORD
     if not file.exists():
         return None

@@ -30,7 +30,7 @@ class Options(BaseModel):
 
 
 class NotPrepared(ValueError):
-    """A data set is not on this machine; the message names the command that prepares it. Nothing else is used instead."""
+    """A data set is not on this machine; the message names the command that prepares it. Nothing replaces it."""
 
 
 class Diverged(ArithmeticError):
