@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Both set up .venv from Python 3.11 first, once.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+# One thread per process: results depend on the number of threads, and two jobs share the cores.
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/python run_suite.py run configs/quick.yaml --out runs/quick
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed
+	$(BIN)/python run_suite.py bench
+
+.venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-legacy.txt
+	touch $@
+
+clean:
+	rm -rf .venv
