@@ -211,6 +211,14 @@ def make_norm(name: str, **options: Any) -> NormFactory[nn.Module]:
     return functools.partial(_build, entry.info, entry.build, resolve_norm_options(name, options))
 
 
+def factory_info(norm: NormFactory[nn.Module]) -> NormInfo:
+    """The declared facts of the norm that a factory from `make_norm` builds. ValueError for any other callable."""
+    info = norm.args[0] if isinstance(norm, functools.partial) and norm.func is _build else None
+    if not isinstance(info, NormInfo):
+        raise ValueError(f"{norm!r} is not a factory from make_norm")
+    return info
+
+
 def norm_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of every stamped norm in `net`, in definition order; nested stamped parts are not repeated."""
     inside: tuple[str, ...] = ()
