@@ -13,6 +13,7 @@ norm (weight decay, `hold`, recalibration, audits) asks for the stamp that the f
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
 
 NormFactory = functools.partial
@@ -124,12 +126,13 @@ def register(
         raise ValueError(
             f'norm "{name}": unknown facts {sorted(unknown)}; allowed: {sorted(NormInfo.__dataclass_fields__)}'
         )
-    facts["needs"] = frozenset(facts.get("needs", ()))
+    needs = facts.get("needs", ())
+    facts["needs"] = frozenset([needs] if isinstance(needs, str) else needs)
     if facts["needs"] - NEEDS:
         raise ValueError(f'norm "{name}": needs {sorted(facts["needs"] - NEEDS)} is unknown; allowed: {sorted(NEEDS)}')
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        file = inspect.getsourcefile(build) or "?"
+        file = _file_of(build)
         if name in _REGISTRY:
             raise ValueError(
                 f'norm "{name}" is already registered by {_REGISTRY[name].file}; {file} must choose another name'
@@ -137,9 +140,14 @@ def register(
         parameters = _parameters(build)
         if "affine" not in parameters:
             raise ValueError(f'norm "{name}": its constructor must accept affine=True')
+        if "activation" in facts["needs"] and "activation" not in parameters:
+            raise ValueError(f'norm "{name}" needs an activation, so its constructor must accept activation=None')
         bare = [p.name for p in parameters.values() if p.default is p.empty]
         if bare:
             raise ValueError(f'norm "{name}": options without a default: {", ".join(bare)}')
+        untyped = [p.name for p in parameters.values() if p.annotation is p.empty and p.name not in _CONTRACT]
+        if untyped:
+            raise ValueError(f'norm "{name}": options without a type annotation: {", ".join(untyped)}')
         info = NormInfo(name, source, _plugin_version or version, mixes_samples, keeps_stats, **facts)
         _REGISTRY[name] = _Entry(info, build, file)
         return build
@@ -233,40 +241,54 @@ def norm_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def load_plugin(path: str | Path) -> list[str]:
     """Import a user's file of registered norms; its norms' version is the hash of the file.
 
-    Returns the names it registered. Loading the same file twice is a no-op that returns the same names.
+    Returns the names it registered (none, where the file adds other things than norms). Loading the same file twice is
+    a no-op that returns the same names; loading it after an edit replaces what it registered before. Only the file
+    itself is hashed: a norm whose formula lives in a second file does not change its version with that one.
 
     Raises:
-        ValueError: the file is missing, fails to import, registers nothing or a name that is taken.
+        ValueError: the file is missing, fails to import or registers a name that is taken; nothing of it stays then.
     """
     global _plugin_version
     file = Path(path).resolve()
     if not file.is_file():
         raise ValueError(f'plugin "{path}": no such file')
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f'plugin "{path}": {error.strerror}') from error
     digest = hashlib.sha256(content).hexdigest()[:16]
     module_name = f"normsuite_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     loaded = sys.modules.get(module_name)
     if loaded is not None and getattr(loaded, "__digest__", None) == digest:
         return list(loaded.__norms__)
-    _import_builtin()
-    before = dict(_REGISTRY)
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise ValueError(f'plugin "{path}": not a Python file')
+    _import_builtin()
+    before, outer = dict(_REGISTRY), _plugin_version
+    for name in getattr(loaded, "__norms__", ()):
+        _REGISTRY.pop(name, None)
+    kept = set(_REGISTRY)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # before execution: pickling and dataclasses look their module up here
     _plugin_version = digest
     try:
-        # compiled from the bytes that were hashed, so the version can not belong to another text than the one that runs
-        exec(compile(content, str(file), "exec"), module.__dict__)
-    except Exception as error:
+        # Compiled from the bytes that were hashed, so the version can not belong to another text than the one that
+        # runs; dont_inherit, else this file's own __future__ imports would apply to the user's.
+        exec(compile(content, str(file), "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
         _REGISTRY.clear()
         _REGISTRY.update(before)
-        del sys.modules[module_name]
-        raise ValueError(f'plugin "{path}": {type(error).__name__}: {error}') from error
+        if loaded is None:
+            del sys.modules[module_name]
+        else:
+            sys.modules[module_name] = loaded
+        if isinstance(error, Exception | SystemExit):
+            raise ValueError(f'plugin "{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
+        raise
     finally:
-        _plugin_version = None
-    names = [n for n in _REGISTRY if n not in before]
+        _plugin_version = outer
+    names = [n for n in _REGISTRY if n not in kept]
     module.__dict__.update(__digest__=digest, __norms__=names)
     return names
 
@@ -285,19 +307,26 @@ def _build(
     parameters = _parameters(build)
     contract: dict[str, Any] = {"affine": affine}
     contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}
-    if activation is not None:
-        if "activation" not in info.needs:
-            raise ValueError(f'norm "{info.name}" fuses no activation, so it takes none at build')
-        contract["activation"] = activation
-    # The generators of accelerators are forked only where the layer's own draws could come from one.
-    devices = [torch.device(device).index or 0] if device is not None and torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device or torch.get_default_device()):
+    if "activation" in info.needs:
+        contract["activation"] = activation  # None says that no activation follows, so a default must not step in
+    elif activation is not None:
+        raise ValueError(f'norm "{info.name}" fuses no activation, so it takes none at build')
+    where = torch.device(device or torch.get_default_device())
+    with forked_generators(where), where:
         module = build(num_channels, **contract, **options)
     if dtype is not None and "dtype" not in parameters:
         module = module.to(dtype)
     module.norm_info = info  # type: ignore[assignment]
     module.situation = Situation()  # type: ignore[assignment]
     return module
+
+
+def forked_generators(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Restores the generators that a layer on this device can draw from: the CPU's, and an accelerator's own."""
+    if device.type in ("cpu", "meta", "mps"):  # fork_rng has no mps; torch's layers draw nothing there by themselves
+        return torch.random.fork_rng(devices=[])
+    index = torch.get_device_module(device).current_device() if device.index is None else device.index
+    return torch.random.fork_rng(devices=[index], device_type=device.type)
 
 
 def _entry(name: str) -> _Entry:
@@ -311,20 +340,46 @@ def _entry(name: str) -> _Entry:
 def _parameters(build: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
     """The keyword parameters of a constructor, without num_channels."""
     parameters = list(inspect.signature(build).parameters.values())
-    wrong = [p.name for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if wrong:
-        raise ValueError(f"{build.__qualname__}: *args and **kwargs hide misspelt options; name each option")
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        raise ValueError(f"{_called(build)}: *args and **kwargs hide misspelt options; name each option")
+    if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise ValueError(f"{_called(build)}: the first parameter must be positional, the number of channels")
+    if any(p.kind is p.POSITIONAL_ONLY for p in parameters[1:]):
+        raise ValueError(f"{_called(build)}: options are passed by name, so they can not be positional-only")
     return {p.name: p for p in parameters[1:]}
 
 
 @functools.cache
 def _options_model(build: Callable[..., nn.Module]) -> Any:
-    target = build.__init__ if inspect.isclass(build) else build
-    hints = typing.get_type_hints(target)
+    function = build.func if isinstance(build, functools.partial) else build
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, AttributeError) as error:
+        # the usual cause: a name imported under TYPE_CHECKING only
+        raise ValueError(f"{_called(build)}: an annotation of its constructor can not be read: {error}") from error
     fields: dict[str, Any] = {
         p.name: (hints.get(p.name, Any), p.default) for p in _parameters(build).values() if p.name not in _CONTRACT
     }
-    return create_model(f"{build.__qualname__}Options", __config__=ConfigDict(extra="forbid"), **fields)
+    # Defaults are validated too, so that `eps: float = 1` and a given 1.0 are one key; inf and nan have no JSON.
+    config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+    try:
+        return create_model(f"{_called(build)}Options", __config__=config, **fields)
+    except PydanticSchemaGenerationError as error:
+        raise ValueError(
+            f"{_called(build)}: options are numbers, texts or lists of them, since they are stored in records; "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _called(build: Callable[..., nn.Module]) -> str:
+    return getattr(build.func if isinstance(build, functools.partial) else build, "__qualname__", repr(build))
+
+
+def _file_of(build: Callable[..., nn.Module]) -> str:
+    try:
+        return inspect.getsourcefile(build.func if isinstance(build, functools.partial) else build) or "?"
+    except (TypeError, OSError):  # a class written at a prompt has no file
+        return "<interactive>"
 
 
 def _import_builtin() -> None:

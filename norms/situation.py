@@ -13,6 +13,7 @@ slices had come one after the other. Layers that do not mix samples give the sam
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormInfo, Situation, norm_modules
+from norms.registry import NormInfo, Situation, forked_generators, norm_modules
 
 PARTS = ("context", "query")
 
@@ -29,7 +30,9 @@ PARTS = ("context", "query")
 def situation(
     net: nn.Module, domain: int | Tensor | None = None, part: str | None = None, slices: int = 1
 ) -> Iterator[None]:
-    """Within the block every norm of `net` knows the given facts; afterwards what it knew before.
+    """Within the block every norm of `net` knows the given facts and no others; afterwards what it knew before.
+
+    Of nested blocks the innermost counts alone. A copy of `net` made inside the block keeps what it was told.
 
     Args:
         net: any module that holds norms built by `make_norm`.
@@ -57,14 +60,16 @@ def hold(net: nn.Module) -> Iterator[None]:
     """
     modules = [part for _, norm in norm_modules(net) for part in norm.modules()]
     buffers = [dict(module._buffers) for module in modules]
-    extra = [module.get_extra_state() if _has_extra_state(module) else None for module in modules]
-    for module in modules:
-        for name, value in module._buffers.items():
-            module._buffers[name] = None if value is None else value.clone()
+    # copied: a layer may hand out the very object that it goes on to change
+    extra = [copy.deepcopy(module.get_extra_state()) if _has_extra_state(module) else None for module in modules]
     try:
+        for module in modules:
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else value.clone()
         yield
     finally:
         for module, kept, state in zip(modules, buffers, extra, strict=True):
+            module._buffers.clear()
             module._buffers.update(kept)
             if _has_extra_state(module):
                 module.set_extra_state(state)
@@ -75,7 +80,9 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
 
     Args:
         net: the network that was updated.
-        again: forwards the step's batch once more; called (without gradient) only if a norm needs a second look.
+        again: forwards the step's batch once more; called only if a norm needs a second look, without gradient, with
+            every other norm held and the random generators restored after it, so that the next draws of dropout or
+            augmentation do not depend on the norm.
         progress: fraction of training that is done, in [0, 1]; schedules inside norms follow it.
     """
     looking = []
@@ -88,11 +95,13 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
     if looking:
         told = [norm.situation for norm in looking]
         with torch.no_grad(), contextlib.ExitStack() as stack:
+            for device in {p.device for p in net.parameters()} | {torch.device("cpu")}:
+                stack.enter_context(forked_generators(device))
             for _, norm in norm_modules(net):
                 if norm not in looking:
                     stack.enter_context(hold(norm))
             for norm in looking:
-                norm.situation = replace(norm.situation, again=True)  # type: ignore[assignment, type-var]
+                norm.situation = replace(norm.situation, again=True)
             try:
                 again()
             finally:
@@ -115,33 +124,48 @@ def predict(net: nn.Module, x: Tensor) -> Tensor:
 def _told(net: nn.Module, new: Situation) -> Iterator[None]:
     norms = [norm for _, norm in norm_modules(net)]
     before = [norm.situation for norm in norms]
-    sliced = []
+    shadowed = []
     for norm in norms:
-        norm.situation = new  # type: ignore[assignment]
+        # `again` is after_update's own word, which may surround the block
+        norm.situation = replace(new, again=norm.situation.again)  # type: ignore[assignment, arg-type, union-attr]
         info = norm.norm_info
         assert isinstance(info, NormInfo)
-        mixes = info.mixes_samples if norm.training else info.mixes_samples_in_eval
+        mixes = info.mixes_samples or info.mixes_samples_in_eval
         if new.slices > 1 and mixes and not info.slices_at_once and "forward" not in norm.__dict__:
-            # shadows the class's forward on this instance only, for the length of the block
-            norm.__dict__["forward"] = _SliceBySlice(norm.forward, new.slices)
-            sliced.append(norm)
+            # hides the class's forward on this instance only, for the length of the block
+            norm.__dict__["forward"] = _SliceBySlice(norm)
+            shadowed.append(norm)
     try:
         yield
     finally:
-        for norm in sliced:
+        for norm in shadowed:
             del norm.__dict__["forward"]
         for norm, old in zip(norms, before, strict=True):
             norm.situation = old
 
 
 class _SliceBySlice:
-    def __init__(self, forward: Callable[..., Tensor], slices: int):
-        self.forward, self.slices = forward, slices
+    """A norm's forward, called once per slice. What the norm knows and its mode are read when it is called."""
+
+    def __init__(self, norm: nn.Module):
+        self.norm, self.forward = norm, norm.forward
 
     def __call__(self, x: Tensor, **inputs: Any) -> Tensor:
-        n = check_slices(x, self.slices)
-        parts = [self.forward(x[k :: self.slices], **inputs) for k in range(self.slices)]
-        return torch.stack(parts, dim=1).reshape(n * self.slices, *x.shape[1:])
+        told, info = self.norm.situation, self.norm.norm_info
+        assert isinstance(told, Situation)
+        assert isinstance(info, NormInfo)
+        if told.slices == 1 or not (info.mixes_samples if self.norm.training else info.mixes_samples_in_eval):
+            return self.forward(x, **inputs)
+        check_slices(x, told.slices)
+        parts = []
+        try:
+            for k in range(told.slices):
+                domain = told.domain[k :: told.slices] if isinstance(told.domain, Tensor) else told.domain
+                self.norm.situation = replace(told, domain=domain, slices=1)
+                parts.append(self.forward(x[k :: told.slices], **inputs))
+        finally:
+            self.norm.situation = told
+        return torch.stack(parts, dim=1).reshape(x.shape)
 
 
 def check_slices(x: Tensor, slices: int) -> int:
