@@ -7,8 +7,8 @@ A damaged record is moved aside, never deleted.
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -49,9 +49,12 @@ class RunSpec(BaseModel):
     data_checksum: str
     norm_label: str = ""
 
-    @functools.cached_property
+    @property
     def key(self) -> str:
-        """sha256 of the canonical JSON, first 24 hexadecimal digits: 96 bits, so that paths stay short."""
+        """sha256 of the canonical JSON, first 24 hexadecimal digits: 96 bits, so that paths stay short.
+
+        Computed anew at each use: a cached one would survive `model_copy(update=...)` and name another run.
+        """
         content = self.model_dump(mode="json", exclude={"norm_label"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -65,7 +68,8 @@ class RunRecord(BaseModel):
         status: "ok"; "diverged" (a non-finite loss, a result); "failed" (exception, crash, kill, time limit);
             "skipped" (this norm can not serve in this task).
         reason: why, for every status but "ok".
-        metrics: name -> value in full precision; all of the task's metrics when ok, none otherwise.
+        metrics: name -> value in full precision; all of the task's metrics when ok, none otherwise. A value that is
+            not finite is refused here, since JSON has no word for it.
         history: one mapping per epoch; a non-finite number is stored as null.
         seconds: wall time of the run in its process.
         environment: commit, versions, device, threads (not in the key; tables say when cells differ in them).
@@ -79,9 +83,9 @@ class RunRecord(BaseModel):
     spec: RunSpec
     status: Status
     reason: str = ""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
     history: list[dict[str, float | None]] = Field(default_factory=list)
-    seconds: float = 0.0
+    seconds: FiniteFloat = 0.0
     environment: dict[str, Any] = Field(default_factory=dict)
     evidence: dict[str, Any] = Field(default_factory=dict)
     artifacts: list[str] = Field(default_factory=list)
@@ -117,6 +121,8 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     """Store a record; the caller holds `run_lock(out, record.spec)`. Returns the file."""
     folder = run_folder(out, record.spec)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".{RECORD}.*"):  # by a writer that was killed; nobody else writes while we hold the lock
+        left.unlink(missing_ok=True)
     file = folder / RECORD
     temporary = folder / f".{RECORD}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
@@ -166,10 +172,21 @@ def record_files(out: str | Path) -> Iterator[Path]:
 
 
 def set_aside(file: str | Path) -> Path:
-    """Rename a damaged record so that its run is repeated and the file can be looked at. Returns the new name."""
+    """Rename a damaged record so that its run is repeated and the file can be looked at. Returns the new name.
+
+    The name is a free one, reserved before the renaming, so that nothing is ever overwritten.
+    """
     file = Path(file)
-    number = 1
-    while (target := file.with_name(f"{RECORD}.damaged-{number}")).exists():
-        number += 1
-    file.rename(target)
+    for number in itertools.count(1):
+        target = file.with_name(f"{RECORD}.damaged-{number}")
+        try:
+            target.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        break
+    try:
+        os.replace(file, target)
+    except OSError:
+        target.unlink()
+        raise
     return target

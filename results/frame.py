@@ -1,0 +1,243 @@
+"""Run files -> one tidy pandas DataFrame.
+
+Reading changes nothing on the disk: a damaged record is named in `df.attrs["damaged"]` and left where it is (the next
+`run` sets it aside and repeats the run).
+
+Versions are never mixed. A norm's newest version (that of its record which finished last), a task's newest version and,
+within one setting, the newest data take part; records of older ones are left out and counted in `df.attrs["stale"]`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from results.record import RecordError, RunRecord, read_record, record_files
+
+IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
+VERSIONS = ("norm_version", "task_version", "data_checksum")
+EVIDENCE = ("data", "budget", "selection", "equals")
+ENVIRONMENT = ("commit", "torch", "device", "device_name", "threads")
+"""Named without prefix, since tables say when cells differ in them; every other entry is `environment.<name>`."""
+FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "repeats", "stale", "file")
+PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.")
+
+NORM_BATCH = "norm_batch_size"
+_SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
+"""Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
+
+
+def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
+    """One row per run record below `folder`, ordered by task, row, options and seed.
+
+    Args:
+        folder: an output folder of `run` (the one that holds `runs/`).
+        strict: raise for damaged records instead of naming them in `df.attrs["damaged"]`.
+        stale: keep records of older versions too (marked in the column `stale`).
+
+    Returns:
+        A frame with the columns
+        - task, norm, norm_label, seed, status ("ok" | "diverged" | "failed" | "skipped"), reason, key;
+        - row: the identity of a table's row, the norm and its options without those that the run's setting fills in;
+        - `option.<name>` and `norm.<name>`: task and norm options, sequences and mappings as JSON text, None where a
+          task or norm has no such option;
+        - one column per metric under its own name, in base units and full precision (NaN unless status is "ok");
+        - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
+        - commit, torch, device, device_name, threads, `environment.<name>` for the rest of the environment;
+        - norm_version, task_version, data_checksum, seconds, finished (UTC), file;
+        - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
+        - stale: of an older version.
+        `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n}.
+
+    Raises:
+        ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
+    """
+    records, attrs = _read(folder, strict)
+    df = _frame(records)
+    attrs["stale"] = dict(Counter((df["task"] + " / " + df["norm"])[df["stale"]]))
+    if not stale:
+        df = df[~df["stale"]].reset_index(drop=True)
+    df.attrs.update(attrs, records=len(df))
+    return df
+
+
+def load_history(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
+    """One row per run and epoch: task, norm, norm_label, row, seed, status, key, epoch (from 0, as stored in order) and
+    one column per quantity of the history. Join with `load` on "key" for options. Arguments and errors as `load`."""
+    records, attrs = _read(folder, strict)
+    keep = ["task", "norm", "norm_label", "row", "seed", "status", "key"]
+    df = _frame(records)
+    if not stale:
+        df = df[~df["stale"]]
+    runs = df[keep].to_dict("records")
+    history = {record.spec.key: record.history for _, record in records}
+    rows = [
+        {**run, **({} if "epoch" in entry else {"epoch": epoch}), **{k: v for k, v in entry.items() if k not in keep}}
+        for run in runs
+        for epoch, entry in enumerate(history[run["key"]])
+    ]
+    result = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*keep, "epoch"])
+    result.attrs.update(attrs)
+    return result
+
+
+def metric_columns(df: pd.DataFrame) -> list[str]:
+    """The columns of a frame that hold metrics: those that are neither fixed nor prefixed."""
+    return [str(c) for c in df.columns if c not in FIXED and not str(c).startswith(PREFIXES)]
+
+
+def natural(value: Any) -> tuple[Any, ...]:
+    """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
+    if value is None:
+        return (2,)
+    if isinstance(value, int | float):
+        return (0, float(value), str(value))
+    parts = re.split(r"(\d+)", str(value))
+    return (1, tuple((0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts))
+
+
+def is_nothing(value: Any) -> bool:
+    """None, NaN or NA: how a frame says that there is no value."""
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, RunRecord]], dict[str, Any]]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f'"{folder}" is not a folder; give the --out folder of a run')
+    if not (folder / "runs").is_dir():
+        above = next((p for p in folder.resolve().parents if (p / "runs").is_dir()), None)
+        hint = f'; did you mean "{above}"?' if above else "; give the --out folder of a run"
+        raise ValueError(f'"{folder}" holds no runs{hint}')
+    records, damaged = [], []
+    for file in record_files(folder):
+        try:
+            record = read_record(file)
+            spec = record.spec
+            if (spec.task, spec.norm, spec.key) != (file.parts[-4], file.parts[-3], file.parts[-2]):
+                raise RecordError(f"{file}: holds the record of another run ({spec.task}/{spec.norm}/{spec.key})")
+            taken = sorted(n for n in record.metrics if n in FIXED or n.startswith(PREFIXES))
+            if taken:
+                raise RecordError(f"{file}: a metric can not be named {', '.join(taken)}: a column has that name")
+            records.append((file, record))
+        except RecordError as error:
+            damaged.append(str(error))
+    if damaged and strict:
+        raise ValueError("\n".join(damaged))
+    return records, {"folder": str(folder), "damaged": damaged}
+
+
+def _frame(records: list[tuple[Path, RunRecord]]) -> pd.DataFrame:
+    rows = [_row(file, record) for file, record in records]
+    _mark_stale(rows)
+    names = dict.fromkeys(FIXED)
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    options = sorted(n for n in names if n.startswith(PREFIXES))
+    metrics = sorted(n for n in names if n not in FIXED and not n.startswith(PREFIXES))
+    rows.sort(key=lambda r: (r["task"], natural(r["row"]), *(natural(r.get(o)) for o in options), r["seed"], r["key"]))
+    ordered = [*IDENTITY, *options, *metrics, *(n for n in FIXED if n not in IDENTITY)]
+    columns: dict[str, Any] = {}
+    for name in ordered:
+        values = [row.get(name) for row in rows]
+        if name in metrics or name == "seconds":
+            columns[name] = pd.Series(values, dtype="float64")
+        elif name == "finished":
+            columns[name] = pd.to_datetime(pd.Series(values, dtype=object), utc=True)
+        else:
+            # object first: a missing option must not turn the integers of others into floats
+            series = pd.Series(values, dtype=object)
+            columns[name] = series if any(v is None for v in values) else series.infer_objects()
+    columns["stale"] = columns["stale"].astype(bool)
+    columns["repeats"] = columns["repeats"].astype(bool)
+    return pd.DataFrame(columns)
+
+
+def _row(file: Path, record: RunRecord) -> dict[str, Any]:
+    spec, environment, evidence = record.spec, dict(record.environment), dict(record.evidence)
+    label = spec.norm_label or _label(spec.norm, spec.norm_options)
+    # A setting field counts as part of the row only where a person gave it, which shows in the label.
+    identity = {k: v for k, v in spec.norm_options.items() if k not in _SETTING_FIELDS or f"{k}=" in label}
+    return {
+        "task": spec.task,
+        "norm": spec.norm,
+        "norm_label": label,
+        "row": _label(spec.norm, identity),
+        "seed": spec.seed,
+        "status": record.status,
+        "reason": record.reason,
+        "key": spec.key,
+        **{name: getattr(spec, name) for name in VERSIONS},
+        **{f"option.{k}": _plain(v) for k, v in spec.task_options.items()},
+        **{f"norm.{k}": _plain(v) for k, v in spec.norm_options.items()},
+        **(record.metrics if record.status == "ok" else {}),
+        **{name: str(evidence.pop(name, None) or "") for name in EVIDENCE},
+        **{f"evidence.{k}": _plain(v) for k, v in evidence.items()},
+        "finished": _finished(environment.pop("finished", None), file),
+        **{name: _plain(environment.pop(name, None)) for name in ENVIRONMENT},
+        **{f"environment.{k}": _plain(v) for k, v in environment.items()},
+        "seconds": record.seconds,
+        "repeats": NORM_BATCH in spec.task_options
+        and spec.task_options[NORM_BATCH] is None
+        and record.evidence.get("mixes_samples") is not True,
+        "stale": False,
+        "file": str(file),
+    }
+
+
+def _mark_stale(rows: list[dict[str, Any]]) -> None:
+    """A norm's version, a task's version and a setting's data: of each only what finished last stays."""
+    steps: tuple[tuple[str, Callable[[Mapping[str, Any]], Hashable]], ...] = (
+        ("task_version", lambda r: r["task"]),
+        ("norm_version", lambda r: r["norm"]),
+        ("data_checksum", _setting),
+    )
+    for version, group in steps:
+        newest: dict[Hashable, tuple[datetime, str]] = {}
+        fresh = [row for row in rows if not row["stale"]]
+        for row in fresh:
+            candidate = (row["finished"], row[version])
+            place = group(row)
+            newest[place] = max(newest.get(place, candidate), candidate)
+        for row in fresh:
+            row["stale"] = row[version] != newest[group(row)][1]
+
+
+def _setting(row: Mapping[str, Any]) -> Hashable:
+    norm_batch = f"option.{NORM_BATCH}"
+    return (row["task"], *sorted((k, str(v)) for k, v in row.items() if k.startswith("option.") and k != norm_batch))
+
+
+def _label(norm: str, options: Mapping[str, Any]) -> str:
+    inside = ", ".join(f"{k}={_plain(v)}" for k, v in sorted(options.items()))
+    return f"{norm}({inside})" if inside else norm
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts, truth values and None as they are; anything else as JSON text (a column can then be grouped)."""
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
+
+
+def _finished(given: Any, file: Path) -> datetime:
+    """When the run ended: the record's own time where it is readable, else the file's."""
+    try:
+        if isinstance(given, str):
+            time = datetime.fromisoformat(given)
+            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            return datetime.fromtimestamp(given, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass  # not a time: the file's own stands in, as for records that name none
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """The different values in natural order, nothing (None, NaN) last."""
+    return sorted({None if is_nothing(v) else v for v in values}, key=natural)

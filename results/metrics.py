@@ -1,0 +1,151 @@
+"""The vocabulary of metrics: unit, direction, digits and title of every number that a table may print.
+
+Stored values are in base units (fractions in [0, 1], seconds, megabytes) and full precision; `scale` and `digits` act
+only when a value is printed. A task of one's own adds its metrics with `add_metric`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one number is read and printed.
+
+    Args:
+        name: the key in a record's metrics.
+        title: as in a table's heading, without unit.
+        unit: of the printed value; "" for a pure number.
+        higher_is_better: True or False where one direction is better, None where there is none (never marked best).
+        digits: after the decimal point, or significant ones where `significant`.
+        scale: printed value = stored value * scale (100 prints a fraction in percent).
+        significant: print `digits` significant digits (for values that span orders of magnitude).
+        description: one sentence for `list metrics`.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    higher_is_better: bool | None = None
+    digits: int = 3
+    scale: float = 1.0
+    significant: bool = False
+    description: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title, unit and an arrow towards the better values: 'top-1 (%) ↑'."""
+        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.title}{f' ({self.unit})' if self.unit else ''}{arrow}"
+
+    def text(self, value: float) -> str:
+        """A stored value as printed: scaled, rounded, without unit."""
+        value *= self.scale
+        if not math.isfinite(value):
+            return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+        text = f"{value:.{self.digits}{'g' if self.significant else 'f'}}"
+        return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _percent(name: str, title: str, description: str) -> Metric:
+    return Metric(name, title, "%", higher_is_better=True, digits=1, scale=100.0, description=description)
+
+
+_VOCABULARY = (
+    _percent("top1", "top-1", "Test accuracy of the reported checkpoint."),
+    _percent(
+        "top1_recalibrated",
+        "top-1 recal.",
+        "Test accuracy with running statistics re-estimated at fixed weights on augmented training images.",
+    ),
+    _percent(
+        "top1_recalibrated_plain",
+        "top-1 recal. plain",
+        "The same with statistics from training images without augmentation.",
+    ),
+    _percent("val_top1", "val top-1", "Accuracy on the validation part; the only one that may choose anything."),
+    _percent("train_top1", "train top-1", "Accuracy on the training part."),
+    Metric("test_loss", "test loss", "nats", False, 3, description="Mean cross-entropy on the test part."),
+    Metric(
+        "composition_shift",
+        "comp. shift",
+        "",
+        None,
+        2,
+        significant=True,
+        description="Largest change of one image's evaluation logits when its batch mates change; above float noise "
+        "the norm mixes samples at test time.",
+    ),
+    Metric(
+        "step_seconds",
+        "step",
+        "ms",
+        False,
+        1,
+        scale=1000.0,
+        description="Median time of a training step after warm-up.",
+    ),
+    Metric("peak_memory_mb", "peak memory", "MB", False, 0, description="Peak memory while training."),
+    Metric("norm_parameters", "norm params", "", None, 0, description="Learned numbers in all norms."),
+    Metric("norm_buffers", "norm buffers", "", None, 0, description="Kept but not learned numbers in all norms."),
+)
+
+METRICS: dict[str, Metric] = {m.name: m for m in _VOCABULARY}
+"""Every known metric by name, in the order in which tables show them."""
+
+PRIMARY: dict[str, str] = {"classification": "top1"}
+"""The metric that ranks norms in a task; a task that is not here is ranked by its first metric with a direction."""
+
+VALIDATION: dict[str, str] = {"classification": "val_top1"}
+"""The metric that may choose a hyper-parameter in a task; it comes from validation data."""
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name. Raises ValueError with the nearest name for an unknown one."""
+    if name not in METRICS:
+        raise ValueError(f'unknown metric "{name}"; metrics: {", ".join(METRICS)}{nearest(name, METRICS)}')
+    return METRICS[name]
+
+
+def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | None = None) -> Metric:
+    """Add a metric of one's own.
+
+    Args:
+        new: its name must be free (or hold an equal metric, so that a plugin may be loaded twice).
+        primary_of: the task that it ranks.
+        validation_of: the task in which it may choose hyper-parameters.
+
+    Raises:
+        ValueError: the name is taken by another metric.
+    """
+    if METRICS.get(new.name, new) != new:
+        raise ValueError(f'metric "{new.name}" is already defined as {METRICS[new.name]}; choose another name')
+    METRICS[new.name] = new
+    if primary_of is not None:
+        PRIMARY[primary_of] = new.name
+    if validation_of is not None:
+        VALIDATION[validation_of] = new.name
+    return new
+
+
+def metric_or_plain(name: str) -> Metric:
+    """The metric of this name, or (for a plugin's metric whose plugin is not loaded) one without unit and direction."""
+    return METRICS.get(name) or Metric(name, name.replace("_", " "), digits=4, significant=True)
+
+
+def primary_metric(task: str, present: Iterable[str]) -> str | None:
+    """The metric that ranks norms in `task`, among those `present` in its records; None where none has a direction."""
+    present = list(present)
+    if PRIMARY.get(task) in present:
+        return PRIMARY[task]
+    return next((n for n in METRICS if n in present and METRICS[n].higher_is_better is not None), None)
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """': did you mean "x"?' or ''; the tail of every unknown-name message of this package."""
+    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
