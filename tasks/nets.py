@@ -1,7 +1,7 @@
 """Backbones, each taking a NormFactory, and the one place that pairs convolution, norm and activation.
 
-`resnet8` ... `resnet110`: the CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2): 6n+2 layers, three stages
-16-32-64 wide, shortcuts without parameters (option A: every second pixel, missing channels zero).
+`resnet8` ... `resnet110`: the CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2): 6n+2 layers, three
+stages 16-32-64 wide, shortcuts without parameters (option A: every second pixel, missing channels zero).
 `resnet18_narrow`: ResNet-18's four stages of two blocks, 16-32-64-128 wide, with a 3x3 stem of stride 2 and projection
 shortcuts; at 32x32 its last maps are 2x2.
 `resnet18`, `resnet50`, ...: torchvision's constructors through `norm_layer`.
@@ -214,7 +214,7 @@ def build_net(
         model: one of MODELS.
         norm: a factory from `make_norm`.
         num_classes: K, the width of the logits.
-        in_channels: channels of the images; torchvision's first convolution is replaced where it expects another number.
+        in_channels: channels of the images; torchvision's first convolution is replaced where it expects others.
         width: channels of the first stage of our own nets (None: 16); torchvision's have no such option.
         zero_init_last_gamma: start with `weight` = 0 in the last norm of every residual block.
         device: where it is built; on "meta" nothing is initialized.
@@ -307,7 +307,7 @@ def _torchvision_net(
     for _, module in norm_modules(net):
         if hasattr(module, "transform_weight"):
             raise ValueError(
-                f'norm "{info.name}" transforms the convolution\'s weight, which torchvision\'s "{model}" does not allow'
+                f'norm "{info.name}" transforms the convolution\'s weight; torchvision\'s "{model}" has no place for it'
             )
     for module in net.modules():
         if hasattr(module, "inplace"):

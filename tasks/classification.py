@@ -1,0 +1,380 @@
+"""Image classification: one network, one data set, SGD; what changes with the norm and with its batch.
+
+The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
+below `batch_size` a batch is forwarded in slices x[k::K] and updated once, which isolates the statistics; lowering
+both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
+
+No selection: the reported checkpoint is the last epoch. Test images decide nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from norms.convert import equivalent
+from norms.registry import NormFactory, NormInfo, factory_info
+from norms.situation import situation
+from tasks import data as datasets
+from tasks.base import Diverged, Options, Outcome, RunContext, Setting
+from tasks.data.batches import augment, normalize, ordered_batches, shuffled_batches
+from tasks.data.images import ImageData, Split
+from tasks.fit import (
+    PeakMemory,
+    Precision,
+    Schedule,
+    StepClock,
+    StepOptions,
+    composition_shift,
+    evaluate,
+    keeps_stats,
+    learning_rate_at,
+    norm_sizes,
+    recalibrated,
+    set_learning_rate,
+    sgd,
+    train_step,
+)
+from tasks.nets import build_net, check_model
+
+REFERENCE_BATCH = 128
+"""`learning_rate` is per this many images where `scale_learning_rate` is on."""
+EVALUATION_BATCH = 250
+TRAIN_PROBE = 2000
+"""Training images, at most, that `train_top1` is measured on."""
+SHIFT_PROBE = 64
+"""Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
+
+
+class ClassificationOptions(Options):
+    """Options of one classification run.
+
+    Attributes:
+        dataset: a name from `run_suite.py data list`.
+        num_classes: use the first so many classes only; None: all.
+        model: one of tasks.nets.MODELS.
+        width: channels of the first stage of our own nets; None: 16.
+        epochs: passes over the training part; its last images that fill no batch are left out of each.
+        max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
+        batch_size: images per update.
+        norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
+        learning_rate: the schedule's peak, per 128 images.
+        scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
+        momentum: Nesterov.
+        weight_decay: of weights; never of biases.
+        norm_weight_decay: decay every parameter of every norm, too.
+        schedule: see tasks.fit.learning_rate_at.
+        warmup: fraction of all steps before the peak.
+        label_smoothing: of the training loss; test_loss is without.
+        augmentation: of training images, see tasks.data.batches.augment.
+        zero_init_last_gamma: residual blocks begin as the identity.
+        precision: "bfloat16" runs forwards under autocast.
+        channels_last: memory format of images and weights.
+        recalibration_images: training images that statistics are re-estimated on.
+    """
+
+    dataset: str = "fashion_mnist_mini"
+    num_classes: int | None = Field(None, ge=2)
+    model: str = "resnet8"
+    width: int | None = Field(None, ge=1)
+    epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=1)
+    norm_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
+    scale_learning_rate: bool = True
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    norm_weight_decay: bool = False
+    schedule: Schedule = "cosine"
+    warmup: float = Field(0.1, ge=0, le=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
+    zero_init_last_gamma: bool = False
+    precision: Precision = "float32"
+    channels_last: bool = True
+    recalibration_images: int = Field(2000, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClassificationOptions:
+        check_model(self.model, self.width)
+        norm_batch = self.norm_batch_size
+        if norm_batch is not None and self.batch_size % norm_batch:
+            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            raise ValueError(
+                f"norm_batch_size {norm_batch} does not divide batch_size {self.batch_size}; "
+                f"allowed: {', '.join(map(str, divisors))}"
+            )
+        if self.recalibration_images < self.shared:
+            raise ValueError(
+                f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
+            )
+        return self
+
+    @property
+    def shared(self) -> int:
+        """Images that share statistics: the norm batch."""
+        return self.norm_batch_size or self.batch_size
+
+    @property
+    def slices(self) -> int:
+        return self.batch_size // self.shared
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate * (self.batch_size / REFERENCE_BATCH if self.scale_learning_rate else 1)
+
+
+class Classification:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions:
+        top1, test_loss: the test part, last epoch.
+        top1_recalibrated: after statistics were re-estimated at fixed weights on `recalibration_images` training
+            images, shuffled and augmented, in the run's norm batches, moments pooled. Equal to top1 for norms
+            without statistics.
+        top1_recalibrated_plain: the same from images without augmentation.
+        val_top1: the validation part, last epoch.
+        train_top1: up to 2,000 training images, drawn by name, without augmentation, in evaluation mode.
+        composition_shift: see tasks.fit.composition_shift; on the first 64 test images.
+        step_seconds: median of a training step, without data and augmentation.
+        peak_memory_mb: of the first epoch's training steps with the network's own memory.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+    """
+
+    name = "classification"
+    version = 1
+    options = ClassificationOptions
+    metrics = (
+        "top1",
+        "top1_recalibrated",
+        "top1_recalibrated_plain",
+        "val_top1",
+        "train_top1",
+        "test_loss",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: ClassificationOptions) -> Setting:
+        shape = datasets.dataset_info(options.dataset).image_shape
+        return Setting(norm_batch_size=options.shared, num_domains=1, image_shape=shape)
+
+    def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
+        return datasets.checksum(options.dataset, data_dir)
+
+    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
+        """None, or why this norm can not train here; the answer is kept for everything that it can depend on."""
+        missing = sorted(info.needs & {"domain", "context"})
+        if missing:
+            return f'norm "{info.name}" needs {" and ".join(missing)}, which classification has not'
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes
+        fields = (options.model, options.width, options.zero_init_last_gamma, options.batch_size, options.slices)
+        # a factory is a partial of (info, constructor, options)
+        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), *fields, described.image_shape, classes)
+        if key not in _REFUSALS:
+            _REFUSALS[key] = _refusal(norm, options, described.image_shape, classes)
+        return _REFUSALS[key]
+
+    def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
+        data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+        memory = PeakMemory(context.device)
+        net = build_net(
+            options.model,
+            norm,
+            num_classes=data.num_classes,
+            in_channels=data.image_shape[0],
+            width=options.width,
+            zero_init_last_gamma=options.zero_init_last_gamma,
+            device=context.device,
+            generator=context.generator,
+        )
+        if options.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        history: list[dict[str, float]] = []
+        devices = [context.device] if context.device.type == "cuda" else []
+        try:
+            # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(context.generator("training").initial_seed())
+                cost = _train(net, data, options, context, memory, history)
+            metrics, evidence = _measure(net, data, options, context)
+        except Diverged as error:
+            error.history[:] = history
+            raise
+        metrics["val_top1"] = history[-1]["val_top1"]
+        metrics |= cost
+        parameters, buffers = norm_sizes(net)
+        metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
+        evidence |= {
+            "data": data.kind,
+            "selection": "last epoch",
+            "equals": equivalent(net),
+            "design": "norm batch < SGD batch" if options.slices > 1 else "norm batch = SGD batch",
+            "augmentation": options.augmentation,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        }
+        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+
+
+TASK = Classification()
+
+_REFUSALS: dict[tuple[Any, ...], str | None] = {}
+
+
+def _train(
+    net: nn.Module,
+    data: ImageData,
+    options: ClassificationOptions,
+    context: RunContext,
+    memory: PeakMemory,
+    history: list[dict[str, float]],
+) -> dict[str, float]:
+    """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
+    optimizer = sgd(
+        net,
+        learning_rate=options.peak_learning_rate,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        norm_weight_decay=options.norm_weight_decay,
+    )
+    per_step = StepOptions(options.slices, options.label_smoothing, options.precision)
+    order, augmentation = context.generator("order"), context.generator("augmentation")
+    prepare = _preparation(data, options)
+    steps_per_epoch = len(data.train) // options.batch_size
+    total = min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)
+    clock, step, peak = StepClock(context.device), 0, 0.0
+    for epoch in range(options.epochs):
+        before = sum(clock.seconds)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
+        correct = torch.zeros((), dtype=torch.int64, device=context.device)
+        seen, rate = 0, 0.0
+        for images, labels in shuffled_batches(data.train, options.batch_size, order):
+            if step == total:
+                break
+            # the middle of the step, so that neither the first nor the last rate is 0
+            rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
+            set_learning_rate(optimizer, rate)
+            step += 1
+            images = prepare(augment(images, augmentation, options.augmentation))
+            with clock:
+                loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
+            loss_sum += loss * len(labels)
+            correct += right
+            seen += len(labels)
+            if step % 20 == 0:
+                context.report(step / total)
+        if epoch == 0:
+            peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
+        val = evaluate(net, _evaluation_batches(data.val, prepare), options.precision)
+        history.append(
+            {
+                "epoch": float(epoch + 1),
+                "train_loss": float(loss_sum) / seen,
+                "train_top1": float(correct) / seen,
+                "val_top1": val.top1,
+                "learning_rate": rate,
+                "seconds": sum(clock.seconds) - before,
+            }
+        )
+        context.report(step / total)
+        if step == total:
+            break
+    return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+
+
+def _measure(
+    net: nn.Module, data: ImageData, options: ClassificationOptions, context: RunContext
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    prepare = _preparation(data, options)
+
+    def test(network: nn.Module) -> Any:
+        return evaluate(network, _evaluation_batches(data.test, prepare), options.precision)
+
+    final = test(net)
+    probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
+    train = data.train.select(probe.to(data.train.labels.device))
+    metrics = {
+        "top1": final.top1,
+        "test_loss": final.loss,
+        "train_top1": evaluate(net, _evaluation_batches(train, prepare), options.precision).top1,
+        "composition_shift": composition_shift(net, prepare(data.test.images[:SHIFT_PROBE])),
+        "top1_recalibrated": final.top1,
+        "top1_recalibrated_plain": final.top1,
+    }
+    evidence = {"constant_output": final.constant}
+    if keeps_stats(net):
+        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.shared)
+        chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
+        images = data.train.select(chosen.to(data.train.labels.device)).images
+        for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
+            draws = context.generator("recalibration augmentation")
+            batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
+            metrics[name] = test(recalibrated(net, batches, group // options.shared)).top1
+        evidence["recalibration_images"] = count
+    return metrics, evidence
+
+
+def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
+    """(images used, images per forward) for recalibration from at most `available` images.
+
+    As many whole norm batches as there are, several of them per forward where that comes out even: at most 128 images
+    or one norm batch.
+    """
+    whole = available // norm_batch
+    together = max(k for k in range(1, max(1, 128 // norm_batch) + 1) if whole % k == 0)
+    return whole * norm_batch, together * norm_batch
+
+
+def _preparation(data: ImageData, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, data.mean, data.std).contiguous(memory_format=memory_format)
+
+    return prepare
+
+
+def _evaluation_batches(split: Split, prepare: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((prepare(images), labels) for images, labels in ordered_batches(split, EVALUATION_BATCH))
+
+
+def _refusal(
+    norm: NormFactory[nn.Module], options: ClassificationOptions, shape: tuple[int, int, int], classes: int
+) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes, or None."""
+    for device in ("meta", "cpu"):
+        try:
+            net = build_net(
+                options.model,
+                norm,
+                num_classes=classes,
+                in_channels=shape[0],
+                width=options.width,
+                zero_init_last_gamma=options.zero_init_last_gamma,
+                device=device,
+            )
+            images = torch.zeros(options.batch_size, *shape, device=device)
+            with situation(net.train(), slices=options.slices):
+                net(images)
+            net.eval()(images)
+        except ValueError as error:
+            return f'norm "{factory_info(norm).name}": {error}'.replace("\n", " ")
+        except RuntimeError:
+            # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
+            # too, is a defect and no reason to skip: the run is planned, fails, and says why.
+            continue
+        return None
+    return None

@@ -1,0 +1,362 @@
+"""Training and evaluation steps shared by the tasks; each task writes its own loop over them.
+
+What gets weight decay, the learning-rate schedule, one SGD step with its norm batches, the search for the layer where a
+loss stopped being finite, evaluation sums, composition shift, recalibrated copies, and the two cost measurements.
+
+Axis letters: N samples, C channels, H and W space, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.registry import norm_modules
+from norms.running import recalibrate
+from norms.situation import after_update, hold, predict, situation
+from tasks.base import Diverged
+
+Schedule = Literal["cosine", "onecycle", "constant"]
+Precision = Literal["float32", "bfloat16"]
+WARM_UP_STEPS = 5
+"""Steps that `StepClock.median` leaves out (a quarter of a shorter run's)."""
+
+
+# What is learned, and how fast
+
+
+def parameter_groups(net: nn.Module, weight_decay: float, norm_weight_decay: bool = False) -> list[dict[str, Any]]:
+    """Two optimizer groups: with and without decay.
+
+    Not decayed: parameters named `bias`, and every parameter of every norm, whatever its name or shape; norms are
+    recognized by the stamp of `make_norm`. With `norm_weight_decay` all parameters of all norms are decayed.
+    """
+    of_norms = {id(p) for _, norm in norm_modules(net) for p in norm.parameters()}
+    decayed, free = [], []
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_norm = id(parameter) in of_norms
+        decays = norm_weight_decay if in_norm else name.rpartition(".")[2] != "bias"
+        (decayed if decays else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def sgd(
+    net: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float, norm_weight_decay: bool = False
+) -> torch.optim.SGD:
+    """SGD with Nesterov momentum (where momentum > 0) over `parameter_groups`."""
+    groups = parameter_groups(net, weight_decay, norm_weight_decay)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, foreach=True)
+
+
+def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: float) -> float:
+    """The learning rate after the fraction `progress` in [0, 1] of all steps.
+
+    cosine: linear from 0 to `peak` over the fraction `warmup`, then half a cosine to 0.
+    onecycle: half a cosine from peak / 25 to `peak` over `warmup`, then half a cosine to peak / 250,000 (Smith & Topin
+    2018 in torch's version, without its cycle of the momentum).
+    constant: the linear warm-up, then `peak`.
+    """
+    start, end = (peak / 25, peak / 250_000) if schedule == "onecycle" else (0.0, 0.0)
+    if progress < warmup:
+        done = progress / warmup
+        if schedule == "onecycle":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return start + (peak - start) * done
+    if schedule == "constant":
+        return peak
+    left = (1 - progress) / (1 - warmup) if warmup < 1 else 0.0
+    return end + (peak - end) * (1 - math.cos(math.pi * left)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+# One step
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a batch becomes one update.
+
+    Args:
+        slices: norm batches in the SGD batch; slice k is x[k::slices].
+        label_smoothing: of the cross entropy.
+        precision: "bfloat16" runs forwards under autocast.
+    """
+
+    slices: int = 1
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"
+
+
+def train_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    options: StepOptions = StepOptions(),
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One SGD update on one batch.
+
+    Args:
+        net: in training mode.
+        optimizer: its learning rate is set by the caller.
+        images: (N, C, H, W), normalized.
+        labels: (N,).
+        options: norm batches, label smoothing, precision.
+        progress: fraction of training that is done after this step, for schedules inside norms.
+        step: for the message only.
+
+    Returns:
+        The loss before the update (mean over N) and the number of images it classified correctly, as tensors.
+
+    Raises:
+        Diverged: the loss is not finite; weights and statistics stand as the forward left them.
+    """
+
+    def forward() -> Tensor:
+        with situation(net, slices=options.slices), autocast(images.device, options.precision):
+            return net(images)
+
+    logits = forward()
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+    if loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        where = describe_non_finite(net, images, options)
+        raise Diverged(f"step {step}: the loss is {value}; {where}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    after_update(net, forward, progress)
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:
+    """Which parameters, buffers and outputs of `net` on this batch are not finite: the first `most` names of each.
+
+    The forward is repeated under `hold`, so nothing that a norm keeps moves.
+    """
+    outputs: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                outputs.append(name)
+
+        return look
+
+    leaves = [(n, m) for n, m in net.named_modules() if n and not any(m.children())]
+    stamped = [(n, m) for n, m in norm_modules(net) if any(m.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves + stamped]
+    try:
+        sliced = situation(net, slices=options.slices)
+        with torch.no_grad(), hold(net), sliced, autocast(images.device, options.precision):
+            net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {
+        "inputs": [] if torch.isfinite(images).all() else ["images"],
+        "parameters": [n for n, p in net.named_parameters() if not torch.isfinite(p).all()],
+        "buffers": [n for n, b in net.named_buffers() if not torch.isfinite(b).all()],
+        "outputs": outputs,
+    }
+    parts = [f"{kind} {_first(names, most)}" for kind, names in found.items() if names]
+    return "not finite: " + "; ".join(parts) if parts else "every parameter and layer output is finite"
+
+
+def _first(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Evaluation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over a data set, divided once.
+
+    Args:
+        top1: fraction of images whose largest logit is the label's.
+        loss: mean cross entropy in nats.
+        constant: every image got the same class.
+    """
+
+    top1: float
+    loss: float
+    constant: bool
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision = "float32") -> Evaluation:
+    """Evaluate `net` (switched to evaluation mode and back) on batches of normalized images (N, C, H, W), labels (N,).
+
+    Raises:
+        Diverged: the loss over all images is not finite.
+        ValueError: there is no image.
+    """
+    with evaluating(net):
+        correct, loss, count = 0, 0.0, 0
+        classes: set[int] = set()
+        for images, labels in batches:
+            with autocast(images.device, precision):
+                logits = predict(net, images)
+            predicted = logits.argmax(1)
+            correct += int((predicted == labels).sum())
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            count += len(labels)
+            if len(classes) < 2:
+                classes.update(predicted.unique().tolist())
+    if not count:
+        raise ValueError("evaluate: no images")
+    if not math.isfinite(loss):
+        raise Diverged(f"evaluation: the loss over {count} images is {loss}")
+    return Evaluation(correct / count, loss / count, len(classes) == 1)
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Within the block every module is in evaluation mode; afterwards each is in the mode it was in."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def composition_shift(net: nn.Module, images: Tensor) -> float:
+    """Largest change of one image's evaluation logits when its batch mates change (absolute, in logits).
+
+    The first half of `images` (N, C, H, W), N >= 2, is seen beside the second half, and beside the second half with
+    its sign flipped. Zero or float noise for a norm that does not mix samples in evaluation.
+    """
+    probes, mates = images.chunk(2)
+    with evaluating(net):
+        plain = predict(net, torch.cat([probes, mates]))[: len(probes)]
+        other = predict(net, torch.cat([probes, -mates]))[: len(probes)]
+    return float((plain.double() - other.double()).abs().max())
+
+
+def recalibrated(net: nn.Module, batches: Iterable[Tensor], slices: int = 1) -> nn.Module:
+    """A copy of `net` whose running statistics are those of `batches` alone, pooled over all norm batches."""
+    net = copy.deepcopy(net)
+    recalibrate(net, batches, slices=slices)
+    return net
+
+
+def keeps_stats(net: nn.Module) -> bool:
+    """Whether any norm of `net` declares running statistics."""
+    return any(norm.norm_info.keeps_stats for _, norm in norm_modules(net))  # type: ignore[union-attr]
+
+
+# Cost
+
+
+def norm_sizes(net: nn.Module) -> tuple[int, int]:
+    """Numbers of values in the parameters and in the buffers of all norms of `net`."""
+    norms = [norm for _, norm in norm_modules(net)]
+    return (
+        sum(p.numel() for norm in norms for p in norm.parameters()),
+        sum(b.numel() for norm in norms for b in norm.buffers()),
+    )
+
+
+class StepClock:
+    """Wall seconds of training steps: `with clock: train_step(...)`. Accelerators are waited for at both ends."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, list[float]()
+
+    def __enter__(self) -> None:
+        self._wait()
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._wait()
+        self.seconds.append(time.perf_counter() - self._start)
+
+    def median(self) -> float:
+        """Median over the steps after WARM_UP_STEPS. Raises ValueError before the first step."""
+        if not self.seconds:
+            raise ValueError("no step was timed")
+        return statistics.median(self.seconds[min(WARM_UP_STEPS, len(self.seconds) // 4) :])
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class PeakMemory:
+    """Largest memory in use since `PeakMemory(device)`, above what was in use then.
+
+    CUDA: what torch's allocator handed out. CPU: the process's resident memory without the pages of library files,
+    from /proc where the kernel allows the high-water mark to be reset; elsewhere the growth of the process's largest
+    resident set, a lower bound.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            _return_free_memory()
+            with contextlib.suppress(OSError):  # no such file, or not ours to write: the mark is then never reset
+                Path("/proc/self/clear_refs").write_text("5")
+            self.before = _peak_resident()
+
+    def megabytes(self) -> float:
+        """In units of 10^6 bytes."""
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else _peak_resident()
+        return max(0, peak - self.before) / 1e6
+
+
+def _peak_resident() -> int:
+    """High-water mark of the process's resident memory in bytes, less the file pages that are resident now."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return (int(fields["VmHWM"].split()[0]) - int(fields["RssFile"].split()[0])) * 1024
+    except (OSError, KeyError):
+        import resource  # not on every system that has torch
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _return_free_memory() -> None:
+    """Ask glibc to return free heap, which would otherwise hide the growth; no-op elsewhere."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
