@@ -1,0 +1,23 @@
+"""Data sets by name: built-in ones, torchvision's once prepared, and folders of images.
+
+data = load("glyphs", data_dir, classes=600)       # -> ImageData(train, val, test, mean, std, ...)
+domains = load_domains("digits", data_dir)         # -> {domain: ImageData}
+prepare("cifar10", data_dir)                       # the only call that downloads or decodes
+"""
+
+from tasks.data.batches import AUGMENTATIONS, augment, normalize, ordered_batches, shuffled_batches
+from tasks.data.catalog import checksum, dataset_names, load
+from tasks.data.images import ImageData, Split
+
+__all__ = [
+    "AUGMENTATIONS",
+    "ImageData",
+    "Split",
+    "augment",
+    "checksum",
+    "dataset_names",
+    "load",
+    "normalize",
+    "ordered_batches",
+    "shuffled_batches",
+]

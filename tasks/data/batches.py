@@ -1,0 +1,125 @@
+"""Batches and augmentation of uint8 images on any device.
+
+Every draw comes from the generator that is passed in, and is made on that generator's device (the CPU, so that equal
+seeds give equal images everywhere) before it is moved. Values stay on the scale 0 to 255 until `normalize`, so a pixel
+that augmentation brings in from outside is 0: the background of the built-in sets, not the mean colour.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from norms.registry import nearest
+from tasks.data.images import Split
+
+AUGMENTATIONS = ("none", "crop", "crop_flip", "affine")
+
+ROTATION_DEGREES = 15.0
+SHEAR_DEGREES = 10.0
+SCALE = (0.8, 1.2)
+TRANSLATION = 0.1  # of the image's side, each way
+CROP_PADDING = 8  # an eighth of the side: 4 pixels at 32x32
+
+
+def shuffled_batches(
+    split: Split, batch_size: int, generator: torch.Generator, *, drop_last: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch in an order drawn at once: (images uint8 (B, C, H, W), labels (B,)), on the split's device.
+
+    Args:
+        split: what to draw from.
+        batch_size: B, in images.
+        generator: draws the order (one permutation per call).
+        drop_last: leave out the last images when they do not fill a batch.
+
+    Raises:
+        ValueError: at once, when batch_size is below 1, or above the split's size while drop_last leaves no batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: at least 1")
+    if drop_last and batch_size > len(split):
+        raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} images, so drop_last leaves no batch")
+    order = torch.randperm(len(split), generator=generator, device=generator.device).to(split.labels.device)
+    stop = len(split) - len(split) % batch_size if drop_last else len(split)
+    chunks = order[:stop].split(batch_size)
+    return ((split.images[index], split.labels[index]) for index in chunks)
+
+
+def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in stored order, views without a copy; the last batch may be smaller."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: at least 1")
+    return zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images / 255 - mean) / std per channel, float32. images: (N, C, H, W), uint8 or float, 0 to 255."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    return images.float().mul_(scale).sub_(offset) if images.dtype == torch.uint8 else images * scale - offset
+
+
+def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
+    """A random change of each image. images: (N, C, H, W) on the scale 0 to 255; same shape returned.
+
+    Args:
+        images: uint8 or float.
+        generator: the source of every draw; the number of draws depends on N and kind only.
+        kind: "none"; "crop": a random crop after zero padding by an eighth of the side; "crop_flip": that and a
+            horizontal flip of every second image on average; "affine": rotation within 15 degrees, scale 0.8 to 1.2,
+            shear within 10 degrees, translation within a tenth of the side, bilinear, zeros outside. The first three
+            keep the dtype, "affine" returns float32 for uint8.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "none":
+        return images
+    if kind == "affine":
+        return _affine(images, generator)
+    if kind in ("crop", "crop_flip"):
+        return _crop(images, generator, flip=kind == "crop_flip")
+    raise ValueError(
+        f'unknown augmentation "{kind}"; allowed: {", ".join(AUGMENTATIONS)}{nearest(kind, AUGMENTATIONS)}'
+    )
+
+
+def _crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
+    n, _, height, width = images.shape
+    pad_y, pad_x = height // CROP_PADDING, width // CROP_PADDING
+    top = torch.randint(2 * pad_y + 1, (n, 1), generator=generator, device=generator.device)
+    left = torch.randint(2 * pad_x + 1, (n, 1), generator=generator, device=generator.device)
+    rows = top + torch.arange(height, device=top.device)
+    columns = left + torch.arange(width, device=left.device)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    sample = torch.arange(n, device=images.device).view(n, 1, 1)
+    # indexing (N, H, W) positions with the channels last in the result, then moving them back
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    draws = torch.rand(5, n, generator=generator, device=generator.device) * 2 - 1
+    angle = draws[0] * math.radians(ROTATION_DEGREES)
+    shear = torch.tan(draws[1] * math.radians(SHEAR_DEGREES))
+    # the matrix maps output to input positions, so an image drawn `scale` times larger is read at 1 / scale
+    zoom = 1 / (SCALE[0] + (draws[2] + 1) / 2 * (SCALE[1] - SCALE[0]))
+    cos, sin, aspect = angle.cos() * zoom, angle.sin() * zoom, height / width
+    shift = draws[3:] * 2 * TRANSLATION  # grid coordinates span 2
+    row_x = torch.stack([cos, (shear * cos - sin) * aspect, shift[0]], dim=1)
+    row_y = torch.stack([sin / aspect, shear * sin + cos, shift[1]], dim=1)
+    x = images.float() if images.dtype == torch.uint8 else images
+    theta = torch.stack([row_x, row_y], dim=1).to(device=x.device, dtype=x.dtype)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,202 @@
+"""The value every data set is loaded into: uint8 images with labels, cut into train, validation and test parts.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, held whole in memory.
+
+    Args:
+        images: uint8 (N, C, H, W), 0 to 255.
+        labels: int64 (N,).
+        groups: int64 (N,) or None: what made each image besides its class (a glyph's face: an index into
+            `ImageData.group_names`).
+    """
+
+    images: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same part with its tensors on `device`."""
+        groups = None if self.groups is None else self.groups.to(device)
+        return Split(self.images.to(device), self.labels.to(device), groups)
+
+    def select(self, index: Tensor) -> Split:
+        """The images that `index` (bool (N,) or int64 (M,)) names, in its order."""
+        groups = None if self.groups is None else self.groups[index]
+        return Split(self.images[index], self.labels[index], groups)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set with its three parts.
+
+    Args:
+        name: as given to `load`.
+        title: for tables and captions.
+        train, val, test: the parts; no image is in two of them.
+        num_classes: labels are 0 to num_classes - 1.
+        image_shape: (C, H, W).
+        mean, std: per channel over the train part, of values divided by 255.
+        kind: "real" or "synthetic": the evidence class printed under tables.
+        checksum: identity of the files and of the rule that cuts them into parts.
+        class_names: one per label; empty where the source has none.
+        group_names: what `Split.groups` indexes; empty where there are no groups.
+        group_families: the family of each group (a face's typeface).
+    """
+
+    name: str
+    title: str
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: str
+    checksum: str
+    class_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+    group_families: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data set with every tensor on `device`."""
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+
+def make_data(
+    name: str,
+    title: str,
+    parts: dict[str, Split],
+    *,
+    kind: str,
+    checksum: str,
+    num_classes: int,
+    classes: int | None = None,
+    class_names: Sequence[str] = (),
+    group_names: Sequence[str] = (),
+    group_families: Sequence[str] = (),
+) -> ImageData:
+    """An ImageData from its parts, cut to the first `classes` classes, with the train part's mean and std measured.
+
+    Raises:
+        ValueError: `classes` is below 2 or above num_classes.
+    """
+    if classes is not None:
+        if not 2 <= classes <= num_classes:
+            raise ValueError(
+                f'data set "{name}" has {num_classes} classes; classes={classes} is not in 2..{num_classes}'
+            )
+        if classes < num_classes:
+            parts = {part: split.select(split.labels < classes) for part, split in parts.items()}
+            num_classes, class_names = classes, class_names[:classes]
+    shape = parts["train"].images.shape
+    mean, std = channel_moments(parts["train"].images)
+    return ImageData(
+        name=name,
+        title=title,
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        num_classes=num_classes,
+        image_shape=(int(shape[1]), int(shape[2]), int(shape[3])),
+        mean=mean,
+        std=std,
+        kind=kind,
+        checksum=checksum,
+        class_names=tuple(class_names),
+        group_names=tuple(group_names),
+        group_families=tuple(group_families),
+    )
+
+
+def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images (N, C, H, W), of values divided by 255.
+
+    Exact: counted over the 256 values and divided once, so equal on every machine. A constant channel gets std 1.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        count = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        mean = (count * levels).sum() / count.sum()
+        variance = (count * (levels - mean) ** 2).sum() / count.sum()
+        means.append(float(mean))
+        stds.append(float(variance.sqrt()) or 1.0)
+    return tuple(means), tuple(stds)
+
+
+def take_per_class(
+    labels: np.ndarray, start: int, stop: int, images: np.ndarray | None = None, seen: set[bytes] | None = None
+) -> np.ndarray:
+    """Positions, rising, of the start-th to (stop-1)-th image of every class, in file order.
+
+    Args:
+        labels: (N,).
+        start, stop: positions within a class.
+        images: (N, ...), given together with `seen`.
+        seen: an image whose bytes are in here is passed over (the next one takes its place); what is taken is added.
+    """
+    taken: list[int] = []
+    found = dict.fromkeys(np.unique(labels).tolist(), 0)
+    for position, label in enumerate(labels.tolist()):
+        if found[label] >= stop:
+            continue
+        if images is not None and seen is not None:
+            content = images[position].tobytes()
+            if content in seen:
+                continue
+            seen.add(content)
+        if found[label] >= start:
+            taken.append(position)
+        found[label] += 1
+    return np.array(taken, np.int64)
+
+
+def stratified(labels: np.ndarray, fractions: dict[str, float], salt: str) -> dict[str, np.ndarray]:
+    """Positions (each in rising order) of disjoint parts with the given fractions of every class.
+
+    Which images of a class go where is a permutation fixed by `salt` alone, so it is the same on every machine and for
+    every seed of a run. Fractions are rounded; the first part takes the rest. A class with at least as many images as
+    there are parts is in all of them, a smaller one in the first only.
+
+    Args:
+        labels: (N,) integers.
+        fractions: part -> fraction; they sum to 1, the first is the largest.
+        salt: usually the data set's name.
+    """
+    first, *others = fractions
+    found: dict[str, list[np.ndarray]] = {name: [] for name in fractions}
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[shuffled_order(len(members), f"{salt}/{label}")]
+        start = 0
+        for name in others if len(members) > len(others) else ():
+            size = max(1, round(fractions[name] * len(members)))
+            found[name].append(members[start : start + size])
+            start += size
+        found[first].append(members[start:])
+    return {name: np.sort(np.concatenate([np.zeros(0, np.int64), *found[name]])) for name in fractions}
+
+
+def shuffled_order(length: int, salt: str) -> np.ndarray:
+    """A permutation of range(length) that depends on nothing but (length, salt), in any version of any library."""
+    words = b"".join(hashlib.sha256(f"{salt}/{block}".encode()).digest() for block in range((length * 8 + 31) // 32))
+    return np.argsort(np.frombuffer(words, dtype=">u8")[:length], kind="stable")
