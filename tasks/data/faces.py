@@ -74,7 +74,7 @@ def draw(face: str, character: str, em: int) -> np.ndarray | None:
     font = _font(face)
     font.set_size(em, 72)  # at 72 dots per inch a point is a pixel
     glyph = font.load_char(ord(character), flags=LoadFlags.NO_HINTING | LoadFlags.NO_BITMAP)
-    canvas = np.zeros((4 * em, 4 * em), np.uint8)
+    canvas = np.zeros((3 * em + 8, 3 * em + 8), np.uint8)
     font.draw_glyph_to_bitmap(canvas, 4, 4, glyph)
     rows, columns = np.flatnonzero(canvas.any(axis=1)), np.flatnonzero(canvas.any(axis=0))
     if not len(rows):

@@ -198,5 +198,10 @@ def stratified(labels: np.ndarray, fractions: dict[str, float], salt: str) -> di
 
 def shuffled_order(length: int, salt: str) -> np.ndarray:
     """A permutation of range(length) that depends on nothing but (length, salt), in any version of any library."""
-    words = b"".join(hashlib.sha256(f"{salt}/{block}".encode()).digest() for block in range((length * 8 + 31) // 32))
-    return np.argsort(np.frombuffer(words, dtype=">u8")[:length], kind="stable")
+    return np.argsort(random_words(length, salt), kind="stable")
+
+
+def random_words(count: int, salt: str) -> np.ndarray:
+    """`count` uint64 words that depend on `salt` alone (sha256 in counter mode): numpy's own streams may change."""
+    blocks = (hashlib.sha256(f"{salt}/{block}".encode()).digest() for block in range((count + 3) // 4))
+    return np.frombuffer(b"".join(blocks), dtype=">u8")[:count].astype(np.uint64)
