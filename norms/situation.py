@@ -101,7 +101,7 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
                 if norm not in looking:
                     stack.enter_context(hold(norm))
             for norm in looking:
-                norm.situation = replace(norm.situation, again=True)
+                norm.situation = replace(norm.situation, again=True)  # type: ignore[type-var]
             try:
                 again()
             finally:

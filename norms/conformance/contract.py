@@ -1,0 +1,246 @@
+"""The facts that hold of every norm: kept by all, or (odd channel counts, 1x1 maps, ...) defined for each.
+
+"Defined" means that the layer works, or refuses with a ValueError that gives a reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms import running
+from norms.conformance.subject import BATCH, Finding, Subject, batch, close, line, mode_name, same, short, state, yes
+from norms.registry import norm_modules
+from norms.situation import hold
+
+
+class _Net(nn.Module):
+    """A network of one norm, called as the norm needs it."""
+
+    def __init__(self, subject: Subject, layer: nn.Module):
+        super().__init__()
+        self.subject, self.norm = subject, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.subject.call(self.norm, x)
+
+
+def shape_kept(s: Subject) -> Finding:
+    layer, x = s.trained(), s.x()
+    shapes = {tuple(s.call(layer.train(mode), x).shape) for mode in (True, False)}
+    return Finding("yes", yes(shapes == {tuple(x.shape)}), f"{tuple(x.shape)} -> {sorted(shapes)}")
+
+
+def dtype_kept(s: Subject) -> Finding:
+    changed = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        layer, x = s.trained(dtype=dtype), s.x(dtype=dtype)
+        got = {s.call(layer.train(mode), x).dtype for mode in (True, False)}
+        if got != {dtype}:
+            changed.append(f"{short(dtype)} -> {', '.join(sorted(map(short, got)))}")
+    return Finding("yes", yes(not changed), "; ".join(changed) or "float64, float32, bfloat16")
+
+
+def batch_of_one(s: Subject) -> Finding:
+    return _defined(s, {"": s.x(n=1)})
+
+
+def maps_of_one_position(s: Subject) -> Finding:
+    return _defined(s, {f"N={n}": s.x(n=n)[..., :1, :1].contiguous() for n in (BATCH, 1)})
+
+
+def other_spatial_ranks(s: Subject) -> Finding:
+    shapes = {"(N, C, L)": (16,), "(N, C, D, H, W)": (2, 2, 4)}
+    return _defined(s, {name: batch((BATCH, s.channels, *space), 0, torch.float64) for name, space in shapes.items()})
+
+
+def odd_channel_counts(s: Subject) -> Finding:
+    return _defined(s, {f"C={c}": batch((BATCH, c, 4, 4), 0, torch.float64) for c in (7, 13)})
+
+
+def _defined(s: Subject, cases: dict[str, Tensor]) -> Finding:
+    """Each case in both modes: a finite output of the input's shape, or a ValueError with a reason."""
+    outcomes: dict[str, list[str]] = {}  # what happened -> where
+    ok = True
+    for name, x in cases.items():
+        for mode in (True, False):
+            try:
+                layer = s.layer(channels=x.shape[1])
+                if not mode and x.shape[1] == s.channels:
+                    s.train(layer, s.x(1))
+                y = s.call(layer.train(mode), x)
+            except ValueError as error:
+                outcome = f"ValueError: {line(error)}" if str(error).strip() else "ValueError without a reason"
+                ok &= bool(str(error).strip())
+            except Exception as error:  # noqa: BLE001 - "never another exception" is the fact
+                outcome, ok = line(error), False
+            else:
+                good = y.shape == x.shape and bool(y.isfinite().all())
+                outcome = "works" if good else f"not finite, or {tuple(y.shape)} instead of {tuple(x.shape)}"
+                ok &= good
+            outcomes.setdefault(outcome, []).append(" ".join(filter(None, (name, mode_name(mode)))))
+    kinds = {"works" if text == "works" else "ValueError" for text in outcomes}
+    measured = " or ".join(sorted(kinds, reverse=True)) if ok else "undefined"
+    detail = "; ".join(f"{', '.join(where)}: {text}" for text, where in outcomes.items()) * (kinds != {"works"})
+    return Finding("-", measured, detail, ok)
+
+
+def constant_input(s: Subject) -> Finding:
+    bad = []
+    for value in (0.0, 3.0):
+        for mode in (True, False):
+            layer = s.train(s.layer(dtype=torch.float32), s.x(1, dtype=torch.float32)).train(mode)
+            x = torch.full_like(s.x(dtype=torch.float32), value).requires_grad_()
+            y = s.call(layer, x)
+            grads = torch.autograd.grad(y.sum() + (y * y).sum(), [x, *layer.parameters()], allow_unused=True)
+            if not all(t.isfinite().all() for t in (y, *grads) if t is not None):
+                bad.append(f"x = {value:g} in {mode_name(mode)}")
+    return Finding("finite", "not finite" if bad else "finite", ", ".join(bad))
+
+
+def affine_false(s: Subject) -> Finding:
+    names = [{name for name, _ in s.layer(affine=affine).named_parameters()} for affine in (True, False)]
+    layer = s.train(s.layer(affine=False), s.x(1))
+    for mode in (True, False):
+        s.call(layer.train(mode), s.x())
+    removed, added = sorted(names[0] - names[1]), sorted(names[1] - names[0])
+    detail = f"left: {', '.join(sorted(names[1])) or 'no parameter'}" + (f"; added: {', '.join(added)}" * bool(added))
+    return Finding("removes bias, weight", f"removes {', '.join(removed) or 'nothing'}", detail)
+
+
+def state_dict_round_trip(s: Subject) -> Finding:
+    """Through a file as torch.load reads it by default, strictly, and with the same future in training."""
+    layer, fresh, x = s.trained(), s.layer(), s.x()
+    with torch.no_grad():  # so that nothing agrees by having the same start
+        for parameter in fresh.parameters():
+            parameter.fill_(0.123)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    return _twins(s, layer, fresh, x)
+
+
+def deepcopy(s: Subject) -> Finding:
+    layer, x = s.trained(), s.x()
+    twin = copy.deepcopy(layer)
+    before = state(layer)
+    s.train(copy.deepcopy(layer), s.x(5))
+    if not same(before, state(layer)):
+        return Finding("same", "shares its buffers with the copy")
+    return _twins(s, layer, twin, x)
+
+
+def pickled(s: Subject) -> Finding:
+    layer = s.trained()
+    kind = type(layer)
+    if (
+        not hasattr(sys.modules.get(kind.__module__), kind.__qualname__.split(".")[0])
+        or "<locals>" in kind.__qualname__
+    ):
+        return Finding("-", "class not importable", f"{kind.__module__}.{kind.__qualname__}", True)
+    twin = pickle.loads(pickle.dumps(layer))  # noqa: S301 - bytes written one call earlier, in this process
+    if [norm.norm_info for _, norm in norm_modules(twin)] != [s.info]:
+        return Finding("same", "the stamp is lost")
+    return _twins(s, layer, twin, s.x())
+
+
+def _twins(s: Subject, layer: nn.Module, twin: nn.Module, x: Tensor) -> Finding:
+    """Two layers that must be equal bit for bit: evaluated, trained one step, evaluated again."""
+    for step in ("evaluation", "training", "evaluation after it"):
+        outputs = [s.call(one.train(step == "training"), x) for one in (layer, twin)]
+        if not torch.equal(*outputs):
+            return Finding("same", f"differs in {step}")
+    return Finding("same", "same" if same(state(layer), state(twin)) else "differs in a buffer")
+
+
+def freeze(s: Subject) -> Finding:
+    for mode in (True, False):
+        layer, x = s.trained().train(mode), s.x()
+        free = copy.deepcopy(layer)
+        before, tensors = state(layer), [id(b) for b in layer.buffers()]
+        with hold(layer):
+            y = s.call(layer, x)
+        if not torch.equal(y, s.call(free, x)):
+            return Finding("same", f"another output in {mode_name(mode)}")
+        if not same(before, state(layer)) or tensors != [id(b) for b in layer.buffers()]:
+            return Finding("same", f"state moves in {mode_name(mode)}")
+    return Finding("same", "same", "inside hold: the mode's output, and no buffer moves")
+
+
+def recalibrate(s: Subject) -> Finding:
+    """With the statistics of one batch, evaluation gives that batch the output that training gives it.
+
+    1,024 positions per channel and one per cent of tolerance: buffers hold the unbiased variance, formulas the biased.
+    """
+    x = torch.cat([s.x(1, n=32), s.x(2, n=32) + 1])
+    layer = s.trained()
+    expected, before = s.call(copy.deepcopy(layer), x), state(layer)
+    if not s.info.keeps_stats:
+        running.recalibrate(_Net(s, layer), [x])
+        return Finding("no-op", "no-op" if same(before, state(layer)) else "changes buffers")
+    for batches in ([x], [x[:32], x[32:]]):
+        net = _Net(s, copy.deepcopy(layer))
+        running.recalibrate(net, batches)
+        if not net.training:
+            return Finding("statistics of the batches", "the mode is not put back")
+        if not close(s.call(net.norm.eval(), x), expected, 1e-2):
+            return Finding("statistics of the batches", "others", f"from {len(batches)} of {len(batches[0])} samples")
+    return Finding("statistics of the batches", "statistics of the batches")
+
+
+def autocast(s: Subject) -> Finding:
+    """Input of mean 100 and deviation 2 in bfloat16, against float64: 16-bit statistics would be far off."""
+    layer, exact = s.layer(dtype=torch.float32), s.layer(dtype=torch.float64)
+    with torch.no_grad():
+        for one, two in zip(layer.parameters(), exact.parameters(), strict=True):
+            two.copy_(one)
+    x = (100 + 2 * s.x()).to(torch.bfloat16)
+    worst, got = 0.0, x.dtype
+    for mode in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = s.call(layer.train(mode), x)
+        expected = s.call(exact.train(mode), x.double())
+        got = y.dtype
+        if not y.isfinite().all():
+            return Finding("right", f"not finite in {mode_name(mode)}")
+        # two roundings to bfloat16 (8 bits) of the result itself are allowed
+        allowed = 2**-7 * expected.abs() + 0.03
+        worst = max(worst, ((y.double() - expected).abs() / allowed).max().item())
+    low = [name for name, b in layer.named_buffers() if b.is_floating_point() and b.dtype.itemsize < 4]
+    measured = "off" if worst > 1 else f"kept in 16 bits: {', '.join(low)}" if low else "right"
+    return Finding("right", measured, f"worst error {worst:.2g} of what rounding allows; output {short(got)}")
+
+
+def global_generator_untouched(s: Subject) -> Finding:
+    layer, x = s.trained(), s.x()
+    steps: dict[str, Callable[[], Any]] = {
+        "building": s.layer,
+        "training": lambda: s.call(layer.train(), x, seed=None),
+        "evaluation": lambda: s.call(layer.eval(), x, seed=None),
+    }
+    moved = []
+    for name, step in steps.items():
+        before = torch.get_rng_state()
+        step()
+        if not torch.equal(before, torch.get_rng_state()):
+            moved.append(name)
+    return Finding("yes", yes(not moved), f"moved by {', '.join(moved)}" if moved else "")
+
+
+def channels_last_kept(s: Subject) -> Finding:
+    layer = s.trained()
+    x = s.x().to(memory_format=torch.channels_last)
+    lost = [
+        mode_name(mode)
+        for mode in (True, False)
+        if not s.call(layer.train(mode), x).is_contiguous(memory_format=torch.channels_last)
+    ]
+    return Finding("yes", yes(not lost), f"lost in {', '.join(lost)}" if lost else "")

@@ -1,0 +1,207 @@
+"""The facts that a norm declares in its NormInfo, measured."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+
+from norms.conformance.subject import (
+    BATCH,
+    TIGHT,
+    Finding,
+    Subject,
+    close,
+    grad,
+    line,
+    listed,
+    mode_name,
+    noise,
+    same,
+    state,
+    yes,
+)
+from norms.situation import after_update, hold, situation
+
+
+def train_and_eval(s: Subject) -> Finding:
+    layer, x = s.trained(), s.x()
+    with hold(layer):
+        same = close(s.call(layer.train(), x), s.call(layer.eval(), x))
+    expected = "differ" if s.info.keeps_stats or s.info.mixes_samples != s.info.mixes_samples_in_eval else "same"
+    return Finding(expected, "same" if same else "differ")
+
+
+def mixes_samples_in_train(s: Subject) -> Finding:
+    return _mixing(s, True, s.info.mixes_samples)
+
+
+def mixes_samples_in_eval(s: Subject) -> Finding:
+    return _mixing(s, False, s.info.mixes_samples_in_eval)
+
+
+def _mixing(s: Subject, mode: bool, declared: bool) -> Finding:
+    layer, x = s.trained().train(mode), s.x()
+    other = torch.cat([x[:1], 3 * s.x(9)[1:] + 2])
+    with hold(layer):
+        one = s.call(layer, x)[0]
+    with hold(layer):
+        two = s.call(layer, other)[0]
+    change = (one - two).abs().max().item()
+    return Finding(yes(declared), yes(not close(one, two)), f"other batch mates change a sample by {change:.2g}")
+
+
+def keeps_statistics(s: Subject) -> Finding:
+    layer = s.layer()
+    start = state(layer)
+    s.train(layer, s.x(1), s.x(2))
+    moved = not same(start, state(layer))
+    layer.eval()
+    before = state(layer)
+    with torch.no_grad():
+        s.call(layer, s.x(3))
+    # a query set is normalized by what its context set left behind, in evaluation too
+    moved_in_eval = not same(before, state(layer)) and "context" not in s.info.needs
+    measured = yes(moved) + (", and evaluation moves them" if moved_in_eval else "")
+    return Finding(yes(s.info.keeps_stats), measured, ", ".join(start))
+
+
+def running_statistics_used_in_eval(s: Subject) -> Finding:
+    x = s.x()
+    one = s.call(s.train(s.layer(), s.x(1), s.x(2)).eval(), x)
+    two = s.call(s.train(s.layer(), 3 * s.x(1) + 2, 2 * s.x(2) - 1).eval(), x)
+    return Finding(yes(s.info.keeps_stats), yes(not close(one, two)), "evaluation after two different histories")
+
+
+def gradient_first_order(s: Subject) -> Finding:
+    return _gradient(s, gradcheck)
+
+
+def gradient_second_order(s: Subject) -> Finding:
+    return _gradient(s, gradgradcheck)
+
+
+def _gradient(s: Subject, check: Callable[..., bool]) -> Finding:
+    """Against finite differences, for the input and every parameter, in both modes; the state of each call is the same.
+
+    The fast mode compares random projections of the whole Jacobian.
+    """
+    if not s.info.exact_gradient:
+        return Finding("not exact", "not exact", "declared so; to be compared with a literal transcription instead")
+    wrong = []
+    for mode in (True, False):
+        layer = s.trained().train(mode)
+        names = tuple(name for name, _ in layer.named_parameters())
+        inputs = [s.x(n=2), *(p.detach().clone() for p in layer.parameters())]
+
+        def forward(
+            x: Tensor, *values: Tensor, layer: nn.Module = layer, names: tuple[str, ...] = (*parameters,)
+        ) -> Tensor:
+            with hold(layer):
+                return s.call(layer, x, parameters=dict(zip(names, values, strict=True)))
+
+        try:
+            check(forward, [t.requires_grad_() for t in inputs], fast_mode=True)
+        except GradcheckError as error:
+            wrong.append(f"in {mode_name(mode)}: {line(error)}")
+    return Finding("exact", "not exact" if wrong else "exact", "; ".join(wrong))
+
+
+def slices(s: Subject) -> Finding:
+    """situation(slices=2) against a literal loop over x[k::2]: outputs, gradients, everything kept."""
+    trained = s.trained()
+    labels = torch.arange(BATCH) // 2  # both domains in either slice
+    for mode in (True, False):
+        layer, literal = copy.deepcopy(trained).train(mode), copy.deepcopy(trained).train(mode)
+        x, z = s.x().requires_grad_(), s.x().requires_grad_()
+        with situation(layer, slices=2):
+            y = s.call(layer, x, labels)
+        expected = torch.empty_like(y)
+        for k in range(2):
+            expected[k::2] = s.call(literal, z[k::2], labels[k::2])
+        pull = noise(y.shape, 7, y.dtype)
+        parts = (y, expected), (grad(y, x, pull), grad(expected, z, pull))
+        for what, (one, two) in zip(("output", "gradient"), parts, strict=True):
+            if not close(one, two):
+                return Finding("slice by slice", f"another {what} in {mode_name(mode)}")
+        if not same(state(layer), state(literal), TIGHT):
+            return Finding("slice by slice", f"other statistics after {mode_name(mode)}")
+    return Finding("slice by slice", "slice by slice", "at once" if s.info.slices_at_once else "")
+
+
+def compiles(s: Subject) -> Finding:
+    if not s.info.compiles:
+        return Finding("no", "no", "declared so; not tried")
+    layer = s.trained()
+    eager = copy.deepcopy(layer)
+    torch._dynamo.reset()
+    try:
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=False)
+        for mode in (True, False):
+            x, z = s.x().requires_grad_(), s.x().requires_grad_()
+            compiled.train(mode)  # type: ignore[attr-defined]
+            y, expected = s.call(compiled, x), s.call(eager.train(mode), z)  # type: ignore[arg-type]
+            pull = noise(y.shape, 7, y.dtype)
+            if not close(y, expected) or not close(grad(y, x, pull), grad(expected, z, pull)):
+                return Finding("yes", f"another result in {mode_name(mode)}")
+    except Exception as error:  # noqa: BLE001 - dynamo wraps whatever happens while tracing
+        return Finding("yes", "no", line(error))
+    finally:
+        torch._dynamo.reset()
+    return Finding("yes", "yes" if same(state(layer), state(eager), TIGHT) else "other statistics")
+
+
+def needs(s: Subject) -> Finding:
+    """What a call must bring, by its effect: outputs that change with the domain, the context set or the activation."""
+    found = {
+        "conv_weight": "weight" in inspect.signature(s.layer().forward).parameters,
+        "activation": _fuses_activation(s),
+        "domain": _reads_domain(s),
+        "context": _reads_context(s),
+        "second_look": _looks_again(s),
+    }
+    return Finding(listed(s.info.needs), listed(name for name, yes in found.items() if yes))
+
+
+def _fuses_activation(s: Subject) -> bool:
+    if "activation" not in s.info.needs:
+        return False  # nothing is passed at build
+    x = s.x()
+    relu, square = (s.call(s.layer(activation=f), x) for f in (nn.ReLU(), nn.Softplus()))
+    return not close(relu, square)
+
+
+def _reads_domain(s: Subject) -> bool:
+    layer, x = s.layer(), s.x()
+    s.train(layer, s.x(1), s.x(2) + 2 * (torch.arange(BATCH) % 2).reshape(-1, 1, 1, 1))
+    for mode in (True, False):
+        outputs = []
+        for domain in (torch.arange(BATCH) % 2, torch.arange(BATCH) // 2):
+            with hold(layer):
+                outputs.append(s.call(layer.train(mode), x, domain))
+        if not close(outputs[0], outputs[1]):
+            return True
+    return False
+
+
+def _reads_context(s: Subject) -> bool:
+    outputs = []
+    for context in (s.x(1), 3 * s.x(2) + 2):
+        layer = s.layer().eval()
+        s.call(layer, context, part="context")
+        outputs.append(s.call(layer, s.x(), part="query"))
+    return not close(outputs[0], outputs[1])
+
+
+def _looks_again(s: Subject) -> bool:
+    looks = []
+    layer = s.layer()
+    s.call(layer, s.x())
+    before = state(layer)
+    after_update(layer, lambda: looks.append(s.call(layer, 2 * s.x() + 1)), 0.5)
+    return bool(looks) and not same(before, state(layer))

@@ -1,0 +1,174 @@
+"""What the conformance checks share: how a norm is made, called and trained, and how results are compared.
+
+Axes: N samples, C channels, then space.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from norms.registry import NormFactory, NormInfo, Situation, norm_modules
+from norms.situation import after_update, situation
+
+BATCH = 4
+CHANNELS = (8, 16, 32, 64, 128, 256, 512)
+"""Tried in turn: the first that the norm can be built for and forwards is used (gn's 32 groups need 32 channels)."""
+TIGHT = 1e-9
+
+
+class Finding(NamedTuple):
+    """What a fact's function returns; `ok` None means that declared and measured must be the same text."""
+
+    declared: str
+    measured: str
+    detail: str = ""
+    ok: bool | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A norm and how to make, call and train a layer of it, with everything it declares to need."""
+
+    info: NormInfo
+    factory: NormFactory[nn.Module]
+    channels: int
+
+    def layer(self, channels: int | None = None, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
+        """A layer whose parameters are moved off their start, where many a mistake is multiplied by 0 or 1."""
+        if "activation" in self.info.needs:
+            kwargs.setdefault("activation", nn.ReLU())
+        layer: nn.Module = self.factory(channels or self.channels, dtype=dtype, **kwargs)
+        with torch.no_grad():
+            for seed, parameter in enumerate(layer.parameters()):
+                parameter.add_(noise(parameter.shape, 100 + seed, parameter.dtype), alpha=0.1)
+        return layer
+
+    def x(self, seed: int = 0, *, n: int = BATCH, dtype: torch.dtype = torch.float64) -> Tensor:
+        return batch((n, self.channels, 4, 4), seed, dtype)
+
+    def call(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        domain: Tensor | None = None,
+        part: str = "context",
+        parameters: dict[str, Tensor] | None = None,
+        seed: int | None = 0,
+    ) -> Tensor:
+        """One forward of x (N, C, *) after seeding, so that a norm that draws does so alike every time.
+
+        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise.
+        """
+        if seed is not None:
+            torch.manual_seed(seed)
+        inputs: dict[str, Tensor] = {}
+        transform = getattr(layer, "transform_weight", None)
+        if transform is not None or "conv_weight" in self.info.needs:
+            # an identity, yet one that autograd sees, in the place of the convolution before the norm
+            weight = torch.eye(x.shape[1], dtype=x.dtype).reshape(x.shape[1], x.shape[1], *[1] * (x.dim() - 2))
+            weight = weight.requires_grad_() if transform is None else transform(weight.requires_grad_())
+            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
+            if "conv_weight" in self.info.needs:
+                inputs["weight"] = weight
+        labels = torch.arange(len(x)) % 2 if domain is None else domain
+        known = next(norm.situation for _, norm in norm_modules(layer))
+        assert isinstance(known, Situation)
+        with situation(layer, domain=labels, part=part, slices=known.slices):
+            return functional_call(layer, parameters or {}, (x,), inputs) if parameters else layer(x, **inputs)
+
+    def train(self, layer: nn.Module, *batches: Tensor) -> nn.Module:
+        """Training steps without an optimizer, so that statistics and memories fill."""
+        layer.train()
+        with torch.no_grad():
+            for i, x in enumerate(batches):
+                self.call(layer, x)
+                after_update(layer, lambda x=x: self.call(layer, x), (i + 1) / len(batches))  # type: ignore[misc]
+        return layer
+
+    def trained(self, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
+        """A layer in training mode that has seen three batches."""
+        return self.train(self.layer(dtype=dtype, **kwargs), *(self.x(seed, dtype=dtype) for seed in (1, 2, 3)))
+
+
+def find_subject(info: NormInfo, factory: NormFactory[nn.Module]) -> Subject:
+    refused: ValueError | None = None
+    for channels in CHANNELS:
+        subject = Subject(info, factory, channels)
+        try:
+            subject.call(subject.layer(), subject.x())
+        except ValueError as error:
+            refused = refused or error
+        else:
+            return subject
+    assert refused is not None
+    raise refused
+
+
+def noise(shape: torch.Size | tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def batch(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Samples and channels of different mean and spread, so that statistics over other axes are other numbers."""
+    head = (*shape[:2], *[1] * (len(shape) - 2))
+    spread, mean = 0.5 + noise(head, seed + 1000, dtype).abs(), noise(head, seed + 2000, dtype)
+    return noise(shape, seed, dtype) * spread + mean
+
+
+def grad(y: Tensor, x: Tensor, pull: Tensor) -> Tensor:
+    return torch.autograd.grad(y, x, pull)[0]
+
+
+def close(one: Tensor, two: Tensor, tolerance: float = TIGHT) -> bool:
+    scale = max(one.abs().max().item(), two.abs().max().item(), 1e-30)
+    return bool(((one - two).abs().max() <= tolerance * scale).item())
+
+
+def state(layer: nn.Module) -> dict[str, Any]:
+    """Copies of everything a layer keeps beside its parameters: buffers and extra state, by name."""
+    kept: dict[str, Any] = {name: buffer.detach().clone() for name, buffer in layer.named_buffers()}
+    for name, module in layer.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            kept[f"{name}.extra_state".lstrip(".")] = copy.deepcopy(module.get_extra_state())
+    return kept
+
+
+def same(one: Any, two: Any, tolerance: float = 0.0) -> bool:
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key], tolerance) for key in one)
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if tolerance and one.is_floating_point() and one.shape == two.shape and one.numel():
+            return close(one, two, tolerance)
+        return torch.equal(one, two)
+    return bool(one == two)
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def mode_name(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def line(error: BaseException) -> str:
+    """Type and message in one line; a ValueError, which is written for people, without its type."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
