@@ -1,0 +1,492 @@
+"""The command line: the only module that reads argv, prints, and chooses exit codes.
+
+Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
+mistake in what was given, nothing was run; 130 stopped by Ctrl-C.
+
+Modules that import torch or pandas are imported inside the commands that need them, so that `--help`, `tables` and
+`list metrics` start without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from suite.environment import ROOT, commit, cpu_count, export_threads, set_allocator
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from results.record import RunRecord, RunSpec
+    from suite.engine import Event
+    from suite.plan import Plan
+    from suite.progress import Names, Progress
+
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(help="NormSuite: what does a normalization layer change?", **_SETTINGS)
+list_app = typer.Typer(help="What there is: norms, tasks, data sets, metrics.", **_SETTINGS)
+data_app = typer.Typer(help="Data sets: what is here, and how to prepare the rest.", **_SETTINGS)
+app.add_typer(list_app, name="list")
+app.add_typer(data_app, name="data")
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with your own norms (repeatable).")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared data sets.")]
+
+
+def main() -> None:
+    """Entry point of `run_suite.py` and of the console script."""
+    set_allocator()  # before any command imports torch
+    usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        code = _fail(error.format_message() if hasattr(error, "format_message") else str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe went away, as in `tables ... | head`
+        code = 0
+        sys.stdout = None
+    except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
+        code = _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A config file.  [default: configs/quick.yaml]")] = None,
+    tasks: Annotated[str, typer.Option(help="Only these tasks of the config, separated by commas.")] = "",
+    norms: Annotated[
+        str,
+        typer.Option(
+            help="Instead of the config's norms: a name or label selects the config's entries, another registered "
+            "name is added with its defaults."
+        ),
+    ] = "",
+    seeds: Annotated[str | None, typer.Option(help='Instead of the config\'s seeds: "0-4", "0,2,5".')] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Change an option; a list is an axis (repeatable)."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time.  [default: cores // threads; 1 on an accelerator]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads per run; recorded, since results depend on it.  [default: 1]")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds a run may take.  [default: no limit]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
+    plugin: Plugins = None,
+    device: Annotated[str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    data_dir: DataDir = Path("data"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+) -> int:
+    """Make the runs of a config that are still missing, and print the tables."""
+    if config is None:
+        config = Path("configs/quick.yaml")
+        config = config if config.exists() else ROOT / config
+    from suite.plan import Overrides, plan
+
+    _check_device(device)
+    plugin_norms = _load_plugins(plugin)
+    overrides = Overrides(
+        tasks=_split(tasks),
+        norms=_split(norms),
+        seeds=seeds,
+        settings=tuple(settings or ()),
+        plugin_norms=plugin_norms,
+        threads=threads,
+    )
+    planned = plan(config, overrides, data_dir)
+    folder = out if out is not None else Path("runs") / config.stem
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'--out "{folder}": is a file; a folder is needed')
+    jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
+
+    from suite.engine import execute, write_skipped
+    from suite.progress import Names, Progress, Remaining
+    from suite.runner import Runner
+
+    grid = _Grid(planned, folder, retry)
+    names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
+    remaining = Remaining(jobs, grid.records)
+    if dry_run:
+        _print_lines(_describe_grid(grid, names))
+        left = remaining.total(grid.todo)
+        _print_lines(_dry_summary(grid, jobs, left))
+        return 0
+    write_skipped(folder, planned.skipped)
+    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
+    runner = Runner(
+        device=device,
+        threads=planned.threads,
+        data_dir=data_dir.resolve(),
+        plugins=tuple(file.resolve() for file in plugin or ()),
+        budget=planned.budget,
+        commit=commit(),
+    )
+    counts: Counter[str] | None = None
+    if grid.todo:
+        export_threads(planned.threads)
+        print(
+            f"{len(grid.todo)} runs to do, {jobs} at a time, {planned.threads} thread(s) each -> {folder}", flush=True
+        )
+        try:
+            with _display(progress) as tell:
+                counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=timeout, retry=retry, on_event=tell)
+        except KeyboardInterrupt:
+            print(
+                f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
+            )
+            return 130
+    files = _show_tables(folder, ("csv", "latex", "markdown"))
+    failed = grid.failed + (counts["failed"] if counts else 0)
+    print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {folder / 'tables'}")
+    _print_lines(_summary(grid, counts, failed, folder))
+    return 1 if failed else 0
+
+
+@app.command()
+def tables(
+    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    formats: Annotated[
+        str, typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables.")
+    ] = "",
+    metrics: Annotated[str, typer.Option(help="Only these metrics, separated by commas.")] = "",
+    select: Annotated[
+        str, typer.Option(help="Choose this option per norm by validation, on seeds that the table leaves out.")
+    ] = "",
+    sweep: Annotated[str, typer.Option(help="The option along the columns of the sweep table.")] = "",
+) -> None:
+    """Print the tables of the runs that are there, and write them."""
+    _show_tables(folder, _split(formats), _split(metrics), select, _split(sweep))
+
+
+@app.command()
+def check(
+    norms: Annotated[list[str] | None, typer.Argument(help="Norms to check.  [default: all]")] = None,
+    plugin: Plugins = None,
+) -> int:
+    """Measure what norms declare about themselves; exit 1 when a declared fact is false."""
+    from norms.conformance import check_norm
+    from norms.registry import norm_info, norm_names
+
+    own = _load_plugins(plugin)
+    chosen = list(norms or own or norm_names())
+    mistakes = []
+    for name in chosen:
+        try:
+            norm_info(name)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    false = []
+    for name in chosen:
+        checks = check_norm(name)
+        width = max(len(c.fact) for c in checks)
+        print(f"{name}: {norm_info(name).source}")
+        for c in checks:
+            mark = "ok   " if c.ok else "FALSE"
+            detail = f"  ({c.detail})" if c.detail else ""
+            print(f"  {mark} {c.fact:{width}}  declared {c.declared!s:14} measured {c.measured}{detail}", flush=True)
+        false += [f"{name}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
+    for line in false:
+        print(f"false: {line}", file=sys.stderr)
+    print(f"{len(chosen)} norms checked, {len(false)} false facts")
+    return 1 if false else 0
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
+) -> None:
+    """Timings as ratios: layers, training steps, the allocator, scale."""
+    from suite import bench as benchmarks
+
+    benchmarks.main(list(names or []))
+
+
+@list_app.command("norms")
+def list_norms(plugin: Plugins = None) -> None:
+    """Registered norms and the facts they declare."""
+    from norms.registry import norm_info, norm_names, norm_option_defaults
+
+    _load_plugins(plugin)
+    rows = [("name", "mixes samples", "keeps statistics", "options", "source")]
+    for name in norm_names():
+        info = norm_info(name)
+        options = ", ".join(f"{k}={v!r}" for k, v in norm_option_defaults(name).items())
+        mixes = "train and eval" if info.mixes_samples_in_eval else "train" if info.mixes_samples else "no"
+        rows.append((name, mixes, "yes" if info.keeps_stats else "no", options, info.source))
+    _print_lines(_columns(rows))
+
+
+@list_app.command("tasks")
+def list_tasks(plugin: Plugins = None) -> None:
+    """Tasks, their metrics, and their options with defaults."""
+    from tasks import get_task, task_names
+
+    _load_plugins(plugin)
+    for name in task_names():
+        task = get_task(name)
+        print(f"{name}: {', '.join(task.metrics)}")
+        rows = [
+            (f"  {key}", f"= {field.get_default(call_default_factory=True)!r}", _annotation(field.annotation))
+            for key, field in task.options.model_fields.items()
+        ]
+        _print_lines(_columns(rows))
+
+
+@list_app.command("datasets")
+def list_datasets(data_dir: DataDir = Path("data")) -> None:
+    """Data sets, and whether they are prepared."""
+    data_list(data_dir)
+
+
+@list_app.command("metrics")
+def list_metrics() -> None:
+    """Metrics: unit, direction, meaning."""
+    from results import metrics
+
+    rows = [("name", "unit", "better", "meaning")]
+    for name in metrics.METRICS:
+        metric = metrics.METRICS[name]
+        better = {True: "higher", False: "lower", None: "-"}[metric.higher_is_better]
+        rows.append((name, metric.unit or "-", better, metric.description))
+    _print_lines(_columns(rows))
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = Path("data")) -> None:
+    """Data sets, and whether they are prepared."""
+    from tasks import data
+
+    rows = [("name", "prepared", "what")]
+    for name in data.dataset_names():
+        rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(data.dataset_info(name))))
+    _print_lines(_columns(rows))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="A data set, see `data list`.")],
+    data_dir: DataDir = Path("data"),
+) -> None:
+    """Download and decode a data set: the only command that downloads anything."""
+    from tasks import data
+
+    data.prepare(name, data_dir)
+    print(f"{name} is prepared in {data_dir}")
+
+
+class _Grid:
+    """A plan beside what is stored: which runs are done, which are to do."""
+
+    def __init__(self, plan: Plan, folder: Path, retry: bool):
+        from suite.engine import look
+
+        self.plan, self.folder = plan, folder
+        self.states: dict[str, str] = {}
+        self.records: list[RunRecord] = []
+        for spec in plan.runs:
+            state, record = look(folder, spec) if folder.exists() else ("todo", None)
+            self.states[spec.key] = record.status if state == "done" and record is not None else state
+            if record is not None and state in ("done", "failed"):
+                self.records.append(record)
+        again = {"todo", "damaged", *(["failed"] if retry else [])}
+        self.todo: list[RunSpec] = [spec for spec in plan.runs if self.states[spec.key] in again]
+        self.done = sum(state in ("ok", "diverged") for state in self.states.values())
+        self.failed = 0 if retry else sum(state == "failed" for state in self.states.values())
+
+
+def _describe_grid(grid: _Grid, names: Names) -> Iterator[str]:
+    """One line per norm and setting, with its seeds, and how many of them are in which state."""
+    from suite.progress import seed_text
+
+    cells: dict[tuple[str, str, str, str], list[RunSpec]] = {}
+    for spec in grid.plan.runs:
+        cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm, ""), []).append(spec)
+    for spec, reason in grid.plan.skipped:
+        cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm, reason), []).append(spec)
+    rows = [("task", "setting", "norm", "seeds", "state")]
+    for (task, setting, norm, reason), specs in cells.items():
+        if reason:
+            state = f"skipped: {reason}"
+        else:
+            found = [grid.states[spec.key] for spec in specs]
+            state = ", ".join(f"{found.count(s)} {'to do' if s == 'todo' else s}" for s in dict.fromkeys(found))
+        rows.append((task, setting or "-", norm, seed_text(spec.seed for spec in specs), state))
+    yield from _columns(rows)
+
+
+def _dry_summary(grid: _Grid, jobs: int, left: float | None) -> Iterator[str]:
+    from suite.progress import duration
+
+    skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
+    failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
+    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {grid.folder}"
+    if grid.todo and left is not None:
+        yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
+
+
+def _summary(grid: _Grid, counts: Counter[str] | None, failed: int, folder: Path) -> Iterator[str]:
+    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed") if counts[status]] if counts else []
+    parts = [*new, f"{len(grid.plan.skipped)} skipped", f"{grid.done} already done"]
+    if grid.failed:
+        parts.append(f"{grid.failed} failed before")
+    yield ("" if grid.todo else "nothing left to do: ") + ", ".join(parts)
+    if failed:
+        yield f"failed runs: the reasons stand above and in {folder}/runs; --retry makes them again"
+
+
+@contextlib.contextmanager
+def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
+    """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from suite.progress import duration
+
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+
+        def tell_plainly(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None:
+                print(line, flush=True)
+
+        yield tell_plainly
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        everything = bars.add_task("all runs", total=progress.total, note="")
+        rows: dict[str, Any] = {}
+
+        def tell(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None:
+                console.print(line)
+            key = event.spec.key
+            if key in progress.running and key not in rows:
+                rows[key] = bars.add_task(progress.names.run(event.spec), total=1.0, note="")
+            elif key not in progress.running and key in rows:
+                bars.remove_task(rows.pop(key))
+            if key in rows:
+                bars.update(rows[key], completed=progress.running[key])
+            left = progress.seconds_left()
+            note = f"{progress.finished}/{progress.total}" + (f", {duration(left)} left" if left is not None else "")
+            bars.update(everything, completed=progress.finished + sum(progress.running.values()), note=note)
+
+        yield tell
+
+
+def _show_tables(
+    folder: Path,
+    formats: Sequence[str],
+    metrics: Sequence[str] = (),
+    select: str = "",
+    sweep: Sequence[str] = (),
+) -> list[Path]:
+    """Print every table of a folder of results, and write them beside it in the given formats."""
+    import results
+    from results.render import to_text, write_tables
+    from results.tables import render_all
+
+    df = results.load(folder)
+    for line in df.attrs["damaged"]:
+        print(f"damaged, left out of the tables: {line}", file=sys.stderr)
+    rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
+    files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+    for table in rendered:
+        print(to_text(table))
+    return files
+
+
+def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
+    """The names of the norms in the user's files. All files that can not be loaded are reported at once."""
+    if not files:
+        return ()
+    from norms.registry import load_plugin
+
+    names: list[str] = []
+    mistakes = []
+    for file in files:
+        try:
+            names += load_plugin(file)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return tuple(dict.fromkeys(names))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'--device "{device}": not a device; for example cpu, cuda, cuda:1') from error
+    if kind.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (kind.index or 0) >= count:
+            raise ValueError(f'--device "{device}": {count} CUDA devices are available here; cpu always is')
+    elif kind.type != "cpu":
+        try:
+            torch.empty(0, device=kind)
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise ValueError(f'--device "{device}": not available here; cpu always is') from error
+
+
+def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:
+    from tasks import get_task
+
+    return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in specs)}
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """ "bn, gn(num_groups=8,eps=0.1)" -> its parts; a comma inside brackets separates nothing."""
+    parts = re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", text)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _annotation(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of text as aligned columns; the last one is left ragged."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def _print_lines(lines: Iterator[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _fail(message: str) -> int:
+    for line in message.splitlines() or ["unknown error"]:
+        print(f"error: {line}", file=sys.stderr)
+    return 2

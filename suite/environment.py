@@ -1,0 +1,124 @@
+"""What a run depends on outside its spec: allocator, threads, commit, versions, hardware.
+
+None of it is in a run's key; all of it is in its record, so that a table whose cells differ in it can say so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: the folder that holds suite, norms, tasks and results."""
+
+ALLOCATOR_SWITCH = "NORMSUITE_ALLOCATOR"
+"""Environment variable; "system" leaves the allocator as it is (used by the benchmark that shows the difference)."""
+
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_allocator = "system"  # what set_allocator reached; a forked worker inherits it with the memory it describes
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def set_allocator() -> str:
+    """Tell glibc to keep freed memory instead of returning large blocks to the system; call before importing torch.
+
+    A large block that comes from mmap is zeroed page by page on every use. Kept blocks are reused as they are, which
+    makes large element-wise operations 2 to 4 times faster. The setting survives fork.
+
+    Returns:
+        "resident" where it was set, "system" where it was not (other C libraries, or NORMSUITE_ALLOCATOR=system).
+    """
+    global _allocator
+    if os.environ.get(ALLOCATOR_SWITCH) == "system" or platform.libc_ver()[0] != "glibc":
+        return _allocator
+    mallopt = ctypes.CDLL(None).mallopt
+    # The pad is address space asked for ahead, not memory: a page counts only once it is touched.
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20))
+    if all(mallopt(name, value) for name, value in settings):
+        _allocator = "resident"
+    return _allocator
+
+
+def set_threads(threads: int) -> None:
+    """Let this process, and what it starts, compute with `threads` threads."""
+    export_threads(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def export_threads(threads: int) -> None:
+    """Set the variables that thread pools of child processes read when they are loaded."""
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+
+
+def cpu_count() -> int:
+    """Cores this process may use (not those of the machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def commit() -> str:
+    """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" outside a repository."""
+    head = _git("rev-parse", "HEAD")
+    if not head:
+        return "unknown"
+    return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def now() -> str:
+    """The time in UTC, as records store it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
+    """The `environment` of a record.
+
+    Args:
+        device: a torch device, "cpu" or "cuda:0".
+        threads: threads per run.
+        commit: from `commit()` of the process that planned; asked once per invocation, not once per run.
+    """
+    import torch
+
+    where = torch.device(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _cpu_model()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")},
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "device": where.type,
+        "device_name": name,
+        "threads": threads,
+        "allocator": _allocator,
+    }
+
+
+@functools.cache
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is then recorded as unknown
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

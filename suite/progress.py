@@ -1,0 +1,167 @@
+"""What a person is told while runs are made: names of runs, one line per finished run, the remaining time.
+
+Pure: events in, text out. The command line prints it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from results.record import RunRecord, RunSpec
+from suite.engine import Event
+
+
+class Names:
+    """Short names of runs: norm, the options in which the runs of a task differ, seed."""
+
+    def __init__(self, specs: Iterable[RunSpec]):
+        values: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for spec in specs:
+            for option, value in spec.task_options.items():
+                if value is not None:  # norm_batch_size of a norm that does not mix: it serves every size
+                    values[spec.task, option].add(_text(value))
+        self._varying: dict[str, list[str]] = defaultdict(list)
+        for (task, option), found in values.items():
+            if len(found) > 1:
+                self._varying[task].append(option)
+
+    def setting(self, spec: RunSpec) -> str:
+        """ "norm_batch_size=2 learning_rate=0.1": the options that vary, empty where none does."""
+        options = spec.task_options
+        return " ".join(f"{k}={_text(options[k])}" for k in self._varying[spec.task] if options.get(k) is not None)
+
+    def run(self, spec: RunSpec) -> str:
+        parts = (spec.task, spec.norm_label or spec.norm, self.setting(spec), f"seed {spec.seed}")
+        return " ".join(part for part in parts if part)
+
+
+class Remaining:
+    """Estimates how long runs will take, from those that are finished: the mean of the same task and norm, else task.
+
+    Args:
+        jobs: runs at a time.
+    """
+
+    def __init__(self, jobs: int, records: Iterable[RunRecord] = ()):
+        self.jobs = jobs
+        self._seconds: dict[Any, list[float]] = defaultdict(list)
+        for record in records:
+            self.add(record)
+
+    def add(self, record: RunRecord) -> None:
+        if record.status in ("ok", "diverged"):
+            for key in _levels(record.spec):
+                self._seconds[key].append(record.seconds)
+
+    def of(self, spec: RunSpec) -> float | None:
+        """Seconds one run will take; None as long as no run of its task has finished."""
+        for key in _levels(spec):
+            if key in self._seconds:
+                return fmean(self._seconds[key])
+        return None
+
+    def total(self, specs: Iterable[RunSpec]) -> float | None:
+        """Seconds until all are done; None where some of them can not be estimated."""
+        known: dict[Any, float | None] = {}
+        total = 0.0
+        for spec in specs:
+            key = next(_levels(spec))
+            if key not in known:
+                known[key] = self.of(spec)
+            seconds = known[key]
+            if seconds is None:
+                return None
+            total += seconds
+        return total / self.jobs
+
+
+class Progress:
+    """Follows the events of `suite.engine.execute`.
+
+    Args:
+        specs: the runs that will be made.
+        metrics: task -> the metric shown in a finished run's line.
+        remaining: estimates, primed with the records that exist already.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], names: Names, metrics: Mapping[str, str], remaining: Remaining):
+        self.names, self.metrics, self.remaining = names, metrics, remaining
+        self.todo = {spec.key: spec for spec in specs}
+        self.total = len(self.todo)
+        self.running: dict[str, float] = {}
+        """key -> finished fraction of the runs that are being made now."""
+
+    @property
+    def finished(self) -> int:
+        return self.total - len(self.todo)
+
+    def take(self, event: Event) -> str | None:
+        """Note an event; returns a line worth printing, or None."""
+        key, name = event.spec.key, self.names.run(event.spec)
+        if event.kind == "damaged":
+            return f"damaged record of {name}: set aside as {event.text}, made again"
+        if event.kind == "waiting":
+            self.running.pop(key, None)
+            return f"waiting for {name}: {event.text}"
+        if event.kind in ("started", "progress"):
+            self.running[key] = min(1.0, max(0.0, event.fraction))
+            return None
+        assert event.record is not None
+        self.running.pop(key, None)
+        self.todo.pop(key, None)
+        self.remaining.add(event.record)
+        return self._line(name, event.record)
+
+    def seconds_left(self) -> float | None:
+        """What is left of all runs, those being made counted by their fraction; None while nothing is known."""
+        total = self.remaining.total(self.todo.values())
+        if total is None:
+            return None
+        done = sum(fraction * (self.remaining.of(self.todo[key]) or 0.0) for key, fraction in self.running.items())
+        return max(0.0, total - done / self.remaining.jobs)
+
+    def _line(self, name: str, record: RunRecord) -> str:
+        width = len(str(self.total))
+        metric = self.metrics.get(record.spec.task, "")
+        if record.status == "ok":
+            said = f"  {metric} {record.metrics[metric]:.4g}" if metric in record.metrics else ""
+        else:
+            said = f"  {record.reason}"
+        left = self.seconds_left() if self.todo else None
+        tail = f"  [{duration(left)} left]" if left is not None else ""
+        return f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def seed_text(seeds: Iterable[int]) -> str:
+    """Seeds as a config would name them: "0-2,5"."""
+    parts: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if parts and seed == parts[-1][1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _levels(spec: RunSpec) -> Iterator[Any]:
+    """What runs may be compared by for time, closest first."""
+    size = tuple(_text(spec.task_options.get(option)) for option in ("dataset", "model", "epochs", "norm_batch_size"))
+    yield spec.task, size, spec.norm
+    yield spec.task, size
+    yield spec.task
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
