@@ -99,9 +99,7 @@ def _gradient(s: Subject, check: Callable[..., bool]) -> Finding:
         names = tuple(name for name, _ in layer.named_parameters())
         inputs = [s.x(n=2), *(p.detach().clone() for p in layer.parameters())]
 
-        def forward(
-            x: Tensor, *values: Tensor, layer: nn.Module = layer, names: tuple[str, ...] = (*parameters,)
-        ) -> Tensor:
+        def forward(x: Tensor, *values: Tensor, layer: nn.Module = layer, names: tuple[str, ...] = names) -> Tensor:
             with hold(layer):
                 return s.call(layer, x, parameters=dict(zip(names, values, strict=True)))
 
