@@ -1,0 +1,351 @@
+"""Timings as ratios, each pair measured in one process and alternating, so that a noisy machine moves both alike.
+
+Every function here yields lines of text as soon as they are known; the command line prints them. None of this is a
+test: a ratio that a loaded machine spoils must not fail anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.registry import make_norm, norm_names
+from results.record import RunRecord, RunSpec, write_record
+from suite.environment import ALLOCATOR_SWITCH, ROOT, set_allocator
+
+LAYER_SHAPES = ((64, 64, 32, 32), (64, 16, 32, 32), (16, 256, 16, 16))
+BGN_GROUPS = (1, 8, 64, 512)
+
+
+def layers(rounds: int = 7) -> Iterator[str]:
+    """Forward and backward of every norm beside torch's BatchNorm2d and GroupNorm, from a million elements on.
+
+    One line per norm, input shape and memory format: median milliseconds, and the median over rounds of the ratio to
+    torch.nn.BatchNorm2d and to torch.nn.GroupNorm in the same round.
+    """
+    for shape in LAYER_SHAPES:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+            g = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+            contestants = _contestants(shape)
+            seconds = _alternate({name: _forward_backward(layer, x, g) for name, layer in contestants.items()}, rounds)
+            name = "contiguous" if memory_format is torch.contiguous_format else "channels_last"
+            yield f"layers {tuple(shape)} {name}: forward + backward, {torch.get_num_threads()} thread(s)"
+            for norm, times in seconds.items():
+                yield (
+                    f"  {norm:<28}{1e3 * statistics.median(times):9.2f} ms"
+                    f"{_ratio(times, seconds['torch BatchNorm2d']):8.2f} x BatchNorm2d"
+                    f"{_ratio(times, seconds['torch GroupNorm(8)']):8.2f} x GroupNorm"
+                )
+
+
+def _contestants(shape: tuple[int, ...]) -> dict[str, nn.Module]:
+    channels, values = shape[1], shape[1] * shape[2] * shape[3]
+    contestants: dict[str, nn.Module] = {
+        "torch BatchNorm2d": nn.BatchNorm2d(channels),
+        "torch GroupNorm(8)": nn.GroupNorm(8, channels),
+    }
+    for name in norm_names():
+        if name == "bgn":
+            for groups in BGN_GROUPS:
+                if values % groups == 0:
+                    contestants[f"bgn(num_groups={groups})"] = make_norm(name, num_groups=groups)(channels)
+        elif name == "gn":
+            contestants["gn(num_groups=8)"] = make_norm(name, num_groups=8)(channels)
+        else:
+            contestants[name] = make_norm(name)(channels)
+    return contestants
+
+
+def _forward_backward(layer: nn.Module, x: Tensor, g: Tensor) -> Callable[[], Any]:
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def once() -> None:
+        layer(x).backward(g)
+        x.grad = None
+
+    return once
+
+
+def _alternate(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for call in contestants.values():  # warm-up: memory, thread pools, lazy initialization
+        call()
+        call()
+    for _ in range(rounds):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _ratio(times: list[float], reference: list[float]) -> float:
+    return statistics.median(t / r for t, r in zip(times, reference, strict=True))
+
+
+def memory(shape: tuple[int, ...] = (64, 64, 64, 64)) -> Iterator[str]:
+    """Peak resident memory of one forward and backward, each norm in its own process, as a ratio to BatchNorm2d."""
+    channels = shape[1]
+    contestants: list[tuple[str, dict[str, Any]]] = [("torch", {}), ("bn", {})]
+    contestants += [("bgn", {"num_groups": groups}) for groups in BGN_GROUPS]
+    contestants += [("gn", {"num_groups": 8}), ("ln", {}), ("in", {}), ("pn", {}), ("none", {})]
+    size = 4 * torch.Size(shape).numel() / 2**20
+    yield f"memory {shape}: peak of forward + backward beyond input and gradient ({size:.0f} MiB each)"
+    reference = 0.0
+    for name, options in contestants:
+        peak = _in_fresh_process(_peak_of_layer, name, options, shape, channels)
+        reference = reference or peak
+        label = "torch BatchNorm2d" if name == "torch" else name + (f"({options})" if options else "")
+        total = (peak + 2 * size) / (reference + 2 * size)
+        yield f"  {label:<28}{peak:9.1f} MiB{total:8.2f} x BatchNorm2d (input and gradient included)"
+
+
+def _peak_of_layer(name: str, options: dict[str, Any], shape: tuple[int, ...], channels: int) -> float:
+    from tasks.fit import PeakMemory
+
+    layer = nn.BatchNorm2d(channels) if name == "torch" else make_norm(name, **options)(channels)
+    small = torch.randn(2, channels, *shape[2:], requires_grad=True)
+    layer(small).sum().backward()  # what is allocated once (libraries, thread pools) is not the layer's
+    x, g = torch.randn(shape), torch.randn(shape)
+    x.requires_grad_()
+    peak = PeakMemory(torch.device("cpu"))
+    layer(x).backward(g)
+    return peak.mebibytes()
+
+
+def steps(rounds: int = 60) -> Iterator[str]:
+    """Training-step time of norm batch 2 inside an SGD batch of 64, as a ratio to norm batch 64 (resnet8 at 32x32)."""
+    from tasks.fit import StepOptions, sgd, train_step
+    from tasks.nets import build_net
+
+    x = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) % 10
+    yield "steps resnet8, SGD batch 64: median seconds of a training step"
+    groups: tuple[dict[str, Any], ...] = ({"num_groups": 1}, {"num_groups": 8}, {"num_groups": 64})
+    cases = [("bn", {}), *(("bgn", g) for g in groups), ("gn", {"num_groups": 8})]
+    for name, options in [*cases, ("ln", {}), ("in", {}), ("pn", {}), ("none", {})]:
+        contestants = {}
+        for slices in (1, 32):
+            net = build_net("resnet8", make_norm(name, **options), num_classes=10, in_channels=1)
+            optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
+            contestants[slices] = _step(train_step, net, optimizer, x, labels, StepOptions(slices=slices))
+        seconds = _alternate({str(k): call for k, call in contestants.items()}, rounds)
+        label = name + "".join(f"({k}={v})" for k, v in options.items())
+        yield (
+            f"  {label:<20} norm batch 64: {statistics.median(seconds['1']):.4f} s   "
+            f"2: {statistics.median(seconds['32']):.4f} s   ratio {_ratio(seconds['32'], seconds['1']):.2f}"
+        )
+
+
+def _step(train_step: Callable[..., Any], net: nn.Module, *arguments: Any) -> Callable[[], Any]:
+    return lambda: train_step(net, *arguments)
+
+
+def allocator(rounds: int = 3) -> Iterator[str]:
+    """Element-wise operations, a norm and whole steps with glibc's allocator as it is and as the suite sets it.
+
+    The setting holds for a whole process and can not be undone, so each round starts a pair of fresh ones.
+    """
+    yield "allocator: seconds with blocks returned to the system / kept, and their ratio"
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        system = _in_fresh_process(_allocator_probe, allocator="system")
+        resident = _in_fresh_process(_allocator_probe)
+        for what in system:
+            pairs.setdefault(what, []).append((system[what], resident[what]))
+    for what, times in pairs.items():
+        before, after = (statistics.median(column) for column in zip(*times, strict=True))
+        yield f"  {what:<34}{before:9.4f} s{after:9.4f} s   {statistics.median(a / b for a, b in times):5.2f} x faster"
+
+
+def _allocator_probe() -> dict[str, float]:
+    from tasks.fit import sgd, train_step
+    from tasks.nets import build_net
+
+    x = torch.randn(64, 64, 32, 32)
+    layer = nn.BatchNorm2d(64)
+    net = build_net("resnet8", make_norm("bn"), num_classes=10, in_channels=1)
+    optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
+    batch, labels = torch.randn(128, 1, 32, 32), torch.arange(128) % 10
+    calls = {
+        "relu, 4 million values": lambda: torch.relu(x),
+        "BatchNorm2d forward + backward": _forward_backward(layer, x, torch.randn_like(x)),
+        "training step, resnet8, batch 128": lambda: train_step(net, optimizer, batch, labels),
+    }
+    return {name: statistics.median(times) for name, times in _alternate(calls, 9).items()}
+
+
+def _in_fresh_process(function: Callable[..., Any], *arguments: Any, allocator: str = "resident") -> Any:
+    """The result of a call in a new interpreter, in which the allocator is set (or not) before torch is imported."""
+    before = os.environ.get(ALLOCATOR_SWITCH)
+    os.environ[ALLOCATOR_SWITCH] = allocator
+    try:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            return pool.apply(_call, (function, arguments))
+    finally:
+        if before is None:
+            del os.environ[ALLOCATOR_SWITCH]
+        else:
+            os.environ[ALLOCATOR_SWITCH] = before
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    set_allocator()
+    torch.set_num_threads(1)
+    return function(*arguments)
+
+
+NOTHING = """
+    from tasks import register_task
+    from tasks.base import Options, Outcome, Setting
+
+    class NothingOptions(Options):
+        index: int = 0
+
+    class Nothing:
+        name, version, options, metrics = "nothing", 1, NothingOptions, ("top1",)
+
+        def setting(self, options):
+            return Setting()
+
+        def data_checksum(self, options, data_dir):
+            return "none"
+
+        def why_not(self, norm, info, options):
+            return None
+
+        def run(self, norm, options, context):
+            return Outcome({"top1": 0.5})
+
+    register_task(Nothing())
+"""
+"""A task that does nothing, so that what a run of it takes is the engine's."""
+
+
+def engine(few: int = 10, many: int = 60) -> Iterator[str]:
+    """What the engine adds to a run: wall seconds of a grid of do-nothing runs, one job, per further run."""
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = Path(folder, "nothing.py")
+        plugin.write_text(textwrap.dedent(NOTHING))
+        seconds = {}
+        for runs in (few, many):
+            config = Path(folder, f"{runs}.yaml")
+            config.write_text(json.dumps({"norms": ["bn"], "seeds": list(range(runs)), "tasks": {"nothing": {}}}))
+            arguments = [str(config), "--plugin", str(plugin), "--out", str(Path(folder, str(runs))), "--jobs", "1"]
+            seconds[runs] = _command("run", *arguments)[0]
+        yield f"engine: {many} do-nothing runs, one job, in {seconds[many]:.1f} s, {few} in {seconds[few]:.1f} s"
+        yield f"  {(seconds[many] - seconds[few]) / (many - few):.3f} s per run (its process included)"
+        again = _command("run", *arguments)[0]
+        yield f"  the same command again, nothing left to do: {again:.1f} s"
+
+
+def jobs() -> Iterator[str]:
+    """How much faster two jobs finish a grid of equal runs than one, one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"dataset": "fashion_mnist_mini", "model": "resnet8", "epochs": 1}
+        config = Path(folder, "jobs.yaml")
+        config.write_text(json.dumps({"norms": ["bn"], "seeds": list(range(6)), "tasks": {"classification": options}}))
+        one, two = (
+            _command("run", str(config), "--jobs", str(n), "--out", str(Path(folder, str(n))))[0] for n in (1, 2)
+        )
+        yield f"jobs: 6 equal runs, one job {one:.1f} s, two jobs {two:.1f} s: {one / two:.2f} x faster, start included"
+
+
+def scale(runs: int = 10_000) -> Iterator[str]:
+    """A dry run over 10,000 runs; loading 10,000 made-up records and rendering every table."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "large.yaml")
+        norms: list[Any] = [
+            "none",
+            "bn",
+            "in",
+            "ln",
+            {"gn": {"num_groups": 8}},
+            "pn",
+            {"bgn": {"num_groups": [1, 2, 4, 8]}},
+        ]
+        axes = {"learning_rate": [0.01 * k for k in range(1, 11)], "dataset": "fashion_mnist_mini", "model": "resnet8"}
+        config.write_text(json.dumps({"norms": norms, "seeds": "0-99", "tasks": {"classification": axes}}))
+        seconds = _command("run", str(config), "--dry-run", "--out", str(Path(folder, "dry")))[0]
+        yield f"scale: dry run of {len(norms) + 3} norms x 10 rates x 100 seeds = {runs:,} runs in {seconds:.1f} s"
+        out = Path(folder, "records")
+        for record in itertools.islice(_made_up_records(), runs):
+            write_record(out, record)
+        seconds, peak = _in_fresh_process(_load_and_render, str(out))
+        yield f"  {runs:,} records loaded and every table rendered in {seconds:.1f} s, {peak:.0f} MiB resident at most"
+
+
+def _made_up_records() -> Iterator[RunRecord]:
+    draw = random.Random(0)
+    norms = ["none", "bn", "in", "ln", "gn", "pn", "bgn", "mine", "yours", "theirs"]
+    names = ["top1", "top1_recalibrated", "val_top1", "train_top1", "test_loss", "composition_shift", "step_seconds"]
+    for seed in itertools.count():
+        for norm, rate, batch in itertools.product(norms, (0.03, 0.1, 0.3), (1, 2, 4, 16, 64)):
+            spec = RunSpec(
+                task="classification",
+                norm=norm,
+                norm_options={"eps": 1e-5},
+                task_options={"dataset": "made_up", "learning_rate": rate, "norm_batch_size": batch, "epochs": 20},
+                seed=seed,
+                norm_version="1",
+                task_version="1",
+                data_checksum="made up",
+                norm_label=norm,
+            )
+            yield RunRecord(
+                spec=spec,
+                status="ok",
+                metrics={name: draw.random() for name in names},
+                history=[{"epoch": e, "train_loss": draw.random(), "val_top1": draw.random()} for e in range(20)],
+                environment={"commit": "none", "torch": "none", "device": "cpu", "threads": 1},
+                evidence={"data": "synthetic", "budget": "reduced", "selection": "last epoch"},
+            )
+
+
+def _load_and_render(out: str) -> tuple[float, float]:
+    import results
+    from results import tables
+    from tasks.fit import _peak_rss
+
+    start = time.perf_counter()
+    frame = results.load(out)
+    tables.write_tables(tables.render_all(frame), Path(out, "tables"))
+    return time.perf_counter() - start, _peak_rss() / 2**20
+
+
+def _command(*arguments: str) -> tuple[float, str]:
+    """Wall seconds and output of a `run_suite.py` command, the interpreter's start included."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_suite.py"), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - start, done.stdout
+
+
+BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
+    "layers": layers,
+    "memory": memory,
+    "steps": steps,
+    "allocator": allocator,
+    "engine": engine,
+    "jobs": jobs,
+    "scale": scale,
+}
