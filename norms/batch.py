@@ -1,0 +1,257 @@
+"""Norms whose statistics cover the batch: bn and bgn.
+
+    bn    (N, H, W) per channel            Ioffe & Szegedy 2015, arXiv:1502.03167
+    bgn   (N, S) per group of S = C*H*W/G  Zhou et al. 2020, arXiv:2012.02782, "Batch Group Normalization"
+
+    y = (x - mean) / sqrt(var + eps) * weight_c + bias_c        biased variance
+
+Training uses the batch's statistics and moves running ones (unbiased variance, momentum 0.1); evaluation uses those.
+`situation(net, slices=K)` makes a batch K norm batches, slice k being x[k::K], computed in one call (norms.grouping).
+
+Axes: N sample, C channel, H W (any number of) spatial positions, G group, D = C*H*W, S = D / G.
+
+From memory of the BGN paper, not confirmed: that it keeps running statistics as BN does, and its table of G per batch
+size. Deliberate differences: `num_groups="auto"` takes a divisor of C, so that it never depends on the resolution; the
+table is continued to 1 image (G = 1) and beyond 128 (G = 512). Statistics are float32 or better for every input type.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.grouping import evaluate, normalize
+from norms.registry import Situation, register
+from norms.running import RunningStatistics
+from norms.situation import check_slices
+
+PAPER_GROUPS = {1: 1, 2: 1, 4: 2, 8: 16, 16: 64, 32: 128, 64: 256, 128: 512}
+"""Images per worker -> G on ImageNet, by the BGN paper (the entry for 1 is ours)."""
+
+
+def bgn_groups(norm_batch_size: int) -> int:
+    """The paper's G for a norm batch of this many images: the table's entry, or the next smaller one.
+
+    Raises:
+        ValueError: fewer than one image.
+    """
+    if norm_batch_size < 1:
+        raise ValueError(f"norm_batch_size={norm_batch_size}: a norm batch has at least 1 image")
+    return PAPER_GROUPS[max(size for size in PAPER_GROUPS if size <= norm_batch_size)]
+
+
+class _BatchStatistics(RunningStatistics):
+    """What bn and bgn share; bn is the case of one group per channel."""
+
+    situation: Situation = Situation()
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ):
+        super().__init__(num_groups, momentum, device, dtype)
+        if num_channels < 1:
+            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
+        if eps <= 0:
+            raise ValueError(f"eps={eps}: it must be positive")
+        self.num_channels, self.num_groups, self.eps = num_channels, num_groups, eps
+        for name, value in (("weight", 1.0), ("bias", 0.0)):
+            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
+            self.register_parameter(name, start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype.
+
+        Raises:
+            ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
+                statistic in training; bgn: a size that G does not divide, or that differs from training.
+        """
+        if x.dim() < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
+                f"given {tuple(x.shape)}"
+            )
+        self._check_size(x)
+        if not self.training:
+            return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_groups, self.eps)
+        slices = self.situation.slices
+        samples = check_slices(x, slices)
+        count = samples * math.prod(x.shape[1:]) // self.num_groups
+        if count < 2:
+            what = "channel" if self.num_groups == self.num_channels else "group"
+            raise ValueError(
+                f"Expected more than 1 value per {what} when training, given {count} from x of shape "
+                f"{tuple(x.shape)} in {slices} norm batch(es)"
+            )
+        self._trained_at(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        one_group_per_channel = slices == 1 and self.num_groups == self.num_channels
+        if one_group_per_channel and self.momentum is not None and self.running_mean.dtype == wide:
+            self.num_batches_tracked.add_(1)  # torch's kernel moves the other two
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, True, self.momentum, self.eps)
+        y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
+        self.track(mean, var)
+        return y
+
+    def _check_size(self, x: Tensor) -> None:
+        """Refuse a size that this layer can not serve."""
+
+    def _trained_at(self, x: Tensor) -> None:
+        """Note the size that the running statistics belong to."""
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+@register(
+    name="bn",
+    source="Ioffe & Szegedy 2015, arXiv:1502.03167",
+    mixes_samples=True,
+    keeps_stats=True,
+    slices_at_once=True,
+)
+class BatchNorm(_BatchStatistics):
+    """Batch normalization: mean and biased variance over samples and positions of each channel.
+
+        y = (x - mean_c) / sqrt(var_c + eps) * weight_c + bias_c
+
+    Equal to torch.nn.BatchNorm2d in outputs, gradients and buffers, for any number of spatial dimensions.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None: average of all batches.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: (forward, training) one value per channel.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, num_channels, eps, momentum, affine, device, dtype)
+
+
+@register(
+    name="bgn",
+    source="Zhou et al. 2020, arXiv:2012.02782",
+    mixes_samples=True,
+    keeps_stats=True,
+    slices_at_once=True,
+)
+class BatchGroupNorm(_BatchStatistics):
+    """Batch group normalization: statistics over the batch and over a group of a sample's D = C*H*W values.
+
+        xg = x as (N, G, S), channel-major      mean_g, var_g over (N, S), biased
+        y  = (xg - mean_g) / sqrt(var_g + eps), as (N, C, H, W), * weight_c + bias_c
+
+    G = C is exactly bn; a batch of one with G dividing C has gn's training output; G = 1 is ln pooled over the batch.
+    G > C cuts channels: the layer is then tied to the input size that it was trained at.
+
+    Args:
+        num_channels: C.
+        num_groups: G, taken exactly; "paper": `bgn_groups(norm_batch_size)`, taken exactly; "auto": the largest divisor
+            of C not above that.
+        norm_batch_size: images that share statistics; a run fills it in.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None: average of all batches.
+        affine: weight and bias per channel.
+
+    Attributes:
+        num_groups: the resolved G.
+        trained_size: the spatial size that running statistics belong to where G does not divide C, else None. Part of
+            the state_dict as extra state (a buffer would break compilation of the evaluation mode).
+
+    Raises:
+        ValueError: "auto" or "paper" without norm_batch_size, G < 1; (forward) D is not a multiple of G, fewer than two
+            values per statistic in training, a size other than the trained one where G does not divide C.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int | Literal["auto", "paper"] = "auto",
+        norm_batch_size: int | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if isinstance(num_groups, str):
+            if num_groups not in ("auto", "paper"):
+                raise ValueError(f'bgn: num_groups="{num_groups}": an integer, "auto" or "paper"')
+            if norm_batch_size is None:
+                raise ValueError(
+                    f'bgn: num_groups="{num_groups}" follows from the norm batch; give norm_batch_size (a run fills it '
+                    "in) or an integer num_groups"
+                )
+            rule = bgn_groups(norm_batch_size)
+            if num_groups == "auto":
+                rule = max(g for g in range(1, min(rule, max(num_channels, 1)) + 1) if num_channels % g == 0)
+            num_groups = rule
+        if num_groups < 1:
+            raise ValueError(f"bgn: num_groups={num_groups}: at least 1 is needed")
+        super().__init__(num_channels, num_groups, eps, momentum, affine, device, dtype)
+        self.norm_batch_size = norm_batch_size
+        self.trained_size: tuple[int, ...] | None = None
+
+    @property
+    def equivalent_to(self) -> str | None:
+        """The registered norm that this layer equals: "bn" where G = C, else None."""
+        return "bn" if self.num_groups == self.num_channels else None
+
+    def reset_running_stats(self) -> None:
+        """As after construction: mean 0, variance 1, no batch and no size seen."""
+        super().reset_running_stats()
+        self.trained_size = None
+
+    def get_extra_state(self) -> Tensor:
+        """The trained size as a tensor, empty for None, so that tools which expect tensors in a state_dict work."""
+        return torch.tensor(self.trained_size or (), dtype=torch.long)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.trained_size = tuple(state.tolist()) or None
+
+    def _check_size(self, x: Tensor) -> None:
+        values, size = math.prod(x.shape[1:]), tuple(x.shape[2:])
+        if values % self.num_groups:
+            valid = [g for i in range(1, math.isqrt(values) + 1) if values % i == 0 for g in (i, values // i)]
+            near = min(valid, key=lambda g: (abs(g - self.num_groups), g))
+            raise ValueError(
+                f"bgn: num_groups={self.num_groups} does not divide the {values} values of a sample "
+                f"{tuple(x.shape[1:])}; the nearest valid number is {near}"
+            )
+        if self.trained_size is not None and self.trained_size != size:
+            raise ValueError(
+                f"bgn: num_groups={self.num_groups} does not divide {self.num_channels} channels, so its running "
+                f"statistics belong to positions of the trained size {self.trained_size}; given {size}. "
+                "Call reset_running_stats() to start over at another size"
+            )
+
+    def _trained_at(self, x: Tensor) -> None:
+        if self.num_channels % self.num_groups:
+            self.trained_size = tuple(x.shape[2:])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_groups={self.num_groups}"

@@ -1,0 +1,253 @@
+"""Running statistics, shared by every norm that keeps them, and their re-estimation on fresh batches.
+
+Conventions are torch's: `running_mean`, `running_var` (unbiased) and `num_batches_tracked` are buffers, changed in
+place under no_grad; `momentum` is the weight of the new value and None means the average of all batches so far.
+Statistics of K norm batches that one forward computed at once move the buffers as if the batches had come one after
+the other:
+
+    r_K = (1 - m)^K r_0 + sum_j m (1 - m)^(K - 1 - j) s_j          momentum m
+    r_K = (n r_0 + sum_j s_j) / (n + K)                            momentum None, n batches before
+
+Difference to torch: the running statistics are float32 also where the parameters are created in a smaller type
+(`module.bfloat16()` still casts every buffer, as it does for torch's own layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.registry import norm_modules
+from norms.situation import check_slices, situation
+
+
+class RunningStatistics(nn.Module):
+    """A module with running mean and variance; a norm inherits from it and calls `track` in training.
+
+    Args:
+        size: number of statistics (channels for bn, groups for bgn).
+        momentum: weight of the new value in [0, 1]; None: the average of all batches so far.
+        device: where the buffers live.
+        dtype: of the parameters; the statistics take it where it is float32 or better, else float32.
+
+    Raises:
+        ValueError: a momentum outside [0, 1].
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        momentum: float | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum}: it is the weight of the new value, in [0, 1], or None")
+        self.momentum = momentum
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("running_mean", torch.zeros(size, device=device, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(size, device=device, dtype=dtype))
+        self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
+
+    def reset_running_stats(self) -> None:
+        """As after construction: mean 0, variance 1, no batch seen."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Take in the statistics of K norm batches, in order.
+
+        Args:
+            mean: (K, size) batch means.
+            var: (K, size) unbiased batch variances.
+        """
+        with torch.no_grad():
+            k = mean.shape[0]
+            self.num_batches_tracked.add_(k)
+            for running, new in ((self.running_mean, mean.detach()), (self.running_var, var.detach())):
+                if self.momentum is None:
+                    # on the device, without reading the counter: no synchronization, no graph break
+                    running.add_((new - running).sum(0).div_(self.num_batches_tracked))
+                    continue
+                kept = 1 - self.momentum
+                age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
+                weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
+                running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
+
+
+@dataclass
+class _Pool:
+    """Moments of all values seen so far, from the moments of each norm batch."""
+
+    count: int = 0
+    batches: int = 0
+    mean: Tensor | None = None
+    squares: Tensor | None = None  # sum of squared deviations from the mean
+
+    def add(self, mean: Tensor, var: Tensor, count: int) -> None:
+        # Chan, Golub and LeVeque: no difference of large sums
+        mean, var = (t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in (mean, var))
+        squares = var * max(count - 1, 0)
+        self.batches += 1
+        if self.mean is None or self.squares is None:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total = self.count + count
+        step = mean - self.mean
+        self.mean = self.mean + step * (count / total)
+        self.squares = self.squares + squares + step.square() * (self.count * count / total)
+        self.count = total
+
+
+def recalibrate(
+    net: nn.Module, batches: Iterable[Tensor], slices: int = 1, forward: Callable[[Tensor], Any] | None = None
+) -> None:
+    """Estimate the running statistics of every norm anew, from fresh batches and with fixed weights.
+
+    Moments are pooled: after it, `running_mean` and `running_var` are the mean and the unbiased variance of *all*
+    values that a statistic saw, as if they had been one sample (law of total variance):
+
+        n = sum_b m_b      mean = sum_b m_b mean_b / n
+        var = (sum_b (m_b - 1) var_b + sum_b m_b (mean_b - mean)^2) / (n - 1)
+
+    with m_b the values of norm batch b that enter one statistic. The alternative, momentum=None (what
+    `torch.optim.swa_utils.update_bn` does), averages var_b and so leaves out the variance between norm batches, which
+    is large where a norm batch is one or two images. The activations themselves still come from forwards that use each
+    norm batch's own statistics.
+
+    Norms that keep statistics are in training mode for its length, everything else is in evaluation mode: the estimate
+    is for the network that is evaluated, without dropout, and draws no random numbers. Modes and momentum are restored.
+    Nothing else is changed; if anything fails, the old statistics are back.
+
+    A norm of any class takes part if it has `reset_running_stats()` and `momentum` (weight of the new value). Pairs of
+    buffers `running_mean*`, `running_var*` are pooled; a norm without `momentum` or without such a pair is reset and
+    then estimates by its own rule.
+
+    Args:
+        net: holds norms built by `make_norm`; without one that keeps statistics nothing is forwarded.
+        batches: inputs (N, C, *), prepared as in training, on the network's device.
+        slices: norm batches in each of them: slice k is x[k::slices].
+        forward: called with each batch in place of `net`.
+
+    Raises:
+        ValueError: no batches, a batch that `slices` does not divide, a norm that declares statistics but has no
+            `reset_running_stats`.
+    """
+    norms = [(name, norm) for name, norm in norm_modules(net) if norm.norm_info.keeps_stats]  # type: ignore[union-attr]
+    if not norms:
+        return
+    for name, norm in norms:
+        if not callable(getattr(norm, "reset_running_stats", None)):
+            raise ValueError(f'norm "{name}" ({type(norm).__name__}) keeps statistics but has no reset_running_stats()')
+    modes = [(module, module.training) for module in net.modules()]
+    old = [(part, key, b, b.clone()) for _, n in norms for part in n.modules() for key, b in _buffers(part)]
+    extra = [
+        (part, part.get_extra_state())
+        for _, norm in norms
+        for part in norm.modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
+    pools: list[tuple[nn.Module, dict[str, _Pool]]] = []
+    momenta: list[tuple[Any, Any]] = []
+    try:
+        net.eval()
+        seen = 0
+        with torch.no_grad(), situation(net, slices=slices):
+            for _, norm in norms:
+                norm.train()
+                norm.reset_running_stats()  # type: ignore[operator]
+                momenta += [(part, part.momentum) for part in norm.modules() if hasattr(part, "momentum")]
+                pools.append((norm, {}))
+            for part, _ in momenta:
+                part.momentum = 1.0  # so that the buffers hold each norm batch's own statistics
+            with _observed(pools, slices):
+                for x in batches:
+                    check_slices(x, slices)
+                    (forward or net)(x)
+                    seen += 1
+        if not seen:
+            raise ValueError("recalibrate: no batches given, so there is nothing to estimate from")
+        for norm, pool in pools:
+            _write(norm, pool)
+    except BaseException:
+        for part, key, buffer, value in old:
+            part._buffers[key] = buffer
+            buffer.copy_(value)
+        for part, state in extra:
+            part.set_extra_state(state)
+        raise
+    finally:
+        for part, momentum in momenta:
+            part.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, b) for name, b in module._buffers.items() if b is not None]
+
+
+def _pairs(norm: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(path of the mean, mean, variance) of every pair of buffers running_mean*, running_var* inside a norm."""
+    buffers = dict(norm.named_buffers())
+    for path, mean in buffers.items():
+        head, _, last = path.rpartition(".")
+        if last.startswith("running_mean"):
+            twin = buffers.get(f"{head}.".lstrip(".") + last.replace("running_mean", "running_var", 1))
+            if twin is not None and twin.shape == mean.shape:
+                yield path, mean, twin
+
+
+@contextmanager
+def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> Iterator[None]:
+    """Within the block each norm is called once per norm batch, and its statistics are pooled after each call."""
+    before = [norm.__dict__.get("forward") for norm, _ in pools]
+    for norm, pool in pools:
+        norm.situation = replace(norm.situation, slices=1)  # type: ignore[type-var, assignment]
+        norm.__dict__.pop("forward", None)
+        if any(hasattr(part, "momentum") for part in norm.modules()):
+            norm.__dict__["forward"] = _Observer(norm, pool, slices)
+        elif slices > 1:
+            norm.__dict__["forward"] = _Observer(norm, None, slices)
+    try:
+        yield
+    finally:
+        for (norm, _), forward in zip(pools, before, strict=True):
+            norm.__dict__.pop("forward", None)
+            if forward is not None:
+                norm.__dict__["forward"] = forward
+
+
+class _Observer:
+    def __init__(self, norm: nn.Module, pool: dict[str, _Pool] | None, slices: int):
+        self.norm, self.forward, self.pool, self.slices = norm, norm.forward, pool, slices
+
+    def __call__(self, x: Tensor, **inputs: Any) -> Tensor:
+        parts = []
+        for k in range(self.slices):
+            part = x[k :: self.slices]
+            parts.append(self.forward(part, **inputs))
+            if self.pool is not None:
+                for path, mean, var in _pairs(self.norm):
+                    self.pool.setdefault(path, _Pool()).add(mean, var, part.numel() // mean.numel())
+        return parts[0] if self.slices == 1 else torch.stack(parts, dim=1).reshape(x.shape)
+
+
+def _write(norm: nn.Module, pools: dict[str, _Pool]) -> None:
+    for path, mean, var in _pairs(norm):
+        pool = pools.get(path)
+        if pool is None or pool.mean is None or pool.squares is None:
+            continue  # never forwarded (an unused branch), or a norm with a rule of its own
+        mean.copy_(pool.mean)
+        var.copy_(pool.squares / max(pool.count - 1, 1))

@@ -1,0 +1,256 @@
+"""Norms whose statistics cover one sample only: none, in, ln, gn, pn. Training and evaluation are the same.
+
+    none  nothing                                     the control: affine only
+    in    (H, W) per sample and channel               Ulyanov et al. 2016, arXiv:1607.08022
+    ln    (C, H, W) per sample                        Ba et al. 2016, arXiv:1607.06450
+    gn    (C/G, H, W) per sample, G groups            Wu & He 2018, arXiv:1803.08494
+    pn    C per sample and position                   Li et al. 2019, arXiv:1907.04312, "Positional Normalization"
+
+    y = (x - mean) / sqrt(var + eps) * weight_c + bias_c        biased variance (pn: unbiased)
+
+Axes: N sample, C channel, H W (any number of) spatial positions, G group. All affine parameters have shape (C,).
+
+Deliberate differences: ln's affine is per channel and not per element, as in the GN paper's comparison. pn has an
+affine, which the original has not by default; its moments go nowhere else (no moment shortcut). Inputs smaller than
+float32 are computed in float32 and cast back. Where one value alone would be normalized, which gives zero whatever the
+input, in, ln and gn raise a ValueError in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.registry import Situation, register
+
+
+class _PerSample(nn.Module):
+    """The shared shape: num_channels, eps, per-channel weight and bias (None without affine)."""
+
+    situation: Situation = Situation()
+
+    def __init__(
+        self, num_channels: int, eps: float, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ):
+        super().__init__()
+        if num_channels < 1:
+            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
+        if eps < 0:
+            raise ValueError(f"eps={eps}: it must not be negative")
+        self.num_channels, self.eps = num_channels, eps
+        for name, value in (("weight", 1.0), ("bias", 0.0)):
+            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
+            self.register_parameter(name, start)
+
+    def _check(self, x: Tensor, values: int) -> None:
+        """`values`: how many enter one statistic."""
+        if x.dim() < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
+                f"given {tuple(x.shape)}"
+            )
+        if values < 2:
+            raise ValueError(
+                f"{type(self).__name__}: more than one value per statistic is needed, given x of shape {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def _grouped(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group normalization of x (N, C, *) in float32 or better, cast back, memory format kept."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # torch's kernel for channels_last takes the variance as a difference of squares, which is lost at large means
+    given = x.to(wide).contiguous()
+    weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
+    y = F.group_norm(given, groups, weight, bias, eps).to(x.dtype)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last (2 spatial dimensions), channels_last_3d (3) where x is so and not contiguous; else contiguous."""
+    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dim and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
+
+
+@register(name="none", source="the control: no statistics, affine only", mixes_samples=False, keeps_stats=False)
+class NoNorm(_PerSample):
+    """y = x * weight_c + bias_c: what is left of a norm without its statistics.
+
+    Args:
+        num_channels: C.
+        affine: without it the output is a copy of x.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, 0.0, affine, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        self._check(x, 2)
+        if self.weight is None or self.bias is None:
+            return x.clone()  # an activation in place after it must not reach the norm's input, as with any other norm
+        shape = (-1, *[1] * (x.dim() - 2))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = torch.addcmul(self.bias.to(wide).view(shape), x.to(wide), self.weight.to(wide).view(shape))
+        return y.to(x.dtype)
+
+
+@register(
+    name="in",
+    source="Ulyanov et al. 2016, arXiv:1607.08022",
+    mixes_samples=False,
+    keeps_stats=False,
+)
+class InstanceNorm(_PerSample):
+    """Mean and biased variance over the positions of one channel of one sample.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: (forward) fewer than two positions, in training and in evaluation.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *), at least two positions -> the same shape and dtype."""
+        self._check(x, math.prod(x.shape[2:]))
+        return _grouped(x, self.num_channels, self.weight, self.bias, self.eps)
+
+
+@register(name="ln", source="Ba et al. 2016, arXiv:1607.06450", mixes_samples=False, keeps_stats=False)
+class LayerNorm(_PerSample):
+    """Mean and biased variance over all channels and positions of one sample; affine per channel.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: (forward) one channel and one position.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        self._check(x, math.prod(x.shape[1:]))
+        return _grouped(x, 1, self.weight, self.bias, self.eps)
+
+
+@register(name="gn", source="Wu & He 2018, arXiv:1803.08494", mixes_samples=False, keeps_stats=False)
+class GroupNorm(_PerSample):
+    """Mean and biased variance over the C/G channels of a group and all positions of one sample.
+
+    Args:
+        num_channels: C.
+        num_groups: G, a divisor of C.
+        eps: added to the variance.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: G does not divide C; (forward) one value per group.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int = 32,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+        if num_groups < 1 or num_channels % num_groups:
+            divisors = ", ".join(str(g) for g in range(1, num_channels + 1) if num_channels % g == 0)
+            raise ValueError(
+                f"gn: num_groups={num_groups} does not divide {num_channels} channels; allowed: {divisors}"
+            )
+        self.num_groups = num_groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        self._check(x, math.prod(x.shape[1:]) // self.num_groups)
+        return _grouped(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_groups={self.num_groups}"
+
+
+@register(name="pn", source="Li et al. 2019, arXiv:1907.04312", mixes_samples=False, keeps_stats=False)
+class PositionalNorm(_PerSample):
+    """Mean and *unbiased* variance over the channels at one position of one sample.
+
+    The official PyTorch code takes the unbiased variance, eps inside the root; so does this.
+
+    Args:
+        num_channels: C, at least 2.
+        eps: added to the variance.
+        affine: weight and bias per channel (by choice: the original has none by default).
+
+    Raises:
+        ValueError: one channel.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+        if num_channels < 2:
+            raise ValueError(f"pn: statistics over channels need at least 2 of them, given num_channels={num_channels}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        self._check(x, 2)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        centred = wide - wide.mean(dim=1, keepdim=True)
+        var = centred.square().sum(dim=1, keepdim=True) / (self.num_channels - 1)
+        y = centred * torch.rsqrt(var + self.eps)
+        if self.weight is not None and self.bias is not None:
+            shape = (-1, *[1] * (x.dim() - 2))
+            y = torch.addcmul(self.bias.to(y.dtype).view(shape), y, self.weight.to(y.dtype).view(shape))
+        return y.to(x.dtype)
