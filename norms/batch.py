@@ -48,6 +48,8 @@ class _BatchStatistics(RunningStatistics):
     """What bn and bgn share; bn is the case of one group per channel."""
 
     situation: Situation = Situation()
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,

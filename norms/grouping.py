@@ -149,13 +149,16 @@ def evaluate(
 ) -> Tensor:
     """Normalize x (N, C, *) by given statistics of size G. Returns y as x."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    stats = [mean.to(wide), var.to(wide)]
-    affine = [None if p is None else p.to(wide) for p in (weight, bias)]
-    if groups == x.shape[1]:
-        return F.batch_norm(x, *stats, *affine, False, 0.0, eps)
     blocks = Blocks.of(x, groups, 1)
-    mean, var, *affine = (None if p is None else blocks.spread(p[None]) for p in (*stats, *affine))  # type: ignore[assignment]
-    return blocks.back(F.batch_norm(blocks.view(x), mean, var, *affine, False, 0.0, eps))
+    per_channel = groups == x.shape[1]
+
+    def ready(p: Tensor) -> Tensor:
+        return p.to(wide) if per_channel else blocks.spread(p.to(wide)[None])
+
+    v = x if per_channel else blocks.view(x)
+    scale, shift = (None if p is None else ready(p) for p in (weight, bias))
+    y = F.batch_norm(v, ready(mean), ready(var), scale, shift, False, 0.0, eps)
+    return y if per_channel else blocks.back(y)
 
 
 def _ordinary(x: Tensor) -> bool:
@@ -196,11 +199,12 @@ class _Normalize(torch.autograd.Function):
         v = blocks.view(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         # given buffers of the wider type, torch computes moments in it; momentum 0 leaves them alone
-        buffers = [None, None] if wide == x.dtype else [x.new_zeros(v.shape[1], dtype=wide) for _ in range(2)]
-        means, variances = (blocks.split(m, blocks.groups) for m in torch.batch_norm_update_stats(v, *buffers, 0.0))
+        zero = None if wide == x.dtype else x.new_zeros(v.shape[1], dtype=wide)
+        moments = torch.batch_norm_update_stats(v, zero, zero, 0.0)
+        means, variances = (blocks.split(m, blocks.groups) for m in moments)
         mean = means.mean(dim=2)
         var = (variances + (means - mean[:, :, None]).square()).mean(dim=2)
-        del means, variances  # may be as large as one sample of each slice
+        del moments, means, variances  # may be as large as one sample of each slice
         scale, shift = (None if p is None else blocks.spread(p.to(wide)[None]) for p in (weight, bias))
         y = F.batch_norm(v, blocks.spread(mean), blocks.spread(var), scale, shift, False, 0.0, eps)
         return blocks.back(y), mean, var

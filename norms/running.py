@@ -214,7 +214,7 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     """Within the block each norm is called once per norm batch, and its statistics are pooled after each call."""
     before = [norm.__dict__.get("forward") for norm, _ in pools]
     for norm, pool in pools:
-        norm.situation = replace(norm.situation, slices=1)  # type: ignore[type-var, assignment]
+        norm.situation = replace(norm.situation, slices=1)  # type: ignore[type-var]
         norm.__dict__.pop("forward", None)
         if any(hasattr(part, "momentum") for part in norm.modules()):
             norm.__dict__["forward"] = _Observer(norm, pool, slices)

@@ -31,6 +31,8 @@ class _PerSample(nn.Module):
     """The shared shape: num_channels, eps, per-channel weight and bias (None without affine)."""
 
     situation: Situation = Situation()
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self, num_channels: int, eps: float, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
