@@ -1,0 +1,205 @@
+"""One task's runs, arranged: rows (norm and options) x blocks (settings) x seeds, and the cell of any of them.
+
+A block is one combination of the task options that vary. Runs without a norm batch (their norm does not mix samples)
+stand in the block of every norm batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from results import summary
+from results.frame import NORM_BATCH, distinct, is_nothing, metric_columns, natural
+from results.metrics import METRICS, Metric, metric_or_plain
+from results.render import Cell, Setting
+
+Block = tuple[Any, ...]
+Run = dict[str, Any]
+BATCH_COLUMN = f"option.{NORM_BATCH}"
+REASON_LENGTH = 100
+
+
+class Grid:
+    """One task's current runs.
+
+    Args:
+        df: a frame of `results.load` that holds one task.
+        reference: label or name of the norm that others are compared with; without such a norm nothing is compared.
+        always: an `option.<name>` column that counts as varying even with a single value.
+        ragged: a row without any run in a block is not expected there (instead of missing).
+
+    Attributes:
+        task: its name.
+        varying: the option columns with more than one value, in order; a block holds their values.
+        blocks: every block, in natural order.
+        rows: identities of rows, the reference first, then by label.
+        labels, norms: a row's printed label and its norm's name.
+        runs: (row, block) -> seed -> run.
+        repeats: rows whose runs stand in every norm batch.
+        seeds: block -> every seed that any row has there.
+        metrics: the measured metrics in the vocabulary's order.
+        fixed: (option, value) of the options with one value.
+        surplus: runs that a newer one of the same row, block and seed replaced.
+    """
+
+    def __init__(self, df: pd.DataFrame, reference: str, always: str | None = None, ragged: bool = False):
+        self.ragged = ragged
+        self.task = str(df["task"].iloc[0])
+        names = present_metrics(df)
+        self.metrics = [metric_or_plain(name) for name in names]
+        options = option_columns(df)
+        records = plain_records(df, [*FIELDS, *options, *names])
+        mixing = {r["row"] for r in records if r.get(BATCH_COLUMN) is not None}
+        for r in records:
+            r["repeats"] = bool(r["repeats"]) and BATCH_COLUMN in options and r["row"] not in mixing
+        values = {o: distinct(r[o] for r in records if o != BATCH_COLUMN or not r["repeats"]) for o in options}
+        self.varying = [o for o in options if len(values[o]) > 1 or o == always]
+        self.fixed: Setting = tuple(
+            (name, value_text(name, values[o][0]))
+            for o in options
+            if o not in self.varying and values[o] and values[o][0] is not None
+            for name in [o.removeprefix("option.")]
+        )
+        self._arrange(records)
+        self._name(records, reference)
+
+    def _arrange(self, records: list[Run]) -> None:
+        place = self.varying.index(BATCH_COLUMN) if BATCH_COLUMN in self.varying else None
+        batches: dict[Block, set[Any]] = defaultdict(set)  # norm batches by the rest of the block
+        for r in records:
+            if not r["repeats"] and place is not None:
+                batches[without(tuple(r[o] for o in self.varying), place)].add(r[BATCH_COLUMN])
+        anywhere = set().union(*batches.values())
+        self.runs: dict[tuple[str, Block], dict[int, Run]] = defaultdict(dict)
+        self.repeats: set[str] = set()
+        self.surplus = 0
+        for r in sorted(records, key=lambda r: (r["finished"], str(r["key"]))):
+            block = tuple(r[o] for o in self.varying)
+            homes = {block}
+            if r["repeats"] and place is not None:
+                rest = without(block, place)
+                homes = {(*rest[:place], v, *rest[place:]) for v in batches.get(rest) or anywhere}
+                self.repeats.add(r["row"])
+            self.surplus += any(r["seed"] in self.runs[r["row"], home] for home in homes)
+            for home in homes:
+                self.runs[r["row"], home][r["seed"]] = r
+        self.blocks = sorted({block for _, block in self.runs}, key=lambda b: tuple(natural(v) for v in b))
+        seeds: dict[Block, set[int]] = defaultdict(set)
+        for (_, block), runs in self.runs.items():
+            seeds[block] |= runs.keys()
+        self.seeds = {block: sorted(found) for block, found in seeds.items()}
+
+    def _name(self, records: list[Run], reference: str) -> None:
+        newest: dict[str, Run] = {}
+        for r in sorted(records, key=lambda r: (r["finished"], str(r["key"]))):
+            newest[r["row"]] = r
+        self.norms = {row: str(r["norm"]) for row, r in newest.items()}
+        self.labels = {row: str(r["norm_label"] or row) for row, r in newest.items()}
+        by_label: dict[str, list[str]] = defaultdict(list)
+        for row, label in self.labels.items():
+            by_label[label].append(row)
+        for label, rows in by_label.items():
+            if len(rows) > 1:  # two rows that people call by one name: the identity tells them apart
+                self.labels.update({row: label if row == label else f"{label} [{row}]" for row in rows})
+        named = [row for row in newest if self.labels[row] == reference]
+        named = named or [row for row in newest if self.norms[row] == reference]
+        self.reference = named[0] if len(named) == 1 else None
+        self.rows = sorted(newest, key=lambda row: (row != self.reference, natural(self.labels[row]), row))
+
+    def expects(self, row: str, block: Block) -> bool:
+        """Whether a table has a cell here (which may be a hole)."""
+        return (row, block) in self.runs or (block in self.seeds and not self.ragged)
+
+    def values(self, row: str, block: Block, metric: Metric) -> dict[int, float]:
+        """seed -> value, of the runs that ended well and hold one."""
+        runs = self.runs.get((row, block), {})
+        found = {seed: r.get(metric.name) for seed, r in runs.items() if r["status"] == "ok"}
+        return {seed: float(v) for seed, v in found.items() if v is not None}
+
+    def cell(self, row: str, block: Block, metric: Metric) -> Cell:
+        """The cell of a row, block and metric, compared with the reference, not yet marked."""
+        runs = self.runs.get((row, block), {})
+        own = self.values(row, block, metric)
+        count = {status: sum(r["status"] == status for r in runs.values()) for status in STATUSES}
+        mean, std, n, ci95 = summary.summarize(own.values())
+        reasons = {str(r["reason"]) for r in runs.values() if r["status"] in ("failed", "skipped")}
+        reason = reasons.pop() if len(reasons) == 1 else ""
+        same = {str(r["equals"] or "") for r in runs.values() if r["status"] == "ok"}
+        equals = same.pop() if len(same) == 1 else ""
+        cell = Cell(
+            mean=mean,
+            std=std,
+            n=n,
+            ci95=ci95,
+            diverged=count["diverged"],
+            failed=count["failed"],
+            skipped=count["skipped"],
+            missing=len(self.seeds[block]) - len(runs),
+            unmeasured=count["ok"] - n,
+            repeated=row in self.repeats,
+            equals="" if equals == self.norms[row] else equals,
+            reason=reason if len(reason) <= REASON_LENGTH else reason[: REASON_LENGTH - 1] + "…",
+        )
+        if self.reference in (None, row):
+            return cell
+        return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric)
+
+    def holes(self) -> tuple[dict[str, int], int]:
+        """How many runs ended how (missing ones included), and how many there are; repeated ones count once."""
+        count = dict.fromkeys((*STATUSES, "missing"), 0)
+        seen = set()
+        place = self.varying.index(BATCH_COLUMN) if BATCH_COLUMN in self.varying else None
+        for row in self.rows:
+            for block in self.blocks:
+                if not self.expects(row, block):
+                    continue
+                where = without(block, place) if row in self.repeats else block
+                runs = self.runs.get((row, block), {})
+                for seed in self.seeds[block]:
+                    if (row, where, seed) not in seen:
+                        seen.add((row, where, seed))
+                        count[runs[seed]["status"] if seed in runs else "missing"] += 1
+        return count, len(seen)
+
+
+STATUSES = ("ok", "diverged", "failed", "skipped")
+FIELDS = ("norm", "norm_label", "row", "seed", "status", "reason", "key", "equals", "data", "finished", "repeats")
+
+
+def current(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows of current versions."""
+    return df[~df["stale"].astype(bool)] if "stale" in df.columns else df
+
+
+def option_columns(df: pd.DataFrame) -> list[str]:
+    """The `option.<name>` columns that hold anything, in alphabetical order."""
+    return sorted(c for c in map(str, df.columns) if c.startswith("option.") and not df[c].isna().all())
+
+
+def present_metrics(df: pd.DataFrame) -> list[str]:
+    """The metrics that some run here measured: the vocabulary's in its order, then others by name."""
+    order = {name: i for i, name in enumerate(METRICS)}
+    found = [name for name in metric_columns(df) if df[name].notna().any()]
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+
+
+def plain_records(df: pd.DataFrame, columns: Sequence[str]) -> list[Run]:
+    """The frame's rows as mappings, with None for every kind of nothing."""
+    lists = [[None if is_nothing(v) else v for v in df[c].tolist()] for c in columns]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def value_text(option: str, value: Any) -> str:
+    """An option's value as printed in a heading."""
+    if value is None:
+        return "SGD batch" if option == NORM_BATCH else "none"
+    return str(value)
+
+
+def without(block: Block, place: int | None) -> Block:
+    """A block less one of its values."""
+    return block if place is None else (*block[:place], *block[place + 1 :])

@@ -1,0 +1,421 @@
+r"""A finished table and its formats: CSV, LaTeX, Markdown, plain text. Pure functions, apart from `write_tables`.
+
+Numbers are rounded here and nowhere else. CSV keeps full precision and base units.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from results.escape import escape_latex, escape_markdown, one_line
+from results.metrics import Metric, nearest
+
+FORMATS = ("csv", "latex", "markdown")
+LATEX_ROWS = 40
+"""A longer table is printed as several floats, so that each fits a page."""
+
+HOLES = ("diverged", "failed", "skipped", "missing", "unmeasured")
+NUMBERS = ("mean", "std", "ci95", "n", *HOLES, "difference", "difference_std", "difference_n", "p")
+"""A cell's columns in the tidy CSV."""
+
+Setting = tuple[tuple[str, str], ...]
+"""(option, value as text) pairs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one norm in one setting, seen through one metric.
+
+    Attributes:
+        mean: over the seeds that gave a value (base units); None if there is none.
+        std: sample standard deviation (n - 1); None for n < 2.
+        n: seeds that gave a value.
+        ci95: half the width of the 95 % t-interval; None for n < 2.
+        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that other norms have here.
+        unmeasured: runs that ended well but hold no value of this metric.
+        best, second: by the metric's direction, among the cells it stands with.
+        difference, difference_std, difference_n: to the reference norm, paired by seed.
+        p: exact two-sided sign-flip p value of the difference.
+        significant: p < 0.05 and the metric has a direction.
+        repeated: the same runs stand in every norm batch.
+        equals: name of a norm that this one is identical to here; "" if none.
+        reason: why runs failed or were skipped, where there is one common reason; or why there is no mean.
+    """
+
+    mean: float | None = None
+    std: float | None = None
+    n: int = 0
+    ci95: float | None = None
+    diverged: int = 0
+    failed: int = 0
+    skipped: int = 0
+    missing: int = 0
+    unmeasured: int = 0
+    best: bool = False
+    second: bool = False
+    difference: float | None = None
+    difference_std: float | None = None
+    difference_n: int = 0
+    p: float | None = None
+    significant: bool = False
+    repeated: bool = False
+    equals: str = ""
+    reason: str = ""
+
+    @property
+    def holes(self) -> dict[str, int]:
+        """The kinds of holes that this cell has, with their numbers."""
+        return {kind: getattr(self, kind) for kind in HOLES if getattr(self, kind)}
+
+    @property
+    def note(self) -> str:
+        """'diverged 1/3, missing 1/3', or '' without holes."""
+        total = self.n + sum(self.holes.values())
+        words = {"unmeasured": "without this metric"}
+        text = ", ".join(f"{words.get(kind, kind)} {count}/{total}" for kind, count in self.holes.items())
+        return f"{text} ({self.reason})" if text and self.reason else text or self.reason
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its metric, its heading, a heading over it and its neighbours, the options that it fixes."""
+
+    metric: Metric
+    title: str
+    over: str = ""
+    setting: Setting = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        label: its norm, as people call it.
+        cells: one per column; None where the column does not apply.
+        norm: the norm's registered name.
+        setting: the options that the row fixes.
+        group: heading over the rows of one setting; "" for none.
+        notes: footnotes at the label.
+        equals: the norm that it is identical to in every setting, printed behind the label.
+    """
+
+    label: str
+    cells: tuple[Cell | None, ...]
+    norm: str = ""
+    setting: Setting = ()
+    group: str = ""
+    notes: tuple[str, ...] = ()
+    equals: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is printed: `name` is the file's stem, `caption` a tuple of sentences, rows of one group stand together."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    caption: tuple[str, ...] = ()
+    task: str = ""
+    heading: str = "norm"
+    show_n: bool = True
+
+    @property
+    def usual_n(self) -> int:
+        """The commonest number of seeds in a cell (of two, the larger); cells with another one say so."""
+        counts = Counter(cell.n for row in self.rows for cell in row.cells if cell is not None and cell.n)
+        return max(counts, key=lambda n: (counts[n], n), default=0)
+
+
+@dataclass(frozen=True)
+class _Style:
+    escape: Callable[[str], str]
+    best: str
+    second: str
+    note: str
+    plus_minus: str
+    dash: str
+
+
+def to_csv(table: Table, wide: bool = False) -> str:
+    """The table as CSV in full precision and base units (fractions, seconds).
+
+    Args:
+        table: what to write.
+        wide: one line per row with mean, std and n of every column, instead of one line per cell with everything.
+    """
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    settings = [*(row.setting for row in table.rows), *(column.setting for column in table.columns)]
+    options = list(dict.fromkeys(name for setting in settings for name, _ in setting))
+    if wide:
+        fixed = [o for o in options if any(o == k for row in table.rows for k, _ in row.setting)]
+        names = [" ".join((c.metric.name, *(f"{k}={v}" for k, v in c.setting))) for c in table.columns]
+        write(["task", *fixed, table.heading, *(f"{name}{end}" for name in names for end in ("", " std", " n"))])
+        for row in table.rows:
+            numbers = [_number(v) for c in row.cells for v in ((c.mean, c.std, c.n) if c else (None, None, None))]
+            write([table.task, *(dict(row.setting).get(o, "") for o in fixed), row.label, *numbers])
+        return out.getvalue()
+    flags = ("best", "second", "repeated")
+    write(["table", "task", *options, table.heading, "metric", *NUMBERS, *flags, "equals"])
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            if cell is None:
+                continue
+            setting = dict((*row.setting, *column.setting))
+            place = [table.name, table.task, *(setting.get(o, "") for o in options), row.label, column.metric.name]
+            shown = [_number(getattr(cell, name)) for name in NUMBERS]
+            write([*place, *shown, *(int(getattr(cell, name)) for name in flags), cell.equals])
+    return out.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    r"""The table as one or more `table` floats: a fragment for \input; it needs the packages booktabs and graphicx."""
+    marked, notes = _texts(table, _LATEX)
+    groups: list[list[int]] = [[]]
+    for index, row in enumerate(table.rows):
+        if len(groups[-1]) >= LATEX_ROWS or (
+            groups[-1]
+            and row.group != table.rows[groups[-1][-1]].group
+            and len(groups[-1]) + sum(r.group == row.group for r in table.rows) > LATEX_ROWS
+        ):
+            groups.append([])
+        groups[-1].append(index)
+    width = len(table.columns)
+    head = []
+    if any(c.over for c in table.columns):
+        spans, rules, start = [], [], 2
+        for over, count in _runs([c.over for c in table.columns]):
+            spans.append(rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(over)}}}")
+            if over:
+                rules.append(rf"\cmidrule(lr){{{start}-{start + count - 1}}}")
+            start += count
+        head = [" & ".join(["", *spans]) + r" \\", "".join(rules)]
+    head.append(" & ".join(escape_latex(t) for t in (table.heading, *(c.title for c in table.columns))) + r" \\")
+    floats = []
+    for part, indices in enumerate(groups):
+        title = f"{table.title} (continued)" if part else table.title
+        caption = " ".join(table.caption) if not part else ""
+        body: list[str] = []
+        before = None
+        for index in indices:
+            row = table.rows[index]
+            if row.group and row.group != before:
+                body += [r"\midrule"] if before is not None else []
+                body.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{escape_latex(row.group)}}}}} \\")
+            before = row.group
+            body.append(" & ".join(marked[index]) + r" \\")
+        lines = [
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption[{escape_latex(title)}]{{{escape_latex(f'{title}. {caption}'.strip())}}}",
+            *([rf"\label{{tab:{_stem(table.name)}}}"] if not part else []),
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * width}}}",
+            r"\toprule",
+            *head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+        ]
+        if notes:
+            lines.append(r"\par\smallskip{\footnotesize " + "; ".join(notes) + r"\par}")
+        floats.append("\n".join([*lines, r"\end{table}"]))
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n\n".join(floats) + "\n"
+
+
+def latex_document(tables: Sequence[Table]) -> str:
+    """A complete LaTeX document of all tables; pdflatex compiles it as it is."""
+    parts = [f"{to_latex(table)}\\clearpage" for table in tables]
+    return "\n".join(
+        [
+            r"\documentclass{article}",
+            r"\usepackage[margin=15mm]{geometry}",
+            r"\usepackage{booktabs,graphicx}",
+            r"\begin{document}",
+            *(parts or ["No tables."]),
+            r"\end{document}",
+            "",
+        ]
+    )
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown (pipes), its caption as a list below it."""
+    lines = [f"### {escape_markdown(table.title)}", ""]
+    grid, notes = _grid(table, _MARKDOWN)
+    widths = [max(3, *(len(line[i]) for line in grid)) for i in range(len(grid[0]))]
+    for number, line in enumerate(grid):
+        padded = [
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(padded)} |")
+        if number == 0:
+            rule = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+            lines.append(f"| {' | '.join(rule)} |")
+    lines += ["", *(f"- {escape_markdown(sentence)}" for sentence in table.caption), *(f"- {note}" for note in notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_text(table: Table, width: int | None = None) -> str:
+    """The table for a terminal: aligned columns, the best as *x*, the second as _x_.
+
+    Args:
+        table: what to print.
+        width: characters of a line; columns that do not fit follow below, their rows labelled again. None: no limit.
+    """
+    grid, notes = _grid(table, _TEXT)
+    widths = [max((len(line[i]) for line in grid if any(line[1:])), default=0) for i in range(len(grid[0]))]
+    parts: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        if width is not None and parts[-1] and widths[0] + sum(widths[j] + 2 for j in (*parts[-1], i)) > width:
+            parts.append([])
+        parts[-1].append(i)
+    lines = [table.title]
+    for part in parts:
+        lines.append("")
+        for number, line in enumerate(grid):
+            if number and not any(line[1:]):  # the heading of a group
+                lines += ["", line[0]]
+                continue
+            lines.append("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in part)]).rstrip())
+            if not number:
+                lines.append("  ".join("-" * widths[i] for i in (0, *part)))
+    if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
+        notes = ["Here the best is *so*, the second _so_.", *notes]
+    return "\n".join([*lines, "", *table.caption, *notes]).rstrip() + "\n"
+
+
+def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write every table in every format; each file is replaced in one step.
+
+    Files, by format: csv: NAME.csv (one line per cell), NAME_wide.csv; latex: NAME.tex (for \\input) and
+    all_tables.tex (a document); markdown: NAME.md and all_tables.md.
+
+    Raises:
+        ValueError: unknown format (with the nearest), or two tables of one name. Nothing is written then.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f'unknown format "{name}"; formats: {", ".join(FORMATS)}{nearest(name, FORMATS)}')
+    stems = [_stem(table.name) for table in tables]
+    twice = [stem for stem, count in Counter((*stems, "all_tables")).items() if count > 1]
+    if twice:
+        raise ValueError(f"several tables would be written to {', '.join(twice)}; give them different names")
+    texts: dict[str, str] = {}
+    for stem, table in zip(stems, tables, strict=True):
+        if "csv" in formats:
+            texts[f"{stem}.csv"] = to_csv(table)
+            texts[f"{stem}_wide.csv"] = to_csv(table, wide=True)
+        if "latex" in formats:
+            texts[f"{stem}.tex"] = to_latex(table)
+        if "markdown" in formats:
+            texts[f"{stem}.md"] = to_markdown(table)
+    if "latex" in formats:
+        texts["all_tables.tex"] = latex_document(tables)
+    if "markdown" in formats:
+        texts["all_tables.md"] = "\n".join(to_markdown(table) for table in tables)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        temporary = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="")
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return [folder / name for name in texts]
+
+
+_LATEX = _Style(escape_latex, r"\textbf{%s}", r"\underline{%s}", r"\textsuperscript{%s}", r" $\pm$ ", "---")
+_MARKDOWN = _Style(escape_markdown, "**%s**", "<ins>%s</ins>", "<sup>%s</sup>", " ± ", "—")
+_TEXT = _Style(one_line, "*%s*", "_%s_", "[%s]", " ± ", "—")
+
+
+def _texts(table: Table, style: _Style) -> tuple[list[list[str]], list[str]]:
+    """Label and cells of every row as text, and the notes that their letters stand for."""
+    letters: dict[str, str] = {}
+
+    def letter(note: str) -> str:
+        return style.note % letters.setdefault(note, _letter(len(letters)))
+
+    rows: list[list[str]] = []
+    usual_n = table.usual_n if table.show_n else 0
+    for row in table.rows:
+        label = f"{row.label} = {row.equals}" if row.equals else row.label
+        texts = [style.escape(label) + "".join(letter(note) for note in row.notes)]
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            texts.append("" if cell is None else _cell_text(row, column.metric, cell, usual_n, style, letter))
+        rows.append(texts)
+    return rows, [f"{style.note % short} {style.escape(note)}" for note, short in letters.items()]
+
+
+def _cell_text(row: Row, metric: Metric, cell: Cell, usual_n: int, style: _Style, letter: Callable[[str], str]) -> str:
+    text = style.dash
+    if cell.mean is not None:
+        text = style.escape(metric.text(cell.mean))
+        if cell.std or (cell.std == 0 and metric.higher_is_better is not None):  # a count that never varies needs no ±
+            text += style.plus_minus + style.escape(metric.text(cell.std))
+        text = style.best % text if cell.best else style.second % text if cell.second else text
+        text += style.escape("†") if cell.significant else ""
+        # where a footnote counts the holes, n is what they leave
+        text += f" (n={cell.n})" if usual_n not in (0, cell.n, cell.n + sum(cell.holes.values())) else ""
+        text += f" = {style.escape(cell.equals)}" if cell.equals and cell.equals != row.equals else ""
+    return text + (letter(cell.note) if cell.note else "")
+
+
+def _grid(table: Table, style: _Style) -> tuple[list[list[str]], list[str]]:
+    rows, notes = _texts(table, style)
+    over = [f"{c.over}: {c.title}" if c.over and c.over != b else c.title for c, b in _with_before(table.columns)]
+    grid = [[style.escape(t) for t in (table.heading, *over)]]
+    before = ""
+    for row, texts in zip(table.rows, rows, strict=True):
+        if row.group and row.group != before:
+            grid.append([style.escape(row.group), *[""] * len(table.columns)])
+        before = row.group
+        grid.append(texts)
+    return grid, notes
+
+
+def _with_before(columns: Sequence[Column]) -> list[tuple[Column, str]]:
+    return list(zip(columns, ["", *(c.over for c in columns)], strict=False))
+
+
+def _runs(values: Sequence[str]) -> list[tuple[str, int]]:
+    """Neighbours that are equal, counted: aab -> (a, 2), (b, 1)."""
+    result: list[tuple[str, int]] = []
+    for value in values:
+        if result and result[-1][0] == value:
+            result[-1] = (value, result[-1][1] + 1)
+        else:
+            result.append((value, 1))
+    return result
+
+
+def _letter(index: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa: as spreadsheets count columns."""
+    text = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        text = chr(ord("a") + rest) + text
+    return text
+
+
+def _number(value: float | int | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "table"

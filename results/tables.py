@@ -1,0 +1,438 @@
+"""DataFrame -> comparison tables. Pure functions of a frame made by `results.load`; the formats are in results.render.
+
+What holds in every table:
+- A cell is the mean over seeds, with the sample standard deviation (n - 1). Nothing is averaged over settings.
+- Holes are never hidden: diverged, failed, skipped and missing runs are counted at the cell. A seed is missing where
+  another norm has it in the same setting.
+- The best mean is bold, the next distinct one underlined, by the metric's direction; equal means tie. A cell with
+  diverged or failed runs is never marked, since its mean is that of the runs which survived.
+- Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
+  of comparisons. It can not fall below 2 / 2^n, so five seeds or fewer never carry a mark.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from results import selection, summary
+from results.frame import ENVIRONMENT, NORM_BATCH, distinct, natural
+from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
+from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
+from results.render import (
+    FORMATS,
+    Cell,
+    Column,
+    Row,
+    Setting,
+    Table,
+    latex_document,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_text,
+    write_tables,
+)
+from results.selection import select
+
+__all__ = [
+    "FORMATS",
+    "Table",
+    "latex_document",
+    "overall_table",
+    "render_all",
+    "select",
+    "sweep_table",
+    "task_table",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "to_text",
+    "write_tables",
+]
+
+REFERENCE = "bn"
+AUTO_SWEEPS = (NORM_BATCH, "batch_size", "learning_rate")
+RANK = Metric("average_rank", "average rank", "", False, 2, description="Mean rank over settings; 1 is best.")
+REPEATED = "does not mix samples: the same runs stand in every norm batch"
+
+
+def render_all(
+    df: pd.DataFrame,
+    select: str | None = None,
+    metrics: Sequence[str] | None = None,
+    sweep: str | Sequence[str] | None = None,
+    reference: str = REFERENCE,
+) -> list[Table]:
+    """Every table that a frame supports: per task one table and its sweeps, then the overall ranking.
+
+    Args:
+        df: from `results.load`, or a part of it.
+        select: a task option; each norm's value is chosen by validation on seeds that the tables then leave out.
+        metrics: columns of the task tables and subjects of the sweeps; None: all, and the task's primary metric.
+        sweep: task or norm options that become columns; None: norm batch, SGD batch and learning rate where they vary.
+        reference: label or name of the norm that others are compared with.
+
+    Raises:
+        ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
+    """
+    df = current(df)
+    if df.empty:
+        raise ValueError("no runs to tabulate")
+    measured = present_metrics(df)
+    for name in metrics or ():
+        if name not in measured:
+            metric(name)  # a known metric that no run here measured is another mistake than an unknown one
+            raise ValueError(f'no run here measured "{name}"; measured: {", ".join(measured) or "nothing"}')
+    asked = [sweep] if isinstance(sweep, str) else list(sweep or ())
+    for option in asked:
+        _sweepable(df, option)
+    if select is not None:
+        df = selection.select(df, select)
+    result: list[Table] = []
+    for task in distinct(df["task"]):
+        part = df[df["task"] == task]
+        grid = Grid(part, reference)
+        names = [m for m in grid.metrics if metrics is None or m.name in metrics]
+        if names or metrics is None:
+            result.append(_task_table(grid, part, names))
+        swept = [o for o in asked if _options_of(part, o)]
+        if sweep is None:
+            swept = [o for o in AUTO_SWEEPS if f"option.{o}" in grid.varying]
+        primary = primary_metric(task, present_metrics(part))
+        subjects = [m.name for m in names] if metrics is not None else [primary] if primary else []
+        result += [sweep_table(part, option, name, reference) for option in swept for name in subjects]
+    return [*result, overall_table(df, reference)]
+
+
+def task_table(df: pd.DataFrame, metrics: Sequence[str] | None = None, reference: str = REFERENCE) -> Table:
+    """Norms by metrics, one group of rows per setting (combination of the options that vary). `df`: one task's runs.
+
+    Raises:
+        ValueError: no runs, runs of several tasks, or an unknown metric (with the nearest).
+    """
+    df = _one_task(df)
+    grid = Grid(df, reference)
+    return _task_table(grid, df, grid.metrics if metrics is None else [_subject(df, name) for name in metrics])
+
+
+def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, reference: str = REFERENCE) -> Table:
+    """Norms by the values of one option, for one metric; a group of rows per setting of the other options that vary.
+
+    Args:
+        df: one task's runs.
+        option: a task option (with "learning_rate" this is the sensitivity table), or a norm option such as
+            "num_groups": then the norms that have it take part, and their rows are told apart by the others.
+        metric_name: None: the task's primary metric.
+        reference: as in `render_all`.
+
+    Raises:
+        ValueError: no runs, runs of several tasks, an unknown option or metric (with the nearest).
+    """
+    df = _one_task(df)
+    _sweepable(df, option)
+    task = str(df["task"].iloc[0])
+    name = metric_name or primary_metric(task, present_metrics(df))
+    if name is None:
+        raise ValueError(f'task "{task}" has no metric with a direction; name one of {", ".join(present_metrics(df))}')
+    subject = _subject(df, name)
+    column = f"option.{option}"
+    of_norm = column not in option_columns(df)
+    if of_norm:
+        df = _norm_option_as_option(df, option)
+    grid = Grid(df, reference, always=column, ragged=of_norm)
+    place = grid.varying.index(column)
+    values = list(dict.fromkeys(v for v in distinct(block[place] for block in grid.blocks)))
+    columns = tuple(Column(subject, value_text(option, v), option, ((option, value_text(option, v)),)) for v in values)
+    others = [*grid.varying[:place], *grid.varying[place + 1 :]]
+    rows: list[Row] = []
+    for group in dict.fromkeys(without(block, place) for block in grid.blocks):
+        blocks = [(*group[:place], v, *group[place:]) for v in values]
+        here = [row for row in grid.rows if any((row, block) in grid.runs for block in blocks)]
+        cells = [[grid.cell(row, b, subject) if grid.expects(row, b) else None for b in blocks] for row in here]
+        rows += _rows(grid, here, cells, [subject] * len(blocks), _setting(others, group), _kinds(grid, blocks))
+    title = f"{task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
+    caption = _caption(grid, df, rows)
+    return Table(f"{task}_by_{option}_{name}", title, columns, _hoist_equals(rows), caption, task)
+
+
+def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
+    """Average rank of every norm over task x setting blocks, by each task's primary metric; a column per task too.
+
+    Ranks as `summary.rank`. An average is given only to norms with a result in every block of a column, and they are
+    ranked against each other only: all averages of a column are over the same blocks and against the same rivals.
+
+    Raises:
+        ValueError: no runs.
+    """
+    df = current(df)
+    if df.empty:
+        raise ValueError("no runs to tabulate")
+    grids: list[tuple[Grid, Metric]] = []
+    unranked = []
+    for task in distinct(df["task"]):
+        part = df[df["task"] == task]
+        name = primary_metric(task, present_metrics(part))
+        if name is None:
+            unranked.append(task)
+        else:
+            grids.append((Grid(part, reference), METRICS[name]))
+    norms = {grid.labels[row]: grid.norms[row] for grid, _ in grids for row in grid.rows}
+    first = {label for grid, _ in grids for label in [grid.labels.get(str(grid.reference))] if label}
+    labels = sorted(norms, key=lambda label: (label not in first, natural(label)))
+    blocks: dict[str, list[dict[str, Cell]]] = {
+        grid.task: [{grid.labels[row]: grid.cell(row, block, subject) for row in grid.rows} for block in grid.blocks]
+        for grid, subject in grids
+    }
+    directions = {grid.task: subject for grid, subject in grids}
+    parts = {"all tasks": list(blocks)} if len(blocks) != 1 else {}
+    parts |= {task: [task] for task in blocks}
+    columns, cells = [], []
+    for name, tasks in parts.items():
+        entries = [(directions[task], block) for task in tasks for block in blocks[task]]
+        columns.append(Column(RANK, f"{name} ({len(entries)} setting{'s' if len(entries) != 1 else ''})"))
+        cells.append(_average_ranks(labels, entries))
+    same = {
+        label: {b[label].equals for entries in blocks.values() for b in entries if label in b and b[label].n}
+        for label in labels
+    }
+    rows = tuple(
+        Row(label, tuple(c[i] for c in cells), norms[label], equals=same[label].pop() if len(same[label]) == 1 else "")
+        for i, label in enumerate(labels)
+    )
+    caption = [
+        "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
+        f"Ranked by {', '.join(f'{subject.title} in {grid.task}' for grid, subject in grids) or 'nothing'}, "
+        "each norm by its mean over seeds.",
+        "Cells with diverged or failed runs rank behind all others.",
+        "A norm without a result in some block of a column has no average there, and the others are ranked without it.",
+        *([f"Without a metric to rank by: {', '.join(unranked)}."] if unranked else []),
+        *_story(df),
+    ]
+    return Table("overall", "Overall: average rank", tuple(columns), rows, tuple(caption), show_n=False)
+
+
+def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[str, Cell]]]) -> list[Cell | None]:
+    """One cell per label: the mean rank over the blocks (metric, label -> cell), n = blocks."""
+    lacking = {
+        label: sum(label not in block or not summary.has_result(block[label]) for _, block in entries)
+        for label in labels
+    }
+    complete = [label for label in labels if not lacking[label]]
+    ranks = [summary.rank({label: block[label] for label in complete}, subject) for subject, block in entries]
+    result: list[Cell | None] = []
+    for label in labels:
+        if lacking[label]:
+            result.append(Cell(reason=f"no result in {lacking[label]} of {len(entries)} settings"))
+            continue
+        if len(complete) < 2:
+            result.append(Cell(reason="no other norm has a result in every setting"))
+            continue
+        mean, std, n, ci95 = summary.summarize(rank[label] for rank in ranks)
+        result.append(Cell(mean=mean, std=std, n=n, ci95=ci95))
+    return summary.mark(result, RANK)
+
+
+def _task_table(grid: Grid, df: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
+    rows: list[Row] = []
+    for block in grid.blocks:
+        cells = [[grid.cell(row, block, subject) for subject in metrics] for row in grid.rows]
+        rows += _rows(grid, grid.rows, cells, metrics, _setting(grid.varying, block), _kinds(grid, [block]))
+    columns = tuple(Column(subject, subject.heading) for subject in metrics)
+    return Table(grid.task, grid.task, columns, _hoist_equals(rows), _caption(grid, df, rows), grid.task)
+
+
+def _rows(
+    grid: Grid,
+    names: Sequence[str],
+    cells: Sequence[Sequence[Cell | None]],
+    metrics: Sequence[Metric],
+    setting: Setting,
+    kinds: set[str],
+) -> list[Row]:
+    """The rows of one group, each column's best and second marked."""
+    marked = [summary.mark([line[i] for line in cells], subject) for i, subject in enumerate(metrics)]
+    heading = ", ".join(f"{k}={v}" for k, v in setting)
+    if heading and len(kinds) == 1 and len(_kinds(grid, grid.blocks)) > 1:
+        heading += f" [{next(iter(kinds))} data]"
+    return [
+        Row(
+            label=grid.labels[name],
+            cells=tuple(column[i] for column in marked),
+            norm=grid.norms[name],
+            setting=setting,
+            group=heading,
+            notes=(REPEATED,) if name in grid.repeats else (),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _hoist_equals(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Where a row's norm is identical to another in every cell of the table that has a mean, its label says so."""
+    same: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        same[row.label] |= {cell.equals for cell in row.cells if cell is not None and cell.mean is not None}
+    return tuple(replace(row, equals=next(iter(same[row.label]))) if len(same[row.label]) == 1 else row for row in rows)
+
+
+def _setting(options: Sequence[str], block: Block) -> Setting:
+    names = [o.removeprefix("option.") for o in options]
+    return tuple((name, value_text(name, value)) for name, value in zip(names, block, strict=True))
+
+
+def _kinds(grid: Grid, blocks: Iterable[Block]) -> set[str]:
+    """Kinds of data ("real", "synthetic") of the runs in these blocks."""
+    inside = set(blocks)
+    found = {str(r["data"] or "") for (_, b), runs in grid.runs.items() if b in inside for r in runs.values()}
+    return found - {""}
+
+
+def _caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    usual = Table("", "", (), tuple(rows)).usual_n
+    lines = []
+    seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
+    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
+    lines.append(f"Values: {spread}; n = {usual} unless given; seeds {_list(seeds)}.")
+    count, total = grid.holes()
+    lines.append(
+        f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
+        f"{count['skipped']} skipped, {count['missing']} missing."
+    )
+    if any(c.best for c in cells):
+        lines.append(
+            "Best mean bold, second underlined, in each group and column; cells with diverged or failed runs are not "
+            "eligible."
+        )
+    if grid.reference is not None and len(grid.rows) > 1:
+        pairs = max((c.difference_n for c in cells), default=0)
+        name = grid.labels[grid.reference]
+        if any(c.significant for c in cells):
+            lines.append(
+                f"† differs from {name}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, not "
+                "corrected for the number of comparisons."
+            )
+        elif pairs > summary.MOST_FLIPS:
+            lines.append(f"No test against {name}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs.")
+        elif pairs and 2 / 2**pairs >= summary.SIGNIFICANT:
+            lines.append(
+                f"No significance marks: with {pairs} paired seed{'s' if pairs > 1 else ''} the exact sign-flip p can "
+                f"not fall below {2 / 2**pairs:.3g}."
+            )
+        elif pairs:
+            lines.append(f"No cell differs from {name} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed).")
+    if grid.surplus:
+        lines.append(
+            f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
+        )
+    if grid.fixed:
+        lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
+    return (*lines, *_chosen(grid, df), *_story(df))
+
+
+def _chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
+    """What was selected, by which seeds, and what each norm got."""
+    story = df.attrs.get("selected", {}).get(grid.task)
+    if story is None:
+        return []
+    option = story["option"]
+    got: dict[str, list[Any]] = {}
+    for row in grid.rows:
+        part = df[df["row"] == row]
+        got[grid.labels[row]] = distinct(part[f"selected.{option}"].tolist())
+    texts = [
+        f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
+    ]
+    return [
+        f"{option} selected per norm and setting by {story['metric']} on seeds {_list(story['seeds'])}; reported on "
+        f"seeds {_list(story['reported'])}. Selected: {'; '.join(texts)}."
+    ]
+
+
+def _story(df: pd.DataFrame) -> list[str]:
+    """Evidence class, selection rule, what cells differ in, what was left out."""
+    words = {column: _words(df, column) for column in ("data", "budget", "selection")}
+    lines = [
+        f"Evidence: {words['data']} data, {words['budget']} budget; reported checkpoint: {words['selection']}.",
+    ]
+    differing = []
+    for column in ENVIRONMENT:
+        values = distinct(df[column].tolist()) if column in df.columns else []
+        if len(values) > 1:
+            shown = [str(v)[:12] if column == "commit" else str(v) for v in values if v is not None]
+            shown += ["not recorded"] if None in values else []
+            differing.append(f"{column} ({', '.join(shown)})")
+    if differing:
+        lines.append(f"Cells differ in: {'; '.join(differing)}.")
+    tasks = set(df["task"])
+    stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
+    if stale:
+        shown = [f"{place} {n}" for place, n in sorted(stale.items())]
+        lines.append(f"Left out, of older versions: {stale.total()} records ({', '.join(shown)}).")
+    damaged = len(df.attrs.get("damaged", ()))
+    if damaged:
+        lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")
+    return lines
+
+
+def _words(df: pd.DataFrame, column: str) -> str:
+    values = (
+        [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
+    )
+    return " and ".join(values) or "unrecorded"
+
+
+def _list(seeds: Sequence[int]) -> str:
+    """0-4 for neighbours, else 0, 2, 5."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _one_task(df: pd.DataFrame) -> pd.DataFrame:
+    df = current(df)
+    tasks = distinct(df["task"]) if len(df) else []
+    if len(tasks) != 1:
+        raise ValueError(f"a frame of one task is needed; this one has {', '.join(tasks) or 'no runs'}")
+    return df
+
+
+def _subject(df: pd.DataFrame, name: str) -> Metric:
+    return metric_or_plain(name) if name in present_metrics(df) else metric(name)
+
+
+def _options_of(df: pd.DataFrame, option: str) -> list[str]:
+    """The columns, of a task option or else of a norm option, that hold this option's values."""
+    columns = [c for c in (f"option.{option}", f"norm.{option}") if c in df.columns]
+    return [c for c in columns if not df[c].isna().all()][:1]
+
+
+def _sweepable(df: pd.DataFrame, option: str) -> None:
+    if not _options_of(df, option):
+        columns = [c for c in map(str, df.columns) if c.startswith(("option.", "norm.")) and not df[c].isna().all()]
+        known = list(dict.fromkeys(c.partition(".")[2] for c in columns))
+        raise ValueError(f'unknown option "{option}"; options: {", ".join(known)}{nearest(option, known)}')
+
+
+def _norm_option_as_option(df: pd.DataFrame, option: str) -> pd.DataFrame:
+    """The runs whose norm has this option, with it among the settings and no longer in the rows' identity."""
+    column = f"norm.{option}"
+    attrs = df.attrs
+    df = df[df[column].notna()].copy()
+    others = [c for c in map(str, df.columns) if c.startswith("norm.") and c != column]
+    varying = [
+        c for c in others if c != f"norm.{NORM_BATCH}" and any(len(distinct(g)) > 1 for _, g in df.groupby("norm")[c])
+    ]
+    identity = []
+    for norm, values in zip(df["norm"].tolist(), df[varying].astype(object).values.tolist(), strict=True):
+        pairs = [f"{c.partition('.')[2]}={v}" for c, v in zip(varying, values, strict=True) if not pd.isna(v)]
+        identity.append(f"{norm}({', '.join(pairs)})" if pairs else str(norm))
+    df["row"] = df["norm_label"] = identity
+    df[f"option.{option}"] = df[column]
+    df.attrs = attrs
+    return df
