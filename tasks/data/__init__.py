@@ -6,18 +6,40 @@ prepare("cifar10", data_dir)                       # the only call that download
 """
 
 from tasks.data.batches import AUGMENTATIONS, augment, normalize, ordered_batches, shuffled_batches
-from tasks.data.catalog import checksum, dataset_names, load
+from tasks.data.catalog import (
+    DatasetInfo,
+    checksum,
+    dataset_info,
+    dataset_names,
+    domain_names,
+    is_prepared,
+    load,
+    load_domains,
+    open_folder,
+    prepare,
+)
+from tasks.data.folders import FolderData, FolderImages, loaded_batches
 from tasks.data.images import ImageData, Split
 
 __all__ = [
     "AUGMENTATIONS",
+    "DatasetInfo",
+    "FolderData",
+    "FolderImages",
     "ImageData",
     "Split",
     "augment",
     "checksum",
+    "dataset_info",
     "dataset_names",
+    "domain_names",
+    "is_prepared",
     "load",
+    "load_domains",
+    "loaded_batches",
     "normalize",
+    "open_folder",
     "ordered_batches",
+    "prepare",
     "shuffled_batches",
 ]

@@ -1,4 +1,8 @@
-"""Names of data sets -> what they are and how they are loaded."""
+"""Names of data sets -> what they are, whether they are here, and how they are loaded.
+
+Three kinds of names: built-in sets (files in this package), torchvision's sets (downloaded by `prepare`), and folders
+of images (`folder:PATH`, and `imagenet`, whose folder is named when it is prepared).
+"""
 
 from __future__ import annotations
 
@@ -10,64 +14,244 @@ from pathlib import Path
 from typing import Any
 
 from norms.registry import nearest
-from tasks.data import fashion, glyphs
+from tasks.data import digits, fashion, folders, glyphs
+from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
+from tasks.data.prepared import read_manifest, read_set
 from tasks.data.store import builtin_digest
+
+FOLDER = "folder:"
+FOLDER_SIZE = 64  # side in pixels of a prepared folder's images, unless said otherwise
+IMAGENET_SIZE = 224
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `data list` shows.
+
+    Args:
+        name, title: as for `load`, and for tables.
+        kind: "real" or "synthetic".
+        num_classes, image_shape: as loaded; None where they depend on the folder.
+        sizes: images by part; for a downloaded set "train" still includes what becomes val.
+        domains: names for `load_domains`; empty for most.
+        builtin: part of the repository.
+        how: how to prepare it; empty for a built-in set.
+        licence: as its publishers state it.
+    """
+
+    name: str
+    title: str
+    kind: str
+    num_classes: int | None
+    image_shape: tuple[int, int, int] | None
+    sizes: dict[str, int]
+    domains: tuple[str, ...]
+    builtin: bool
+    how: str
+    licence: str
 
 
 @dataclass(frozen=True)
 class _Builtin:
+    info: DatasetInfo
     file: str
     rule: int  # raised when the same file is cut into parts in another way: it enters the checksum
     load: Callable[..., ImageData]
 
 
+def _builtin(
+    name: str,
+    title: str,
+    kind: str,
+    num_classes: int,
+    channels: int,
+    sizes: dict[str, int],
+    licence: str,
+    domains: tuple[str, ...] = (),
+) -> DatasetInfo:
+    return DatasetInfo(name, title, kind, num_classes, (channels, 32, 32), sizes, domains, True, "", licence)
+
+
 _BUILTIN = {
-    "fashion_mnist_mini": _Builtin(fashion.FILE, 1, fashion.load_fashion_mnist_mini),
-    "glyphs": _Builtin(glyphs.FILE, 1, glyphs.load_glyphs),
+    "fashion_mnist_mini": _Builtin(
+        _builtin("fashion_mnist_mini", fashion.TITLE, "real", 10, 1, fashion.SIZES, "MIT"),
+        fashion.FILE,
+        1,
+        fashion.load_fashion_mnist_mini,
+    ),
+    "digits": _Builtin(
+        _builtin(
+            "digits",
+            "Digits in four domains",
+            "real and synthetic",
+            10,
+            3,
+            digits.SIZES,
+            "CC BY-SA 3.0, CC BY 4.0, CC BY 2.0, fonts' licences",
+            digits.DOMAINS,
+        ),
+        digits.FILE,
+        1,
+        digits.load_digits,
+    ),
+    "glyphs": _Builtin(
+        _builtin("glyphs", glyphs.TITLE, "synthetic", glyphs.NUM_CLASSES, 1, glyphs.SIZES, "fonts' licences"),
+        glyphs.FILE,
+        1,
+        glyphs.load_glyphs,
+    ),
 }
 
 
 def dataset_names() -> list[str]:
-    """Every name that `load` or `load_domains` knows; any `folder:PATH` is one more."""
-    return list(_BUILTIN)
+    """Every fixed name; any `folder:PATH` is one more."""
+    return [*_BUILTIN, *DOWNLOADS, "imagenet"]
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """What is known of a data set without reading it. Raises ValueError with the nearest name for an unknown one."""
+    _check_name(name)
+    if name in _BUILTIN:
+        return _BUILTIN[name].info
+    how = f"python run_suite.py data prepare {name}"
+    if name in DOWNLOADS:
+        d = DOWNLOADS[name]
+        return DatasetInfo(name, d.title, "real", d.num_classes, d.image_shape, d.sizes, (), False, how, d.licence)
+    if name == "imagenet":
+        how, licence = f"{how} --source FOLDER (with train/ and val/; not downloaded)", "non-commercial research only"
+        return DatasetInfo(name, "ImageNet", "real", None, None, {}, (), False, how, licence)
+    return DatasetInfo(name, Path(name[len(FOLDER) :]).name, "real", None, None, {}, (), False, how, "its owner's")
+
+
+def is_prepared(name: str, data_dir: Path) -> bool:
+    """Whether `load` would find the set: always for built-in ones; files are not verified here."""
+    _check_name(name)
+    return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
+
+
+def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None) -> None:
+    """Download or decode a data set into `data_dir`; nothing to do where that has been done. Nothing else downloads.
+
+    Args:
+        name: one of `dataset_names()` or `folder:PATH`.
+        data_dir: made if missing.
+        source: the folder of `imagenet`.
+        size: side of a folder's images in pixels (default: 64, and 224 for imagenet).
+
+    Raises:
+        ValueError: unknown name, failed download, unsupported folder, damaged image, `source` or `size` where they do
+            not apply, or a set that is prepared with another size already.
+    """
+    _check_name(name)
+    if source is not None and name != "imagenet":
+        raise ValueError(f'data set "{name}" takes no source; only imagenet does')
+    if size is not None and (name in _BUILTIN or name in DOWNLOADS):
+        raise ValueError(f'data set "{name}" takes no size; only folders and imagenet do')
+    if is_prepared(name, data_dir):
+        if size is not None and read_manifest(name, data_dir, _folder(name))["size"] != size:
+            raise ValueError(
+                f'data set "{name}" is prepared with another size; delete {data_dir / _folder(name)} first'
+            )
+        return
+    if name in DOWNLOADS:
+        prepare_download(name, data_dir)
+        return
+    if name == "imagenet" and source is None:
+        raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
+    root = source if source is not None else Path(name[len(FOLDER) :])
+    folders.prepare_folder(
+        name, root, data_dir, _folder(name), size or (IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE)
+    )
 
 
 def load(name: str, data_dir: Path, **options: Any) -> ImageData:
-    """A data set with its train, val and test parts, as uint8 tensors on the CPU.
+    """A data set with its train, val and test parts, as uint8 tensors on the CPU, verified against its checksums.
 
     Args:
-        name: one of `dataset_names()`.
+        name: one of `dataset_names()` or `folder:PATH`.
         data_dir: folder of prepared data sets; built-in ones do not use it.
-        options: `classes` (keep the first K classes) for every set, and what the set's own loader names.
+        options: `classes` (keep the first K classes) for every set; `domain` for sets with domains; `split`,
+            `test_family` and `val_family` for glyphs.
 
     Raises:
         ValueError: unknown name or option (with the nearest), a value out of range, damaged files.
-        NotPrepared: the set is not on this machine.
+        NotPrepared: the set is not on this machine; nothing replaces it.
     """
-    entry = _entry(name)
-    _check_options(name, entry.load, options)
-    return entry.load(checksum(name, data_dir), **options)
-
-
-def checksum(name: str, data_dir: Path) -> str:
-    """Identity of a data set: its files and the rule that cuts them. Reads declared digests only, no data."""
-    entry = _entry(name)
-    return hashlib.sha256(f"{builtin_digest(entry.file)}/{entry.rule}".encode()).hexdigest()[:16]
-
-
-def _entry(name: str) -> _Builtin:
-    if name not in _BUILTIN:
-        raise ValueError(
-            f'unknown data set "{name}"; allowed: {", ".join(dataset_names())}{nearest(name, dataset_names())}'
-        )
-    return _BUILTIN[name]
-
-
-def _check_options(name: str, loader: Callable[..., ImageData], options: dict[str, Any]) -> None:
+    _check_name(name)
+    loader = _BUILTIN[name].load if name in _BUILTIN else _load_prepared
     known = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             raise ValueError(
                 f'data set "{name}": unknown option "{option}"; allowed: {", ".join(known)}{nearest(option, known)}'
             )
+    if name in _BUILTIN:
+        return loader(checksum(name, data_dir), **options)
+    return loader(name, data_dir, **options)
+
+
+def load_domains(name: str, data_dir: Path, *, classes: int | None = None) -> dict[str, ImageData]:
+    """Every domain of a data set, each with its own parts, in the set's order; all have one image shape.
+
+    Raises:
+        As `load`; ValueError for a set without domains.
+    """
+    return {d: load(name, data_dir, domain=d, classes=classes) for d in domain_names(name, data_dir)}
+
+
+def domain_names(name: str, data_dir: Path) -> tuple[str, ...]:
+    """The domains of a data set, without reading its images. Raises as `load_domains`."""
+    _check_name(name)
+    if name in _BUILTIN:
+        domains = _BUILTIN[name].info.domains
+    else:
+        domains = tuple(d for d in read_manifest(name, data_dir, _folder(name))["domains"] if d)
+    if not domains:
+        raise ValueError(f'data set "{name}" has no domains; digits has, and a folder of the form root/domain/class/*')
+    return domains
+
+
+def open_folder(name: str, data_dir: Path) -> folders.FolderData:
+    """A folder too large for memory (ImageNet), decoded while it is read; batches by `loaded_batches`.
+
+    Raises:
+        NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`.
+    """
+    _check_name(name)
+    if name in _BUILTIN or name in DOWNLOADS:
+        raise ValueError(f'data set "{name}" is not a folder of images: use load')
+    return folders.open_folder(name, data_dir, _folder(name))
+
+
+def checksum(name: str, data_dir: Path) -> str:
+    """Identity of a data set: its files and the rule that cuts them. Reads declared digests only, no data.
+
+    Raises:
+        ValueError: unknown name. NotPrepared: the set is not on this machine.
+    """
+    _check_name(name)
+    if name in _BUILTIN:
+        entry = _BUILTIN[name]
+        return hashlib.sha256(f"{builtin_digest(entry.file)}/{entry.rule}".encode()).hexdigest()[:16]
+    return str(read_manifest(name, data_dir, _folder(name))["checksum"])
+
+
+def _load_prepared(name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None) -> ImageData:
+    return read_set(name, data_dir, _folder(name), domain=domain, classes=classes)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith(FOLDER) and len(name) > len(FOLDER):
+        return
+    names = dataset_names()
+    if name not in names:
+        raise ValueError(f'unknown data set "{name}"; allowed: {", ".join(names)}, folder:PATH{nearest(name, names)}')
+
+
+def _folder(name: str) -> str:
+    """The folder of a prepared set below data_dir. A path is hashed, so that two folders of one name do not meet."""
+    if not name.startswith(FOLDER):
+        return name
+    root = Path(name[len(FOLDER) :]).resolve()
+    return f"folder-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"

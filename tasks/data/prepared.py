@@ -1,0 +1,157 @@
+"""The cache of prepared data sets: decoded once by `data prepare`, then read as verified uint8 arrays.
+
+One folder per set, data_dir/<folder>/: `manifest.json` and plain .npy files, one per domain, part and field. A set
+without domains has the one domain "". The manifest declares the sha256 of every file. It is written into a temporary
+folder that is renamed when complete, so an interrupted preparation leaves nothing that could be taken for a data set.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from norms.registry import nearest
+from tasks.base import NotPrepared
+from tasks.data.images import ImageData, Split, channel_moments, make_data
+
+FORMAT = 1  # raised when the same source is cut or decoded in another way: it enters the checksum
+PARTS = ("train", "val", "test")
+Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+"""part -> (images uint8 (N, C, H, W), labels (N,))"""
+
+
+@contextmanager
+def new_folder(data_dir: Path, folder: str) -> Iterator[Path]:
+    """A temporary folder that becomes data_dir/folder when the block ends well, and is removed when it does not."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)  # mkdtemp's own mode would hide shared data from other users
+        try:
+            temporary.rename(data_dir / folder)
+        except OSError:
+            # another process may have finished the same set first; anything else is an error
+            if not (data_dir / folder / "manifest.json").exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_set(folder: Path, facts: dict[str, Any], domains: dict[str, Parts]) -> None:
+    """Write the arrays and the manifest. facts: what ImageData needs beside the arrays, as JSON values."""
+    files, moments = {}, {}
+    for index, (domain, parts) in enumerate(domains.items()):
+        for part in PARTS:
+            images, labels = parts[part]
+            for field, array in (("images", images), ("labels", labels.astype(np.int64))):
+                path = folder / f"{index}_{part}_{field}.npy"
+                np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+                files[path.name] = _digest(path)
+        moments[domain] = channel_moments(torch.from_numpy(parts["train"][0]))
+    write_manifest(folder, {**facts, "domains": list(domains), "moments": moments}, files)
+
+
+def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, str]) -> None:
+    """manifest.json: the facts, the digests of `files`, and the checksum over both digests and format."""
+    checksum = hashlib.sha256(json.dumps([FORMAT, files], sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps({**facts, "format": FORMAT, "files": files, "checksum": checksum}, indent=1)
+    (folder / "manifest.json").write_text(text)
+
+
+def read_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
+    """What a prepared set's manifest says.
+
+    Raises:
+        NotPrepared: there is none; the message names the command.
+        ValueError: it can not be read, or an older version of this code wrote it.
+    """
+    path = data_dir / folder / "manifest.json"
+    try:
+        modified = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        raise NotPrepared(
+            f'data set "{name}" is not prepared in {data_dir}: run `python run_suite.py data prepare {name}`'
+        ) from None
+    return _manifest(path, modified)
+
+
+def read_set(
+    name: str, data_dir: Path, folder: str, *, domain: str | None = None, classes: int | None = None
+) -> ImageData:
+    """One domain of a prepared set, every byte verified.
+
+    Raises:
+        NotPrepared: as read_manifest. ValueError: damaged files, or `domain` is missing, unknown or not applicable.
+    """
+    manifest = read_manifest(name, data_dir, folder)
+    if "index.json" in manifest["files"]:
+        raise ValueError(
+            f'data set "{name}" is too large to be held in memory; tasks.data.open_folder decodes it lazily'
+        )
+    domains: list[str] = manifest["domains"]
+    if domain is None and domains != [""]:
+        raise ValueError(
+            f'data set "{name}" has domains; give domain= one of {", ".join(domains)}, or use load_domains'
+        )
+    if domain is not None and (domain not in domains or domains == [""]):
+        allowed = ", ".join(domains) or "none, it has no domains"
+        raise ValueError(f'data set "{name}": unknown domain "{domain}"; allowed: {allowed}{nearest(domain, domains)}')
+    index = domains.index(domain or "")
+    parts = {}
+    for part in PARTS:
+        arrays = []
+        for field in ("images", "labels"):
+            file = f"{index}_{part}_{field}.npy"
+            path = data_dir / folder / file
+            if not path.exists() or _digest(path) != manifest["files"].get(file):
+                raise ValueError(
+                    f"{path}: damaged or missing; delete {path.parent} and run "
+                    f"`python run_suite.py data prepare {name}` again"
+                )
+            arrays.append(torch.from_numpy(np.load(path, allow_pickle=False)))
+        parts[part] = Split(*arrays)
+    return make_data(
+        f"{name}/{domain}" if domain else name,
+        manifest["title"],
+        parts,
+        kind=manifest["kind"],
+        checksum=manifest["checksum"],
+        num_classes=manifest["num_classes"],
+        classes=classes,
+        class_names=manifest["class_names"],
+        disjoint_classes=manifest["disjoint_classes"],
+        moments=manifest["moments"][domain or ""],
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _manifest(path: Path, modified: int) -> dict[str, Any]:
+    # `modified` is part of the cache's key: a plan of 10,000 runs asks for the same file 10,000 times
+    try:
+        manifest = json.loads(path.read_text())
+        current = manifest["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); delete {path.parent} and prepare the data set again") from error
+    if not current:
+        raise ValueError(
+            f"{path}: written as format {manifest['format']}, this is format {FORMAT}; delete {path.parent} "
+            "and prepare the data set again"
+        )
+    return dict(manifest)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
