@@ -77,7 +77,7 @@ def load_history(folder: str | Path, strict: bool = False, stale: bool = False) 
     if not stale:
         df = df[~df["stale"]]
     runs = df[keep].to_dict("records")
-    history = {record.spec.key: record.history for _, record in records}
+    history = {key: record.history for _, key, record in records}
     rows = [
         {**run, **({} if "epoch" in entry else {"epoch": epoch}), **{k: v for k, v in entry.items() if k not in keep}}
         for run in runs
@@ -108,7 +108,7 @@ def is_nothing(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
-def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, RunRecord]], dict[str, Any]]:
+def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f'"{folder}" is not a folder; give the --out folder of a run')
@@ -121,12 +121,13 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, RunRecord]
         try:
             record = read_record(file)
             spec = record.spec
-            if (spec.task, spec.norm, spec.key) != (file.parts[-4], file.parts[-3], file.parts[-2]):
-                raise RecordError(f"{file}: holds the record of another run ({spec.task}/{spec.norm}/{spec.key})")
+            key = spec.key
+            if (spec.task, spec.norm, key) != file.parts[-4:-1]:
+                raise RecordError(f"{file}: holds the record of another run ({spec.task}/{spec.norm}/{key})")
             taken = sorted(n for n in record.metrics if n in FIXED or n.startswith(PREFIXES))
             if taken:
                 raise RecordError(f"{file}: a metric can not be named {', '.join(taken)}: a column has that name")
-            records.append((file, record))
+            records.append((file, key, record))
         except RecordError as error:
             damaged.append(str(error))
     if damaged and strict:
@@ -134,8 +135,8 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, RunRecord]
     return records, {"folder": str(folder), "damaged": damaged}
 
 
-def _frame(records: list[tuple[Path, RunRecord]]) -> pd.DataFrame:
-    rows = [_row(file, record) for file, record in records]
+def _frame(records: list[tuple[Path, str, RunRecord]]) -> pd.DataFrame:
+    rows = [_row(file, key, record) for file, key, record in records]
     _mark_stale(rows)
     names = dict.fromkeys(FIXED)
     for row in rows:
@@ -160,7 +161,7 @@ def _frame(records: list[tuple[Path, RunRecord]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _row(file: Path, record: RunRecord) -> dict[str, Any]:
+def _row(file: Path, key: str, record: RunRecord) -> dict[str, Any]:
     spec, environment, evidence = record.spec, dict(record.environment), dict(record.evidence)
     label = spec.norm_label or _label(spec.norm, spec.norm_options)
     # A setting field counts as part of the row only where a person gave it, which shows in the label.
@@ -173,7 +174,7 @@ def _row(file: Path, record: RunRecord) -> dict[str, Any]:
         "seed": spec.seed,
         "status": record.status,
         "reason": record.reason,
-        "key": spec.key,
+        "key": key,
         **{name: getattr(spec, name) for name in VERSIONS},
         **{f"option.{k}": _plain(v) for k, v in spec.task_options.items()},
         **{f"norm.{k}": _plain(v) for k, v in spec.norm_options.items()},
@@ -201,13 +202,12 @@ def _mark_stale(rows: list[dict[str, Any]]) -> None:
     )
     for version, group in steps:
         newest: dict[Hashable, tuple[datetime, str]] = {}
-        fresh = [row for row in rows if not row["stale"]]
-        for row in fresh:
+        fresh = [(row, group(row)) for row in rows if not row["stale"]]
+        for row, place in fresh:
             candidate = (row["finished"], row[version])
-            place = group(row)
             newest[place] = max(newest.get(place, candidate), candidate)
-        for row in fresh:
-            row["stale"] = row[version] != newest[group(row)][1]
+        for row, place in fresh:
+            row["stale"] = row[version] != newest[place][1]
 
 
 def _setting(row: Mapping[str, Any]) -> Hashable:
@@ -240,4 +240,4 @@ def _finished(given: Any, file: Path) -> datetime:
 
 def distinct(values: Iterable[Any]) -> list[Any]:
     """The different values in natural order, nothing (None, NaN) last."""
-    return sorted({None if is_nothing(v) else v for v in values}, key=natural)
+    return sorted({None if is_nothing(v) else v for v in set(values)}, key=natural)

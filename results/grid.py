@@ -189,7 +189,10 @@ def present_metrics(df: pd.DataFrame) -> list[str]:
 
 def plain_records(df: pd.DataFrame, columns: Sequence[str]) -> list[Run]:
     """The frame's rows as mappings, with None for every kind of nothing."""
-    lists = [[None if is_nothing(v) else v for v in df[c].tolist()] for c in columns]
+    lists = [df[c].tolist() for c in columns]
+    for i, c in enumerate(columns):
+        if df[c].isna().any():
+            lists[i] = [None if is_nothing(v) else v for v in lists[i]]
     return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 

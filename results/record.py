@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -91,12 +91,14 @@ class RunRecord(BaseModel):
     artifacts: list[str] = Field(default_factory=list)
     schema_: int = Field(default=SCHEMA, alias="schema")
 
-    @field_validator("history", mode="before")
+    @field_validator("history")
     @classmethod
-    def _finite_or_null(cls, rows: Any) -> Any:
-        return [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
-        ]
+    def _finite_or_null(
+        cls, rows: list[dict[str, float | None]], info: ValidationInfo
+    ) -> list[dict[str, float | None]]:
+        if info.mode == "json":  # written by us, so done already; a grid's histories are most of what is read
+            return rows
+        return [{k: None if v is None or not math.isfinite(v) else v for k, v in row.items()} for row in rows]
 
     @field_validator("schema_")
     @classmethod

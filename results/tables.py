@@ -361,14 +361,20 @@ def _story(df: pd.DataFrame) -> list[str]:
         f"Evidence: {words['data']} data, {words['budget']} budget; reported checkpoint: {words['selection']}.",
     ]
     differing = []
+    measured = df[df["status"].isin(["ok", "diverged"])]  # a skip has no surroundings
     for column in ENVIRONMENT:
-        values = distinct(df[column].tolist()) if column in df.columns else []
+        values = distinct(measured[column].tolist()) if column in df.columns else []
         if len(values) > 1:
             shown = [str(v)[:12] if column == "commit" else str(v) for v in values if v is not None]
             shown += ["not recorded"] if None in values else []
             differing.append(f"{column} ({', '.join(shown)})")
     if differing:
         lines.append(f"Cells differ in: {'; '.join(differing)}.")
+    if "evidence.constant_output" in df.columns:
+        constant = Counter(df["norm_label"][df["evidence.constant_output"].eq(True)].tolist())
+        if constant:
+            shown = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
+            lines.append(f"Runs whose network gives one constant output: {shown}.")
     tasks = set(df["task"])
     stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
     if stale:
