@@ -17,6 +17,7 @@ another's shapes and yet all show the same kind of shapes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -157,10 +158,12 @@ def rebuild_digits() -> dict[str, np.ndarray]:
     }
 
 
-def font_views() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 32, 32), digits (N,) and face indices (N,), uint8: VIEWS random affine views of every face's digit."""
+def font_views(only: Sequence[str] = FACES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (N, 32, 32), digits (N,) and face indices (N,), uint8: VIEWS random affine views of each face's digits."""
     images, labels, faces = [], [], []
     for index, face in enumerate(FACES):
+        if face not in only:
+            continue
         for digit in "0123456789":
             # a face is enlarged until its digits are as high as MNIST's, whatever its em means
             zero = draw(face, "0", 100)

@@ -51,7 +51,7 @@ class Download:
 
 
 def _source(kind: str, root: Path, **options: Any) -> Any:
-    """A torchvision data set, downloaded if it is not in `root`. Imported here: runs that load a cache do not need it."""
+    """A torchvision data set, downloaded if not in `root`. Imported here: what loads a cache does not need it."""
     import torchvision
 
     return getattr(torchvision.datasets, kind)(str(root), download=True, **options)

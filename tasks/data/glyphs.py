@@ -117,16 +117,17 @@ def rebuild_glyphs() -> dict[str, np.ndarray]:
             drawn[character] = found
     ordered = sorted(drawn, key=lambda c: (-len(drawn[c]), c))
     means = np.stack([np.mean(list(drawn[c].values()), axis=0, dtype=np.float64).ravel() for c in ordered])
+    alike = relative_distances(means) <= LOOK_ALIKE
     seen: set[bytes] = set()
     kept: list[int] = []
     for k, character in enumerate(ordered):
-        new = {face: glyph for face, glyph in drawn[character].items() if glyph.tobytes() not in seen}
-        if len(new) < FEWEST_FACES or looks_like(means[k], means[kept]):
+        # by content, so that two faces of one class that agree (obliques of a round letter) count once
+        new = {glyph.tobytes(): face for face, glyph in reversed(drawn[character].items())}
+        faces = sorted(face for content, face in new.items() if content not in seen)
+        if len(faces) < FEWEST_FACES or alike[k, kept].any():
             continue
-        # two faces of one class may agree too (the obliques of a round letter): one of them is enough
-        first_of = {glyph.tobytes(): face for face, glyph in reversed(new.items())}
-        drawn[character] = {face: glyph for face, glyph in new.items() if first_of[glyph.tobytes()] == face}
-        seen.update(first_of)
+        drawn[character] = {face: drawn[character][face] for face in faces}
+        seen.update(new)
         kept.append(k)
     characters = [ordered[k] for k in kept]
     return {
@@ -137,10 +138,11 @@ def rebuild_glyphs() -> dict[str, np.ndarray]:
     }
 
 
-def looks_like(mean: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a mean image (P,) is within LOOK_ALIKE of one of `others` (N, P)."""
-    sums = (mean**2).sum() + (others**2).sum(axis=1)
-    return bool((((others - mean) ** 2).sum(axis=1) <= LOOK_ALIKE * sums).any())
+def relative_distances(means: np.ndarray) -> np.ndarray:
+    """Squared distances of images (N, P) over the sums of their squared norms: (N, N), from 0 to 2."""
+    norms = (means**2).sum(axis=1)
+    sums = norms[:, None] + norms
+    return (sums - 2 * means @ means.T) / sums
 
 
 def _check_families(test_family: str, val_family: str) -> None:
