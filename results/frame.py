@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,12 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
     """
     records, attrs = _read(folder, strict)
-    df = _frame(records)
-    attrs["stale"] = dict(Counter((df["task"] + " / " + df["norm"])[df["stale"]]))
-    if not stale:
-        df = df[~df["stale"]].reset_index(drop=True)
-    df.attrs.update(attrs, records=len(df))
-    return df
+    return _current(_frame(records), attrs, stale)
+
+
+def from_records(records: Iterable[RunRecord], stale: bool = False) -> pd.DataFrame:
+    """The frame of `load`, of records in memory; where they do not name their end, the last given counts as newest."""
+    return _current(_frame([(None, record.spec.key, record) for record in records]), {"damaged": []}, stale)
 
 
 def load_history(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
@@ -108,6 +108,14 @@ def is_nothing(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
+def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFrame:
+    attrs["stale"] = dict(Counter((df["task"] + " / " + df["norm"])[df["stale"]])) if len(df) else {}
+    if not stale:
+        df = df[~df["stale"]].reset_index(drop=True)
+    df.attrs.update(attrs, records=len(df))
+    return df
+
+
 def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
@@ -135,8 +143,8 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRe
     return records, {"folder": str(folder), "damaged": damaged}
 
 
-def _frame(records: list[tuple[Path, str, RunRecord]]) -> pd.DataFrame:
-    rows = [_row(file, key, record) for file, key, record in records]
+def _frame(records: Sequence[tuple[Path | None, str, RunRecord]]) -> pd.DataFrame:
+    rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
     _mark_stale(rows)
     names = dict.fromkeys(FIXED)
     for row in rows:
@@ -161,7 +169,7 @@ def _frame(records: list[tuple[Path, str, RunRecord]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _row(file: Path, key: str, record: RunRecord) -> dict[str, Any]:
+def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[str, Any]:
     spec, environment, evidence = record.spec, dict(record.environment), dict(record.evidence)
     label = spec.norm_label or _label(spec.norm, spec.norm_options)
     # A setting field counts as part of the row only where a person gave it, which shows in the label.
@@ -181,7 +189,7 @@ def _row(file: Path, key: str, record: RunRecord) -> dict[str, Any]:
         **(record.metrics if record.status == "ok" else {}),
         **{name: str(evidence.pop(name, None) or "") for name in EVIDENCE},
         **{f"evidence.{k}": _plain(v) for k, v in evidence.items()},
-        "finished": _finished(environment.pop("finished", None), file),
+        "finished": _finished(environment.pop("finished", None), file, number),
         **{name: _plain(environment.pop(name, None)) for name in ENVIRONMENT},
         **{f"environment.{k}": _plain(v) for k, v in environment.items()},
         "seconds": record.seconds,
@@ -189,7 +197,7 @@ def _row(file: Path, key: str, record: RunRecord) -> dict[str, Any]:
         and spec.task_options[NORM_BATCH] is None
         and record.evidence.get("mixes_samples") is not True,
         "stale": False,
-        "file": str(file),
+        "file": str(file or ""),
     }
 
 
@@ -225,8 +233,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
 
 
-def _finished(given: Any, file: Path) -> datetime:
-    """When the run ended: the record's own time where it is readable, else the file's."""
+def _finished(given: Any, file: Path | None, number: int) -> datetime:
+    """When the run ended: the record's own time where it is readable, else the file's, else by the record's number."""
     try:
         if isinstance(given, str):
             time = datetime.fromisoformat(given)
@@ -235,7 +243,7 @@ def _finished(given: Any, file: Path) -> datetime:
             return datetime.fromtimestamp(given, UTC)
     except (ValueError, OverflowError, OSError):
         pass  # not a time: the file's own stands in, as for records that name none
-    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    return datetime.fromtimestamp(file.stat().st_mtime if file else number, UTC)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

@@ -37,7 +37,8 @@ class RunSpec(BaseModel):
     `norm_label` is for people (name and options that differ from the defaults) and takes no part in the key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # "constants": pydantic would else turn NaN and infinity into null, and two different specs would share a key
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     task: str
     norm: str
@@ -54,6 +55,9 @@ class RunSpec(BaseModel):
         """sha256 of the canonical JSON, first 24 hexadecimal digits: 96 bits, so that paths stay short.
 
         Computed anew at each use: a cached one would survive `model_copy(update=...)` and name another run.
+
+        Raises:
+            ValueError: an option is NaN or infinite, for which JSON has no word.
         """
         content = self.model_dump(mode="json", exclude={"norm_label"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -373,8 +373,8 @@ def _story(df: pd.DataFrame) -> list[str]:
     if "evidence.constant_output" in df.columns:
         constant = Counter(df["norm_label"][df["evidence.constant_output"].eq(True)].tolist())
         if constant:
-            shown = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
-            lines.append(f"Runs whose network gives one constant output: {shown}.")
+            norms = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
+            lines.append(f"Runs whose network gives one constant output: {norms}.")
     tasks = set(df["task"])
     stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
     if stale:
