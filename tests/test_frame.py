@@ -1,0 +1,272 @@
+"""Run files -> frame: one tidy row per run, nothing mixed, nothing lost without a word, nothing moved on the disk."""
+
+import datetime
+import os
+
+import pandas as pd
+import pytest
+
+import results
+from results.frame import distinct, from_records, metric_columns, natural
+from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
+
+
+def run(
+    norm="bn",
+    seed=0,
+    status="ok",
+    top1=0.5,
+    norm_options=None,
+    task="classification",
+    label="",
+    versions=("1", "1", "data"),
+    environment=None,
+    evidence=None,
+    history=(),
+    **options,
+):
+    return RunRecord(
+        spec=RunSpec(
+            task=task,
+            norm=norm,
+            norm_options=norm_options or {},
+            task_options={"dataset": "made_up", "norm_batch_size": 2, **options},
+            seed=seed,
+            norm_version=versions[0],
+            task_version=versions[1],
+            data_checksum=versions[2],
+            norm_label=label,
+        ),
+        status=status,
+        reason="" if status == "ok" else "why",
+        metrics={"top1": top1} if status == "ok" else {},
+        history=list(history),
+        seconds=2.5,
+        environment=environment or {},
+        evidence=evidence or {},
+    )
+
+
+def test_a_row_holds_everything_that_a_record_says(tmp_path):
+    entry = run(
+        norm="bgn",
+        norm_options={"num_groups": 8, "eps": 1e-5},
+        label="bgn(num_groups=8)",
+        channels=[16, 32],
+        environment={"commit": "c0ffee", "torch": "2.14.1", "device": "cpu", "threads": 1, "cpu": "fast"}
+        | {"finished": "2026-01-02T03:04:05+00:00"},
+        evidence={
+            "data": "real",
+            "budget": "reduced",
+            "selection": "last epoch",
+            "equals": None,
+            "constant_output": False,
+        },
+    )
+    file = write_record(tmp_path, entry)
+    df = results.load(tmp_path)
+    assert len(df) == 1
+    row = df.iloc[0].to_dict()
+    expected = {
+        "task": "classification",
+        "norm": "bgn",
+        "norm_label": "bgn(num_groups=8)",
+        "row": "bgn(eps=1e-05, num_groups=8)",
+        "seed": 0,
+        "status": "ok",
+        "reason": "",
+        "key": entry.spec.key,
+        "option.dataset": "made_up",
+        "option.norm_batch_size": 2,
+        "option.channels": "[16, 32]",
+        "norm.num_groups": 8,
+        "norm.eps": 1e-5,
+        "top1": 0.5,
+        "seconds": 2.5,
+        "data": "real",
+        "budget": "reduced",
+        "selection": "last epoch",
+        "equals": "",
+        "evidence.constant_output": False,
+        "commit": "c0ffee",
+        "torch": "2.14.1",
+        "device": "cpu",
+        "threads": 1,
+        "environment.cpu": "fast",
+        "norm_version": "1",
+        "task_version": "1",
+        "data_checksum": "data",
+        "repeats": False,
+        "stale": False,
+        "file": str(file),
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert row["finished"] == pd.Timestamp("2026-01-02T03:04:05Z")
+    assert metric_columns(df) == ["top1"]
+    assert df.attrs == {"folder": str(tmp_path), "damaged": [], "stale": {}, "records": 1}
+
+
+def test_only_runs_that_ended_well_have_metrics_and_integers_stay_integers():
+    df = from_records(
+        [run(), run(norm="gn", norm_batch_size=None), run(norm="ln", status="diverged"), run(task="few_shot", shots=5)]
+    )
+    assert df["top1"].isna().tolist() == (df["status"] != "ok").tolist()
+    assert df["top1"].dtype == "float64"
+    by_norm = df[df["task"] == "classification"].set_index("norm")
+    assert by_norm.loc["bn", "option.norm_batch_size"] == 2
+    assert isinstance(by_norm.loc["bn", "option.norm_batch_size"], int)
+    assert by_norm.loc["gn", "option.norm_batch_size"] is None
+    assert by_norm["repeats"].to_dict() == {"bn": False, "gn": True, "ln": False}
+    assert by_norm["option.shots"].tolist() == [None] * 3
+
+
+def test_rows_come_in_one_order_whatever_the_order_of_records():
+    entries = [run(norm=n, seed=s, norm_batch_size=b) for n in ("bn", "gn") for s in (0, 10, 2) for b in (64, 2)]
+    one, other = from_records(entries), from_records(entries[::-1])
+    columns = ["norm", "option.norm_batch_size", "seed"]
+    assert one[columns].equals(other[columns])
+    assert one[columns].values.tolist() == [[n, b, s] for n in ("bn", "gn") for b in (2, 64) for s in (0, 2, 10)]
+
+
+def test_what_a_setting_fills_in_makes_no_other_row_unless_a_person_gave_it():
+    df = from_records(
+        [
+            run(norm="mine", norm_options={"k": 1, "norm_batch_size": b}, norm_batch_size=b, label="mine")
+            for b in (2, 64)
+        ]
+        + [run(norm="mine", norm_options={"k": 1, "norm_batch_size": 7}, label="mine(norm_batch_size=7)")]
+    )
+    assert sorted(set(df["row"])) == ["mine(k=1)", "mine(k=1, norm_batch_size=7)"]
+
+
+@pytest.mark.parametrize("stored", ["", "[", '{"spec": 1}'])
+def test_damaged_records_are_named_and_stay_where_they_are(tmp_path, stored):
+    write_record(tmp_path, run())
+    bad = write_record(tmp_path, run(seed=1))
+    bad.write_text(stored)
+    df = results.load(tmp_path)
+    assert df["seed"].tolist() == [0]
+    assert [line.partition(": ")[0] for line in df.attrs["damaged"]] == [str(bad)]
+    assert bad.read_text() == stored
+    with pytest.raises(ValueError, match="not a run record"):
+        results.load(tmp_path, strict=True)
+
+
+def test_a_record_in_another_runs_folder_counts_as_damaged(tmp_path):
+    file = write_record(tmp_path, run())
+    wrong = run_folder(tmp_path, run(seed=9).spec)
+    wrong.mkdir(parents=True)
+    (wrong / RECORD).write_bytes(file.read_bytes())
+    df = results.load(tmp_path)
+    assert len(df) == 1
+    assert "holds the record of another run" in df.attrs["damaged"][0]
+
+
+def test_a_metric_with_a_columns_name_is_reported(tmp_path):
+    entry = run().model_copy(update={"metrics": {"seed": 1.0}})
+    write_record(tmp_path, entry)
+    assert "a metric can not be named seed" in results.load(tmp_path).attrs["damaged"][0]
+
+
+def test_a_foreign_folder_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        results.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no runs; give the --out folder"):
+        results.load(tmp_path)
+    write_record(tmp_path, run())
+    with pytest.raises(ValueError, match=f'holds no runs; did you mean "{tmp_path}"'):
+        results.load(tmp_path / "runs" / "classification")
+
+
+def test_a_folder_without_any_run_gives_an_empty_frame(tmp_path):
+    (tmp_path / "runs").mkdir()
+    df = results.load(tmp_path)
+    assert df.empty
+    assert {"task", "norm", "seed", "status", "finished", "stale"} <= set(df.columns)
+    assert results.load_history(tmp_path).empty
+
+
+def at(hour):
+    return {"finished": f"2026-01-01T{hour:02}:00:00+00:00"}
+
+
+STALE = {
+    "a norm's older version goes, for every seed and option": (
+        [
+            run(versions=("a", "1", "d"), seed=0, environment=at(1)),
+            run(versions=("a", "1", "d"), seed=1, environment=at(2)),
+        ]
+        + [run(versions=("b", "1", "d"), seed=0, environment=at(3), norm_batch_size=64)]
+        + [run("gn", versions=("a", "1", "d"), environment=at(1))],
+        [("bn", "b", "1", "d"), ("gn", "a", "1", "d")],
+        {"classification / bn": 2},
+    ),
+    "newest is what finished last, not what sorts last": (
+        [run(versions=("z", "1", "d"), environment=at(1)), run(versions=("a", "1", "d"), environment=at(2))],
+        [("bn", "a", "1", "d")],
+        {"classification / bn": 1},
+    ),
+    "a task's older version goes for every norm": (
+        [
+            run(environment=at(1)),
+            run(versions=("1", "2", "d"), environment=at(2)),
+            run("gn", environment=at(3), task="few_shot"),
+        ],
+        [("bn", "1", "2", "d"), ("gn", "1", "1", "data")],
+        {"classification / bn": 1},
+    ),
+    "older data go within one setting, for every norm": (
+        [run(environment=at(1)), run("gn", environment=at(1)), run(versions=("1", "1", "new"), environment=at(2))]
+        + [run(dataset="other", environment=at(1))],
+        [("bn", "1", "1", "data"), ("bn", "1", "1", "new")],
+        {"classification / bn": 1, "classification / gn": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("entries", "left", "stale"), STALE.values(), ids=STALE)
+def test_versions_are_never_mixed(entries, left, stale):
+    df = from_records(entries)
+    assert (
+        sorted(df[["norm", "norm_version", "task_version", "data_checksum"]].itertuples(index=False, name=None)) == left
+    )
+    assert df.attrs["stale"] == stale
+    assert not df["stale"].any()
+    everything = from_records(entries, stale=True)
+    assert len(everything) == len(entries)
+    assert everything["stale"].sum() == sum(stale.values())
+
+
+def test_a_record_without_its_own_time_has_its_files(tmp_path):
+    for number, version in enumerate(("b", "a")):
+        file = write_record(tmp_path, run(versions=(version, "1", "d"), environment={"finished": "not a time"}))
+        os.utime(file, (1000.0 + number, 1000.0 + number))
+    df = results.load(tmp_path)
+    assert df["norm_version"].tolist() == ["a"]
+    assert df["finished"][0] == datetime.datetime.fromtimestamp(1001, datetime.UTC)
+
+
+def test_history_has_a_row_per_epoch_and_joins_by_key(tmp_path):
+    history = [{"loss": 2.0, "val_top1": 0.1}, {"loss": float("nan"), "val_top1": 0.2}]
+    write_record(tmp_path, run(history=history))
+    write_record(tmp_path, run("gn", status="diverged", history=[{"epoch": 5, "loss": 1.0}]))
+    write_record(tmp_path, run("ln"))
+    df = results.load_history(tmp_path)
+    assert df[["norm", "status", "epoch"]].values.tolist() == [["bn", "ok", 0], ["bn", "ok", 1], ["gn", "diverged", 5]]
+    assert df["loss"].isna().tolist() == [False, True, False]
+    assert len(df.merge(results.load(tmp_path), on="key")) == 3
+
+
+def test_reading_writes_nothing(tmp_path):
+    write_record(tmp_path, run()).with_name("x").write_text("")
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    results.load(tmp_path)
+    results.load_history(tmp_path)
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+    assert len(list(record_files(tmp_path))) == 1
+
+
+def test_values_sort_as_people_count():
+    given = ["g10", None, 64, "g9", 2, 16.0, "b", float("nan")]
+    assert distinct(given) == [2, 16.0, 64, "b", "g9", "g10", None]
+    assert natural("bgn(num_groups=2)") < natural("bgn(num_groups=16)") < natural(None)
