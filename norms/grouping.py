@@ -136,7 +136,7 @@ def normalize(
         scale, shift = (None if p is None else blocks.spread(p.to(wide)[None]) for p in (weight, bias))
         # momentum 1 leaves the batch's own statistics in the buffers
         v = F.batch_norm(blocks.view(x), mean, var, scale, shift, True, 1.0, eps)
-        return blocks.back(v), mean.view(slices, groups), var.view(slices, groups)
+        return blocks.back(v), blocks.split(mean, groups)[:, :, 0], blocks.split(var, groups)[:, :, 0]
     if _ordinary(x):
         y, mean, var = _Normalize.apply(x, weight, bias, blocks, eps)
     else:
