@@ -18,8 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from norms.convert import equivalent
-from norms.registry import NormFactory, NormInfo, factory_info
+from norms.registry import NormFactory, NormInfo, factory_info, forked_generators
 from norms.situation import situation
 from tasks import data as datasets
 from tasks.base import Diverged, Options, Outcome, RunContext, Setting
@@ -48,6 +47,8 @@ REFERENCE_BATCH = 128
 EVALUATION_BATCH = 250
 TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 SHIFT_PROBE = 64
 """Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 
@@ -93,7 +94,7 @@ class ClassificationOptions(Options):
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     norm_weight_decay: bool = False
     schedule: Schedule = "cosine"
-    warmup: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
     zero_init_last_gamma: bool = False
@@ -178,15 +179,18 @@ class Classification:
         if missing:
             return f'norm "{info.name}" needs {" and ".join(missing)}, which classification has not'
         described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        shape = described.image_shape or UNKNOWN_SHAPE
         fields = (options.model, options.width, options.zero_init_last_gamma, options.batch_size, options.slices)
         # a factory is a partial of (info, constructor, options)
-        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), *fields, described.image_shape, classes)
+        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), *fields, shape, classes)
         if key not in _REFUSALS:
-            _REFUSALS[key] = _refusal(norm, options, described.image_shape, classes)
+            _REFUSALS[key] = _refusal(norm, options, shape, classes)
         return _REFUSALS[key]
 
     def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
+        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
+
         data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
         memory = PeakMemory(context.device)
         net = build_net(
@@ -202,10 +206,9 @@ class Classification:
         if options.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         history: list[dict[str, float]] = []
-        devices = [context.device] if context.device.type == "cuda" else []
         try:
             # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
-            with torch.random.fork_rng(devices=devices):
+            with forked_generators(context.device):
                 torch.manual_seed(context.generator("training").initial_seed())
                 cost = _train(net, data, options, context, memory, history)
             metrics, evidence = _measure(net, data, options, context)
@@ -366,8 +369,9 @@ def _refusal(
                 zero_init_last_gamma=options.zero_init_last_gamma,
                 device=device,
             )
-            images = torch.zeros(options.batch_size, *shape, device=device)
-            with situation(net.train(), slices=options.slices):
+            slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
+            images = torch.zeros(slices * options.shared, *shape, device=device)
+            with situation(net.train(), slices=slices):
                 net(images)
             net.eval()(images)
         except ValueError as error:

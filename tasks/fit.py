@@ -64,7 +64,7 @@ def sgd(
 
 
 def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: float) -> float:
-    """The learning rate after the fraction `progress` in [0, 1] of all steps.
+    """The learning rate after the fraction `progress` in [0, 1] of all steps; `warmup` is below 1.
 
     cosine: linear from 0 to `peak` over the fraction `warmup`, then half a cosine to 0.
     onecycle: half a cosine from peak / 25 to `peak` over `warmup`, then half a cosine to peak / 250,000 (Smith & Topin
@@ -79,7 +79,7 @@ def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: f
         return start + (peak - start) * done
     if schedule == "constant":
         return peak
-    left = (1 - progress) / (1 - warmup) if warmup < 1 else 0.0
+    left = (1 - progress) / (1 - warmup)
     return end + (peak - end) * (1 - math.cos(math.pi * left)) / 2
 
 

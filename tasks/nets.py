@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, factory_info, nearest, norm_modules
+from norms.registry import NormFactory, NormInfo, factory_info, forked_generators, nearest, norm_modules
 
 CIFAR_DEPTHS = {f"resnet{depth}": (depth - 2) // 6 for depth in (8, 20, 32, 44, 56, 110)}
 TORCHVISION = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
     *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
-    *("regnet_x_400mf", "regnet_y_400mf"),
 )
 MODELS = (*CIFAR_DEPTHS, "resnet18_narrow", *TORCHVISION)
 BASE_WIDTH = 16
@@ -228,7 +227,7 @@ def build_net(
     check_model(model, width)
     device = torch.device(device)
     # The constructors' own draws are overwritten by name below; they must not move the caller's stream.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_generators(device):
         if model in TORCHVISION:
             net = _torchvision_net(model, norm, num_classes, in_channels, device)
         else:
@@ -295,6 +294,8 @@ def _torchvision_net(
 ) -> nn.Module:
     import torchvision  # only where one of its models is asked for: importing it takes a second
 
+    from norms.convert import audit_norms
+
     info = factory_info(norm)
     missing = sorted(info.needs & {"conv_weight", "activation"})
     if missing:
@@ -309,6 +310,9 @@ def _torchvision_net(
             raise ValueError(
                 f'norm "{info.name}" transforms the convolution\'s weight; torchvision\'s "{model}" has no place for it'
             )
+    left = audit_norms(net).left
+    if left:
+        raise ValueError(f'model "{model}" keeps a norm of its own: {left[0].path} is a {left[0].old}')
     for module in net.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
