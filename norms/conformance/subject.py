@@ -6,7 +6,7 @@ Axes: N samples, C channels, then space.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,6 +125,14 @@ def batch(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
 
 def grad(y: Tensor, x: Tensor, pull: Tensor) -> Tensor:
     return torch.autograd.grad(y, x, pull)[0]
+
+
+def gradients(y: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """dy/dx of a scalar y for every input, zero where y does not depend on it."""
+    if not y.requires_grad:
+        return [torch.zeros_like(x) for x in inputs]
+    grads = torch.autograd.grad(y, inputs, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
 def close(one: Tensor, two: Tensor, tolerance: float = TIGHT) -> bool:

@@ -1,0 +1,466 @@
+"""Every registered norm passes every check, and every check catches the lie it is there for."""
+
+import sys
+
+import pytest
+import torch
+
+from norms import conformance, registry
+from norms.conformance import FACTS, Check, check_norm
+from norms.registry import load_plugin, norm_names
+
+# A well-behaved instance norm; the lies below override what they lie about.
+HONEST = '''
+import copy
+import torch
+from torch import nn
+from norms.registry import register
+
+
+class Honest(nn.Module):
+    def __init__(self, num_channels, *, affine: bool = True, activation=None):
+        super().__init__()
+        for name, start in (("weight", 1.0), ("bias", 0.0)):
+            self.register_parameter(name, nn.Parameter(torch.full((num_channels,), start)) if affine else None)
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.scaled(self.normalized(wide)).to(x.dtype)
+
+    def moments(self, x):
+        return x.mean(self.axes(x), keepdim=True), x.var(self.axes(x), correction=0, keepdim=True)
+
+    def axes(self, x):
+        return tuple(range(2, x.dim()))
+
+    def normalized(self, x):
+        mean, var = self.moments(x)
+        return (x - mean) * torch.rsqrt(var + 1e-5)
+
+    def scaled(self, x):
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        return x if self.weight is None else x * self.weight.to(x).view(shape) + self.bias.to(x).view(shape)
+
+
+class Running(Honest):
+    """The honest batch norm."""
+
+    def __init__(self, num_channels, *, affine: bool = True):
+        super().__init__(num_channels, affine=affine)
+        self.momentum = 0.1
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def reset_running_stats(self):
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+
+    def axes(self, x):
+        return (0, *range(2, x.dim()))
+
+    def moments(self, x):
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        if not self.training:
+            return self.running_mean.view(shape), self.running_var.view(shape)
+        mean, var = super().moments(x)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            if count < 2:
+                raise ValueError(f"{tuple(x.shape)}: more than one value per channel is needed")
+            for kept, new in ((self.running_mean, mean), (self.running_var, var * count / (count - 1))):
+                kept.lerp_(new.flatten().to(kept), self.momentum)
+        return mean, var
+'''
+
+NO_STATS = "mixes_samples=False, keeps_stats=False"
+STATS = "mixes_samples=True, keeps_stats=True"
+
+# name of the lie: declared facts, base class, what it does instead, the checks that must say so
+LIES = {
+    "mixes samples in secret": (
+        NO_STATS,
+        "Honest",
+        "def axes(self, x): return (0, *range(2, x.dim()))",
+        {"mixes samples in train", "mixes samples in eval", "slices"},
+    ),
+    "claims to mix samples": ("mixes_samples=True, keeps_stats=False", "Honest", "", {"mixes samples in train"}),
+    "claims to mix samples in evaluation": (
+        f"{STATS}, mixes_samples_in_eval=True",
+        "Running",
+        "",
+        {"mixes samples in eval"},
+    ),
+    "claims statistics": (
+        "mixes_samples=False, keeps_stats=True",
+        "Honest",
+        "",
+        {"keeps statistics", "running statistics used in eval", "train and eval", "recalibrate"},
+    ),
+    "keeps statistics in secret": (
+        "mixes_samples=True, keeps_stats=False",
+        "Running",
+        "",
+        {"keeps statistics", "running statistics used in eval"},
+    ),
+    "does not use its statistics": (
+        f"{STATS}, mixes_samples_in_eval=True",
+        "Running",
+        """
+        def moments(self, x):
+            super().moments(x)
+            return Honest.moments(self, x)
+        """,
+        {"running statistics used in eval", "train and eval"},
+    ),
+    "moves its statistics in evaluation": (
+        STATS,
+        "Running",
+        """
+        def moments(self, x):
+            mean, var = (m.clone() for m in super().moments(x))
+            with torch.no_grad():
+                self.running_mean += 0.01
+            return mean, var
+        """,
+        {"keeps statistics"},
+    ),
+    "resets nothing": (STATS, "Running", "reset_running_stats = None", {"recalibrate"}),
+    "detaches the variance": (
+        NO_STATS,
+        "Honest",
+        """
+        def moments(self, x):
+            mean, var = super().moments(x)
+            return mean, var.detach()
+        """,
+        {"gradient first order"},
+    ),
+    "detaches inside its backward": (
+        NO_STATS,
+        "Honest",
+        """
+        class Cube(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x ** 3
+
+            @staticmethod
+            def backward(ctx, g):
+                return g * 3 * ctx.saved_tensors[0].detach() ** 2
+
+        def scaled(self, x): return self.Cube.apply(super().scaled(x))
+        """,
+        {"gradient second order"},
+    ),
+    "draws from the global generator": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) + 0.1 * torch.randn(x.shape[1:], dtype=x.dtype)",
+        {"global generator untouched"},
+    ),
+    "does not compile": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) if x.sum().item() > -1e30 else x",
+        {"compiles"},
+    ),
+    "compiles to something else": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) * (2 if torch.compiler.is_compiling() else 1)",
+        {"compiles"},
+    ),
+    "loses channels_last": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x).contiguous()",
+        {"channels last kept"},
+    ),
+    "loses the dtype": (NO_STATS, "Honest", "def forward(self, x): return super().forward(x.float())", {"dtype kept"}),
+    "loses the shape": (
+        NO_STATS,
+        "Honest",
+        "def forward(self, x): return super().forward(x).flatten(2)",
+        {"shape kept"},
+    ),
+    "statistics in 16 bits": (
+        NO_STATS,
+        "Honest",
+        "def forward(self, x): return self.scaled(self.normalized(x)).to(x.dtype)",
+        {"autocast"},
+    ),
+    "divides by zero": (
+        NO_STATS,
+        "Honest",
+        "def normalized(self, x): return x / x.var((2, 3), keepdim=True)",
+        {"constant input", "maps of one position"},
+    ),
+    "keeps its weight without affine": (
+        NO_STATS,
+        "Honest",
+        "def __init__(self, num_channels, *, affine: bool = True): super().__init__(num_channels)",
+        {"affine false"},
+    ),
+    "another name for its weight": (
+        NO_STATS,
+        "Honest",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            if affine:
+                self.gain = nn.Parameter(torch.ones(num_channels))
+        """,
+        {"affine false"},
+    ),
+    "state in an attribute": (
+        STATS,
+        "Running",
+        """
+        calls = 0
+        def moments(self, x):
+            if self.training:
+                self.calls += 1
+            mean, var = super().moments(x)
+            return mean + 0.01 * self.calls, var
+        """,
+        {"state dict round trip", "freeze"},
+    ),
+    "a buffer that no state dict has": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("running_mean", self.running_mean, persistent=False)
+        """,
+        {"state dict round trip"},
+    ),
+    "buffers shared by copies": (
+        STATS,
+        "Running",
+        "def __deepcopy__(self, memo): return copy.copy(self)",
+        {"deepcopy"},
+    ),
+    "can not be pickled": (
+        NO_STATS,
+        "Honest",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.scale = lambda x: 2 * x
+        """,
+        {"pickled"},
+    ),
+    "state that hold can not see": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.history = [torch.zeros(num_channels)]
+
+        def get_extra_state(self): return torch.stack(self.history[-1:])
+        def set_extra_state(self, state): pass
+        def moments(self, x):
+            if self.training:
+                self.history.append(self.running_mean.clone())
+            return super().moments(x)
+        """,
+        {"freeze", "state dict round trip"},
+    ),
+    "slices not at once": (f"{STATS}, slices_at_once=True", "Running", "", {"slices"}),
+    "crashes on one image": (
+        NO_STATS,
+        "Honest",
+        """
+        def forward(self, x):
+            assert len(x) > 1
+            return super().forward(x)
+        """,
+        {"batch of one"},
+    ),
+    "refuses without a reason": (
+        NO_STATS,
+        "Honest",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            if num_channels % 8:
+                raise ValueError
+            super().__init__(num_channels, affine=affine)
+        """,
+        {"odd channel counts"},
+    ),
+    "crashes on volumes": (
+        NO_STATS,
+        "Honest",
+        "def axes(self, x): n, c, h, w = x.shape; return (2, 3)",
+        set(),  # a failed unpacking is a ValueError with a text: defined, if not friendly
+    ),
+    "crashes on sequences": (NO_STATS, "Honest", "def axes(self, x): return (2, 3)", {"other spatial ranks"}),
+    "claims to need a domain": (f"{NO_STATS}, needs={{'domain'}}", "Honest", "", {"needs"}),
+    "claims to need the weight": (f"{NO_STATS}, needs={{'conv_weight'}}", "Honest", "", {"builds"}),
+    "claims to fuse an activation": (f"{NO_STATS}, needs={{'activation'}}", "Honest", "", {"needs"}),
+    "reads a domain in secret": (
+        NO_STATS,
+        "Honest",
+        """
+        def scaled(self, x):
+            domain = self.situation.domain
+            return super().scaled(x) if domain is None else super().scaled(x) + domain.view(-1, *[1] * (x.dim() - 1))
+        """,
+        {"needs"},
+    ),
+    "can not be built": (
+        NO_STATS,
+        "Honest",
+        "def __init__(self, num_channels, *, affine: bool = True): raise TypeError('no')",
+        {"builds"},
+    ),
+}
+
+# What a norm may need, each used as it should be.
+TRUTHS = {
+    "instance norm": (NO_STATS, "Honest", ""),
+    "batch norm": (STATS, "Running", ""),
+    "batch norm that adds the conv weight": (
+        f"{STATS}, needs={{'conv_weight'}}",
+        "Running",
+        "def forward(self, x, *, weight): return super().forward(x) + weight.sum().to(x.dtype)",
+    ),
+    "standardized weights": (NO_STATS, "Honest", "def transform_weight(self, weight): return 2 * weight"),
+    "fused activation": (
+        f"{NO_STATS}, needs={{'activation'}}",
+        "Honest",
+        """
+        def __init__(self, num_channels, *, activation=None, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            if activation is None:
+                raise ValueError("an activation must follow")
+            self.activation = activation
+
+        def scaled(self, x): return self.activation(super().scaled(x))
+        """,
+    ),
+    "an offset per domain": (
+        f"{NO_STATS}, needs={{'domain'}}",
+        "Honest",
+        """
+        def __init__(self, num_channels, *, num_domains: int = 1, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.offset = nn.Parameter(torch.zeros(num_domains, num_channels))
+
+        def scaled(self, x):
+            offset = self.offset[self.situation.domain].to(x)
+            return super().scaled(x) + offset.view(*offset.shape, *[1] * (x.dim() - 2))
+        """,
+    ),
+    "a context set's mean": (
+        "mixes_samples=True, mixes_samples_in_eval=True, keeps_stats=False, needs={'context'}",
+        "Honest",
+        """
+        def normalized(self, x):
+            if self.situation.part == "context":
+                self.mean = x.mean()
+            return super().normalized(x) + self.mean
+        """,
+    ),
+    "the statistics after the update": (
+        f"{STATS}, needs={{'second_look'}}",
+        "Running",
+        """
+        def moments(self, x):
+            if self.training and self.situation.again:
+                with torch.no_grad():
+                    self.running_mean.copy_(x.mean(self.axes(x)))
+            return super().moments(x)
+        """,
+    ),
+    "not the derivative, and says so": (
+        f"{NO_STATS}, exact_gradient=False",
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) + x.detach()",
+    ),
+    "not compiled, and says so": (
+        f"{NO_STATS}, compiles=False",
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) if x.sum().item() > -1e30 else x",
+    ),
+}
+
+
+@pytest.fixture
+def check(monkeypatch, tmp_path):
+    """check(facts, base, body): the checks of a plugin norm, forgotten after the test."""
+    norm_names()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    def write_and_check(facts, base, body, only=None):
+        lines = [line.removeprefix("        ") for line in body.strip("\n").splitlines()] or ["pass"]
+        if not body.startswith("\n"):
+            lines = [body or "pass"]
+        text = f'{HONEST}\n\n@register(name="mine", source="test", {facts})\nclass Mine({base}):\n'
+        file = tmp_path / "my_norms.py"
+        file.write_text(text + "\n".join(f"    {line}" for line in lines) + "\n")
+        assert load_plugin(file) == ["mine"]
+        if only:  # the rest of the checks is left out to save time
+            monkeypatch.setattr(conformance, "FACTS", [f for f in FACTS if f.__name__.replace("_", " ") in only])
+        return check_norm("mine")
+
+    yield write_and_check
+    for name in [name for name in sys.modules if name.startswith("normsuite_plugin_")]:
+        del sys.modules[name]
+
+
+def false(checks):
+    return {c.fact: f"{c.measured}: {c.detail}" for c in checks if not c.ok}
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_every_registered_norm_keeps_its_word(name):
+    generator = torch.get_rng_state()
+    checks = check_norm(name)
+    assert false(checks) == {}
+    assert [c.fact for c in checks] == [f.__name__.replace("_", " ") for f in FACTS]
+    assert all(isinstance(c, Check) and c.norm == name and c.measured for c in checks)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_an_honest_norm_of_any_kind_passes(check, truth):
+    assert false(check(*TRUTHS[truth])) == {}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_is_caught_by_the_check_that_names_it(check, lie):
+    *norm, expected = LIES[lie]
+    found = false(check(*norm, only=expected))
+    assert expected <= found.keys(), found
+
+
+@pytest.mark.parametrize("fact", [fact.__name__ for fact in FACTS])
+def test_every_fact_has_a_lie_that_it_catches(fact):
+    assert any(fact.replace("_", " ") in expected for *_, expected in LIES.values())
+
+
+@pytest.mark.parametrize("groups", [1, 8, 256])
+def test_bgn_keeps_its_word_at_any_number_of_groups(groups):
+    assert false(check_norm("bgn", num_groups=groups)) == {}
+
+
+def test_options_are_checked_and_a_norm_that_fits_no_width_is_a_finding():
+    with pytest.raises(ValueError, match="did you mean"):
+        check_norm("gnn")
+    with pytest.raises(ValueError, match="unknown option"):
+        check_norm("gn", groups=4)
+    (only,) = check_norm("gn", num_groups=3)
+    assert only.fact == "builds"
+    assert not only.ok
+    assert "num_groups=3" in only.detail
+
+
+def test_a_refusal_is_reported_with_its_reason():
+    found = {c.fact: c for c in check_norm("gn")}
+    assert found["odd channel counts"].measured == "ValueError"
+    assert "allowed: 1, 7" in found["odd channel counts"].detail
+    assert found["odd channel counts"].ok
