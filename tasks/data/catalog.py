@@ -160,9 +160,9 @@ def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int 
     if name == "imagenet" and source is None:
         raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
     root = source if source is not None else Path(name[len(FOLDER) :])
-    folders.prepare_folder(
-        name, root, data_dir, _folder(name), size or (IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE)
-    )
+    if size is None:
+        size = IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE
+    folders.prepare_folder(name, root, data_dir, _folder(name), size)
 
 
 def load(name: str, data_dir: Path, **options: Any) -> ImageData:

@@ -1,0 +1,478 @@
+"""Prepared data: torchvision's sets without a network, folders of images, and what an interruption leaves."""
+
+import json
+import os
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from tasks.base import NotPrepared
+from tasks.data import (
+    checksum,
+    dataset_info,
+    dataset_names,
+    domain_names,
+    folders,
+    is_prepared,
+    load,
+    load_domains,
+    loaded_batches,
+    open_folder,
+    prepare,
+)
+from tasks.data.downloads import DOWNLOADS
+from tasks.data.folders import decode, list_folder
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Fake:
+    """Stands for a torchvision set: 40 training and 20 test images in the attributes and shapes of the real class."""
+
+    classes = tuple("abcdefghij")
+
+    def __init__(self, root, train=True, split=None, download=False):
+        assert download
+        assert os.path.isdir(root)
+        count = 40 if (split or ("train" if train else "test")) == "train" else 20
+        self.data, self.targets = self.make(count), [i % 10 for i in range(count)]
+        self.labels = np.array(self.targets)
+
+
+class FakeGray(Fake):
+    def __init__(self, *args, **options):
+        assert options.pop("split", "balanced") == "balanced"
+        super().__init__(*args, **options)
+        self.data, self.targets = torch.from_numpy(self.data), torch.tensor(self.targets)
+
+    def make(self, count):
+        return pixels(count, 28, 28, seed=count)
+
+
+class FakeCifar(Fake):
+    def make(self, count):
+        return pixels(count, 32, 32, 3, seed=count)
+
+
+class FakeSvhn(Fake):
+    def make(self, count):
+        return pixels(count, 3, 32, 32, seed=count)
+
+
+class FakeStl(Fake):
+    def make(self, count):
+        return pixels(count, 3, 96, 96, seed=count)
+
+
+class FakeUsps(Fake):
+    def make(self, count):
+        return pixels(count, 16, 16, seed=count)
+
+
+FAKES = {
+    "mnist": ("MNIST", FakeGray),
+    "fashion_mnist": ("FashionMNIST", FakeGray),
+    "kmnist": ("KMNIST", FakeGray),
+    "emnist": ("EMNIST", FakeGray),
+    "cifar10": ("CIFAR10", FakeCifar),
+    "cifar100": ("CIFAR100", FakeCifar),
+    "svhn": ("SVHN", FakeSvhn),
+    "usps": ("USPS", FakeUsps),
+    "stl10": ("STL10", FakeStl),
+}
+
+
+class FakeOmniglot:
+    def __init__(self, root, background=True, download=False):
+        alphabets = [f"Alphabet {i}" for i in range(8)] if background else ["Other 1", "Other 2"]
+        self._characters = [f"{a}/character{c}" for a in alphabets for c in (1, 2)]
+        self.seed = int(background)
+
+    def __iter__(self):
+        for label in range(len(self._characters)):
+            for drawer in range(3):
+                array = pixels(105, 105, seed=1000 * self.seed + 10 * label + drawer)
+                yield Image.fromarray(array).convert("1"), label
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+    prepare("cifar10", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_torchvision_set_is_prepared_once_and_loaded_as_listed(name, tmp_path, monkeypatch):
+    kind, fake = FAKES[name]
+    monkeypatch.setattr(torchvision.datasets, kind, fake)
+    assert not is_prepared(name, tmp_path)
+    prepare(name, tmp_path)
+    assert is_prepared(name, tmp_path)
+    monkeypatch.delattr(torchvision.datasets, kind)  # from here on nothing may download
+    prepare(name, tmp_path)
+    data, info = load(name, tmp_path), dataset_info(name)
+    assert data.image_shape == info.image_shape
+    assert data.num_classes == info.num_classes
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 10, 20)  # a class of 4 gives 1 to val
+    assert torch.bincount(data.val.labels, minlength=10)[:10].tolist() == [1] * 10
+    assert data.checksum == checksum(name, tmp_path)
+    assert data.kind == "real"
+    assert {p.name for p in tmp_path.iterdir()} == {name, "downloads"}
+
+
+def test_images_reach_the_cache_unchanged_and_the_right_way_up(tmp_path, monkeypatch):
+    for name in ("mnist", "emnist", "cifar10", "usps"):
+        monkeypatch.setattr(torchvision.datasets, *FAKES[name])
+        prepare(name, tmp_path)
+    gray = pixels(20, 28, 28, seed=20)
+    assert np.array_equal(load("mnist", tmp_path).test.images[:, 0, 2:30, 2:30].numpy(), gray)
+    assert np.array_equal(load("emnist", tmp_path).test.images[:, 0, 2:30, 2:30].numpy(), gray.transpose(0, 2, 1))
+    colour = load("cifar10", tmp_path).test.images.numpy()
+    assert np.array_equal(colour, pixels(20, 32, 32, 3, seed=20).transpose(0, 3, 1, 2))
+    small = pixels(20, 16, 16, seed=20)
+    large = load("usps", tmp_path).test.images[:, 0].numpy()
+    assert np.array_equal(large[:, 0, 0], small[:, 0, 0])
+    assert np.array_equal(large[:, 31, 31], small[:, 15, 15])
+
+
+def test_train_and_val_together_are_the_published_training_set(cifar):
+    data = load("cifar10", cifar)
+    both = {image.numpy().tobytes() for part in (data.train, data.val) for image in part.images}
+    assert both == {image.tobytes() for image in pixels(40, 32, 32, 3, seed=40).transpose(0, 3, 1, 2)}
+
+
+def test_omniglot_has_disjoint_classes_by_alphabet(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", FakeOmniglot)
+    prepare("omniglot", tmp_path)
+    data = load("omniglot", tmp_path)
+    names = [{data.class_names[k].split("/")[0] for k in p.labels.tolist()} for p in (data.train, data.val, data.test)]
+    assert names[0] == {"Alphabet 0", "Alphabet 1"}
+    assert names[1] == {f"Alphabet {i}" for i in range(2, 8)}
+    assert names[2] == {"Other 1", "Other 2"}
+    assert data.disjoint_classes
+    assert data.train.images.shape == (12, 1, 32, 32)
+
+
+@pytest.mark.parametrize("name", [*DOWNLOADS, "imagenet", "folder:somewhere"])
+def test_a_missing_set_names_the_command_that_prepares_it(name, tmp_path):
+    for ask in (load, checksum):
+        with pytest.raises(NotPrepared, match=f"run `python run_suite.py data prepare {name}`"):
+            ask(name, tmp_path)
+    assert not is_prepared(name, tmp_path)
+    assert dataset_info(name).how.startswith(f"python run_suite.py data prepare {name}")
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no route"), RuntimeError("Dataset not found or corrupted")])
+def test_a_failed_download_says_so_and_leaves_nothing(error, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(ValueError, match=r'"cifar10" could not be downloaded or read: .*Nothing was prepared'):
+        prepare("cifar10", tmp_path)
+    assert not is_prepared("cifar10", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"downloads"}
+
+
+def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+    saved, save = [], np.save
+
+    def interrupt(path, *args, **options):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(path, *args, **options)
+
+    monkeypatch.setattr(np, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("cifar10", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"downloads"}
+    monkeypatch.setattr(np, "save", save)
+    prepare("cifar10", tmp_path)
+    assert len(load("cifar10", tmp_path).test) == 20
+
+
+def test_two_processes_that_prepare_at_once_end_with_one_set(tmp_path, monkeypatch):
+    class Slow(FakeCifar):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            if Slow.first:
+                Slow.first = False
+                prepare("cifar10", tmp_path)  # the other one is faster
+
+    Slow.first = True
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Slow)
+    prepare("cifar10", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"cifar10", "downloads"}
+    assert len(load("cifar10", tmp_path).train) == 30
+
+
+def test_damage_to_any_file_is_found(cifar):
+    for path in sorted((cifar / "cifar10").glob("*.npy")):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=rf"{path.name}: damaged or missing; delete .* run `python run_suite.py"):
+            load("cifar10", cifar)
+        path.unlink()
+        with pytest.raises(ValueError, match="damaged or missing"):
+            load("cifar10", cifar)
+        path.write_bytes(content)
+    assert len(load("cifar10", cifar).train) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "damaged"), ("[]", "damaged"), ('{"format": 0}', "written as format 0, this is format")]
+)
+def test_a_manifest_that_can_not_be_used_is_named(cifar, text, message):
+    (cifar / "cifar10" / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"manifest\.json: {message}"):
+        load("cifar10", cifar)
+
+
+def test_the_checksum_follows_the_content_and_reads_no_images(tmp_path, monkeypatch):
+    sums = set()
+    for seed in (0, 1):
+        monkeypatch.setattr(FakeCifar, "make", lambda self, count, seed=seed: pixels(count, 32, 32, 3, seed=seed))
+        monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+        folder = tmp_path / str(seed)
+        prepare("cifar10", folder)
+        for path in (folder / "cifar10").glob("*.npy"):
+            path.unlink()
+        sums.add(checksum("cifar10", folder))
+    assert len(sums) == 2
+
+
+def test_the_first_classes_of_a_prepared_set(cifar):
+    data = load("cifar10", cifar, classes=3)
+    assert data.num_classes == 3
+    assert data.class_names == ("a", "b", "c")
+    assert data.test.labels.unique().tolist() == [0, 1, 2]
+    assert data.mean != load("cifar10", cifar).mean
+    with pytest.raises(ValueError, match=r"classes=11 is not in 2\.\.10"):
+        load("cifar10", cifar, classes=11)
+    with pytest.raises(ValueError, match='unknown domain "x"; allowed: none'):
+        load("cifar10", cifar, domain="x")
+
+
+# folders
+
+
+def make_folder(root, layout, count=10, side=(20, 30)):
+    """layout: {top: classes}; `count` PNGs in each class, the first of their pixels coding class and number."""
+    for top, classes in layout.items():
+        for k, name in enumerate(classes):
+            (root / top / name).mkdir(parents=True)
+            for i in range(count):
+                array = pixels(*side, 3, seed=hash((len(top), k, i)) % 2**32)
+                Image.fromarray(array).save(root / top / name / f"{i}.png")
+    return root
+
+
+def test_a_folder_of_splits(tmp_path):
+    root = make_folder(tmp_path / "pets", {"train": ["cat", "dog"], "test": ["cat", "dog"]})
+    name = f"folder:{root}"
+    prepare(name, tmp_path / "data", size=16)
+    data = load(name, tmp_path / "data")
+    assert data.title == "pets"
+    assert data.class_names == ("cat", "dog")
+    assert data.image_shape == (3, 16, 16)
+    assert [torch.bincount(p.labels).tolist() for p in (data.train, data.val, data.test)] == [[9, 9], [1, 1], [10, 10]]
+    first = np.stack([decode(root / "test" / "cat" / f"{i}.png", 16) for i in range(10)])
+    assert np.array_equal(data.test.images[:10].numpy(), first)
+    prepare(name, tmp_path / "data", size=16)
+    with pytest.raises(ValueError, match="prepared with another size"):
+        prepare(name, tmp_path / "data", size=32)
+
+
+@pytest.mark.parametrize(
+    ("layout", "val", "test"),
+    [
+        ({"train": "ab", "valid": "ab", "test": "ab"}, 20, 20),
+        ({"Train": "ab", "Test": "a"}, 2, 10),
+        ({"train": "ab", "val": "ab"}, 2, 20),  # ImageNet: its val is the test part
+    ],
+)
+def test_split_names_are_understood(tmp_path, layout, val, test):
+    listing = list_folder(make_folder(tmp_path, layout))
+    assert len(listing.domains[""]["val"]) == val
+    assert len(listing.domains[""]["test"]) == test
+    everything = [path for images in listing.domains[""].values() for path, _ in images]
+    assert len(set(everything)) == len(everything)
+
+
+def test_a_folder_of_domains(tmp_path):
+    root = make_folder(tmp_path / "office", {"amazon": "ab", "dslr": "ab", "webcam": "ab"})
+    name = f"folder:{root}"
+    prepare(name, tmp_path / "data", size=8)
+    domains = load_domains(name, tmp_path / "data")
+    assert list(domains) == list(domain_names(name, tmp_path / "data")) == ["amazon", "dslr", "webcam"]
+    for data in domains.values():
+        assert [len(p) for p in (data.train, data.val, data.test)] == [14, 2, 4]
+    one = load(name, tmp_path / "data", domain="dslr")
+    assert torch.equal(one.train.images, domains["dslr"].train.images)
+    with pytest.raises(ValueError, match="has domains; give domain= one of amazon, dslr, webcam"):
+        load(name, tmp_path / "data")
+    with pytest.raises(ValueError, match=r'unknown domain "dlsr".*did you mean "dslr"'):
+        load(name, tmp_path / "data", domain="dlsr")
+
+
+def test_a_few_shot_folder_keeps_its_classes_apart(tmp_path):
+    root = make_folder(tmp_path / "mini", {"train": "abc", "val": "de", "test": "fg"})
+    prepare(f"folder:{root}", tmp_path / "data", size=8)
+    data = load(f"folder:{root}", tmp_path / "data")
+    assert data.disjoint_classes
+    assert [p.labels.unique().tolist() for p in (data.train, data.val, data.test)] == [[0, 1, 2], [3, 4], [5, 6]]
+    with pytest.raises(ValueError, match="no image is left in the val part"):
+        load(f"folder:{root}", tmp_path / "data", classes=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (None, "no such folder"),
+        ({}, "no subfolders; expected root/split/class"),
+        ({"train": ""}, '"train" has no class folders'),
+        ({"train": "ab"}, "found train; expected train and test"),
+        ({"test": "ab", "val": "ab"}, "expected train and test"),
+        ({"train": "ab", "test": "abc"}, 'class "c" is in test but not in train'),
+        ({"train": "ab", "test": "cd"}, "so a val folder is needed"),
+        ({"train": "a", "test": "a"}, "one class"),
+        ({"val": "ab", "valid": "ab", "train": "ab"}, "name one split twice"),
+        ({"train": "ab", "photo": "ab"}, "mixes splits .* with other names"),
+        ({"photo": "ab"}, 'one subfolder, "photo"'),
+        ({"photo": "ab", "art": "abc"}, 'class "c" is in only one of the domains "art" and "photo"'),
+    ],
+)
+def test_an_unsupported_layout_says_what_was_found(tmp_path, layout, message):
+    root = tmp_path / "root"
+    if layout is not None:
+        root.mkdir()
+        for top in layout:
+            (root / top).mkdir()
+        for top, classes in layout.items():
+            for name in classes:
+                (root / top / name).mkdir()
+                for i in range(3):
+                    Image.fromarray(pixels(4, 4, 3)).save(root / top / name / f"{i}.png")
+    with pytest.raises(ValueError, match=message):
+        prepare(f"folder:{root}", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_folders_without_usable_images_are_named(tmp_path):
+    root = make_folder(tmp_path / "root", {"train": "ab", "test": "ab"}, count=3)
+    (root / "train" / "c").mkdir()
+    (root / "train" / "c" / "readme.txt").write_text("no image")
+    with pytest.raises(ValueError, match='no image in "train/c"'):
+        list_folder(root)
+    (root / "train" / "c" / "readme.txt").unlink()
+    (root / "train" / "c").rmdir()
+    (root / "train" / "a" / "0.png").write_bytes(b"not a png")
+    with pytest.raises(ValueError, match=r"0\.png: can not be decoded as an image"):
+        prepare(f"folder:{root}", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+    few = make_folder(tmp_path / "few", {"photo": "ab", "art": "ab"}, count=2)
+    with pytest.raises(ValueError, match=r'domain "art" of folder .*too few images per class'):
+        list_folder(few)
+
+
+@pytest.mark.parametrize(("mode", "side"), [("RGB", (10, 40)), ("L", (40, 10)), ("P", (9, 9)), ("RGBA", (33, 8))])
+def test_any_image_becomes_a_square_of_three_channels(tmp_path, mode, side):
+    Image.fromarray(pixels(*side)).convert(mode).save(tmp_path / "x.png")
+    image = decode(tmp_path / "x.png", 8)
+    assert image.shape == (3, 8, 8)
+    assert image.dtype == np.uint8
+
+
+def test_decoding_keeps_the_middle(tmp_path):
+    array = np.zeros((8, 24, 3), np.uint8)
+    array[:, 8:16] = 200
+    Image.fromarray(array).save(tmp_path / "x.png")
+    assert (decode(tmp_path / "x.png", 8) == 200).all()
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A folder that counts as too large for memory."""
+    monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 1000)
+    root = make_folder(tmp_path / "large", {"train": "ab", "val": "ab"})
+    prepare("imagenet", tmp_path / "data", source=root, size=16)
+    return tmp_path / "data"
+
+
+def test_a_large_folder_is_decoded_while_it_is_read(large):
+    data = open_folder("imagenet", large)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 20)
+    assert data.image_shape == (3, 16, 16)
+    assert data.checksum == checksum("imagenet", large)
+    images = torch.stack([data.train[i][0] for i in range(18)]).double() / 255
+    assert torch.allclose(images.mean((0, 2, 3)), torch.tensor(data.mean, dtype=torch.float64))
+    with pytest.raises(ValueError, match="too large to be held in memory"):
+        load("imagenet", large)
+    generator = torch.Generator().manual_seed(0)
+    batches = list(loaded_batches(data.train, 4, generator))
+    assert [x.shape for x, _ in batches] == [(4, 3, 16, 16)] * 4
+    assert batches[0][0].dtype == torch.uint8
+    ordered = list(loaded_batches(data.test, 8, None, drop_last=False))
+    assert torch.equal(torch.cat([y for _, y in ordered]), data.test.labels)
+    with pytest.raises(ValueError, match="batch_size 19"):
+        loaded_batches(data.train, 19, generator)
+
+
+def test_workers_do_not_change_the_batches(large):
+    data = open_folder("imagenet", large)
+    here, there = (
+        list(loaded_batches(data.train, 6, torch.Generator().manual_seed(3), workers=workers)) for workers in (0, 2)
+    )
+    assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(here, there, strict=True))
+
+
+def test_a_large_folder_that_changed_is_refused(large):
+    data = open_folder("imagenet", large)
+    path = data.train.root / data.train.paths[0]
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ValueError, match="missing or changed since the folder was prepared"):
+        data.train[0]
+    index = large / "imagenet" / "index.json"
+    index.write_text(json.dumps({"train": [], "val": [], "test": []}))
+    with pytest.raises(ValueError, match=r"index\.json: damaged or missing"):
+        open_folder("imagenet", large)
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path, monkeypatch):
+    for call, message in (
+        (lambda: prepare("cifar10", tmp_path, size=32), '"cifar10" takes no size'),
+        (lambda: prepare("glyphs", tmp_path, source=tmp_path), '"glyphs" takes no source'),
+        (lambda: prepare("imagenet", tmp_path), "imagenet is not downloaded: give the folder"),
+        (lambda: prepare("cifar", tmp_path), 'unknown data set "cifar"'),
+        (lambda: prepare(f"folder:{tmp_path}", tmp_path, size=0), "size 0"),
+        (lambda: prepare("folder:", tmp_path), 'unknown data set "folder:"'),
+        (lambda: open_folder("cifar10", tmp_path), "is not a folder of images: use load"),
+        (lambda: load("cifar10", tmp_path, split="classes"), 'unknown option "split"; allowed: domain, classes'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    prepare("glyphs", tmp_path)  # built in: nothing to do
+    assert list(tmp_path.iterdir()) == []
+    root = make_folder(tmp_path / "large", {"photo": "ab", "art": "ab"})
+    monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 1000)
+    with pytest.raises(ValueError, match="choose a smaller size"):
+        prepare(f"folder:{root}", tmp_path / "data")
+
+
+def test_every_listed_name_has_its_facts():
+    assert dataset_names()[:3] == ["fashion_mnist_mini", "digits", "glyphs"]
+    for name in dataset_names():
+        info = dataset_info(name)
+        assert info.name == name
+        assert info.licence
+        assert bool(info.how) != info.builtin
+        assert info.sizes or name == "imagenet"
