@@ -3,6 +3,7 @@
 import functools
 import pickle
 import sys
+import types
 
 import pytest
 import torch
@@ -294,6 +295,25 @@ def test_a_norms_own_draws_never_move_the_backbones(plugin):
         weights.append({k: v for k, v in net.state_dict().items() if "conv" in k or "fc" in k})
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "forked"),
+    [
+        ("cpu", True, {"devices": []}),
+        ("meta", True, {"devices": []}),
+        ("cuda", True, {"devices": [3], "device_type": "cuda"}),  # the process's current device, not the first
+        ("cuda:1", True, {"devices": [1], "device_type": "cuda"}),
+        ("cuda", False, {"devices": []}),  # a fake device
+    ],
+)
+def test_the_generator_of_the_device_that_a_layer_is_built_on_is_forked(monkeypatch, device, available, forked):
+    module = types.SimpleNamespace(is_available=lambda: available, current_device=lambda: 3)
+    calls = []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **arguments: calls.append(arguments))
+    registry.forked_generators(torch.device(device))
+    assert calls == [forked]
 
 
 # --- plugins ----------------------------------------------------------------------------------------------------------
