@@ -146,7 +146,9 @@ class Grid:
         )
         if self.reference in (None, row):
             return cell
-        return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric)
+        against = self.runs.get((str(self.reference), block), {})
+        whole = not any(r["status"] in ("diverged", "failed") for r in (*runs.values(), *against.values()))
+        return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric, whole)
 
     def holes(self) -> tuple[dict[str, int], int]:
         """How many runs ended how (missing ones included), and how many there are; repeated ones count once."""

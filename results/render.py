@@ -76,11 +76,15 @@ class Cell:
         return {kind: getattr(self, kind) for kind in HOLES if getattr(self, kind)}
 
     @property
+    def seeds(self) -> int:
+        """The seeds that it should have: n and the holes."""
+        return self.n + sum(self.holes.values())
+
+    @property
     def note(self) -> str:
         """'diverged 1/3, missing 1/3', or '' without holes."""
-        total = self.n + sum(self.holes.values())
         words = {"unmeasured": "without this metric"}
-        text = ", ".join(f"{words.get(kind, kind)} {count}/{total}" for kind, count in self.holes.items())
+        text = ", ".join(f"{words.get(kind, kind)} {count}/{self.seeds}" for kind, count in self.holes.items())
         return f"{text} ({self.reason})" if text and self.reason else text or self.reason
 
 
@@ -132,8 +136,8 @@ class Table:
 
     @property
     def usual_n(self) -> int:
-        """The commonest number of seeds in a cell (of two, the larger); cells with another one say so."""
-        counts = Counter(cell.n for row in self.rows for cell in row.cells if cell is not None and cell.n)
+        """The commonest number of seeds of a cell, holes included (of two, the larger); other cells show theirs."""
+        counts = Counter(cell.seeds for row in self.rows for cell in row.cells if cell is not None)
         return max(counts, key=lambda n: (counts[n], n), default=0)
 
 
@@ -370,7 +374,7 @@ def _cell_text(row: Row, metric: Metric, cell: Cell, usual_n: int, style: _Style
         text = style.best % text if cell.best else style.second % text if cell.second else text
         text += style.escape("†") if cell.significant else ""
         # where a footnote counts the holes, n is what they leave
-        text += f" (n={cell.n})" if usual_n not in (0, cell.n, cell.n + sum(cell.holes.values())) else ""
+        text += f" (n={cell.n})" if usual_n not in (0, cell.seeds) else ""
         text += f" = {style.escape(cell.equals)}" if cell.equals and cell.equals != row.equals else ""
     return text + (letter(cell.note) if cell.note else "")
 

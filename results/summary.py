@@ -50,8 +50,17 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     return float(np.count_nonzero(np.abs(sums) >= abs(math.fsum(differences)) - slack) / sums.size)
 
 
-def compare(cell: Cell, own: Mapping[int, float], reference: Mapping[int, float], metric: Metric) -> Cell:
-    """`cell` with its difference to the reference norm, over the seeds (keys) that both have."""
+def compare(
+    cell: Cell, own: Mapping[int, float], reference: Mapping[int, float], metric: Metric, whole: bool = True
+) -> Cell:
+    """`cell` with its difference to the reference norm, over the seeds (keys) that both have.
+
+    Args:
+        cell: of the norm that is compared.
+        own, reference: seed -> value of the two norms.
+        metric: a difference is marked significant only where one direction is better.
+        whole: no run of either norm diverged or failed; survivors alone are never significant.
+    """
     differences = [own[seed] - reference[seed] for seed in sorted(own.keys() & reference.keys())]
     mean, std, n, _ = summarize(differences)
     p = sign_flip_p(differences)
@@ -61,7 +70,7 @@ def compare(cell: Cell, own: Mapping[int, float], reference: Mapping[int, float]
         difference_std=std,
         difference_n=n,
         p=p,
-        significant=p is not None and p < SIGNIFICANT and metric.higher_is_better is not None,
+        significant=whole and p is not None and p < SIGNIFICANT and metric.higher_is_better is not None,
     )
 
 
@@ -99,7 +108,7 @@ def rank(cells: Mapping[str, Cell], metric: Metric) -> dict[str, float]:
     def order(cell: Cell) -> tuple[float, float]:
         bad = cell.diverged + cell.failed
         return (
-            bad / (cell.n + sum(cell.holes.values())) if bad else 0.0,
+            bad / cell.seeds if bad else 0.0,
             math.inf if cell.mean is None else sign * cell.mean,
         )
 

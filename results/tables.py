@@ -298,7 +298,9 @@ def _caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ..
     lines = []
     seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
     spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
-    lines.append(f"Values: {spread}; n = {usual} unless given; seeds {_list(seeds)}.")
+    less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
+    other = " unless given" if any(c.seeds != usual for c in cells) else ""
+    lines.append(f"Values: {spread}; n = {usual}{other}{less}; seeds {_list(seeds)}.")
     count, total = grid.holes()
     lines.append(
         f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
@@ -315,7 +317,7 @@ def _caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ..
         if any(c.significant for c in cells):
             lines.append(
                 f"† differs from {name}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, not "
-                "corrected for the number of comparisons."
+                "corrected for the number of comparisons; not tested where a run of either diverged or failed."
             )
         elif pairs > summary.MOST_FLIPS:
             lines.append(f"No test against {name}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs.")

@@ -195,9 +195,9 @@ STALE = {
         [
             run(versions=("a", "1", "d"), seed=0, environment=at(1)),
             run(versions=("a", "1", "d"), seed=1, environment=at(2)),
-        ]
-        + [run(versions=("b", "1", "d"), seed=0, environment=at(3), norm_batch_size=64)]
-        + [run("gn", versions=("a", "1", "d"), environment=at(1))],
+            run(versions=("b", "1", "d"), seed=0, environment=at(3), norm_batch_size=64),
+            run("gn", versions=("a", "1", "d"), environment=at(1)),
+        ],
         [("bn", "b", "1", "d"), ("gn", "a", "1", "d")],
         {"classification / bn": 2},
     ),
@@ -216,8 +216,12 @@ STALE = {
         {"classification / bn": 1},
     ),
     "older data go within one setting, for every norm": (
-        [run(environment=at(1)), run("gn", environment=at(1)), run(versions=("1", "1", "new"), environment=at(2))]
-        + [run(dataset="other", environment=at(1))],
+        [
+            run(environment=at(1)),
+            run("gn", environment=at(1)),
+            run(versions=("1", "1", "new"), environment=at(2)),
+            run(dataset="other", environment=at(1)),
+        ],
         [("bn", "1", "1", "data"), ("bn", "1", "1", "new")],
         {"classification / bn": 1, "classification / gn": 1},
     ),
@@ -227,9 +231,8 @@ STALE = {
 @pytest.mark.parametrize(("entries", "left", "stale"), STALE.values(), ids=STALE)
 def test_versions_are_never_mixed(entries, left, stale):
     df = from_records(entries)
-    assert (
-        sorted(df[["norm", "norm_version", "task_version", "data_checksum"]].itertuples(index=False, name=None)) == left
-    )
+    versions = df[["norm", "norm_version", "task_version", "data_checksum"]]
+    assert sorted(versions.itertuples(index=False, name=None)) == left
     assert df.attrs["stale"] == stale
     assert not df["stale"].any()
     everything = from_records(entries, stale=True)
