@@ -204,7 +204,7 @@ class Classification:
             generator=context.generator,
         )
         if options.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net = net.to(memory_format=torch.channels_last)
         history: list[dict[str, float]] = []
         try:
             # dropout of torchvision's models draws from the global generators, so a run seeds them for itself

@@ -44,7 +44,8 @@ def parameter_groups(net: nn.Module, weight_decay: float, norm_weight_decay: boo
     recognized by the stamp of `make_norm`. With `norm_weight_decay` all parameters of all norms are decayed.
     """
     of_norms = {id(p) for _, norm in norm_modules(net) for p in norm.parameters()}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,0 +1,445 @@
+"""The classification task: known answers, equal terms for every norm, planning, options, divergence."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from norms import registry
+from norms.registry import factory_info, make_norm
+from results.metrics import METRICS
+from tasks import classification, get_task
+from tasks.base import Diverged, RunContext, Setting
+from tasks.classification import TASK, recalibration_batches
+from tasks.data.images import Split, make_data
+
+TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
+OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
+SHAPE = (1, 16, 16)
+CLASSES = 4
+TINY = {
+    "dataset": "planted",
+    "model": "resnet8",
+    "width": 8,
+    "epochs": 2,
+    "batch_size": 32,
+    "learning_rate": 0.2,
+    "augmentation": "none",
+    "recalibration_images": 64,
+}
+
+
+def planted(sizes=(256, 64, 128), shuffled=False):
+    """Classes differ by where a bright bar stands; with `shuffled` the labels say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    parts = {}
+    for part, size in zip(("train", "val", "test"), sizes, strict=True):
+        labels = torch.arange(size) % CLASSES
+        images = torch.randint(60, (size, *SHAPE), generator=generator)
+        for i, label in enumerate(labels.tolist()):
+            images[i, 0, 4 * label : 4 * label + 3] += 150
+        if shuffled:
+            labels = labels[torch.randperm(size, generator=generator)]
+        parts[part] = Split(images.to(torch.uint8), labels)
+    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Equality to the last bit is promised for a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+    """The planted data under its name; a test may put other data into `data.value`."""
+    known = SimpleNamespace(value=planted())
+    described = SimpleNamespace(image_shape=SHAPE, num_classes=CLASSES)
+    real_info, real_load = classification.datasets.dataset_info, classification.datasets.load
+    monkeypatch.setattr(
+        classification.datasets, "dataset_info", lambda name: described if name == "planted" else real_info(name)
+    )
+    monkeypatch.setattr(
+        classification.datasets,
+        "load",
+        lambda name, folder, **options: known.value if name == "planted" else real_load(name, folder, **options),
+    )
+    return known
+
+
+@pytest.fixture
+def own_norms(monkeypatch):
+    """Norms of a user, known to the registry for one test only."""
+    registry.norm_names()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @registry.register(name="copycat", source="test", mixes_samples=True, keeps_stats=True, slices_at_once=True)
+    def copycat(num_channels, *, affine: bool = True, device=None, dtype=None):
+        return make_norm("bn")(num_channels, affine=affine, device=device, dtype=dtype)
+
+    @registry.register(name="peeker", source="test", mixes_samples=False, keeps_stats=False)
+    class Peeker(nn.Module):
+        """Looks at values, which the meta device has not, and refuses more than 16 channels."""
+
+        def __init__(self, num_channels, *, most: int = 16, affine: bool = True):
+            super().__init__()
+            if num_channels > most:
+                raise ValueError(f"peeker: {num_channels} channels are more than {most}")
+
+        def forward(self, x):
+            return x if x.abs().max().item() >= 0 else -x
+
+    @registry.register(name="blank", source="test", mixes_samples=False, keeps_stats=False)
+    class Blank(nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x):
+            return 0 * x
+
+    @registry.register(name="broken", source="test", mixes_samples=False, keeps_stats=False)
+    class Broken(nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x):
+            raise RuntimeError("a defect of this layer")
+
+    @registry.register(name="mixer", source="test", mixes_samples=True, keeps_stats=False, mixes_samples_in_eval=True)
+    class Mixer(nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x):
+            return F.batch_norm(x, None, None, training=True)
+
+    @registry.register(name="domains", source="test", mixes_samples=True, keeps_stats=True, needs=frozenset({"domain"}))
+    class Domains(nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+
+def factory(name):
+    return make_norm(name, **OPTIONS.get(name, {}))
+
+
+def run(name="bn", seed=0, report=lambda fraction: None, **options):
+    context = RunContext(torch.device("cpu"), seed, None, None, report)
+    return TASK.run(factory(name), TASK.options(**(TINY | options)), context)
+
+
+def why_not(name, **options):
+    norm = make_norm(name, **OPTIONS.get(name, {})) if isinstance(name, str) else name
+    return TASK.why_not(norm, factory_info(norm), TASK.options(**(TINY | options)))
+
+
+TIMED = ("step_seconds", "peak_memory_mb")
+
+
+def results(outcome):
+    """What must be equal in two equal runs: everything but time and memory."""
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in outcome.history]
+    return {k: v for k, v in outcome.metrics.items() if k not in TIMED}, history
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("name", TIER1)
+def test_every_declared_metric_is_returned_finite_and_nothing_else(name):
+    outcome = run(name)
+    assert tuple(outcome.metrics) == TASK.metrics
+    assert all(type(value) is float and math.isfinite(value) for value in outcome.metrics.values())
+    assert [row["epoch"] for row in outcome.history] == [1, 2]
+    assert outcome.history[-1]["val_top1"] == outcome.metrics["val_top1"]
+    assert outcome.metrics["composition_shift"] < 1e-4
+    assert outcome.metrics["step_seconds"] > 0
+    assert outcome.evidence["data"] == "synthetic"
+    assert outcome.evidence["selection"] == "last epoch"
+    if not factory_info(factory(name)).keeps_stats:
+        assert outcome.metrics["top1"] == outcome.metrics["top1_recalibrated"]
+        assert outcome.metrics["norm_buffers"] == 0
+
+
+def test_every_metric_is_in_the_vocabulary():
+    assert set(TASK.metrics) <= set(METRICS)
+
+
+def test_the_task_is_registered_under_its_name():
+    assert get_task("classification") is TASK
+    assert TASK.name == "classification"
+
+
+@pytest.mark.parametrize(("name", "norm_batch"), [("bn", None), ("bn", 4), ("bgn", 8), ("gn", None)])
+def test_a_planted_problem_is_solved(name, norm_batch):
+    metrics = run(name, epochs=5, norm_batch_size=norm_batch).metrics
+    for accuracy in ("top1", "top1_recalibrated", "top1_recalibrated_plain", "val_top1", "train_top1"):
+        assert metrics[accuracy] > 0.95, accuracy
+    assert metrics["test_loss"] < 0.5
+
+
+def test_labels_that_say_nothing_give_chance(data):
+    data.value = planted((256, 512, 512), shuffled=True)
+    metrics = run(epochs=4).metrics
+    # chance is 0.25; 512 draws have a standard deviation of 0.019
+    assert 0.15 < metrics["top1"] < 0.35
+    assert 0.15 < metrics["val_top1"] < 0.35
+
+
+def test_a_constant_output_is_reported(own_norms):
+    assert run("blank", epochs=1).evidence["constant_output"] is True
+    assert run("bn", epochs=1).evidence["constant_output"] is False
+
+
+def test_mixing_in_evaluation_shows_as_composition_shift(own_norms):
+    assert run("mixer").metrics["composition_shift"] > 0.01
+
+
+# Equal terms
+
+
+@pytest.mark.parametrize(("name", "norm_batch"), [("bn", 4), ("bgn", 8), ("gn", None)])
+def test_the_same_spec_twice_is_bit_identical(name, norm_batch):
+    options = {"norm_batch_size": norm_batch, "augmentation": "affine", "epochs": 1}
+    first = results(run(name, **options))
+    torch.rand(7)  # the global stream must not matter
+    assert results(run(name, **options)) == first
+
+
+def test_another_seed_is_another_run():
+    assert results(run(seed=0)) != results(run(seed=1))
+
+
+def test_a_norm_under_two_names_ties_exactly(own_norms):
+    assert results(run("copycat", norm_batch_size=8)) == results(run("bn", norm_batch_size=8))
+
+
+def test_every_norm_sees_the_same_images_in_the_same_order(monkeypatch, own_norms):
+    def seen(name, norm_batch):
+        images = []
+        step = classification.train_step
+
+        def spy(net, optimizer, x, y, *rest, **named):
+            images.append((x.clone(), y.clone()))
+            return step(net, optimizer, x, y, *rest, **named)
+
+        monkeypatch.setattr(classification, "train_step", spy)
+        run(name, norm_batch_size=norm_batch, augmentation="affine", epochs=1)
+        monkeypatch.setattr(classification, "train_step", step)
+        return images
+
+    reference = seen("bn", None)
+    assert len(reference) == 256 // 32
+    assert len(torch.cat([y for _, y in reference])) == 256
+    for name, norm_batch in (("bn", 4), ("gn", None), ("mixer", 8)):
+        for (x, y), (x_reference, y_reference) in zip(seen(name, norm_batch), reference, strict=True):
+            assert torch.equal(x, x_reference)
+            assert torch.equal(y, y_reference)
+
+
+def test_dropout_of_a_torchvision_model_does_not_follow_the_global_stream():
+    options = {"model": "mobilenet_v3_small", "width": None, "epochs": 1, "max_steps": 2, "batch_size": 8}
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = results(run(**options))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert results(run(**options)) == first
+
+
+def test_the_norm_batch_changes_training_and_not_the_evaluation():
+    whole, sliced = run(epochs=1), run(epochs=1, norm_batch_size=2)
+    assert whole.history[0]["train_loss"] != sliced.history[0]["train_loss"]
+    assert whole.evidence["design"] == "norm batch = SGD batch"
+    assert sliced.evidence["design"] == "norm batch < SGD batch"
+    assert sliced.metrics["composition_shift"] < 1e-4
+
+
+def test_bgn_with_one_group_per_channel_says_that_it_equals_bn():
+    context = RunContext(torch.device("cpu"), 0, None, None)
+    options = TASK.options(**(TINY | {"epochs": 1}))
+    same = TASK.run(make_norm("bgn", num_groups="auto", norm_batch_size=128), options, context)
+    assert same.evidence["equals"] == "bn"
+    assert same.metrics["top1"] == pytest.approx(run(epochs=1).metrics["top1"], abs=0.03)
+    assert run("bgn", epochs=1).evidence["equals"] is None
+
+
+# The course of a run
+
+
+def test_max_steps_ends_the_run_and_its_schedule():
+    full = run(epochs=2)
+    short = run(epochs=5, max_steps=11)
+    assert len(full.history) == 2
+    assert len(short.history) == 2
+    # 16 steps; the last is at 15.5 / 16 of a cosine that begins at 0.1
+    expected = 0.2 * 32 / 128 * (1 - math.cos(math.pi * (1 - 15.5 / 16) / 0.9)) / 2
+    assert full.history[-1]["learning_rate"] == pytest.approx(expected)
+    expected = 0.2 * 32 / 128 * (1 - math.cos(math.pi * (1 - 10.5 / 11) / 0.9)) / 2
+    assert short.history[-1]["learning_rate"] == pytest.approx(expected)
+
+
+def test_progress_is_reported_up_to_one():
+    fractions = []
+    run(epochs=2, report=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
+def test_the_last_partial_batch_is_left_out(data):
+    data.value = planted((70, 16, 16))
+    outcome = run(epochs=1, batch_size=32, recalibration_images=32)
+    assert outcome.evidence["train_images"] == 70
+    assert outcome.history[0]["train_top1"] * 64 == pytest.approx(round(outcome.history[0]["train_top1"] * 64))
+
+
+def test_too_few_training_images_for_a_batch_are_an_error(data):
+    data.value = planted((30, 16, 16))
+    with pytest.raises(ValueError, match="batch_size 32 exceeds the 30"):
+        run()
+
+
+def test_divergence_carries_step_layers_and_the_epochs_before():
+    with pytest.raises(Diverged, match=r"step \d+: the loss is (nan|inf).*not finite: ") as caught:
+        run("none", epochs=30, learning_rate=1e7, warmup=0.0)
+    assert len(caught.value.history) < 30
+    assert all(math.isfinite(v) for row in caught.value.history for v in row.values())
+
+
+def test_divergence_keeps_the_epochs_that_were_finite(monkeypatch):
+    step = classification.train_step
+
+    def breaks_in_epoch_2(*arguments, **named):
+        if named["step"] == 12:
+            raise Diverged("step 12: the loss is nan; here")
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(classification, "train_step", breaks_in_epoch_2)
+    with pytest.raises(Diverged, match="step 12") as caught:
+        run()
+    assert [row["epoch"] for row in caught.value.history] == [1]
+
+
+@pytest.mark.parametrize(
+    ("available", "norm_batch", "used", "per_forward"),
+    [
+        (2000, 64, 1984, 64),
+        (2000, 2, 2000, 100),
+        (2000, 1, 2000, 125),
+        (2000, 128, 1920, 128),
+        (2000, 1000, 2000, 1000),
+    ],
+)
+def test_recalibration_uses_whole_norm_batches(available, norm_batch, used, per_forward):
+    assert recalibration_batches(available, norm_batch) == (used, per_forward)
+
+
+def test_bfloat16_runs():
+    metrics = run("bn", precision="bfloat16", epochs=1).metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+# Planning
+
+
+@pytest.mark.parametrize("name", TIER1)
+@pytest.mark.parametrize("model", ["resnet8", "resnet18_narrow", "resnet18"])
+def test_tier_1_can_serve_at_32_pixels(name, model):
+    options = {"dataset": "fashion_mnist_mini", "model": model, "width": None, "norm_batch_size": 2}
+    # torchvision's last maps are 1x1 at this size, where a single image has no spatial statistics
+    assert (why_not(name, **options) is None) == ((name, model) != ("in", "resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("in", {"model": "resnet18_narrow"}, "in"),  # 1x1 maps at 16 pixels
+        ("bn", {"model": "resnet18_narrow", "norm_batch_size": 1}, "more than 1 value per channel"),
+        ("domains", {}, "needs domain, which classification has not"),
+        ("peeker", {}, "32 channels are more than 16"),
+    ],
+)
+def test_refusals_are_reasons(name, options, reason, own_norms):
+    text = why_not(name, **options)
+    assert text is not None
+    assert text.startswith(f'norm "{name}"')
+    assert reason in text
+    assert "\n" not in text
+
+
+def test_groups_that_do_not_divide_are_a_reason():
+    assert "5" in why_not(make_norm("gn", num_groups=5))
+    assert why_not(make_norm("gn", num_groups=4)) is None
+
+
+def test_a_layer_that_looks_at_values_is_decided_with_real_zeros(own_norms):
+    assert why_not(make_norm("peeker", most=32)) is None
+
+
+def test_a_defect_is_planned_and_shows_in_its_run(own_norms):
+    assert why_not("broken") is None
+    with pytest.raises(RuntimeError, match="a defect of this layer"):
+        run("broken")
+
+
+def test_planning_asks_each_question_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(classification, "_REFUSALS", {})
+    monkeypatch.setattr(classification, "_refusal", lambda norm, *rest: asked.append(norm))
+    for rate in (0.1, 0.2, 0.3):
+        why_not("bn", learning_rate=rate)
+        why_not("gn", learning_rate=rate)
+        why_not(make_norm("gn", num_groups=2), learning_rate=rate)
+        why_not("bn", norm_batch_size=2, learning_rate=rate)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 32), ({"norm_batch_size": 4}, 4)],
+)
+def test_the_setting_names_norm_batch_and_image_shape(options, expected):
+    assert TASK.setting(TASK.options(**(TINY | options))) == Setting(expected, 1, SHAPE)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm_batch_size": 3}, "norm_batch_size 3 does not divide batch_size 128; allowed: 1, 2, 4, 8"),
+        ({"model": "resnet9"}, 'unknown model "resnet9".*did you mean "resnet'),
+        ({"model": "resnet18", "width": 8}, "no width option"),
+        ({"recalibration_images": 50}, "recalibration_images 50 is below the norm batch of 128"),
+        ({"augmentation": "flip"}, "augmentation"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"learning_rate": float("inf")}, "finite"),
+        ({"warmup": 1.0}, "less than 1"),
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"lr": 0.1}, "Extra inputs"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_is_allowed(options, message):
+    with pytest.raises(ValidationError, match=message):
+        TASK.options(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"learning_rate": "1e-1"}, 0.1),
+        ({"batch_size": 32}, 0.025),
+        ({"batch_size": 32, "scale_learning_rate": False}, 0.1),
+        ({"batch_size": 32, "norm_batch_size": 2}, 0.025),
+    ],
+)
+def test_the_rate_scales_with_the_sgd_batch_and_not_with_the_norm_batch(options, expected):
+    assert TASK.options(**options).peak_learning_rate == pytest.approx(expected)
