@@ -12,15 +12,16 @@ What holds in every table:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
 from results import selection, summary
-from results.frame import ENVIRONMENT, NORM_BATCH, distinct, natural
+from results.captions import chosen, evidence, grid_caption
+from results.frame import NORM_BATCH, distinct, natural
 from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
@@ -94,9 +95,11 @@ def render_all(
     if select is not None:
         df = selection.select(df, select)
     result: list[Table] = []
+    grids = []
     for task in distinct(df["task"]):
         part = df[df["task"] == task]
         grid = Grid(part, reference)
+        grids.append(grid)
         names = [m for m in grid.metrics if metrics is None or m.name in metrics]
         if names or metrics is None:
             result.append(_task_table(grid, part, names))
@@ -105,8 +108,12 @@ def render_all(
             swept = [o for o in AUTO_SWEEPS if f"option.{o}" in grid.varying]
         primary = primary_metric(task, present_metrics(part))
         subjects = [m.name for m in names] if metrics is not None else [primary] if primary else []
-        result += [sweep_table(part, option, name, reference) for option in swept for name in subjects]
-    return [*result, overall_table(df, reference)]
+        for option, name in itertools.product(swept, subjects):
+            if f"option.{option}" in grid.varying:
+                result.append(_sweep_table(grid, part, option, _subject(part, name)))
+            else:
+                result.append(sweep_table(part, option, name, reference))
+    return [*result, _overall_table(df, grids)]
 
 
 def task_table(df: pd.DataFrame, metrics: Sequence[str] | None = None, reference: str = REFERENCE) -> Table:
@@ -144,7 +151,11 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     of_norm = column not in option_columns(df)
     if of_norm:
         df = _norm_option_as_option(df, option)
-    grid = Grid(df, reference, always=column, ragged=of_norm)
+    return _sweep_table(Grid(df, reference, always=column, ragged=of_norm), df, option, subject)
+
+
+def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> Table:
+    column = f"option.{option}"
     place = grid.varying.index(column)
     values = list(dict.fromkeys(v for v in distinct(block[place] for block in grid.blocks)))
     columns = tuple(Column(subject, value_text(option, v), option, ((option, value_text(option, v)),)) for v in values)
@@ -155,9 +166,10 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
         here = [row for row in grid.rows if any((row, block) in grid.runs for block in blocks)]
         cells = [[grid.cell(row, b, subject) if grid.expects(row, b) else None for b in blocks] for row in here]
         rows += _rows(grid, here, cells, [subject] * len(blocks), _setting(others, group), _kinds(grid, blocks))
-    title = f"{task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
-    caption = _caption(grid, df, rows)
-    return Table(f"{task}_by_{option}_{name}", title, columns, _hoist_equals(rows), caption, task)
+    title = f"{grid.task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
+    caption = grid_caption(grid, df, rows)
+    name = f"{grid.task}_by_{option}_{subject.name}"
+    return Table(name, title, columns, _hoist_equals(rows), caption, grid.task)
 
 
 def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
@@ -172,15 +184,13 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
     df = current(df)
     if df.empty:
         raise ValueError("no runs to tabulate")
-    grids: list[tuple[Grid, Metric]] = []
-    unranked = []
-    for task in distinct(df["task"]):
-        part = df[df["task"] == task]
-        name = primary_metric(task, present_metrics(part))
-        if name is None:
-            unranked.append(task)
-        else:
-            grids.append((Grid(part, reference), METRICS[name]))
+    return _overall_table(df, [Grid(df[df["task"] == task], reference) for task in distinct(df["task"])])
+
+
+def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
+    primary = {grid.task: primary_metric(grid.task, [m.name for m in grid.metrics]) for grid in every}
+    grids = [(grid, METRICS[name]) for grid in every for name in [primary[grid.task]] if name is not None]
+    unranked = [task for task, name in primary.items() if name is None]
     norms = {grid.labels[row]: grid.norms[row] for grid, _ in grids for row in grid.rows}
     first = {label for grid, _ in grids for label in [grid.labels.get(str(grid.reference))] if label}
     labels = sorted(norms, key=lambda label: (label not in first, natural(label)))
@@ -211,7 +221,8 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
         "Cells with diverged or failed runs rank behind all others.",
         "A norm without a result in some block of a column has no average there, and the others are ranked without it.",
         *([f"Without a metric to rank by: {', '.join(unranked)}."] if unranked else []),
-        *_story(df),
+        *itertools.chain.from_iterable(chosen(grid, df) for grid, _ in grids),
+        *evidence(df),
     ]
     return Table("overall", "Overall: average rank", tuple(columns), rows, tuple(caption), show_n=False)
 
@@ -243,7 +254,7 @@ def _task_table(grid: Grid, df: pd.DataFrame, metrics: Sequence[Metric]) -> Tabl
         cells = [[grid.cell(row, block, subject) for subject in metrics] for row in grid.rows]
         rows += _rows(grid, grid.rows, cells, metrics, _setting(grid.varying, block), _kinds(grid, [block]))
     columns = tuple(Column(subject, subject.heading) for subject in metrics)
-    return Table(grid.task, grid.task, columns, _hoist_equals(rows), _caption(grid, df, rows), grid.task)
+    return Table(grid.task, grid.task, columns, _hoist_equals(rows), grid_caption(grid, df, rows), grid.task)
 
 
 def _rows(
@@ -290,116 +301,6 @@ def _kinds(grid: Grid, blocks: Iterable[Block]) -> set[str]:
     inside = set(blocks)
     found = {str(r["data"] or "") for (_, b), runs in grid.runs.items() if b in inside for r in runs.values()}
     return found - {""}
-
-
-def _caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
-    cells = [cell for row in rows for cell in row.cells if cell is not None]
-    usual = Table("", "", (), tuple(rows)).usual_n
-    lines = []
-    seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
-    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
-    less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
-    other = " unless given" if any(c.seeds != usual for c in cells) else ""
-    lines.append(f"Values: {spread}; n = {usual}{other}{less}; seeds {_list(seeds)}.")
-    count, total = grid.holes()
-    lines.append(
-        f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
-        f"{count['skipped']} skipped, {count['missing']} missing."
-    )
-    if any(c.best for c in cells):
-        lines.append(
-            "Best mean bold, second underlined, in each group and column; cells with diverged or failed runs are not "
-            "eligible."
-        )
-    if grid.reference is not None and len(grid.rows) > 1:
-        pairs = max((c.difference_n for c in cells), default=0)
-        name = grid.labels[grid.reference]
-        if any(c.significant for c in cells):
-            lines.append(
-                f"† differs from {name}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, not "
-                "corrected for the number of comparisons; not tested where a run of either diverged or failed."
-            )
-        elif pairs > summary.MOST_FLIPS:
-            lines.append(f"No test against {name}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs.")
-        elif pairs and 2 / 2**pairs >= summary.SIGNIFICANT:
-            lines.append(
-                f"No significance marks: with {pairs} paired seed{'s' if pairs > 1 else ''} the exact sign-flip p can "
-                f"not fall below {2 / 2**pairs:.3g}."
-            )
-        elif pairs:
-            lines.append(f"No cell differs from {name} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed).")
-    if grid.surplus:
-        lines.append(
-            f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
-        )
-    if grid.fixed:
-        lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
-    return (*lines, *_chosen(grid, df), *_story(df))
-
-
-def _chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
-    """What was selected, by which seeds, and what each norm got."""
-    story = df.attrs.get("selected", {}).get(grid.task)
-    if story is None:
-        return []
-    option = story["option"]
-    got: dict[str, list[Any]] = {}
-    for row in grid.rows:
-        part = df[df["row"] == row]
-        got[grid.labels[row]] = distinct(part[f"selected.{option}"].tolist())
-    texts = [
-        f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
-    ]
-    return [
-        f"{option} selected per norm and setting by {story['metric']} on seeds {_list(story['seeds'])}; reported on "
-        f"seeds {_list(story['reported'])}. Selected: {'; '.join(texts)}."
-    ]
-
-
-def _story(df: pd.DataFrame) -> list[str]:
-    """Evidence class, selection rule, what cells differ in, what was left out."""
-    words = {column: _words(df, column) for column in ("data", "budget", "selection")}
-    lines = [
-        f"Evidence: {words['data']} data, {words['budget']} budget; reported checkpoint: {words['selection']}.",
-    ]
-    differing = []
-    measured = df[df["status"].isin(["ok", "diverged"])]  # a skip has no surroundings
-    for column in ENVIRONMENT:
-        values = distinct(measured[column].tolist()) if column in df.columns else []
-        if len(values) > 1:
-            shown = [str(v)[:12] if column == "commit" else str(v) for v in values if v is not None]
-            shown += ["not recorded"] if None in values else []
-            differing.append(f"{column} ({', '.join(shown)})")
-    if differing:
-        lines.append(f"Cells differ in: {'; '.join(differing)}.")
-    if "evidence.constant_output" in df.columns:
-        constant = Counter(df["norm_label"][df["evidence.constant_output"].eq(True)].tolist())
-        if constant:
-            norms = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
-            lines.append(f"Runs whose network gives one constant output: {norms}.")
-    tasks = set(df["task"])
-    stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
-    if stale:
-        shown = [f"{place} {n}" for place, n in sorted(stale.items())]
-        lines.append(f"Left out, of older versions: {stale.total()} records ({', '.join(shown)}).")
-    damaged = len(df.attrs.get("damaged", ()))
-    if damaged:
-        lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")
-    return lines
-
-
-def _words(df: pd.DataFrame, column: str) -> str:
-    values = (
-        [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
-    )
-    return " and ".join(values) or "unrecorded"
-
-
-def _list(seeds: Sequence[int]) -> str:
-    """0-4 for neighbours, else 0, 2, 5."""
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ", ".join(map(str, seeds))
 
 
 def _one_task(df: pd.DataFrame) -> pd.DataFrame:

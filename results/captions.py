@@ -1,0 +1,125 @@
+"""What stands under a table, sentence by sentence, so that nobody has to trust a number without its circumstances."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from results import summary
+from results.frame import ENVIRONMENT, distinct
+from results.grid import Grid
+from results.render import Row, Table
+
+
+def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The sentences under a table of a grid's cells: spread, seeds, holes, marks, tests, common options, evidence."""
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    usual = Table("", "", (), tuple(rows)).usual_n
+    lines = []
+    seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
+    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
+    less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
+    other = " unless given" if any(c.seeds != usual for c in cells) else ""
+    lines.append(f"Values: {spread}; n = {usual}{other}{less}; seeds {_list(seeds)}.")
+    count, total = grid.holes()
+    lines.append(
+        f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
+        f"{count['skipped']} skipped, {count['missing']} missing."
+    )
+    if any(c.best for c in cells):
+        lines.append(
+            "Best mean bold, second underlined, in each group and column; cells with diverged or failed runs are not "
+            "eligible."
+        )
+    if grid.reference is not None and len(grid.rows) > 1:
+        pairs = max((c.difference_n for c in cells), default=0)
+        name = grid.labels[grid.reference]
+        if any(c.significant for c in cells):
+            lines.append(
+                f"† differs from {name}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, not "
+                "corrected for the number of comparisons; not tested where a run of either diverged or failed."
+            )
+        elif pairs > summary.MOST_FLIPS:
+            lines.append(f"No test against {name}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs.")
+        elif pairs and 2 / 2**pairs >= summary.SIGNIFICANT:
+            lines.append(
+                f"No significance marks: with {pairs} paired seed{'s' if pairs > 1 else ''} the exact sign-flip p can "
+                f"not fall below {2 / 2**pairs:.3g}."
+            )
+        elif pairs:
+            lines.append(f"No cell differs from {name} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed).")
+    if grid.surplus:
+        lines.append(
+            f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
+        )
+    if grid.fixed:
+        lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
+    return (*lines, *chosen(grid, df), *evidence(df))
+
+
+def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
+    """What was selected, by which seeds, and what each norm got."""
+    story = df.attrs.get("selected", {}).get(grid.task)
+    if story is None:
+        return []
+    option = story["option"]
+    got: dict[str, list[Any]] = {}
+    for row in grid.rows:
+        part = df[df["row"] == row]
+        got[grid.labels[row]] = distinct(part[f"selected.{option}"].tolist())
+    texts = [
+        f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
+    ]
+    return [
+        f"{option} selected per norm and setting by {story['metric']} on seeds {_list(story['seeds'])}; reported on "
+        f"seeds {_list(story['reported'])}. Selected: {'; '.join(texts)}."
+    ]
+
+
+def evidence(df: pd.DataFrame) -> list[str]:
+    """Evidence class, selection rule, what cells differ in, what was left out."""
+    words = {column: _words(df, column) for column in ("data", "budget", "selection")}
+    lines = [
+        f"Evidence: {words['data']} data, {words['budget']} budget; reported checkpoint: {words['selection']}.",
+    ]
+    differing = []
+    measured = df[df["status"].isin(["ok", "diverged"])]  # a skip has no surroundings
+    for column in ENVIRONMENT:
+        values = distinct(measured[column].tolist()) if column in df.columns else []
+        if len(values) > 1:
+            shown = [str(v)[:12] if column == "commit" else str(v) for v in values if v is not None]
+            shown += ["not recorded"] if None in values else []
+            differing.append(f"{column} ({', '.join(shown)})")
+    if differing:
+        lines.append(f"Cells differ in: {'; '.join(differing)}.")
+    if "evidence.constant_output" in df.columns:
+        constant = Counter(df["norm_label"][df["evidence.constant_output"].eq(True)].tolist())
+        if constant:
+            norms = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
+            lines.append(f"Runs whose network gives one constant output: {norms}.")
+    tasks = set(df["task"])
+    stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
+    if stale:
+        shown = [f"{place} {n}" for place, n in sorted(stale.items())]
+        lines.append(f"Left out, of older versions: {stale.total()} records ({', '.join(shown)}).")
+    damaged = len(df.attrs.get("damaged", ()))
+    if damaged:
+        lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")
+    return lines
+
+
+def _words(df: pd.DataFrame, column: str) -> str:
+    values = (
+        [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
+    )
+    return " and ".join(values) or "unrecorded"
+
+
+def _list(seeds: Sequence[int]) -> str:
+    """0-4 for neighbours, else 0, 2, 5."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))
