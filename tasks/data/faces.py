@@ -31,8 +31,8 @@ FACE_FAMILIES = tuple(family for family, faces in FAMILIES.items() for _ in face
 MADE_WITH = "matplotlib 3.11.2"
 
 SIDE = 32
-EM_PIXELS = 22  # capitals are 16 pixels high
-LARGEST = 28  # a larger glyph is rendered at the largest size that fits, so two pixels stay free on every side
+EM_PIXELS = 28  # capitals are about 20 pixels high
+LARGEST = 30  # a larger glyph is rendered at the largest size that fits, so one pixel stays free on every side
 
 
 @cache
