@@ -25,7 +25,8 @@ from tasks.data import (
     prepare,
 )
 from tasks.data.downloads import DOWNLOADS
-from tasks.data.folders import decode, list_folder
+from tasks.data.folders import list_folder
+from tasks.data.lazy import decode
 
 
 def pixels(*shape, seed=0):
@@ -476,3 +477,5 @@ def test_every_listed_name_has_its_facts():
         assert info.licence
         assert bool(info.how) != info.builtin
         assert info.sizes or name == "imagenet"
+        assert str(info).startswith(info.title)
+        assert "None" not in str(info)

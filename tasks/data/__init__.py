@@ -18,8 +18,8 @@ from tasks.data.catalog import (
     open_folder,
     prepare,
 )
-from tasks.data.folders import FolderData, FolderImages, loaded_batches
 from tasks.data.images import ImageData, Split
+from tasks.data.lazy import FolderData, FolderImages, loaded_batches
 
 __all__ = [
     "AUGMENTATIONS",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from norms.registry import nearest
-from tasks.data import digits, fashion, folders, glyphs
+from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
 from tasks.data.prepared import read_manifest, read_set
@@ -31,7 +31,7 @@ class DatasetInfo:
 
     Args:
         name, title: as for `load`, and for tables.
-        kind: "real" or "synthetic".
+        kind: "real", "synthetic", or both where domains differ (each loaded domain is one of the two).
         num_classes, image_shape: as loaded; None where they depend on the folder.
         sizes: images by part; for a downloaded set "train" still includes what becomes val.
         domains: names for `load_domains`; empty for most.
@@ -50,6 +50,15 @@ class DatasetInfo:
     builtin: bool
     how: str
     licence: str
+
+    def __str__(self) -> str:
+        """One line for lists."""
+        facts = [self.title, self.kind]
+        facts += [f"{self.num_classes} classes"] if self.num_classes else []
+        facts += ["x".join(map(str, self.image_shape))] if self.image_shape else []
+        facts += [" + ".join(f"{count} {part}" for part, count in self.sizes.items())] if self.sizes else []
+        facts += [f"domains {', '.join(self.domains)}"] if self.domains else []
+        return " · ".join([*facts, "built in" if self.builtin else self.how, f"licence: {self.licence}"])
 
 
 @dataclass(frozen=True)
@@ -212,7 +221,7 @@ def domain_names(name: str, data_dir: Path) -> tuple[str, ...]:
     return domains
 
 
-def open_folder(name: str, data_dir: Path) -> folders.FolderData:
+def open_folder(name: str, data_dir: Path) -> lazy.FolderData:
     """A folder too large for memory (ImageNet), decoded while it is read; batches by `loaded_batches`.
 
     Raises:
@@ -221,7 +230,7 @@ def open_folder(name: str, data_dir: Path) -> folders.FolderData:
     _check_name(name)
     if name in _BUILTIN or name in DOWNLOADS:
         raise ValueError(f'data set "{name}" is not a folder of images: use load')
-    return folders.open_folder(name, data_dir, _folder(name))
+    return lazy.open_folder(name, data_dir, _folder(name))
 
 
 def checksum(name: str, data_dir: Path) -> str:

@@ -16,19 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tasks.data.images import channel_moments, stratified
-from tasks.data.prepared import PARTS, Parts, new_folder, read_manifest, write_manifest, write_set
+from tasks.data.lazy import FolderImages, decode
+from tasks.data.prepared import PARTS, Parts, new_folder, write_manifest, write_set
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -48,49 +45,6 @@ class FolderListing:
     class_names: list[str]
     domains: dict[str, Listing]
     disjoint_classes: bool
-
-
-class FolderImages(Dataset[tuple[Tensor, int]]):
-    """Lazily decoded images: item i is (uint8 (3, size, size), label).
-
-    Args:
-        root: the folder.
-        entries: (path below root, label, file size in bytes) of each image.
-        size: side of the decoded images, in pixels.
-    """
-
-    def __init__(self, root: Path, entries: list[tuple[str, int, int]], size: int):
-        self.root, self.size = root, size
-        self.paths = [path for path, _, _ in entries]
-        self.labels = torch.tensor([label for _, label, _ in entries], dtype=torch.long)
-        self._bytes = [count for _, _, count in entries]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self.root / self.paths[index]
-        if not path.is_file() or path.stat().st_size != self._bytes[index]:
-            raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again")
-        return torch.from_numpy(decode(path, self.size)), int(self.labels[index])
-
-
-@dataclass(frozen=True)
-class FolderData:
-    """A data set too large for memory; fields as in ImageData, the parts are FolderImages."""
-
-    name: str
-    title: str
-    train: FolderImages
-    val: FolderImages
-    test: FolderImages
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    kind: str
-    checksum: str
-    class_names: tuple[str, ...]
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -165,84 +119,7 @@ def prepare_folder(name: str, root: Path, data_dir: Path, folder: str, size: int
     with new_folder(data_dir, folder) as temporary:
         text = json.dumps(index)
         (temporary / "index.json").write_text(text)
-        write_manifest(temporary, {**facts, "domains": [""]}, {"index.json": _sha256(text)})
-
-
-def open_folder(name: str, data_dir: Path, folder: str) -> FolderData:
-    """A prepared folder that is decoded while it is read.
-
-    Raises:
-        NotPrepared: it was not prepared. ValueError: its index is damaged, or it is one that `load` holds in memory.
-    """
-    manifest = read_manifest(name, data_dir, folder)
-    if "index.json" not in manifest["files"]:
-        raise ValueError(f'data set "{name}" fits in memory: use load')
-    path = data_dir / folder / "index.json"
-    text = path.read_text() if path.exists() else ""
-    if _sha256(text) != manifest["files"]["index.json"]:
-        raise ValueError(f"{path}: damaged or missing; delete {path.parent} and prepare the data set again")
-    root, size = Path(manifest["root"]), manifest["size"]
-    parts = {part: FolderImages(root, entries, size) for part, entries in json.loads(text).items()}
-    mean, std = manifest["moments"][""]
-    return FolderData(
-        name=name,
-        title=manifest["title"],
-        **parts,
-        num_classes=manifest["num_classes"],
-        image_shape=(3, size, size),
-        mean=tuple(mean),
-        std=tuple(std),
-        kind=manifest["kind"],
-        checksum=manifest["checksum"],
-        class_names=tuple(manifest["class_names"]),
-    )
-
-
-def loaded_batches(
-    images: FolderImages,
-    batch_size: int,
-    generator: torch.Generator | None,
-    *,
-    workers: int = 0,
-    drop_last: bool = True,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of (images uint8 (B, 3, H, W), labels (B,)) on the CPU, decoded by `workers` processes.
-
-    Decoding draws nothing, so the batches do not depend on the number of workers: augment them on the device.
-
-    Args:
-        generator: draws the order; None keeps the stored order.
-        workers: processes; 0 decodes in this one.
-        drop_last: leave out the last images when they do not fill a batch.
-
-    Raises:
-        ValueError: as shuffled_batches.
-    """
-    if batch_size < 1 or (drop_last and batch_size > len(images)):
-        raise ValueError(f"batch_size {batch_size}: at least 1, and with drop_last at most the {len(images)} images")
-    order = torch.arange(len(images)) if generator is None else torch.randperm(len(images), generator=generator)
-    stop = len(images) - len(images) % batch_size if drop_last else len(images)
-    chunks = [chunk.tolist() for chunk in order[:stop].split(batch_size)]
-    return iter(DataLoader(images, batch_sampler=chunks, num_workers=workers, pin_memory=torch.cuda.is_available()))
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept.
-
-    Raises:
-        ValueError: the file is not an image that can be decoded; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: can not be decoded as an image: {error}") from error
-    scale = size / min(rgb.size)
-    width, height = (max(size, round(side * scale)) for side in rgb.size)
-    resized = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)), np.uint8).transpose(2, 0, 1).copy()
+        write_manifest(temporary, {**facts, "domains": [""]}, {"index.json": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def _as_splits(root: Path, found: dict[str, dict[str, list[str]]]) -> FolderListing:
@@ -325,7 +202,3 @@ def _subfolders(folder: Path) -> list[str]:
 def _images(root: Path, folder: Path) -> list[str]:
     files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     return sorted(p.relative_to(root).as_posix() for p in files)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
