@@ -1,18 +1,17 @@
-"""Batch statistics over groups of a flattened sample, at the speed and memory of torch's batch normalization.
+"""Batch statistics over groups of a flattened sample, near the speed and memory of torch's batch normalization.
 
     x (N, C, *P) is K norm batches of M = N / K samples; slice k is x[k::K]
     D = C * P values of a sample, channel-major (c, p), are cut into G groups of S = D / G
     mean_kg, var_kg over the M samples and S values of group g in slice k
     y = (x - mean_kg) / sqrt(var_kg + eps) * weight_c + bias_c
 
-Axes: N sample, M sample of a slice, K slice, C channel, P position, D = C * P, G group, S = D / G, U unit.
+Axes: N sample, M sample of a slice, K slice, C channel, P position, D = C * P, G group, S = D / G, R run, U unit.
 
-How: memory is read as (rows, U units, values), where a unit is a run of values that lies inside one group *and* one
-channel: gcd(P, S) neighbours of a contiguous sample, one channel of a channels_last batch, or, where nothing larger
-fits, single positions. Torch's kernels give each unit's moments; those of a group follow from them by Chan's formula,
-which takes no difference of large sums; scale and shift, group's and channel's together, are one more pass with one
-coefficient per unit. The backward is the same: torch's sums per unit, combined per group, and one fused pass.
-Saved for the backward are x and 2 K G numbers. Where a unit is a whole group, all of it is `F.batch_norm` on a view.
+How: memory is read in units, runs of gcd(P, S) positions that lie inside one group *and* one channel. Torch's kernels
+give each unit's moments; those of a group follow from them by Chan's formula, which takes no difference of large sums;
+scale and shift, group's and channel's together, are one more pass with one coefficient per unit. The backward is the
+same: torch's sums per unit, combined per group, and two passes. Saved for the backward are x and 2 K G numbers.
+Where a unit is a whole group, all of it is `F.batch_norm` on a view.
 
 The same formula in differentiable operations (`_plain`) serves second derivatives, compilation (whose compiler fuses
 and recomputes by itself), meta and fake tensors. tests/test_norms_batch.py holds the two against each other.
@@ -30,86 +29,7 @@ from torch import Tensor, nn
 
 from norms.sample import memory_format
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """How the memory of one input is read in units; see the module's header.
-
-    Args:
-        shape: of x, (N, C, *).
-        groups: G, a divisor of D.
-        slices: K, a divisor of N.
-        channels_last: x has its channels innermost in memory.
-    """
-
-    shape: tuple[int, ...]
-    groups: int
-    slices: int
-    channels_last: bool
-
-    @classmethod
-    def of(cls, x: Tensor, groups: int, slices: int) -> Blocks:
-        return cls(tuple(x.shape), groups, slices, memory_format(x) != torch.contiguous_format)
-
-    @property
-    def channels(self) -> int:
-        return self.shape[1]
-
-    @property
-    def positions(self) -> int:
-        return math.prod(self.shape[2:])
-
-    @property
-    def group_size(self) -> int:
-        return self.channels * self.positions // self.groups
-
-    @property
-    def count(self) -> int:
-        """Values that enter one statistic: M * S."""
-        return self.shape[0] // self.slices * self.group_size
-
-    @property
-    def single(self) -> bool:
-        """channels_last memory, in which only single positions lie inside one group and one slice."""
-        return self.channels_last and (self.slices > 1 or self.channels % self.groups > 0)
-
-    @property
-    def unit(self) -> int:
-        """Values of one sample in one unit: a common divisor of P and S."""
-        return 1 if self.single else math.gcd(self.positions, self.group_size)
-
-    @property
-    def whole(self) -> bool:
-        """A unit is a whole group."""
-        return self.unit == self.group_size
-
-    def view(self, x: Tensor) -> Tensor:
-        """x -> (M, K * U, unit), or for channels_last (rows, K * U, 1, 1); a copy only where x lies otherwise."""
-        if not self.channels_last:
-            return x.reshape(self.shape[0] // self.slices, -1, self.unit)
-        columns = self.slices * self.channels * (self.positions if self.single else 1)
-        return x.movedim(1, -1).reshape(-1, columns, 1, 1)
-
-    def back(self, v: Tensor) -> Tensor:
-        """The inverse of `view`, again without a copy."""
-        if not self.channels_last:
-            return v.reshape(self.shape)
-        return v.reshape(self.shape[0], *self.shape[2:], self.channels).movedim(-1, 1)
-
-    def split(self, per_unit: Tensor, parts: int) -> Tensor:
-        """(K * U,) -> (K, parts, U / parts) with parts = G groups or C channels."""
-        if self.single:
-            in_memory = per_unit.reshape(self.slices, self.positions, self.channels)
-            return in_memory.transpose(1, 2).reshape(self.slices, parts, -1)
-        return per_unit.reshape(self.slices, parts, -1)
-
-    def spread(self, per_part: Tensor) -> Tensor:
-        """(K or 1, parts) -> (K * U,): each unit gets its group's or its channel's value."""
-        units = self.channels * self.positions // self.unit
-        each = per_part[:, :, None].expand(self.slices, -1, units // per_part.shape[1])
-        if self.single:
-            each = each.reshape(self.slices, self.channels, self.positions).transpose(1, 2)
-        return each.reshape(-1).contiguous()  # torch's kernels read coefficients of stride 0 wrongly
+_LONG = 4096  # values that a call of a kernel must have to be worth its overhead: about 8 us, against 4 us of work
 
 
 def normalize(
@@ -130,18 +50,20 @@ def normalize(
         var: (K, G) without gradient; unbiased, as running statistics want it.
     """
     blocks = Blocks.of(x, groups, slices)
-    wide = torch.promote_types(x.dtype, torch.float32)
     if blocks.whole:
+        wide = torch.promote_types(x.dtype, torch.float32)
         mean, var = x.new_zeros((2, slices * groups), dtype=wide).unbind()
-        scale, shift = (None if p is None else blocks.spread(p.to(wide)[None]) for p in (weight, bias))
+        scale, shift = blocks.spread_affine(weight, bias, wide)
+        (v,) = blocks.parts(x)
         # momentum 1 leaves the batch's own statistics in the buffers
-        v = F.batch_norm(blocks.view(x), mean, var, scale, shift, True, 1.0, eps)
-        return blocks.back(v), blocks.split(mean, groups)[:, :, 0], blocks.split(var, groups)[:, :, 0]
+        y = blocks.back(F.batch_norm(v, mean, var, scale, shift, True, 1.0, eps))
+        return y, mean.view(slices, groups), var.view(slices, groups)
     if _ordinary(x):
-        y, mean, var = _Normalize.apply(x, weight, bias, blocks, eps)
+        y, stats = _Normalize.apply(x, weight, bias, blocks, eps)
     else:
-        y, mean, var = _plain(x, weight, bias, blocks, eps)
-    return y, mean.detach(), var.detach() * (blocks.count / (blocks.count - 1))
+        y, stats = _plain(x, weight, bias, blocks, eps)
+    mean, var = stats.detach().unbind()
+    return y, mean, var * (blocks.count / (blocks.count - 1))
 
 
 def evaluate(
@@ -149,44 +71,215 @@ def evaluate(
 ) -> Tensor:
     """Normalize x (N, C, *) by given statistics of size G. Returns y as x."""
     wide = torch.promote_types(x.dtype, torch.float32)
+    mean, var = mean.to(wide), var.to(wide)
+    if groups == x.shape[1]:
+        scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
+        return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
     blocks = Blocks.of(x, groups, 1)
-    per_channel = groups == x.shape[1]
+    mean, var = blocks.spread(torch.stack((mean, var))[:, None])
+    return blocks.affine(x, mean, var, *blocks.spread_affine(weight, bias, wide), eps)
 
-    def ready(p: Tensor) -> Tensor:
-        return p.to(wide) if per_channel else blocks.spread(p.to(wide)[None])
 
-    v = x if per_channel else blocks.view(x)
-    scale, shift = (None if p is None else ready(p) for p in (weight, bias))
-    y = F.batch_norm(v, ready(mean), ready(var), scale, shift, False, 0.0, eps)
-    return y if per_channel else blocks.back(y)
+@dataclass(frozen=True)
+class Blocks:
+    """How the memory of one input is read in units; see the module's header.
+
+    Units lie in the order (K, C, R) for contiguous memory, (K, R, C) for channels_last. Methods take and give several
+    quantities at once, stacked along a first axis T.
+
+    Args:
+        shape: of x, (N, C, *).
+        groups: G, a divisor of D.
+        slices: K, a divisor of N.
+        channels_last: x has its channels innermost in memory.
+    """
+
+    shape: tuple[int, ...]
+    groups: int
+    slices: int
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor, groups: int, slices: int) -> Blocks:
+        return cls(tuple(x.shape), groups, slices, memory_format(x) != torch.contiguous_format)
+
+    @property
+    def samples(self) -> int:
+        """M: of one slice."""
+        return self.shape[0] // self.slices
+
+    @property
+    def channels(self) -> int:
+        return self.shape[1]
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.shape[2:])
+
+    @property
+    def group_size(self) -> int:
+        return self.channels * self.positions // self.groups
+
+    @property
+    def count(self) -> int:
+        """Values that enter one statistic: M * S."""
+        return self.samples * self.group_size
+
+    @property
+    def unit(self) -> int:
+        """Positions of one sample in one unit."""
+        return math.gcd(self.positions, self.group_size)
+
+    @property
+    def runs(self) -> int:
+        """R: units of one sample in one channel."""
+        return self.positions // self.unit
+
+    @property
+    def scattered(self) -> bool:
+        """No one reading of the memory has a unit's values in one column: channels_last, cut in slices or runs."""
+        return self.channels_last and (self.slices > 1 or self.runs > 1)
+
+    @property
+    def sample_by_sample(self) -> bool:
+        """Scattered units are read once per sample; else position by position, a column for each value of a slice."""
+        return self.scattered and self.slices > 1 and self.unit * self.channels >= _LONG
+
+    @property
+    def whole(self) -> bool:
+        """A unit is a whole group."""
+        return self.unit == self.group_size and not self.scattered
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x as (rows, columns, values) for torch's kernels, in several tensors where one does not do.
+
+        Views; a copy only where x lies otherwise in memory than `channels_last` says.
+        """
+        if not self.channels_last:
+            return (x.reshape(self.samples, -1, self.unit),)
+        memory = x.movedim(1, -1)
+        if self.sample_by_sample:
+            return memory.reshape(-1, self.unit, self.channels, 1, 1).unbind()
+        columns = self.slices * self.positions * self.channels if self.scattered else self.channels
+        return (memory.reshape(-1, columns, 1, 1),)
+
+    def back(self, v: Tensor) -> Tensor:
+        """Any tensor that has the memory order of x, in the shape of x; no copy."""
+        if not self.channels_last:
+            return v.reshape(self.shape)
+        return v.reshape(self.shape[0], *self.shape[2:], self.channels).movedim(-1, 1)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """channels_last x as (M, K, R, unit, C)."""
+        return x.movedim(1, -1).reshape(self.samples, self.slices, self.runs, self.unit, self.channels)
+
+    def split(self, per_unit: Tensor, parts: int) -> Tensor:
+        """(T, K * U) -> (T, K, parts, units of each) with parts = G groups or C channels."""
+        if self.channels_last and self.runs > 1:
+            per_unit = per_unit.reshape(-1, self.slices, self.runs, self.channels).transpose(2, 3)
+        return per_unit.reshape(per_unit.shape[0], self.slices, parts, -1)
+
+    def spread(self, per_part: Tensor) -> Tensor:
+        """(T, K or 1, parts) -> (T, K * U): each unit gets its group's or its channel's value."""
+        kinds, _, parts = per_part.shape
+        each = per_part[..., None].expand(kinds, self.slices, parts, self.channels * self.runs // parts)
+        if self.channels_last and self.runs > 1:
+            each = each.reshape(kinds, self.slices, self.channels, self.runs).transpose(2, 3)
+        return each.reshape(kinds, -1).contiguous()  # torch's kernels read coefficients of stride 0 wrongly
+
+    def spread_affine(
+        self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """weight and bias (C,) per unit (K * U,)."""
+        if weight is None or bias is None:
+            return None, None
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        if self.slices * self.runs == 1:
+            return weight, bias
+        scale, shift = self.spread(torch.stack((weight, bias))[:, None])
+        return scale, shift
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and biased variance, (2, K, G), in float32 or better."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        found = []
+        for v in self.parts(x):
+            # given buffers of the wider type, torch computes moments in it; momentum 0 leaves them alone
+            zero = None if wide == x.dtype else x.new_zeros(v.shape[1], dtype=wide)
+            found.append(torch.stack(torch.batch_norm_update_stats(v, zero, zero, 0.0)))
+        stats = found[0]
+        if self.sample_by_sample:
+            stats = _pooled(torch.stack(found, dim=1).view(2, self.samples, -1), -2)
+        elif self.scattered:
+            stats = _pooled(stats.view(2, -1, self.unit, self.channels), -2).view(2, -1)
+        stats = self.split(stats, self.groups)
+        return _pooled(stats, -1)
+
+    def sums(self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        """(2, K * U): sums of dy * (x - mean) * rstd and of dy. mean, rstd: (K * U,)."""
+        columns = [(mean, rstd)]
+        if self.sample_by_sample:
+            columns = list(zip(*(s.view(-1, self.channels).unbind() for s in (mean, rstd)), strict=True))
+        elif self.scattered:
+            wide = (s.view(-1, 1, self.channels).expand(-1, self.unit, -1).reshape(-1) for s in (mean, rstd))
+            columns = [(next(wide), next(wide))]
+        kernel = torch.ops.aten.native_batch_norm_backward.default
+        found = []
+        for i, (v, dv) in enumerate(zip(self.parts(x), self.parts(dy), strict=True)):
+            m, s = columns[i % len(columns)]
+            found.append(torch.stack(kernel(dv, v, None, None, None, m, s, True, 0.0, [False, True, True])[1:]))
+        if self.sample_by_sample:
+            return torch.stack(found, dim=1).view(2, self.samples, -1).sum(1)
+        if self.scattered:
+            return found[0].view(2, -1, self.unit, self.channels).sum(2).view(2, -1)
+        return found[0]
+
+    def affine(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        eps: float,
+        plus: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(x - mean) / sqrt(var + eps) * scale + shift, plus another tensor times a factor. Returns a tensor as x.
+
+        Args:
+            x: in memory as `channels_last` says.
+            mean: (K * U,), and var, scale, shift likewise.
+            eps: added to the variance.
+            plus: a tensor that lies in memory as x does, and its factor (K * U,); not differentiable.
+        """
+        if not self.scattered:
+            (v,) = self.parts(x)
+            y = F.batch_norm(v, mean, var, scale, shift, False, 0.0, eps)
+            if plus is not None:
+                y.addcmul_(self.parts(plus[0])[0], plus[1].view(1, -1, *[1] * (v.dim() - 2)))
+            return self.back(y)
+        factor = torch.rsqrt(var + eps)
+        factor = factor if scale is None else factor * scale
+        offset = -mean * factor if shift is None else torch.addcmul(shift, mean, factor, value=-1)
+        shape = (1, self.slices, self.runs, 1, self.channels)
+        y = torch.addcmul(offset.view(shape), self.scatter(x), factor.view(shape))
+        if plus is not None:
+            y.addcmul_(self.scatter(plus[0]), plus[1].view(shape))
+        return self.back(y).to(x.dtype)
+
+
+def _pooled(stats: Tensor, dim: int) -> Tensor:
+    """Mean and biased variance (2, ...) of the union of equally large sets along a dimension, by Chan's formula."""
+    if stats.shape[dim] == 1:
+        return stats.squeeze(dim)
+    union = stats.mean(dim)
+    union[1] += (stats[0] - union[0].unsqueeze(dim)).square_().mean(dim)
+    return union
 
 
 def _ordinary(x: Tensor) -> bool:
     """A tensor with memory on a device whose kernels we know, outside compilation."""
     return type(x) in (Tensor, nn.Parameter) and x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
-
-
-def _plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y and the biased moments (K, G) in differentiable operations."""
-    standard, mean, var = _standardize(x, blocks, eps)
-    y = standard.reshape(blocks.shape)
-    if weight is not None and bias is not None:
-        shape = (-1, *[1] * (x.dim() - 2))
-        y = y * weight.view(shape) + bias.view(shape)
-    return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, var
-
-
-def _standardize(x: Tensor, blocks: Blocks, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / sqrt(var + eps) as (M, K, G, S), and the biased moments (K, G)."""
-    n = blocks.shape[0] // blocks.slices
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    grouped = wide.reshape(n, blocks.slices, blocks.groups, blocks.group_size)
-    mean = grouped.mean(dim=(0, 3), keepdim=True)
-    centred = grouped - mean
-    var = centred.square().mean(dim=(0, 3), keepdim=True)
-    return centred * torch.rsqrt(var + eps), mean[0, :, :, 0], var[0, :, :, 0]
 
 
 class _Normalize(torch.autograd.Function):
@@ -195,58 +288,62 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        v = blocks.view(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # given buffers of the wider type, torch computes moments in it; momentum 0 leaves them alone
-        zero = None if wide == x.dtype else x.new_zeros(v.shape[1], dtype=wide)
-        moments = torch.batch_norm_update_stats(v, zero, zero, 0.0)
-        means, variances = (blocks.split(m, blocks.groups) for m in moments)
-        mean = means.mean(dim=2)
-        var = (variances + (means - mean[:, :, None]).square()).mean(dim=2)
-        del moments, means, variances  # may be as large as one sample of each slice
-        scale, shift = (None if p is None else blocks.spread(p.to(wide)[None]) for p in (weight, bias))
-        y = F.batch_norm(v, blocks.spread(mean), blocks.spread(var), scale, shift, False, 0.0, eps)
-        return blocks.back(y), mean, var
+    ) -> tuple[Tensor, Tensor]:
+        stats = blocks.moments(x)
+        mean, var = blocks.spread(stats)
+        return blocks.affine(x, mean, var, *blocks.spread_affine(weight, bias, stats.dtype), eps), stats
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, _, ctx.blocks, ctx.eps = inputs
-        _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
+        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, mean, var)
+        ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var = ctx.saved_tensors
+        x, weight, stats = ctx.saved_tensors
         dy = grads[0]
         if dy is None:
             return None, None, None, None, None
         blocks: Blocks = ctx.blocks
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
             return (*_plain_backward(dy, x, weight, blocks, ctx.eps), None, None)
-        v, dv = blocks.view(x), blocks.view(dy)
-        means, variances, rstd = blocks.spread(mean), blocks.spread(var), torch.rsqrt(var + ctx.eps)
-        # sums over each unit of dy * (x - mean) / sqrt(var + eps) and of dy
-        _, sum_product, sum_dy = torch.ops.aten.native_batch_norm_backward(
-            dv, v, None, means, variances, means, blocks.spread(rstd), False, ctx.eps, [False, True, True]
-        )
-        d_weight, d_bias = None, None
-        scale = None if weight is None else blocks.spread(weight.to(mean.dtype)[None])
-        if scale is not None:
-            d_weight, d_bias = (blocks.split(s, blocks.channels).sum(dim=(0, 2)) for s in (sum_product, sum_dy))
-            sum_product, sum_dy = sum_product * scale, sum_dy * scale
-        dx = None
+        dy = dy.contiguous(memory_format=memory_format(x))
+        rstd = torch.rsqrt(stats[1] + ctx.eps)
+        mean, var, factor = blocks.spread(torch.cat((stats, rstd[None])))
+        sums = blocks.sums(dy, x, mean, factor)
+        d_weight, d_bias, dx = None, None, None
+        if weight is not None:
+            d_weight, d_bias = blocks.split(sums, blocks.channels).sum(dim=(1, 3))
+            scale = blocks.spread(weight.to(stats.dtype)[None, None])[0]
+            sums, factor = sums * scale, factor * scale
         if ctx.needs_input_grad[0]:
-            # dx = rstd * (weight * dy - mean(weight * dy) - standardized * mean(weight * dy * standardized))
-            product, shift = (
-                blocks.split(s, blocks.groups).sum(dim=2).mul_(-rstd / blocks.count) for s in (sum_product, sum_dy)
-            )
-            factor = blocks.spread(rstd) if scale is None else blocks.spread(rstd) * scale
-            dx = F.batch_norm(v, means, variances, blocks.spread(product), blocks.spread(shift), False, 0.0, ctx.eps)
-            dx = blocks.back(dx.addcmul_(dv, factor.view(1, -1, *[1] * (v.dim() - 2))))
+            # rstd * (weight * dy - mean(weight * dy) - standardized * mean(weight * dy * standardized))
+            per_group = blocks.split(sums, blocks.groups).sum(dim=3) * (rstd / -blocks.count)
+            slope, offset = blocks.spread(per_group)
+            dx = blocks.affine(x, mean, var, slope, offset, ctx.eps, plus=(dy, factor))
         return dx, d_weight, d_bias, None, None
+
+
+def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and mean and biased variance (2, K, G), in differentiable operations."""
+    standard, mean, var = _standardize(x, blocks, eps)
+    y = standard.reshape(blocks.shape)
+    if weight is not None and bias is not None:
+        shape = (-1, *[1] * (x.dim() - 2))
+        y = y * weight.view(shape) + bias.view(shape)
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x)), torch.stack((mean, var))[:, 0, :, :, 0]
+
+
+def _standardize(x: Tensor, blocks: Blocks, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps) as (M, K, G, S), and the biased moments (1, K, G, 1)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    grouped = wide.reshape(blocks.samples, blocks.slices, blocks.groups, blocks.group_size)
+    mean = grouped.mean(dim=(0, 3), keepdim=True)
+    centred = grouped - mean
+    var = centred.square().mean(dim=(0, 3), keepdim=True)
+    return centred * torch.rsqrt(var + eps), mean, var
 
 
 def _plain_backward(
@@ -263,5 +360,5 @@ def _plain_backward(
     d_standard = d_standard.reshape(standard.shape)
     mean_d = d_standard.mean(dim=(0, 3), keepdim=True)
     mean_product = (d_standard * standard).mean(dim=(0, 3), keepdim=True)
-    dx = torch.rsqrt(var + eps)[:, :, None] * (d_standard - mean_d - standard * mean_product)
+    dx = torch.rsqrt(var + eps) * (d_standard - mean_d - standard * mean_product)
     return dx.reshape(blocks.shape).to(x.dtype), d_weight, d_bias

@@ -75,7 +75,10 @@ class RunningStatistics(nn.Module):
         with torch.no_grad():
             k = mean.shape[0]
             self.num_batches_tracked.add_(k)
-            for running, new in ((self.running_mean, mean.detach()), (self.running_var, var.detach())):
+            for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                if k == 1 and self.momentum is not None:
+                    running.lerp_(new[0].to(running.dtype), self.momentum)
+                    continue
                 if self.momentum is None:
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
