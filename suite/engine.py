@@ -265,7 +265,8 @@ class _Execution:
             # not at once: what the worker had started may still be dying, and shares its lock until then
             with run_lock(self.out, spec).acquire(timeout=2, poll_interval=0.02):
                 state, record = look(self.out, spec)
-                if state in ("todo", "damaged") or _signature(self.out, spec) == worker.before:
+                unchanged = state == "failed" and _signature(self.out, spec) == worker.before
+                if state in ("todo", "damaged") or unchanged:
                     if state == "damaged":
                         moved = set_aside(run_folder(self.out, spec) / RECORD)
                         self.tell(Event("damaged", spec, text=str(moved)))

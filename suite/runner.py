@@ -38,7 +38,7 @@ class Runner:
     device: str = "cpu"
     threads: int = 1
     data_dir: Path = Path("data")
-    plugins: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
     budget: str = "reduced"
     commit: str = "unknown"
 

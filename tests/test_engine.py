@@ -1,0 +1,302 @@
+"""suite.engine and suite.runner: whatever a run does, it costs that run only, is recorded, and is never made twice."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from norms.registry import load_plugin
+from results.record import RECORD, RunRecord, RunSpec, find_record, record_files, run_folder, run_lock, write_record
+from suite.engine import OUTPUT, execute, look, write_skipped
+from suite.environment import ROOT
+from suite.plan import plan_config
+from suite.runner import TRACEBACK, Runner
+
+PLUGIN = """
+import ctypes, os, signal, sys, time, warnings
+from pathlib import Path
+from tasks import register_task, task_names
+from tasks.base import Diverged, Options, Outcome, Setting
+
+class FakeOptions(Options):
+    mode: str = "ok"
+    seconds: float = 0.0
+
+class Fake:
+    name, version, options, metrics = "engine_fake", 1, FakeOptions, ("top1", "test_loss")
+
+    def setting(self, options):
+        return Setting()
+
+    def data_checksum(self, options, data_dir):
+        return "none"
+
+    def why_not(self, norm, info, options):
+        return None
+
+    def run(self, norm, options, context):
+        mode = options.mode
+        with (context.data_dir / "made").open("a") as log:  # one line per run that is really made
+            log.write(f"{mode} {context.seed} {os.getpid()}\\n")
+        start = time.monotonic()
+        while time.monotonic() < start + options.seconds:
+            context.report((time.monotonic() - start) / options.seconds)
+            time.sleep(0.01)
+        if mode == "raise":
+            raise RuntimeError("first line\\nsecond line")
+        if mode == "abort":
+            os.abort()
+        if mode == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "exit":
+            os._exit(0)
+        if mode == "diverge":
+            raise Diverged("step 3: conv1", [{"loss": 1.0}, {"loss": float("nan")}])
+        if mode == "hang":
+            while True:
+                pass
+        if mode == "hang_in_c":
+            ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock
+        if mode == "leave_child":
+            if os.fork() == 0:
+                time.sleep(1000)
+            os.abort()
+        if mode == "print":
+            print("said by the run", flush=True)
+        metrics = {"top1": 0.5, "test_loss": float("nan") if mode == "nan" else 1.0}
+        if mode == "extra":
+            metrics["top5"] = 1.0
+        if mode == "once" and not (context.data_dir / "once").exists():
+            (context.data_dir / "once").touch()
+            raise RuntimeError("the first time")
+        return Outcome(metrics, [{"loss": 2.0}], evidence={"data": "synthetic"})
+
+if "engine_fake" not in task_names():
+    register_task(Fake())
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plugin") / "fake.py"
+    file.write_text(PLUGIN)
+    load_plugin(file)
+    return file
+
+
+@pytest.fixture
+def runner(plugin, tmp_path):
+    return Runner(plugins=(plugin,), data_dir=tmp_path, budget="reduced", commit="abc")
+
+
+def specs_of(modes, seeds=(0,), seconds=0.0):
+    config = {"norms": ["bn"], "seeds": list(seeds), "tasks": {"engine_fake": {"mode": modes, "seconds": seconds}}}
+    return plan_config(config).runs
+
+
+def made(folder):
+    """(mode, seed, pid) of every run that was begun."""
+    file = folder / "made"
+    return [tuple(line.split()) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def alive(pid):
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+ENDS = {
+    "ok": ("ok", ""),
+    "print": ("ok", ""),
+    "diverge": ("diverged", "step 3: conv1"),
+    "raise": ("failed", "RuntimeError: first line second line"),
+    "nan": ("failed", "test_loss = nan"),
+    "extra": ("failed", "top5"),
+    "abort": ("failed", "killed by SIGABRT"),
+    "kill": ("failed", "killed by SIGKILL"),
+    "exit": ("failed", "exit code 0 before"),
+    "hang": ("failed", "time limit of 2 s"),
+    "hang_in_c": ("failed", "time limit of 2 s"),
+    "leave_child": ("failed", "killed by SIGABRT"),
+}
+
+
+def test_every_end_of_a_run_costs_that_run_only_and_is_recorded(runner, tmp_path):
+    out, events = tmp_path / "out", []
+    specs = {spec.task_options["mode"]: spec for spec in specs_of(list(ENDS))}
+    counts = execute(specs.values(), runner, out, jobs=4, timeout=2, on_event=events.append)
+    assert counts == {"ok": 2, "diverged": 1, "failed": len(ENDS) - 3}
+    for mode, (status, reason) in ENDS.items():
+        record = find_record(out, specs[mode])
+        assert (mode, record.status) == (mode, status)
+        assert reason in record.reason
+        assert "\n" not in record.reason
+    assert {e.spec.key for e in events if e.kind == "finished"} == {spec.key for spec in specs.values()}
+    ok, diverged = find_record(out, specs["ok"]), find_record(out, specs["diverge"])
+    assert ok.metrics == {"top1": 0.5, "test_loss": 1.0}
+    assert ok.evidence == {"data": "synthetic", "budget": "reduced"}
+    assert ok.environment["commit"] == "abc"
+    assert ok.environment["threads"] == 1
+    assert {"torch", "torchvision", "numpy", "python", "platform", "cpu", "device", "allocator"} <= set(ok.environment)
+    assert diverged.history == [{"loss": 1.0}, {"loss": None}]
+    assert diverged.metrics == {}
+    assert "second line" in (run_folder(out, specs["raise"]) / TRACEBACK).read_text()
+    assert (run_folder(out, specs["print"]) / OUTPUT).read_text() == "said by the run\n"
+    assert not (run_folder(out, specs["ok"]) / OUTPUT).exists()
+    assert not list(out.rglob(f".{RECORD}.*"))
+    pids = [pid for _, _, pid in made(tmp_path)]
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_done_is_never_repeated_and_failed_only_with_retry(runner, tmp_path):
+    out, specs = tmp_path / "out", specs_of(["ok", "diverge", "once"])
+    assert execute(specs, runner, out, jobs=2) == {"ok": 1, "diverged": 1, "failed": 1}
+    assert [look(out, spec)[0] for spec in specs] == ["done", "done", "failed"]
+    assert execute(specs, runner, out, jobs=2) == {"ok": 1, "diverged": 1, "failed": 1}
+    assert len(made(tmp_path)) == 3
+    assert execute(specs, runner, out, jobs=2, retry=True) == {"ok": 2, "diverged": 1}
+    assert [mode for mode, _, _ in made(tmp_path)].count("once") == 2
+    assert len(made(tmp_path)) == 4
+    assert not (run_folder(out, specs[2]) / TRACEBACK).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 99}', "foreign"])
+def test_a_damaged_record_is_reported_set_aside_and_made_again(runner, tmp_path, content):
+    out, events = tmp_path / "out", []
+    spec, other = specs_of(["ok"], seeds=[0, 1])
+    if content == "foreign":
+        content = RunRecord(spec=other, status="ok", metrics={"top1": 1.0}).model_dump_json(by_alias=True).encode()
+    file = run_folder(out, spec) / RECORD
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert look(out, spec) == ("damaged", None)
+    assert execute([spec], runner, out, on_event=events.append) == {"ok": 1}
+    (told,) = [e.text for e in events if e.kind == "damaged"]
+    assert Path(told).read_bytes() == content
+    assert look(out, spec)[0] == "done"
+
+
+def test_two_invocations_at_once_make_every_run_once_and_both_see_all(runner, tmp_path):
+    out, specs = tmp_path / "out", specs_of(["ok", "raise"], seeds=range(4), seconds=0.1)
+    counts = []
+    threads = [
+        threading.Thread(target=lambda order=order: counts.append(execute(order, runner, out, jobs=2)))
+        for order in (specs, specs[::-1])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [{"ok": 4, "failed": 4}] * 2
+    assert len({(mode, seed) for mode, seed, _ in made(tmp_path)}) == len(made(tmp_path)) == 8
+
+
+def test_a_run_that_another_process_left_without_a_record_is_taken_over(runner, tmp_path):
+    out, events = tmp_path / "out", []
+    (spec,) = specs_of(["ok"])
+    with run_lock(out, spec):  # makes the folder and the file
+        pass
+    held = os.open(run_folder(out, spec) / ".lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as another process would: our FileLock is bound to its thread
+    threading.Timer(0.5, os.close, [held]).start()
+    assert execute([spec], runner, out, on_event=events.append) == {"ok": 1}
+    assert "waiting" in [e.kind for e in events]
+
+
+def test_a_worker_killed_from_outside_costs_its_run_and_retry_completes_the_grid(runner, tmp_path):
+    out, specs = tmp_path / "out", specs_of(["ok"], seeds=range(3), seconds=1.0)
+
+    def shoot():
+        until(lambda: made(tmp_path))
+        os.kill(int(made(tmp_path)[0][2]), signal.SIGKILL)
+
+    threading.Thread(target=shoot).start()
+    assert execute(specs, runner, out, jobs=2) == {"ok": 2, "failed": 1}
+    assert execute(specs, runner, out, jobs=2, retry=True) == {"ok": 3}
+    assert len(made(tmp_path)) == 4
+
+
+def test_progress_reaches_the_caller(runner, tmp_path):
+    events = []
+    execute(specs_of(["ok"], seconds=1.0), runner, tmp_path / "out", on_event=events.append)
+    kinds = [e.kind for e in events]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    fractions = [e.fraction for e in events if e.kind == "progress"]
+    assert fractions == sorted(fractions)
+    assert any(0 < fraction < 1 for fraction in fractions)
+
+
+def test_a_norm_that_changed_after_planning_fails_its_run_instead_of_lending_its_key(runner, tmp_path):
+    (spec,) = specs_of(["ok"])
+    spec = RunSpec(**{**spec.model_dump(), "norm_version": "0"})
+    assert execute([spec], runner, tmp_path / "out") == {"failed": 1}
+    assert "changed after planning" in find_record(tmp_path / "out", spec).reason
+    assert not made(tmp_path)
+
+
+def test_skips_are_stored_once_and_never_replace_a_result(tmp_path, runner):
+    done, failed, new = specs_of(["ok"], seeds=range(3))
+    write_record(tmp_path, RunRecord(spec=done, status="ok", metrics={"top1": 1.0}))
+    write_record(tmp_path, RunRecord(spec=failed, status="failed", reason="x"))
+    for reason in ("first", "second", "second"):
+        write_skipped(tmp_path, [(spec, reason) for spec in (done, failed, new)])
+    assert [find_record(tmp_path, s).status for s in (done, failed, new)] == ["ok", "skipped", "skipped"]
+    assert find_record(tmp_path, new).reason == "second"
+    assert look(tmp_path, new)[0] == "todo"  # decided anew with every plan
+
+
+STOPPED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+sys.argv[0] = "run_suite.py"
+from suite.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_workers_go_with_their_parent_finished_runs_stay_and_the_next_call_completes(
+    runner, tmp_path, plugin, how, code
+):
+    config = tmp_path / "grid.yaml"
+    config.write_text("norms: [bn]\nseeds: 0\ntasks: {engine_fake: {mode: [ok, hang, hang_in_c]}}\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", STOPPED, "run", str(config), "--plugin", str(plugin), "--out", str(out)]
+    command += ["--data-dir", str(tmp_path), "--jobs", "2"]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert until(lambda: len(made(tmp_path)) == 3, 60)
+        time.sleep(0.2)  # the last one is inside its hang
+        parent.send_signal(how)
+        output = parent.communicate(timeout=20)[0].decode()
+    finally:
+        parent.kill()
+    assert parent.returncode == code, output
+    assert until(lambda: not any(alive(pid) for _, _, pid in made(tmp_path)), 20)
+    assert len(list(record_files(out))) == 1
+    ok, hang, _ = specs_of(["ok", "hang", "hang_in_c"])
+    assert [look(out, spec)[0] for spec in (ok, hang)] == ["done", "todo"]
+    if how == signal.SIGINT:
+        assert "1 of 3 runs were finished" in output
+        assert "Traceback" not in output
+    assert execute([ok, hang], runner, out, timeout=0.5) == {"ok": 1, "failed": 1}
+    assert [mode for mode, _, _ in made(tmp_path)].count("ok") == 1
