@@ -1,7 +1,7 @@
 """Sets of images too large for memory: an index of files, decoded while they are read by DataLoader workers.
 
-`prepare` writes the index (paths, labels, file sizes) beside the set's manifest. Decoding draws nothing: an item depends on
-its file alone, and augmentation happens in batches on the device, from the run's own generators, as for small sets.
+`prepare` writes the index (paths, labels, file sizes) beside the set's manifest. Decoding draws nothing: an item
+depends on its file alone, and images are augmented in batches on the device, from the run's own generators.
 """
 
 from __future__ import annotations
