@@ -23,7 +23,7 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str
     spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
     less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
     other = " unless given" if any(c.seeds != usual for c in cells) else ""
-    lines.append(f"Values: {spread}; n = {usual}{other}{less}; seeds {_list(seeds)}.")
+    lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
     count, total = grid.holes()
     lines.append(
         f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
@@ -74,8 +74,8 @@ def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
         f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
     ]
     return [
-        f"{option} selected per norm and setting by {story['metric']} on seeds {_list(story['seeds'])}; reported on "
-        f"seeds {_list(story['reported'])}. Selected: {'; '.join(texts)}."
+        f"{option} selected per norm and setting by {story['metric']} on {_list(story['seeds'])}; reported on "
+        f"{_list(story['reported'])}. Selected: {'; '.join(texts)}."
     ]
 
 
@@ -90,7 +90,7 @@ def evidence(df: pd.DataFrame) -> list[str]:
     for column in ENVIRONMENT:
         values = distinct(measured[column].tolist()) if column in df.columns else []
         if len(values) > 1:
-            shown = [str(v)[:12] if column == "commit" else str(v) for v in values if v is not None]
+            shown = [_short(str(v)) if column == "commit" else str(v) for v in values if v is not None]
             shown += ["not recorded"] if None in values else []
             differing.append(f"{column} ({', '.join(shown)})")
     if differing:
@@ -111,6 +111,12 @@ def evidence(df: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _short(commit: str) -> str:
+    """The first nine digits, and what stands behind the hash ("+changes")."""
+    digits, plus, rest = commit.partition("+")
+    return digits[:9] + plus + rest
+
+
 def _words(df: pd.DataFrame, column: str) -> str:
     values = (
         [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
@@ -119,7 +125,7 @@ def _words(df: pd.DataFrame, column: str) -> str:
 
 
 def _list(seeds: Sequence[int]) -> str:
-    """0-4 for neighbours, else 0, 2, 5."""
+    """seed 3; seeds 0-4 for neighbours; seeds 0, 2, 5."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ", ".join(map(str, seeds))
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"

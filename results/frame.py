@@ -79,7 +79,11 @@ def load_history(folder: str | Path, strict: bool = False, stale: bool = False) 
     runs = df[keep].to_dict("records")
     history = {key: record.history for _, key, record in records}
     rows = [
-        {**run, **({} if "epoch" in entry else {"epoch": epoch}), **{k: v for k, v in entry.items() if k not in keep}}
+        {
+            **run,
+            "epoch": _whole(entry.get("epoch", epoch)),
+            **{k: v for k, v in entry.items() if k not in (*keep, "epoch")},
+        }
         for run in runs
         for epoch, entry in enumerate(history[run["key"]])
     ]
@@ -231,6 +235,11 @@ def _label(norm: str, options: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """Numbers, texts, truth values and None as they are; anything else as JSON text (a column can then be grouped)."""
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
+
+
+def _whole(value: float | None) -> float | int | None:
+    """Records store every number of a history as a float; epochs are counted."""
+    return int(value) if value is not None and value == int(value) else value
 
 
 def _finished(given: Any, file: Path | None, number: int) -> datetime:

@@ -224,6 +224,7 @@ def to_latex(table: Table) -> str:
             r"\centering",
             rf"\caption[{escape_latex(title)}]{{{escape_latex(f'{title}. {caption}'.strip())}}}",
             *([rf"\label{{tab:{_stem(table.name)}}}"] if not part else []),
+            r"\par\medskip",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * width}}}",
             r"\toprule",

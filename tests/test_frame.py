@@ -256,6 +256,7 @@ def test_history_has_a_row_per_epoch_and_joins_by_key(tmp_path):
     write_record(tmp_path, run("ln"))
     df = results.load_history(tmp_path)
     assert df[["norm", "status", "epoch"]].values.tolist() == [["bn", "ok", 0], ["bn", "ok", 1], ["gn", "diverged", 5]]
+    assert df["epoch"].dtype == "int64"
     assert df["loss"].isna().tolist() == [False, True, False]
     assert len(df.merge(results.load(tmp_path), on="key")) == 3
 

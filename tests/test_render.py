@@ -116,6 +116,7 @@ LATEX = r"""% needs \usepackage{booktabs,graphicx}
 \centering
 \caption[made\_up \& more]{made\_up \& more. Values: mean $\pm$ deviation. n \textless{} 3.}
 \label{tab:golden}
+\par\medskip
 \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%
 \begin{tabular}{lrr}
 \toprule

@@ -306,11 +306,11 @@ def test_a_difference_between_survivors_is_not_significant():
 
 def test_a_caption_says_evidence_and_what_cells_differ_in():
     records = [*runs("bn", [0.5], dataset="a"), *runs("bn", [0.5], dataset="b", data="synthetic")]
-    records += [run("gn", 0, dataset="a", environment={"threads": 2, "commit": "f" * 40})]
+    records += [run("gn", 0, dataset="a", environment={"threads": 2, "commit": "f" * 40 + "+changes"})]
     records += [run("ln", 0, status="skipped", dataset="a", environment={"torch": None})]
     table = table_of([*records, run("gn", 0, dataset="b", data="synthetic")])
     assert "Evidence: real and synthetic data, reduced budget; reported checkpoint: last epoch." in table.caption
-    assert "Cells differ in: commit (c0ffee, ffffffffffff); threads (1, 2)." in table.caption
+    assert "Cells differ in: commit (c0ffee, fffffffff+changes); threads (1, 2)." in table.caption
     assert {row.group for row in table.rows} == {"dataset=a [real data]", "dataset=b [synthetic data]"}
 
 
@@ -408,7 +408,7 @@ def test_selection_uses_no_reported_seed_and_says_what_it_chose():
     assert by_label(table)["gn"].mean == pytest.approx(0.53 + 0.015)
     assert by_label(table)["gn"].n == 2
     assert (
-        "learning_rate selected per norm and setting by val_top1 on seeds 0; reported on seeds 1, 2. "
+        "learning_rate selected per norm and setting by val_top1 on seed 0; reported on seeds 1, 2. "
         "Selected: bn: 0.1; gn: 0.3."
     ) in table.caption
 
