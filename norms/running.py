@@ -76,17 +76,16 @@ class RunningStatistics(nn.Module):
             k = mean.shape[0]
             self.num_batches_tracked.add_(k)
             for running, new in ((self.running_mean, mean), (self.running_var, var)):
-                if k == 1 and self.momentum is not None:
-                    running.lerp_(new[0].to(running.dtype), self.momentum)
-                    continue
                 if self.momentum is None:
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
-                    continue
-                kept = 1 - self.momentum
-                age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
-                weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
-                running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
+                elif k == 1:
+                    running.lerp_(new[0].to(running.dtype), self.momentum)
+                else:
+                    kept = 1 - self.momentum
+                    age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
+                    weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
+                    running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
 
 
 @dataclass
