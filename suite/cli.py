@@ -79,14 +79,12 @@ def run(
         typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Change an option; a list is an axis (repeatable)."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time.  [default: cores // threads; 1 on an accelerator]")
+        int | None, typer.Option(help="Runs at a time.  [default: cores // threads; 1 on an accelerator]")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads per run; recorded, since results depend on it.  [default: 1]")
+        int | None, typer.Option(help="Threads per run; recorded, since results depend on it.  [default: 1]")
     ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds a run may take.  [default: no limit]")
-    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take.  [default: no limit]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
     plugin: Plugins = None,
     device: Annotated[str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -100,6 +98,9 @@ def run(
         config = config if config.exists() else ROOT / config
     from suite.plan import Overrides, plan
 
+    for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
+        if value is not None and not value >= least:  # nan among them
+            raise ValueError(f"{option} {value:g}: {least} or more is needed")
     _check_device(device)
     plugin_norms = _load_plugins(plugin)
     overrides = Overrides(
@@ -197,12 +198,11 @@ def check(
     false = []
     for name in chosen:
         checks = check_norm(name)
-        width = max(len(c.fact) for c in checks)
         print(f"{name}: {norm_info(name).source}")
-        for c in checks:
-            mark = "ok   " if c.ok else "FALSE"
-            detail = f"  ({c.detail})" if c.detail else ""
-            print(f"  {mark} {c.fact:{width}}  declared {c.declared!s:14} measured {c.measured}{detail}", flush=True)
+        rows = [("", "fact", "declared", "measured", "")]
+        rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]
+        _print_lines(_columns(rows))
+        sys.stdout.flush()
         false += [f"{name}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
     for line in false:
         print(f"false: {line}", file=sys.stderr)
@@ -215,9 +215,18 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
     """Timings as ratios: layers, training steps, the allocator, scale."""
-    from suite import bench as benchmarks
+    from norms.registry import nearest
+    from suite.bench import BENCHMARKS
 
-    benchmarks.main(list(names or []))
+    unknown = [name for name in names or () if name not in BENCHMARKS]
+    if unknown:
+        lines = [
+            f'unknown benchmark "{n}"; benchmarks: {", ".join(BENCHMARKS)}{nearest(n, BENCHMARKS)}' for n in unknown
+        ]
+        raise ValueError("\n".join(lines))
+    for name in names or BENCHMARKS:
+        for line in BENCHMARKS[name]():
+            print(line, flush=True)
 
 
 @list_app.command("norms")
@@ -275,9 +284,10 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
     """Data sets, and whether they are prepared."""
     from tasks import data
 
-    rows = [("name", "prepared", "what")]
+    rows = [("name", "here", "what")]
     for name in data.dataset_names():
-        rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(data.dataset_info(name))))
+        info = data.dataset_info(name)
+        rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(info)))
     _print_lines(_columns(rows))
 
 
@@ -285,11 +295,13 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
 def data_prepare(
     name: Annotated[str, typer.Argument(help="A data set, see `data list`.")],
     data_dir: DataDir = Path("data"),
+    source: Annotated[Path | None, typer.Option(help="Where the images of a set lie that is not downloaded.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
 ) -> None:
     """Download and decode a data set: the only command that downloads anything."""
     from tasks import data
 
-    data.prepare(name, data_dir)
+    data.prepare(name, data_dir, source=source, size=size)
     print(f"{name} is prepared in {data_dir}")
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from norms.registry import load_plugin
 from results.record import RECORD, RunRecord, RunSpec, find_record, record_files, run_folder, run_lock, write_record
 from suite.engine import OUTPUT, execute, look, write_skipped

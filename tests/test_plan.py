@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
-import tasks
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
+
+import tasks
 from results.record import RunSpec
 from suite.plan import Overrides, PlanError, parse_seeds, plan, plan_config
 from tasks.base import NotPrepared, Options, Setting

@@ -1,0 +1,316 @@
+"""suite.cli: what a person types, sees and gets as an exit code; and suite.progress, which words it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
+from suite import cli
+from suite.engine import Event
+from suite.progress import Names, Progress, Remaining, duration, seed_text
+
+TASK = """
+from tasks import register_task, task_names
+from tasks.base import Options, Outcome, Setting
+
+class FakeOptions(Options):
+    learning_rate: float = 0.1
+    fails: bool = False
+
+class Fake:
+    name, version, options, metrics = "cli_fake", 1, FakeOptions, ("top1", "test_loss")
+
+    def setting(self, options):
+        return Setting()
+
+    def data_checksum(self, options, data_dir):
+        return "none"
+
+    def why_not(self, norm, info, options):
+        return "needs more positions" if info.name == "in" else None
+
+    def run(self, norm, options, context):
+        with (context.data_dir / "made").open("a") as log:
+            log.write(f"{norm(4).norm_info.name} {context.seed}\\n")
+        if options.fails:
+            raise RuntimeError("it fails")
+        return Outcome({"top1": 0.5 + context.seed / 10, "test_loss": 1.0}, evidence={"data": "synthetic"})
+
+if "cli_fake" not in task_names():
+    register_task(Fake())
+"""
+
+NORM = """
+import torch
+from norms.registry import register
+
+@register(name="{name}", source="mine", mixes_samples=False, keeps_stats=False{facts})
+class Mine(torch.nn.Module):
+    def __init__(self, num_channels, *, scale: float = 1.0, affine: bool = True):
+        super().__init__()
+        self.scale = scale
+        if affine:
+            self.weight = torch.nn.Parameter(torch.ones(num_channels))
+            self.bias = torch.nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x):
+        {formula}
+"""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    file = tmp_path_factory.mktemp("task") / "task.py"
+    file.write_text(TASK)
+    return file
+
+
+@pytest.fixture
+def suite(task, tmp_path, monkeypatch, capsys):
+    """suite("run", ...) -> (exit code, lines of stdout, lines of stderr), in tmp_path, with the fake task."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "set_allocator", lambda: None)  # this process is the tests', not a command's
+
+    def call(*arguments):
+        if arguments[0] == "run":
+            arguments = (*arguments, "--plugin", str(task), "--data-dir", str(tmp_path))
+        monkeypatch.setattr(sys, "argv", ["run_suite.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out.splitlines(), captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("norms: [bn, ln, in]\nseeds: 0-1\ntasks: {cli_fake: {}}\n")
+    return file
+
+
+def made(folder):
+    file = folder / "made"
+    return sorted(file.read_text().splitlines()) if file.exists() else []
+
+
+def test_run_makes_what_is_missing_prints_tables_and_says_where_they_lie(suite, config, tmp_path):
+    code, out, err = suite("run", config, "--jobs", 2)
+    assert (code, err) == (0, [])
+    assert made(tmp_path) == ["bn 0", "bn 1", "ln 0", "ln 1"]
+    assert sum(" ok " in line and "top1" in line for line in out) == 4
+    text = "\n".join(out)
+    assert "needs more positions" in text
+    assert str(Path("runs/grid/tables")) in text
+    assert out[-1] == "4 ok, 2 skipped, 0 already done"
+    assert {"all_tables.tex", "all_tables.md"} <= {f.name for f in (tmp_path / "runs/grid/tables").iterdir()}
+
+    code, out, _ = suite("run", config)
+    assert (code, out[-1]) == (0, "nothing left to do: 2 skipped, 4 already done")
+    code, out, _ = suite("run", config, "--seeds", "0-2", "--norms", "ln,none")
+    assert (code, out[-1]) == (0, "4 ok, 0 skipped, 2 already done")
+    assert len(made(tmp_path)) == 8
+
+
+def test_a_dry_run_shows_the_grid_and_changes_nothing(suite, config, tmp_path):
+    code, out, err = suite("run", config, "--set", "cli_fake.learning_rate=[0.1, 0.2]", "--dry-run", "--out", "o")
+    assert (code, err) == (0, [])
+    assert out[-1] == "8 runs: 0 done, 8 to do, 4 skipped -> o"
+    assert sum("2 to do" in line for line in out) == 4
+    assert any("learning_rate=0.2" in line and "skipped: needs more positions" in line for line in out)
+    assert not (tmp_path / "o").exists()
+    assert not made(tmp_path)
+
+
+def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite, config, tmp_path):
+    command = ("run", config, "--set", "cli_fake.fails=true", "--seeds", 0, "--norms", "bn")
+    code, out, _ = suite(*command)
+    assert (code, len(made(tmp_path))) == (1, 1)
+    assert any("failed" in line and "RuntimeError: it fails" in line for line in out)
+    code, out, _ = suite(*command)
+    assert (code, len(made(tmp_path))) == (1, 1)
+    assert "1 failed before" in "\n".join(out)
+    assert (suite(*command, "--retry")[0], len(made(tmp_path))) == (1, 2)
+
+
+def test_an_edited_plugin_repeats_exactly_its_runs(suite, config, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(NORM.format(name="cli_own", facts="", formula="return x * self.scale"))
+    assert suite("run", config, "--plugin", own)[0] == 0
+    assert made(tmp_path) == ["bn 0", "bn 1", "cli_own 0", "cli_own 1", "ln 0", "ln 1"]
+    own.write_text(NORM.format(name="cli_own", facts="", formula="return x * self.scale * 2"))
+    code, out, _ = suite("run", config, "--plugin", own)
+    assert (code, out[-1]) == (0, "2 ok, 2 skipped, 4 already done")
+    assert made(tmp_path)[2:6] == ["cli_own 0", "cli_own 0", "cli_own 1", "cli_own 1"]
+
+
+def test_a_damaged_record_is_named_set_aside_and_made_again(suite, config, tmp_path):
+    suite("run", config)
+    files = record_files(tmp_path / "runs/grid")
+    file = next(f for f in files if json.loads(f.read_text())["status"] == "ok")
+    file.write_text("{")
+    assert "1 damaged" in "\n".join(suite("run", config, "--dry-run")[1])
+    assert file.read_text() == "{"
+    code, out, _ = suite("run", config)
+    assert (code, out[-1]) == (0, "1 ok, 2 skipped, 3 already done")
+    assert any("damaged record of" in line and "damaged-1" in line for line in out)
+    assert file.with_name(f"{RECORD}.damaged-1").read_text() == "{"
+    assert len(made(tmp_path)) == 5
+
+
+BAD = [
+    (["run", "CONFIG", "--norms", "bm"], ['--norms "bm"', 'did you mean "bn"']),
+    (["run", "CONFIG", "--tasks", "cli_fak"], ['did you mean "cli_fake"']),
+    (["run", "CONFIG", "--seeds", "3-1"], ['"3-1"', 'did you mean "1-3"']),
+    (["run", "CONFIG", "--set", "cli_fake.learning_rat=1"], ['did you mean "learning_rate"']),
+    (["run", "CONFIG", "--device", "gpu"], ['--device "gpu"']),
+    (["run", "CONFIG", "--device", "cuda:99"], ['--device "cuda:99"', "available"]),
+    (["run", "CONFIG", "--jobs", "0"], ["--jobs", "0"]),
+    (["run", "CONFIG", "--threads", "0"], ["--threads", "0"]),
+    (["run", "CONFIG", "--timeout", "-1"], ["--timeout", "-1"]),
+    (["run", "CONFIG", "--out", "CONFIG"], ["--out", "is a file"]),
+    (["run", "CONFIG", "--sed", "1"], ["--sed", "--seeds"]),
+    (["run", "CONFIG", "--plugin", "none.py"], ['plugin "none.py"', "no such file"]),
+    (["run", "CONFIG", "--plugin", "BROKEN"], ["SyntaxError"]),
+    (["run", "CONFIG", "--plugin", "TAKEN"], ['"bn" is already registered']),
+    (["run", "none.yaml"], ['"none.yaml"', "No such file"]),
+    (["tables", "none"], ["none"]),
+    (["tables", "RESULTS", "--metrics", "top2"], ["top2", 'did you mean "top1"']),
+    (["tables", "RESULTS", "--format", "pdf"], ['unknown format "pdf"', "csv"]),
+    (["tables", "RESULTS", "--sweep", "learning_rat"], ["learning_rat"]),
+    (["tables", "RESULTS", "--select", "learning_rat"], ["learning_rat"]),
+    (["check", "bm"], ['unknown norm "bm"', 'did you mean "bn"']),
+    (["bench", "layer"], ['unknown benchmark "layer"', 'did you mean "layers"']),
+    (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
+    (["lst"], ["lst"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), BAD, ids=lambda v: " ".join(v)[:50])
+def test_bad_input_is_one_line_exit_code_2_and_nothing_runs(suite, config, tmp_path, arguments, parts):
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "taken.py").write_text(NORM.format(name="bn", facts="", formula="return x"))
+    spec = fake_spec("bn", 0)
+    write_record(tmp_path / "results", RunRecord(spec=spec, status="ok", metrics={"top1": 0.5}))
+    names = {"CONFIG": config, "BROKEN": "broken.py", "TAKEN": "taken.py", "RESULTS": "results"}
+    code, out, err = suite(*(names.get(a, a) for a in arguments))
+    assert (code, out) == (2, [])
+    (line,) = err
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+    assert not made(tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_five_mistakes_are_five_lines(suite, tmp_path):
+    (tmp_path / "bad.yaml").write_text(
+        "norm: [bn]\nnorms: [bn, bgnn, {gn: {groups: 8}}]\nseeds: 3-1\ntasks: {cli_fake: {learning_rate: fast}}\n"
+    )
+    code, out, err = suite("run", "bad.yaml")
+    assert (code, out, len(err)) == (2, [], 5)
+    assert all(line.startswith("error: ") for line in err)
+
+
+def test_tables_are_printed_and_written_without_torch_or_plugins(suite, tmp_path):
+    for norm, seed in [("bn", 0), ("bn", 1), ("ln", 0), ("ln", 1)]:
+        record = RunRecord(spec=fake_spec(norm, seed), status="ok", metrics={"top1": 0.5 + seed / 4, "test_loss": 1.0})
+        write_record(tmp_path / "r", record)
+    code, out, _ = suite("tables", "r")
+    assert code == 0
+    assert not (tmp_path / "r/tables").exists()
+    assert any(line.startswith("bn") and "62.5" in line for line in out)
+    code, out, _ = suite("tables", "r", "--format", "csv,latex", "--metrics", "top1")
+    assert code == 0
+    suffixes = {file.suffix for file in (tmp_path / "r/tables").iterdir()}
+    assert suffixes == {".csv", ".tex"}
+    assert "test loss" not in "\n".join(out)
+
+
+def test_check_exits_with_1_and_names_the_false_fact(suite, tmp_path):
+    (tmp_path / "liar.py").write_text(NORM.format(name="cli_liar", facts="", formula="return x - x.mean(0)"))
+    code, out, err = suite("check", "--plugin", tmp_path / "liar.py")
+    assert code == 1
+    assert any("cli_liar" in line and "mixes samples in train" in line for line in err)
+    assert any(line.startswith("FALSE") and "mixes samples in train" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("list", "norms"), ["bgn", "num_groups='auto'", "2012.02782"]),
+        (("list", "tasks"), ["classification: top1", "learning_rate", "= 0.1"]),
+        (("list", "datasets"), ["fashion_mnist_mini", "yes", "cifar10", "no"]),
+        (("data", "list"), ["fashion_mnist_mini", "yes", "cifar10", "no"]),
+        (("list", "metrics"), ["top1", "higher", "test_loss", "lower"]),
+    ],
+)
+def test_lists_say_what_there_is(suite, arguments, parts):
+    code, out, err = suite(*arguments)
+    assert (code, err) == (0, [])
+    for part in parts:
+        assert any(part in line for line in out)
+
+
+# ---------------------------------------------------------------------------------------------------- progress
+
+
+def fake_spec(norm, seed, **options):
+    return RunSpec(
+        task="cli_fake",
+        norm=norm,
+        norm_options={},
+        task_options={"epochs": 3, "norm_batch_size": None, **options},
+        seed=seed,
+        norm_version="1",
+        task_version="1",
+        data_checksum="none",
+        norm_label=norm,
+    )
+
+
+def finished(spec, seconds=10.0, status="ok"):
+    metrics = {"top1": 0.25} if status == "ok" else {}
+    record = RunRecord(spec=spec, status=status, metrics=metrics, seconds=seconds, reason="" if metrics else "why")
+    return Event("finished", spec, record=record)
+
+
+def test_names_show_the_options_that_vary_and_no_others():
+    specs = [fake_spec("bn", 0, norm_batch_size=n) for n in (2, 64)] + [fake_spec("gn", 0)]
+    names = Names(specs)
+    assert [names.run(s) for s in specs] == [
+        "cli_fake bn norm_batch_size=2 seed 0",
+        "cli_fake bn norm_batch_size=64 seed 0",
+        "cli_fake gn seed 0",
+    ]
+
+
+def test_the_remaining_time_is_estimated_from_finished_runs_and_fractions():
+    specs = [fake_spec("bn", seed) for seed in range(5)]
+    progress = Progress(specs, Names(specs), {"cli_fake": "top1"}, Remaining(jobs=2))
+    assert progress.seconds_left() is None
+    assert progress.take(Event("started", specs[0])) is None
+    line = progress.take(finished(specs[0]))
+    assert line == "[1/5] ok          10.0 s  cli_fake bn seed 0  top1 0.25  [20 s left]"
+    progress.take(Event("progress", specs[1], fraction=0.5))
+    assert progress.seconds_left() == pytest.approx((40 - 5) / 2)
+    assert "diverged" in progress.take(finished(specs[1], status="diverged"))
+    assert "why" in progress.take(finished(specs[2], 0.1, status="failed"))
+    assert progress.seconds_left() == pytest.approx(10)  # a failed run says nothing about time
+    assert (progress.finished, progress.running) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (89, "89 s"), (600, "10 min"), (5340, "89 min"), (11100, "3 h 05 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seeds", "text"), [([0], "0"), ([2, 0, 1], "0-2"), ([5, 0, 1, 7, 8], "0-1,5,7-8")])
+def test_seeds_are_shown_as_a_config_names_them(seeds, text):
+    assert seed_text(seeds) == text
+    assert run_folder("out", fake_spec("bn", seeds[0])).name == fake_spec("bn", seeds[0]).key
