@@ -3,9 +3,11 @@
 import csv
 import io
 import itertools
+import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -263,6 +265,19 @@ def test_escaped_markdown_opens_no_cell_and_no_tag(text):
     assert back == " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("50 % of a_b & {c}", r"50 \% of a\_b \& \{c\}"),
+        ("a--b", "a-{}-b"),
+        ("é ± σ Λ 中", r"\'{e} $\pm$ $\sigma$ $\Lambda$ U+4E2D"),
+        ("\\x\n[y]", r"\textbackslash{}x {[}y{]}"),
+    ],
+)
+def test_latex_prints_what_was_written(text, latex):
+    assert escape_latex(text) == latex
+
+
 def test_a_name_with_underscores_stays_readable_in_markdown():
     assert escape_markdown("norm_batch_size=2, _x_") == r"norm_batch_size=2, \_x\_"
 
@@ -279,6 +294,19 @@ def test_files_have_stable_names_and_nothing_else_is_left(tmp_path):
     assert {p.name: p.read_bytes() for p in first} == before
     assert {p.suffix for p in tables.write_tables(made, tmp_path / "md", ["markdown"])} == {".md"}
     assert "### classification" in (tmp_path / "md" / "all_tables.md").read_text()
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    tables.write_tables([GOLDEN], tmp_path, ["markdown"])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        tables.write_tables([replace(GOLDEN, title="new")], tmp_path, ["markdown"])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_unknown_formats_and_names_taken_twice_write_nothing(tmp_path):

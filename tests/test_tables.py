@@ -328,6 +328,12 @@ def test_stale_rows_of_a_frame_are_not_tabulated():
     assert by_label(tables.task_table(df))["bn"].mean == 0.5
 
 
+def test_a_number_beside_a_failure_in_a_frame_is_not_used():
+    df = from_records([*runs("bn", [0.5, "failed"])])
+    df["top1"] = [0.5, 0.9]
+    assert by_label(tables.task_table(df))["bn"].mean == 0.5
+
+
 def test_a_norm_option_can_be_swept():
     records = [
         *itertools.chain.from_iterable(
