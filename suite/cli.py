@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -145,6 +146,8 @@ def run(
         print(
             f"{len(grid.todo)} runs to do, {jobs} at a time, {planned.threads} thread(s) each -> {folder}", flush=True
         )
+        # a scheduler's SIGTERM is as good as Ctrl-C: workers are stopped, the terminal is put right
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=timeout, retry=retry, on_event=tell)
@@ -153,6 +156,8 @@ def run(
                 f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
             )
             return 130
+        finally:
+            signal.signal(signal.SIGTERM, before)
     files = _show_tables(folder, ("csv", "latex", "markdown"))
     failed = grid.failed + (counts["failed"] if counts else 0)
     print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {folder / 'tables'}")

@@ -94,7 +94,7 @@ def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
     return {
         "commit": commit,
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")},
+        **_versions(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "device": where.type,
@@ -102,6 +102,11 @@ def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
         "threads": threads,
         "allocator": _allocator,
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
 
 
 @functools.cache

@@ -406,8 +406,7 @@ def _expand(blocks: Sequence[_Block], data_dir: Path) -> tuple[list[RunSpec], li
             }
             identity = RunSpec(**fields, seed=0).key
             if identity not in cells:
-                reason = task.why_not(make_norm(norm.name, **norm_options), norm.info, options)
-                cells[identity] = fields, reason
+                cells[identity] = fields, _why_not(task, norm, norm_options, options)
         for seed, (fields, reason) in itertools.product(block.seeds, cells.values()):
             spec = RunSpec(**fields, seed=seed)
             if reason is None:
@@ -417,6 +416,13 @@ def _expand(blocks: Sequence[_Block], data_dir: Path) -> tuple[list[RunSpec], li
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())
+
+
+def _why_not(task: Task, norm: _Norm, norm_options: Mapping[str, Any], options: Options) -> str | None:
+    try:
+        return task.why_not(make_norm(norm.name, **norm_options), norm.info, options)
+    except Exception:  # noqa: BLE001 - a layer that breaks is no reason to stop a grid: its run fails and says why
+        return None
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:

@@ -1,6 +1,6 @@
 """Imported once by the fork server, before it forks the first run: what every run would otherwise import for itself."""
 
-from suite.environment import set_allocator
+from suite.environment import describe, set_allocator
 
 set_allocator()  # before torch allocates anything
 
@@ -16,3 +16,4 @@ from tasks import get_task, task_names  # noqa: E402
 norm_names()
 for _name in task_names():
     get_task(_name)
+describe("cpu", 1, "")  # looks up versions and hardware once; forked workers inherit the answers

@@ -1,6 +1,7 @@
 """suite.cli: what a person types, sees and gets as an exit code; and suite.progress, which words it."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
 from suite import cli
 from suite.engine import Event
+from suite.environment import ROOT
 from suite.progress import Names, Progress, Remaining, duration, seed_text
 
 TASK = """
@@ -236,6 +238,14 @@ def test_check_exits_with_1_and_names_the_false_fact(suite, tmp_path):
     assert code == 1
     assert any("cli_liar" in line and "mixes samples in train" in line for line in err)
     assert any(line.startswith("FALSE") and "mixes samples in train" in line for line in out)
+
+
+def test_tables_and_help_start_without_torch(tmp_path):
+    write_record(tmp_path, RunRecord(spec=fake_spec("bn", 0), status="ok", metrics={"top1": 0.5}))
+    code = "import sys; from suite.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    for arguments in (["--help"], ["tables", str(tmp_path), "--format", "markdown"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ class FakeTask:
 
     def why_not(self, norm, info, options):
         self.asked.append(info.name)
+        if info.name == "ln":
+            raise TypeError("a defect of the layer")
         return "it needs\nmore channels" if info.name == "pn" else None
 
 
@@ -136,6 +138,10 @@ def test_what_can_not_serve_is_skipped_with_its_reason_and_decided_once_for_all_
     assert [s.norm for s in result.runs] == ["bn"] * 10
     assert {(s.norm, reason) for s, reason in result.skipped} == {("pn", "it needs more channels")}
     assert fake.asked == ["bn", "pn"]
+
+
+def test_a_layer_that_breaks_while_planning_is_planned_so_that_its_run_can_say_why():
+    assert [s.norm for s in made({"norms": ["ln"]}).runs] == ["ln"]
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default():
