@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from norms import grouping
 from norms.batch import bgn_groups
 from norms.grouping import Blocks, _Normalize, _plain, _plain_backward
 from norms.registry import make_norm
@@ -111,10 +112,17 @@ def sizes(draw):
     return None if not valid else (shape, draw(st.sampled_from(valid)), k)
 
 
-@settings(max_examples=60, deadline=None)
-@given(sizes().filter(bool), st.booleans(), st.booleans(), st.integers(0, 2**16))
-def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, seed):
+@settings(max_examples=100, deadline=None)
+@given(sizes().filter(bool), st.booleans(), st.booleans(), st.sampled_from([1, 4096]), st.integers(0, 2**16))
+def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, long, seed):
     shape, groups, slices = size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "_LONG", long)  # 1: sample by sample also where that does not pay
+        patch.setattr(grouping, "_CACHED", long)
+        check_equation(shape, groups, slices, channels_last, affine, seed)
+
+
+def check_equation(shape, groups, slices, channels_last, affine, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     dy = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -454,6 +462,19 @@ def test_inputs_that_lie_otherwise_in_memory_give_the_same(groups):
             torch.autograd.grad(a.sum() + a[0].square().sum(), odd),
             torch.autograd.grad(b.sum() + b[0].square().sum(), plain),
         )
+
+
+def test_torch_func_transforms_go_through():
+    layer = bgn(6, 3, dtype=torch.float64)
+    x, tangent = torch.randn(4, 6, 2, 2, dtype=torch.float64), torch.randn(4, 6, 2, 2, dtype=torch.float64)
+
+    def f(x):  # as for torch's own layer, the state that a call changes must belong to the transformed function
+        state = {name: value.clone() for name, value in layer.named_buffers()}
+        return torch.func.functional_call(layer, state, (x,)).sin().sum()
+
+    wanted = torch.autograd.grad(f(leaf := x.clone().requires_grad_()), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(f)(x), wanted)
+    torch.testing.assert_close(torch.func.jvp(f, (x,), (tangent,))[1], (wanted * tangent).sum())
 
 
 @pytest.mark.parametrize("frozen", ["input", "affine"])
