@@ -10,6 +10,7 @@ No selection: the reported checkpoint is the last epoch. Test images decide noth
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tasks import data as datasets
 from tasks.base import Diverged, Options, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize, ordered_batches, shuffled_batches
 from tasks.data.images import ImageData, Split
+from tasks.data.lazy import FolderData, FolderImages, loaded_batches
 from tasks.fit import (
     PeakMemory,
     Precision,
@@ -51,6 +53,10 @@ UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 SHIFT_PROBE = 64
 """Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
+
+DECODERS = 4
+"""DataLoader processes for a data set that is decoded while it is read."""
+Data = ImageData | FolderData
 
 
 class ClassificationOptions(Options):
@@ -191,7 +197,7 @@ class Classification:
     def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
         from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
 
-        data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+        data = _open(options, context)
         memory = PeakMemory(context.device)
         net = build_net(
             options.model,
@@ -238,7 +244,7 @@ _REFUSALS: dict[tuple[Any, ...], str | None] = {}
 
 def _train(
     net: nn.Module,
-    data: ImageData,
+    data: Data,
     options: ClassificationOptions,
     context: RunContext,
     memory: PeakMemory,
@@ -263,13 +269,14 @@ def _train(
         loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
         correct = torch.zeros((), dtype=torch.int64, device=context.device)
         seen, rate = 0, 0.0
-        for images, labels in shuffled_batches(data.train, options.batch_size, order):
+        for images, labels in _shuffled(data.train, options.batch_size, order):
             if step == total:
                 break
             # the middle of the step, so that neither the first nor the last rate is 0
             rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
             set_learning_rate(optimizer, rate)
             step += 1
+            images, labels = images.to(context.device), labels.to(context.device)
             images = prepare(augment(images, augmentation, options.augmentation))
             with clock:
                 loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
@@ -280,7 +287,7 @@ def _train(
                 context.report(step / total)
         if epoch == 0:
             peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-        val = evaluate(net, _evaluation_batches(data.val, prepare), options.precision)
+        val = evaluate(net, _in_order(data.val, prepare, context.device), options.precision)
         history.append(
             {
                 "epoch": float(epoch + 1),
@@ -298,22 +305,23 @@ def _train(
 
 
 def _measure(
-    net: nn.Module, data: ImageData, options: ClassificationOptions, context: RunContext
+    net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Everything that is measured after the last epoch, and what the table has to say about it."""
     prepare = _preparation(data, options)
 
     def test(network: nn.Module) -> Any:
-        return evaluate(network, _evaluation_batches(data.test, prepare), options.precision)
+        return evaluate(network, _in_order(data.test, prepare, context.device), options.precision)
 
     final = test(net)
     probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
-    train = data.train.select(probe.to(data.train.labels.device))
+    train = _select(data.train, probe, context.device)
+    mates = _select(data.test, torch.arange(min(SHIFT_PROBE, len(data.test))), context.device)
     metrics = {
         "top1": final.top1,
         "test_loss": final.loss,
-        "train_top1": evaluate(net, _evaluation_batches(train, prepare), options.precision).top1,
-        "composition_shift": composition_shift(net, prepare(data.test.images[:SHIFT_PROBE])),
+        "train_top1": evaluate(net, _in_order(train, prepare, context.device), options.precision).top1,
+        "composition_shift": composition_shift(net, prepare(mates.images)),
         "top1_recalibrated": final.top1,
         "top1_recalibrated_plain": final.top1,
     }
@@ -321,7 +329,7 @@ def _measure(
     if keeps_stats(net):
         count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.shared)
         chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
-        images = data.train.select(chosen.to(data.train.labels.device)).images
+        images = _select(data.train, chosen, context.device).images
         for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
             draws = context.generator("recalibration augmentation")
             batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
@@ -341,7 +349,7 @@ def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
     return whole * norm_batch, together * norm_batch
 
 
-def _preparation(data: ImageData, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
+def _preparation(data: Data, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
 
     def prepare(images: Tensor) -> Tensor:
@@ -350,8 +358,43 @@ def _preparation(data: ImageData, options: ClassificationOptions) -> Callable[[T
     return prepare
 
 
-def _evaluation_batches(split: Split, prepare: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((prepare(images), labels) for images, labels in ordered_batches(split, EVALUATION_BATCH))
+def _open(options: ClassificationOptions, context: RunContext) -> Data:
+    """The data set: on the run's device where it fits into memory, else decoded while it is read."""
+    if datasets.in_memory(options.dataset, context.data_dir):
+        return datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+    if options.num_classes is not None:
+        raise ValueError(f'data set "{options.dataset}" is too large for memory and has all its classes or none')
+    return datasets.open_folder(options.dataset, context.data_dir)
+
+
+def _workers() -> int:
+    # a run's own process may not start others where its parent made it a daemon; batches are the same either way
+    return 0 if multiprocessing.current_process().daemon else DECODERS
+
+
+def _shuffled(part: Split | FolderImages, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(part, FolderImages):
+        return loaded_batches(part, batch_size, order, workers=_workers())
+    return shuffled_batches(part, batch_size, order)
+
+
+def _in_order(
+    part: Split | FolderImages, prepare: Callable[[Tensor], Tensor], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for evaluation, normalized."""
+    if isinstance(part, FolderImages):
+        batches = loaded_batches(part, EVALUATION_BATCH, None, workers=_workers(), drop_last=False)
+    else:
+        batches = ordered_batches(part, EVALUATION_BATCH)
+    return ((prepare(images.to(device)), labels.to(device)) for images, labels in batches)
+
+
+def _select(part: Split | FolderImages, index: Tensor, device: torch.device) -> Split:
+    """The images that `index` (M,) names, in its order, on `device`."""
+    if isinstance(part, FolderImages):
+        images = torch.stack([part[i][0] for i in index.tolist()])
+        return Split(images, part.labels[index]).to(device)
+    return part.select(index.to(part.labels.device))
 
 
 def _refusal(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
@@ -16,6 +17,7 @@ from tasks import classification, get_task
 from tasks.base import Diverged, RunContext, Setting
 from tasks.classification import TASK, recalibration_batches
 from tasks.data.images import Split, make_data
+from tasks.data.lazy import FolderData, FolderImages
 
 TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
@@ -65,6 +67,10 @@ def data(monkeypatch):
     real_info, real_load = classification.datasets.dataset_info, classification.datasets.load
     monkeypatch.setattr(
         classification.datasets, "dataset_info", lambda name: described if name == "planted" else real_info(name)
+    )
+    in_memory = classification.datasets.in_memory
+    monkeypatch.setattr(
+        classification.datasets, "in_memory", lambda name, folder: name == "planted" or in_memory(name, folder)
     )
     monkeypatch.setattr(
         classification.datasets,
@@ -344,6 +350,35 @@ def test_recalibration_uses_whole_norm_batches(available, norm_batch, used, per_
 def test_bfloat16_runs():
     metrics = run("bn", precision="bfloat16", epochs=1).metrics
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_images_that_are_decoded_while_read_give_the_run_of_those_in_memory(data, monkeypatch, tmp_path):
+    """The same pictures in files and in memory, the same numbers."""
+    held = planted((40, 12, 12))
+    colour = {part: getattr(held, part).images.expand(-1, 3, -1, -1) for part in ("train", "val", "test")}
+    parts = {part: Split(colour[part], getattr(held, part).labels) for part in colour}
+    data.value = make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
+    files = {}
+    for part, split in parts.items():
+        entries = []
+        for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            path = tmp_path / f"{part}-{i}.png"
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+            entries.append((path.name, label, path.stat().st_size))
+        files[part] = FolderImages(tmp_path, entries, 16)
+    held = data.value
+    folder = FolderData(
+        "planted", "", **files, num_classes=CLASSES, image_shape=(3, 16, 16), mean=held.mean, std=held.std,
+        kind="synthetic", checksum="0", class_names=(),
+    )  # fmt: skip
+    options = {"batch_size": 16, "recalibration_images": 32, "augmentation": "crop"}
+    expected = results(run(**options))
+    monkeypatch.setattr(classification, "DECODERS", 0)
+    monkeypatch.setattr(classification.datasets, "in_memory", lambda name, data_dir: False)
+    monkeypatch.setattr(classification.datasets, "open_folder", lambda name, data_dir: folder)
+    assert results(run(**options)) == expected
+    with pytest.raises(ValueError, match="too large for memory"):
+        run(**options, num_classes=2)
 
 
 # Planning

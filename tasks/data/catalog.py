@@ -221,6 +221,14 @@ def domain_names(name: str, data_dir: Path) -> tuple[str, ...]:
     return domains
 
 
+def in_memory(name: str, data_dir: Path) -> bool:
+    """Whether `load` holds this set; the others are read by `open_folder`. Raises NotPrepared, or ValueError."""
+    _check_name(name)
+    if name in _BUILTIN or name in DOWNLOADS:
+        return True
+    return "index.json" not in read_manifest(name, data_dir, _folder(name))["files"]
+
+
 def open_folder(name: str, data_dir: Path) -> lazy.FolderData:
     """A folder too large for memory (ImageNet), decoded while it is read; batches by `loaded_batches`.
 
