@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def _peak_of_layer(name: str, options: dict[str, Any], shape: tuple[int, ...], c
     x.requires_grad_()
     peak = PeakMemory(torch.device("cpu"))
     layer(x).backward(g)
-    return peak.mebibytes()
+    return peak.megabytes() * 1e6 / 2**20
 
 
 def steps(rounds: int = 60) -> Iterator[str]:
@@ -320,13 +321,13 @@ def _made_up_records() -> Iterator[RunRecord]:
 
 def _load_and_render(out: str) -> tuple[float, float]:
     import results
-    from results import tables
-    from tasks.fit import _peak_rss
+    from results.render import write_tables
+    from results.tables import render_all
 
     start = time.perf_counter()
-    frame = results.load(out)
-    tables.write_tables(tables.render_all(frame), Path(out, "tables"))
-    return time.perf_counter() - start, _peak_rss() / 2**20
+    write_tables(render_all(results.load(out)), Path(out, "tables"))
+    # this process is fresh, so its largest resident set (KiB on Linux) is that of this work and the imports
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _command(*arguments: str) -> tuple[float, str]:
