@@ -10,6 +10,7 @@ import io
 import os
 import re
 import secrets
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,8 @@ def to_text(table: Table, width: int | None = None) -> str:
 
     Args:
         table: what to print.
-        width: characters of a line; columns that do not fit follow below, their rows labelled again. None: no limit.
+        width: characters of a line; columns that do not fit follow below, their rows labelled again, and the caption is
+            wrapped. None: no limit.
     """
     grid, notes = _grid(table, _TEXT)
     widths = [max((len(line[i]) for line in grid if any(line[1:])), default=0) for i in range(len(grid[0]))]
@@ -299,7 +301,10 @@ def to_text(table: Table, width: int | None = None) -> str:
                 lines.append("  ".join("-" * widths[i] for i in (0, *part)))
     if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
         notes = ["Here the best is *so*, the second _so_.", *notes]
-    return "\n".join([*lines, "", *table.caption, *notes]).rstrip() + "\n"
+    words = [*table.caption, *notes]
+    if width is not None:
+        words = [line for text in words for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+    return "\n".join([*lines, "", *words]).rstrip() + "\n"
 
 
 def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:

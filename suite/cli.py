@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -434,8 +435,9 @@ def _show_tables(
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
     files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+    width = shutil.get_terminal_size((120, 24)).columns
     for table in rendered:
-        print(to_text(table))
+        print(to_text(table, width))
     return files
 
 
