@@ -1,0 +1,57 @@
+"""The project as a whole: packages, configs and what the README tells a reader to type."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from norms.conformance import check_norm
+from norms.registry import load_plugin, norm_names
+from suite.plan import Overrides, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_the_four_packages_are_imported_from_one_checkout(tmp_path):
+    """Their names are generic: another project's `tasks` on the path must not be taken for ours."""
+    code = (
+        "import suite, norms, tasks, results as r; print(*[m.__path__[0] for m in (suite, norms, tasks, r)], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert {Path(line).parent for line in done.stdout.split("\n") if line} == {ROOT}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_plans_without_a_mistake_or_a_skip(config, tmp_path):
+    planned = plan(config, Overrides(), tmp_path)
+    assert planned.runs
+    assert planned.skipped == []
+    assert planned.budget in ("reduced", "full")
+
+
+def test_quick_holds_every_norm_of_tier_one(tmp_path):
+    planned = plan(ROOT / "configs" / "quick.yaml", Overrides(), tmp_path)
+    assert {spec.norm for spec in planned.runs} >= {"none", "bn", "in", "ln", "gn", "pn", "bgn"}
+
+
+def test_the_norm_in_the_readme_is_twenty_lines_and_keeps_what_it_declares(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [block for block in blocks if "@register(" in block]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 25
+    from norms import registry
+
+    norm_names()  # the built-in ones first, so that the copy holds them
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    file = tmp_path / "my_norm.py"
+    file.write_text(example, encoding="utf-8")
+    (name,) = load_plugin(file)
+    assert [check for check in check_norm(name) if not check.ok] == []
+
+
+def test_the_readme_names_every_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in ("make demo", "make test", "run_suite.py run", "run_suite.py check", "run_suite.py tables"):
+        assert command in text
