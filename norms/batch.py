@@ -103,7 +103,7 @@ class _BatchStatistics(RunningStatistics):
             self.num_batches_tracked.add_(1)  # torch's kernel moves the other two
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, True, self.momentum, self.eps)
         y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
-        self.track(mean, var)
+        self.track(mean, var, count)
         return y
 
     def _check_size(self, x: Tensor) -> None:

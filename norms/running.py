@@ -65,12 +65,13 @@ class RunningStatistics(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
-    def track(self, mean: Tensor, var: Tensor) -> None:
+    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Take in the statistics of K norm batches, in order.
 
         Args:
             mean: (K, size) batch means.
             var: (K, size) unbiased batch variances.
+            count: values that entered each of them (running statistics do not need it, recalibration does).
         """
         with torch.no_grad():
             k = mean.shape[0]
@@ -213,9 +214,18 @@ def _pairs(norm: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 @contextmanager
 def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> Iterator[None]:
-    """Within the block each norm is called once per norm batch, and its statistics are pooled after each call."""
+    """Within the block the statistics of every norm batch are pooled.
+
+    A norm that computes all slices at once hands them to `track`, where they are taken; any other is called once per
+    norm batch, and its buffers are read after each call.
+    """
     before = [norm.__dict__.get("forward") for norm, _ in pools]
+    tracking = []
     for norm, pool in pools:
+        if slices > 1 and isinstance(norm, RunningStatistics) and norm.norm_info.slices_at_once:  # type: ignore[union-attr]
+            norm.__dict__["track"] = _Tracker(norm, pool)
+            tracking.append(norm)
+            continue
         norm.situation = replace(norm.situation, slices=1)  # type: ignore[type-var]
         norm.__dict__.pop("forward", None)
         if any(hasattr(part, "momentum") for part in norm.modules()):
@@ -225,10 +235,28 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     try:
         yield
     finally:
+        for norm in tracking:
+            del norm.__dict__["track"]
         for (norm, _), forward in zip(pools, before, strict=True):
             norm.__dict__.pop("forward", None)
             if forward is not None:
                 norm.__dict__["forward"] = forward
+
+
+class _Tracker:
+    """Stands in for `RunningStatistics.track`: pools the statistics of K norm batches at once."""
+
+    def __init__(self, norm: RunningStatistics, pool: dict[str, _Pool]):
+        self.norm, self.pool = norm, pool.setdefault("running_mean", _Pool())
+
+    def __call__(self, mean: Tensor, var: Tensor, count: int) -> None:
+        mean, var = mean.detach(), var.detach()
+        centre = mean.mean(dim=0)
+        # the K norm batches as one sample: their own deviations and those of their means, unbiased
+        squares = var.sum(dim=0) * (count - 1) + (mean - centre).square_().sum(dim=0) * count
+        total = count * mean.shape[0]
+        self.pool.add(centre, squares / (total - 1), total)
+        self.norm.num_batches_tracked.add_(mean.shape[0])
 
 
 class _Observer:

@@ -26,7 +26,7 @@ def test_k_batches_at_once_are_k_batches_in_order(k, momentum, before, seed):
     for i in range(before + 1):
         n = k if i == before else 1
         mean, var = (torch.rand(n, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-        together.track(mean, var)
+        together.track(mean, var, 2)
         for j in range(n):
             m = momentum if momentum is not None else 1 / (single.num_batches_tracked.item() + 1)
             for buffer, new in ((single.running_mean, mean[j]), (single.running_var, var[j])):
@@ -39,7 +39,7 @@ def test_k_batches_at_once_are_k_batches_in_order(k, momentum, before, seed):
 def test_tracking_changes_buffers_in_place_and_keeps_no_graph():
     layer = RunningStatistics(3, 0.1)
     buffers = dict(layer.named_buffers())
-    layer.track(torch.ones(1, 3, requires_grad=True), torch.ones(1, 3))
+    layer.track(torch.ones(1, 3, requires_grad=True), torch.ones(1, 3), 2)
     assert all(getattr(layer, name) is buffer and not buffer.requires_grad for name, buffer in buffers.items())
     assert layer.running_mean.tolist() == pytest.approx([0.1] * 3)
 
