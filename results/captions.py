@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from results import summary
-from results.frame import ENVIRONMENT, distinct
-from results.grid import Grid
-from results.render import Row, Table
+from results.cells import Cell, Row, Table
+from results.frame import DATASET, ENVIRONMENT, distinct
+from results.grid import Grid, value_text
 
 
 def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -30,34 +31,44 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str
         f"{count['skipped']} skipped, {count['missing']} missing."
     )
     if any(c.best for c in cells):
-        lines.append(
-            "Best mean bold, second underlined, in each group and column; cells with diverged or failed runs are not "
-            "eligible."
-        )
+        lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
     if grid.reference is not None and len(grid.rows) > 1:
-        pairs = max((c.difference_n for c in cells), default=0)
-        name = grid.labels[grid.reference]
-        if any(c.significant for c in cells):
-            lines.append(
-                f"† differs from {name}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, not "
-                "corrected for the number of comparisons; not tested where a run of either diverged or failed."
-            )
-        elif pairs > summary.MOST_FLIPS:
-            lines.append(f"No test against {name}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs.")
-        elif pairs and 2 / 2**pairs >= summary.SIGNIFICANT:
-            lines.append(
-                f"No significance marks: with {pairs} paired seed{'s' if pairs > 1 else ''} the exact sign-flip p can "
-                f"not fall below {2 / 2**pairs:.3g}."
-            )
-        elif pairs:
-            lines.append(f"No cell differs from {name} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed).")
+        lines += _tests(grid.labels[grid.reference], cells)
     if grid.surplus:
         lines.append(
             f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
         )
     if grid.fixed:
         lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
+    for data in distinct(value for values in grid.implied.values() for value in values):
+        own = (f"{option}={value_text(option, values[data])}" for option, values in grid.implied.items())
+        lines.append(f"With {DATASET}={data}: {', '.join(own)}.")
     return (*lines, *chosen(grid, df), *evidence(df))
+
+
+def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
+    """What was tested against the reference, and what that can show."""
+    pairs = [c.difference_n for c in cells if c.p is not None]
+    untested = [c.difference_n for c in cells if c.p is None and c.difference_n]
+    floor = f"the exact sign-flip p can not fall below {2 / 2 ** max(pairs, default=1):.3g}"
+    if any(c.significant for c in cells):
+        lines = [
+            f"† differs from {reference}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, "
+            "not corrected for the number of comparisons; not tested where a run of either diverged or failed."
+        ]
+    elif not pairs and max(untested, default=0) > summary.MOST_FLIPS:
+        return [f"No test against {reference}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs."]
+    elif not pairs:
+        bad = untested and any(c.diverged or c.failed for c in cells)
+        return [f"No test against {reference}: a run of either diverged or failed."] if bad else []
+    elif 2 / 2 ** max(pairs) >= summary.SIGNIFICANT:
+        return [f"No significance marks: with {max(pairs)} paired seed{'s' * (max(pairs) > 1)} {floor}."]
+    else:
+        lines = [f"No cell differs from {reference} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed)."]
+    if 2 / 2 ** min(pairs) >= summary.SIGNIFICANT:
+        needed = next(n for n in itertools.count(1) if 2 / 2**n < summary.SIGNIFICANT)
+        lines.append(f"Fewer than {needed} pairs (here {min(pairs)} in some cells) can not reach that p.")
+    return lines
 
 
 def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:

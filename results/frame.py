@@ -30,6 +30,7 @@ FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "
 PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.")
 
 NORM_BATCH = "norm_batch_size"
+DATASET = "dataset"
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
 """Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
 

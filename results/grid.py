@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from results import summary
-from results.frame import NORM_BATCH, distinct, is_nothing, metric_columns, natural
+from results.cells import Cell, Setting
+from results.frame import DATASET, NORM_BATCH, distinct, is_nothing, metric_columns, natural
 from results.metrics import METRICS, Metric, metric_or_plain
-from results.render import Cell, Setting
 
 Block = tuple[Any, ...]
 Run = dict[str, Any]
@@ -43,6 +43,7 @@ class Grid:
         seeds: block -> every seed that any row has there.
         metrics: the measured metrics in the vocabulary's order.
         fixed: (option, value) of the options with one value.
+        implied: names of the varying options that the data set decides: one value for each, whatever else varies.
         surplus: runs that a newer one of the same row, block and seed replaced.
     """
 
@@ -65,6 +66,7 @@ class Grid:
             for name in [o.removeprefix("option.")]
         )
         self._arrange(records)
+        self.implied = self._implied_by_data()
         self._name(records, reference)
 
     def _arrange(self, records: list[Run]) -> None:
@@ -93,6 +95,18 @@ class Grid:
             seeds[block] |= runs.keys()
         self.seeds = {block: sorted(found) for block, found in seeds.items()}
 
+    def _implied_by_data(self) -> dict[str, dict[Any, Any]]:
+        """option -> data set -> its value there."""
+        if f"option.{DATASET}" not in self.varying:
+            return {}
+        place = self.varying.index(f"option.{DATASET}")
+        found = {}
+        for i, option in enumerate(self.varying):
+            pairs = {(block[place], block[i]) for block in self.blocks}
+            if i != place and len(pairs) == len(dict(pairs)):
+                found[option.removeprefix("option.")] = dict(pairs)
+        return found
+
     def _name(self, records: list[Run], reference: str) -> None:
         newest: dict[str, Run] = {}
         for r in sorted(records, key=lambda r: (r["finished"], str(r["key"]))):
@@ -109,6 +123,13 @@ class Grid:
         named = named or [row for row in newest if self.norms[row] == reference]
         self.reference = named[0] if len(named) == 1 else None
         self.rows = sorted(newest, key=lambda row: (row != self.reference, natural(self.labels[row]), row))
+
+    def sweeps(self, option: str) -> bool:
+        """Whether this option takes two values anywhere while all others stay."""
+        if f"option.{option}" not in self.varying:
+            return False
+        place = self.varying.index(f"option.{option}")
+        return len({without(block, place) for block in self.blocks}) < len(self.blocks)
 
     def expects(self, row: str, block: Block) -> bool:
         """Whether a table has a cell here (which may be a hole)."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.cells import HOLES, Cell, Column, Row, Table
 from results.escape import escape_latex, escape_markdown, one_line
 from results.metrics import Metric, nearest
 
@@ -23,123 +24,8 @@ FORMATS = ("csv", "latex", "markdown")
 LATEX_ROWS = 40
 """A longer table is printed as several floats, so that each fits a page."""
 
-HOLES = ("diverged", "failed", "skipped", "missing", "unmeasured")
 NUMBERS = ("mean", "std", "ci95", "n", *HOLES, "difference", "difference_std", "difference_n", "p")
 """A cell's columns in the tidy CSV."""
-
-Setting = tuple[tuple[str, str], ...]
-"""(option, value as text) pairs."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one norm in one setting, seen through one metric.
-
-    Attributes:
-        mean: over the seeds that gave a value (base units); None if there is none.
-        std: sample standard deviation (n - 1); None for n < 2.
-        n: seeds that gave a value.
-        ci95: half the width of the 95 % t-interval; None for n < 2.
-        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that other norms have here.
-        unmeasured: runs that ended well but hold no value of this metric.
-        best, second: by the metric's direction, among the cells it stands with.
-        difference, difference_std, difference_n: to the reference norm, paired by seed.
-        p: exact two-sided sign-flip p value of the difference.
-        significant: p < 0.05 and the metric has a direction.
-        repeated: the same runs stand in every norm batch.
-        equals: name of a norm that this one is identical to here; "" if none.
-        reason: why runs failed or were skipped, where there is one common reason; or why there is no mean.
-    """
-
-    mean: float | None = None
-    std: float | None = None
-    n: int = 0
-    ci95: float | None = None
-    diverged: int = 0
-    failed: int = 0
-    skipped: int = 0
-    missing: int = 0
-    unmeasured: int = 0
-    best: bool = False
-    second: bool = False
-    difference: float | None = None
-    difference_std: float | None = None
-    difference_n: int = 0
-    p: float | None = None
-    significant: bool = False
-    repeated: bool = False
-    equals: str = ""
-    reason: str = ""
-
-    @property
-    def holes(self) -> dict[str, int]:
-        """The kinds of holes that this cell has, with their numbers."""
-        return {kind: getattr(self, kind) for kind in HOLES if getattr(self, kind)}
-
-    @property
-    def seeds(self) -> int:
-        """The seeds that it should have: n and the holes."""
-        return self.n + sum(self.holes.values())
-
-    @property
-    def note(self) -> str:
-        """'diverged 1/3, missing 1/3', or '' without holes."""
-        words = {"unmeasured": "without this metric"}
-        text = ", ".join(f"{words.get(kind, kind)} {count}/{self.seeds}" for kind, count in self.holes.items())
-        return f"{text} ({self.reason})" if text and self.reason else text or self.reason
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its metric, its heading, a heading over it and its neighbours, the options that it fixes."""
-
-    metric: Metric
-    title: str
-    over: str = ""
-    setting: Setting = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table.
-
-    Attributes:
-        label: its norm, as people call it.
-        cells: one per column; None where the column does not apply.
-        norm: the norm's registered name.
-        setting: the options that the row fixes.
-        group: heading over the rows of one setting; "" for none.
-        notes: footnotes at the label.
-        equals: the norm that it is identical to in every setting, printed behind the label.
-    """
-
-    label: str
-    cells: tuple[Cell | None, ...]
-    norm: str = ""
-    setting: Setting = ()
-    group: str = ""
-    notes: tuple[str, ...] = ()
-    equals: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is printed: `name` is the file's stem, `caption` a tuple of sentences, rows of one group stand together."""
-
-    name: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    caption: tuple[str, ...] = ()
-    task: str = ""
-    heading: str = "norm"
-    show_n: bool = True
-
-    @property
-    def usual_n(self) -> int:
-        """The commonest number of seeds of a cell, holes included (of two, the larger); other cells show theirs."""
-        counts = Counter(cell.seeds for row in self.rows for cell in row.cells if cell is not None)
-        return max(counts, key=lambda n: (counts[n], n), default=0)
 
 
 @dataclass(frozen=True)
@@ -282,6 +168,44 @@ def to_text(table: Table, width: int | None = None) -> str:
         width: characters of a line; columns that do not fit follow below, their rows labelled again, and the caption is
             wrapped. None: no limit.
     """
+    body, notes = _body(table, width)
+    return "\n".join([*body, "", *_wrapped([*table.caption, *_marks([table]), *notes], width)]).rstrip() + "\n"
+
+
+def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
+    """Tables for a terminal, one below the other. What stands under several of them is printed once, after the last."""
+    homes: dict[str, list[Table]] = {}
+    for table in tables:
+        for sentence in table.caption:
+            homes.setdefault(sentence, []).append(table)
+    lines: list[str] = []
+    for table in tables:
+        body, notes = _body(table, width)
+        own = [sentence for sentence in table.caption if len(homes[sentence]) == 1]
+        lines += [*body, "", *_wrapped([*own, *notes], width), *([""] if own or notes else [])]
+    shared = []
+    for sentence, where in homes.items():
+        if len(where) > 1:
+            of = "" if len(where) == len(tables) else ", ".join(dict.fromkeys(t.task or t.name for t in where)) + ": "
+            shared.append(of + sentence)
+    if shared:
+        lines.append("Under several tables:")
+    return "\n".join([*lines, *_wrapped([*shared, *_marks(tables)], width)]).rstrip() + "\n"
+
+
+def _marks(tables: Sequence[Table]) -> list[str]:
+    best = any(cell is not None and cell.best for table in tables for row in table.rows for cell in row.cells)
+    return ["Here the best is *so*, the second _so_."] if best else []
+
+
+def _wrapped(texts: Sequence[str], width: int | None) -> list[str]:
+    if width is None:
+        return list(texts)
+    return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+
+
+def _body(table: Table, width: int | None) -> tuple[list[str], list[str]]:
+    """Title and cells as lines of text, and the footnotes."""
     grid, notes = _grid(table, _TEXT)
     widths = [max((len(line[i]) for line in grid if any(line[1:])), default=0) for i in range(len(grid[0]))]
     parts: list[list[int]] = [[]]
@@ -299,12 +223,7 @@ def to_text(table: Table, width: int | None = None) -> str:
             lines.append("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in part)]).rstrip())
             if not number:
                 lines.append("  ".join("-" * widths[i] for i in (0, *part)))
-    if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
-        notes = ["Here the best is *so*, the second _so_.", *notes]
-    words = [*table.caption, *notes]
-    if width is not None:
-        words = [line for text in words for line in textwrap.wrap(text, width, subsequent_indent="  ")]
-    return "\n".join([*lines, "", *words]).rstrip() + "\n"
+    return lines, notes
 
 
 def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:

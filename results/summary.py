@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from results.cells import Cell
 from results.metrics import Metric
-from results.render import Cell
 
 SIGNIFICANT = 0.05
 MOST_FLIPS = 20
@@ -58,35 +58,35 @@ def compare(
     Args:
         cell: of the norm that is compared.
         own, reference: seed -> value of the two norms.
-        metric: a difference is marked significant only where one direction is better.
-        whole: no run of either norm diverged or failed; survivors alone are never significant.
+        metric: tested only where one direction is better.
+        whole: no run of either norm diverged or failed; survivors alone are not tested.
     """
     differences = [own[seed] - reference[seed] for seed in sorted(own.keys() & reference.keys())]
     mean, std, n, _ = summarize(differences)
-    p = sign_flip_p(differences)
+    p = sign_flip_p(differences) if whole and metric.higher_is_better is not None else None
     return replace(
         cell,
         difference=mean,
         difference_std=std,
         difference_n=n,
         p=p,
-        significant=whole and p is not None and p < SIGNIFICANT and metric.higher_is_better is not None,
+        significant=p is not None and p < SIGNIFICANT,
     )
 
 
 def mark(cells: Sequence[Cell | None], metric: Metric) -> list[Cell | None]:
     """The cells that stand against each other, the best and the second by distinct mean marked; ties tie.
 
-    Not eligible: a cell with diverged or failed runs (its mean is that of the survivors). No marks where the metric has
-    no direction or fewer than two cells are eligible.
+    Not eligible: a cell with holes, since its mean is that of the survivors, or over other seeds than the others'. No
+    marks where the metric has no direction or fewer than two cells are eligible.
     """
-    eligible = [c.mean for c in cells if c is not None and c.mean is not None and not (c.diverged or c.failed)]
+    eligible = [c.mean for c in cells if c is not None and c.mean is not None and not c.holes]
     if metric.higher_is_better is None or len(eligible) < 2:
         return list(cells)
     order = sorted(set(eligible), reverse=metric.higher_is_better)
     return [
         cell
-        if cell is None or cell.mean is None or cell.diverged or cell.failed
+        if cell is None or cell.mean is None or cell.holes
         else replace(cell, best=cell.mean == order[0], second=len(order) > 1 and cell.mean == order[1])
         for cell in cells
     ]

@@ -5,7 +5,7 @@ What holds in every table:
 - Holes are never hidden: diverged, failed, skipped and missing runs are counted at the cell. A seed is missing where
   another norm has it in the same setting.
 - The best mean is bold, the next distinct one underlined, by the metric's direction; equal means tie. A cell with
-  diverged or failed runs is never marked, since its mean is that of the runs which survived.
+  holes is never marked: its mean is that of the runs which survived, or over other seeds than the others'.
 - Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
   of comparisons. It can not fall below 2 / 2^n, so five seeds or fewer never carry a mark.
 """
@@ -21,16 +21,12 @@ import pandas as pd
 
 from results import selection, summary
 from results.captions import chosen, evidence, grid_caption
-from results.frame import NORM_BATCH, distinct, natural
+from results.cells import Cell, Column, Row, Setting, Table
+from results.frame import DATASET, NORM_BATCH, distinct, natural
 from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
     FORMATS,
-    Cell,
-    Column,
-    Row,
-    Setting,
-    Table,
     latex_document,
     to_csv,
     to_latex,
@@ -75,7 +71,8 @@ def render_all(
         df: from `results.load`, or a part of it.
         select: a task option; each norm's value is chosen by validation on seeds that the tables then leave out.
         metrics: columns of the task tables and subjects of the sweeps; None: all, and the task's primary metric.
-        sweep: task or norm options that become columns; None: norm batch, SGD batch and learning rate where they vary.
+        sweep: task or norm options that become columns; None: norm batch, SGD batch and learning rate, each where it
+            varies while all other options stay.
         reference: label or name of the norm that others are compared with.
 
     Raises:
@@ -105,7 +102,7 @@ def render_all(
             result.append(_task_table(grid, part, names))
         swept = [o for o in asked if _options_of(part, o)]
         if sweep is None:
-            swept = [o for o in AUTO_SWEEPS if f"option.{o}" in grid.varying]
+            swept = [o for o in AUTO_SWEEPS if grid.sweeps(o)]
         primary = primary_metric(task, present_metrics(part))
         subjects = [m.name for m in names] if metrics is not None else [primary] if primary else []
         for option, name in itertools.product(swept, subjects):
@@ -267,7 +264,9 @@ def _rows(
 ) -> list[Row]:
     """The rows of one group, each column's best and second marked."""
     marked = [summary.mark([line[i] for line in cells], subject) for i, subject in enumerate(metrics)]
-    heading = ", ".join(f"{k}={v}" for k, v in setting)
+    # what the data set implies stands in the caption
+    implied = grid.implied if any(k == DATASET for k, _ in setting) else {}
+    heading = ", ".join(f"{k}={v}" for k, v in setting if k not in implied)
     if heading and len(kinds) == 1 and len(_kinds(grid, grid.blocks)) > 1:
         heading += f" [{next(iter(kinds))} data]"
     return [

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from results import tables
+from results.cells import Cell, Column, Row, Table
 from results.escape import escape_latex, escape_markdown
 from results.frame import from_records
 from results.metrics import METRICS
 from results.record import RunRecord, RunSpec
-from results.render import FORMATS, LATEX_ROWS, Cell, Column, Row, Table
+from results.render import FORMATS, LATEX_ROWS, tables_text, to_text
 
 TOP1 = METRICS["top1"]
 
@@ -317,3 +318,18 @@ def test_unknown_formats_and_names_taken_twice_write_nothing(tmp_path):
     with pytest.raises(ValueError, match="several tables would be written to golden"):
         tables.write_tables([GOLDEN, GOLDEN], tmp_path / "x", FORMATS)
     assert not (tmp_path / "x").exists()
+
+
+def test_in_a_terminal_what_stands_under_several_tables_is_printed_once():
+    records = [run("bn", s, 0.5 + s / 10, dataset=d, rate=1) for s in (0, 1) for d in "ab"]
+    records += [run("gn", s, 0.7, dataset="a", rate=1) for s in (0, 1)]
+    every = tables.render_all(from_records(records), sweep="dataset")
+    text = tables_text(every, 200)
+    for sentence in {sentence for table in every for sentence in table.caption}:
+        assert text.count(sentence) == 1
+    assert "classification: Common: rate=1." in text
+    assert "\nEvidence: unrecorded data" in text
+    assert text.count("Here the best is") == 1
+    assert all(line in text for table in every for line in to_text(table).splitlines() if line.startswith(("bn", "gn")))
+    assert tables_text(every[:1], 200) == to_text(every[0], 200)
+    assert max(map(len, tables_text(every, 60).splitlines())) <= 60

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from results import summary, tables
+from results.cells import Cell
 from results.frame import from_records
 from results.metrics import METRICS
 from results.record import RunRecord, RunSpec
-from results.render import Cell
 
 TOP1, LOSS, SHIFT = METRICS["top1"], METRICS["test_loss"], METRICS["composition_shift"]
 
@@ -297,11 +297,55 @@ def test_differences_are_paired_by_seed_and_marked_only_where_n_supports_it():
     assert not by_label(table)["bn"].significant
 
 
-def test_a_difference_between_survivors_is_not_significant():
+def test_a_difference_between_survivors_is_not_tested():
     values = [0.5 + s / 100 for s in range(7)]
     table = table_of([*runs("bn", values), *runs("gn", [*(v + 0.1 for v in values[:6]), "diverged"])])
-    assert by_label(table)["gn"].p == 2 / 2**6
+    assert by_label(table)["gn"].difference_n == 6
+    assert by_label(table)["gn"].p is None
     assert not by_label(table)["gn"].significant
+    assert "No test against bn: a run of either diverged or failed." in table.caption
+    assert not [line for line in table.caption if "No cell differs" in line]
+
+
+def test_a_caption_says_which_cells_have_too_few_seeds_for_a_mark():
+    def records(data, n):
+        bn = [0.5 + s / 100 for s in range(n)]
+        return [*runs("bn", bn, dataset=data), *runs("gn", [v + 0.1 for v in bn], dataset=data)]
+
+    caption = table_of([*records("a", 6), *records("b", 3)]).caption
+    assert "Fewer than 6 pairs (here 3 in some cells) can not reach that p." in caption
+    assert not [line for line in table_of(records("a", 6)).caption if "Fewer than" in line]
+    shift = [run(n, s, metrics={"composition_shift": 0.1 * s}) for n in ("bn", "gn") for s in range(6)]
+    assert not [line for line in table_of(shift).caption if "test" in line], "a metric without direction is not tested"
+
+
+def test_a_mean_over_other_seeds_is_not_marked_best():
+    """bn is better in both seeds; gn lacks the harder one."""
+    found = by_label(table_of([*runs("bn", [0.9, 0.5]), *runs("gn", [0.8, None]), *runs("ln", [0.3, 0.2])]))
+    assert (found["gn"].best, found["gn"].second) == (False, False)
+    assert (found["bn"].best, found["ln"].second) == (True, True)
+
+
+def test_what_the_data_set_decides_stands_in_the_caption_and_is_no_sweep():
+    records = [
+        run(norm, dataset=data, learning_rate=rate, model=model, norm_batch_size=b)
+        for data, rate, model in (("a", 0.1, "resnet8"), ("b", 0.05, "resnet20"))
+        for b in (2, 64)
+        for norm in ("bn", "gn")
+    ]
+    table, sweep, overall = tables.render_all(from_records(records))
+    assert {row.group for row in table.rows} == {f"dataset={d}, norm_batch_size={b}" for d in "ab" for b in (2, 64)}
+    assert "With dataset=a: learning_rate=0.1, model=resnet8." in table.caption
+    assert "With dataset=b: learning_rate=0.05, model=resnet20." in table.caption
+    assert [row.group for row in sweep.rows] == ["dataset=a"] * 2 + ["dataset=b"] * 2
+    assert "classification,b,0.05,resnet20,64,gn,0.5," in tables.to_csv(table, wide=True)
+    assert overall.name == "overall"
+    by_data = tables.sweep_table(from_records(records), "dataset")
+    assert {row.group for row in by_data.rows} == {
+        f"learning_rate={r}, model={m}, norm_batch_size={b}"
+        for r, m in ((0.1, "resnet8"), (0.05, "resnet20"))
+        for b in (2, 64)
+    }, "a heading never hides what tells its rows apart"
 
 
 def test_a_caption_says_evidence_and_what_cells_differ_in():
