@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,12 +24,9 @@ import typer
 from suite.environment import ROOT, commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from results.record import RunRecord, RunSpec
+    from results.record import RunSpec
     from suite.engine import Event
-    from suite.plan import Plan
-    from suite.progress import Names, Progress
+    from suite.progress import Progress
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -98,6 +96,7 @@ def run(
     if config is None:
         config = Path("configs/quick.yaml")
         config = config if config.exists() else ROOT / config
+    export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
     from suite.plan import Overrides, plan
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
@@ -120,16 +119,17 @@ def run(
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from suite.engine import execute, write_skipped
-    from suite.progress import Names, Progress, Remaining
+    from suite.grid import Grid, describe, dry_summary, summary
+    from suite.progress import Names, Progress, Remaining, levels
     from suite.runner import Runner
 
-    grid = _Grid(planned, folder, retry)
+    grid = Grid(planned, folder, retry)
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
     remaining = Remaining(jobs, grid.records)
     if dry_run:
-        _print_lines(_describe_grid(grid, names))
-        left = remaining.total(grid.todo)
-        _print_lines(_dry_summary(grid, jobs, left))
+        _print_lines(describe(grid, names))
+        left = remaining.total(Counter(map(levels, grid.todo)))
+        _print_lines(dry_summary(grid, jobs, left))
         return 0
     write_skipped(folder, planned.skipped)
     progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
@@ -141,7 +141,7 @@ def run(
         budget=planned.budget,
         commit=commit(),
     )
-    counts: Counter[str] | None = None
+    counts: Counter[str] = Counter()
     if grid.todo:
         export_threads(planned.threads)
         print(
@@ -160,9 +160,9 @@ def run(
         finally:
             signal.signal(signal.SIGTERM, before)
     files = _show_tables(folder, ("csv", "latex", "markdown"))
-    failed = grid.failed + (counts["failed"] if counts else 0)
+    failed = grid.failed + counts["failed"]
     print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {folder / 'tables'}")
-    _print_lines(_summary(grid, counts, failed, folder))
+    _print_lines(summary(grid, counts, failed))
     return 1 if failed else 0
 
 
@@ -190,6 +190,7 @@ def check(
     """Measure what norms declare about themselves; exit 1 when a declared fact is false."""
     from norms.conformance import check_norm
     from norms.registry import norm_info, norm_names
+    from suite.progress import columns
 
     own = _load_plugins(plugin)
     chosen = list(norms or own or norm_names())
@@ -207,7 +208,7 @@ def check(
         print(f"{name}: {norm_info(name).source}")
         rows = [("", "fact", "declared", "measured", "")]
         rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]
-        _print_lines(_columns(rows))
+        _print_lines(columns(rows))
         sys.stdout.flush()
         false += [f"{name}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
     for line in false:
@@ -239,6 +240,7 @@ def bench(
 def list_norms(plugin: Plugins = None) -> None:
     """Registered norms and the facts they declare."""
     from norms.registry import norm_info, norm_names, norm_option_defaults
+    from suite.progress import columns
 
     _load_plugins(plugin)
     rows = [("name", "mixes samples", "keeps statistics", "options", "source")]
@@ -247,12 +249,13 @@ def list_norms(plugin: Plugins = None) -> None:
         options = ", ".join(f"{k}={v!r}" for k, v in norm_option_defaults(name).items())
         mixes = "train and eval" if info.mixes_samples_in_eval else "train" if info.mixes_samples else "no"
         rows.append((name, mixes, "yes" if info.keeps_stats else "no", options, info.source))
-    _print_lines(_columns(rows))
+    _print_lines(columns(rows))
 
 
 @list_app.command("tasks")
 def list_tasks(plugin: Plugins = None) -> None:
     """Tasks, their metrics, and their options with defaults."""
+    from suite.progress import columns
     from tasks import get_task, task_names
 
     _load_plugins(plugin)
@@ -263,7 +266,7 @@ def list_tasks(plugin: Plugins = None) -> None:
             (f"  {key}", f"= {field.get_default(call_default_factory=True)!r}", _annotation(field.annotation))
             for key, field in task.options.model_fields.items()
         ]
-        _print_lines(_columns(rows))
+        _print_lines(columns(rows))
 
 
 @list_app.command("datasets")
@@ -276,25 +279,27 @@ def list_datasets(data_dir: DataDir = Path("data")) -> None:
 def list_metrics() -> None:
     """Metrics: unit, direction, meaning."""
     from results import metrics
+    from suite.progress import columns
 
     rows = [("name", "unit", "better", "meaning")]
     for name in metrics.METRICS:
         metric = metrics.METRICS[name]
         better = {True: "higher", False: "lower", None: "-"}[metric.higher_is_better]
         rows.append((name, metric.unit or "-", better, metric.description))
-    _print_lines(_columns(rows))
+    _print_lines(columns(rows))
 
 
 @data_app.command("list")
 def data_list(data_dir: DataDir = Path("data")) -> None:
     """Data sets, and whether they are prepared."""
+    from suite.progress import columns
     from tasks import data
 
     rows = [("name", "here", "what")]
     for name in data.dataset_names():
         info = data.dataset_info(name)
         rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(info)))
-    _print_lines(_columns(rows))
+    _print_lines(columns(rows))
 
 
 @data_app.command("prepare")
@@ -309,66 +314,6 @@ def data_prepare(
 
     data.prepare(name, data_dir, source=source, size=size)
     print(f"{name} is prepared in {data_dir}")
-
-
-class _Grid:
-    """A plan beside what is stored: which runs are done, which are to do."""
-
-    def __init__(self, plan: Plan, folder: Path, retry: bool):
-        from suite.engine import look
-
-        self.plan, self.folder = plan, folder
-        self.states: dict[str, str] = {}
-        self.records: list[RunRecord] = []
-        for spec in plan.runs:
-            state, record = look(folder, spec) if folder.exists() else ("todo", None)
-            self.states[spec.key] = record.status if state == "done" and record is not None else state
-            if record is not None and state in ("done", "failed"):
-                self.records.append(record)
-        again = {"todo", "damaged", *(["failed"] if retry else [])}
-        self.todo: list[RunSpec] = [spec for spec in plan.runs if self.states[spec.key] in again]
-        self.done = sum(state in ("ok", "diverged") for state in self.states.values())
-        self.failed = 0 if retry else sum(state == "failed" for state in self.states.values())
-
-
-def _describe_grid(grid: _Grid, names: Names) -> Iterator[str]:
-    """One line per norm and setting, with its seeds, and how many of them are in which state."""
-    from suite.progress import seed_text
-
-    cells: dict[tuple[str, str, str, str], list[RunSpec]] = {}
-    for spec in grid.plan.runs:
-        cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm, ""), []).append(spec)
-    for spec, reason in grid.plan.skipped:
-        cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm, reason), []).append(spec)
-    rows = [("task", "setting", "norm", "seeds", "state")]
-    for (task, setting, norm, reason), specs in cells.items():
-        if reason:
-            state = f"skipped: {reason}"
-        else:
-            found = [grid.states[spec.key] for spec in specs]
-            state = ", ".join(f"{found.count(s)} {'to do' if s == 'todo' else s}" for s in dict.fromkeys(found))
-        rows.append((task, setting or "-", norm, seed_text(spec.seed for spec in specs), state))
-    yield from _columns(rows)
-
-
-def _dry_summary(grid: _Grid, jobs: int, left: float | None) -> Iterator[str]:
-    from suite.progress import duration
-
-    skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
-    failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
-    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {grid.folder}"
-    if grid.todo and left is not None:
-        yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
-
-
-def _summary(grid: _Grid, counts: Counter[str] | None, failed: int, folder: Path) -> Iterator[str]:
-    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed") if counts[status]] if counts else []
-    parts = [*new, f"{len(grid.plan.skipped)} skipped", f"{grid.done} already done"]
-    if grid.failed:
-        parts.append(f"{grid.failed} failed before")
-    yield ("" if grid.todo else "nothing left to do: ") + ", ".join(parts)
-    if failed:
-        yield f"failed runs: the reasons stand above and in {folder}/runs; --retry makes them again"
 
 
 @contextlib.contextmanager
@@ -491,13 +436,6 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _annotation(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of text as aligned columns; the last one is left ragged."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
 
 
 def _print_lines(lines: Iterator[str]) -> None:

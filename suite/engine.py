@@ -1,29 +1,23 @@
 """Many RunSpecs, one process each: start, watch, limit, record what a process could not record itself, resume.
 
 `execute(specs, run_one, out)` is the whole seam: `run_one(spec, folder, report) -> RunRecord` is called in a fresh
-process, forked from a server that has imported torch once. A worker takes the run's lock, looks whether the run has
-been done meanwhile, runs, and stores the record itself; the parent stores one only for a worker that died.
+process (suite.worker), forked from a server that has imported torch once. The worker stores its run's record itself;
+the parent stores one only for a worker that died.
 
 Plain multiprocessing and not pebble's pool, which was the first choice: its pool waits forever for a worker that left
 with exit code 0, breaks when an idle worker is killed, and its time limit needs the lock of a channel that the workers
 share. One process and one pipe per run has none of these states.
-
-A worker leaves when its parent is gone, whatever it is doing: the kernel kills its process group when the pipe to the
-parent closes (Linux), and a thread watches the same pipe elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,28 +26,21 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from results.record import (
-    DONE,
     RECORD,
-    RecordError,
     RunRecord,
     RunSpec,
-    find_record,
     run_folder,
     run_lock,
     set_aside,
     write_record,
 )
 from suite.environment import ROOT, now
-
-RunOne = Callable[[RunSpec, Path, Callable[[float], None]], RunRecord]
-State = Literal["done", "failed", "todo", "damaged"]
-Signature = tuple[int, int]
-OUTPUT = "output.txt"
-"""What a run printed, in its folder; kept only if it printed something."""
+from suite.worker import OUTPUT, RunOne, Signature, look, signature, work
 
 _BUSY = "another process is making this run"
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
-_REPORT_EVERY = 0.2  # seconds; a task may report as often as it likes
+_GRACE = 1.0  # seconds in which another invocation may record how its worker died, before its run is taken over
+_START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
 
 
 @dataclass(frozen=True)
@@ -70,17 +57,6 @@ class Event:
     fraction: float = 0.0
     record: RunRecord | None = None
     text: str = ""
-
-
-def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
-    """What is stored for a spec: "done" (ok or diverged), "failed", "damaged" (unreadable), else "todo"."""
-    try:
-        record = find_record(out, spec)
-    except RecordError:
-        return "damaged", None
-    if record is None or record.status == "skipped":
-        return "todo", record
-    return ("done" if record.status in DONE else "failed"), record
 
 
 def execute(
@@ -103,7 +79,8 @@ def execute(
         run_one: called in the run's process; picklable.
         out: the folder of results.
         jobs: processes at a time.
-        timeout: seconds a run may take, counted from its own start; a run past it is killed and recorded as failed.
+        timeout: seconds a run may take, counted from its own start; a run past it is killed and recorded as failed, and
+            so is one whose process does not come as far as its start in the same time and a minute.
         retry: make failed runs again.
         on_event: told about every start, progress and end, in this thread.
 
@@ -126,7 +103,7 @@ def write_skipped(out: str | Path, skipped: Iterable[tuple[RunSpec, str]]) -> No
 
 
 def start_server() -> None:
-    """Start the fork server now (it imports torch, about two seconds, while the caller goes on planning)."""
+    """Start the fork server, which imports torch once (about two seconds) for all workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["suite.preload"])
     # The server is a fresh interpreter that does not inherit sys.path (Python 3.11), and a preload that it can not find
@@ -150,7 +127,8 @@ class _Worker:
     process: Any
     messages: Connection
     before: Signature | None
-    deadline: float | None = None
+    deadline: float | None
+    limit: str  # what it means to pass the deadline
     cause: str = ""
     busy: bool = False
     open: bool = True
@@ -171,14 +149,15 @@ class _Execution:
         self.retry = retry
         self.context = multiprocessing.get_context("forkserver")
         self.running: list[_Worker] = []
-        self.waiting: deque[RunSpec] = deque()  # locked by another invocation when their turn came
+        # Locked by another invocation when their turn came; and since when each has been free, without a record.
+        self.waiting: deque[tuple[RunSpec, float | None]] = deque()
         self.replaceable: dict[str, Signature | None] = {}  # failed records that may be replaced
         self.counts: Counter[str] = Counter()
 
     def all(self, specs: Iterable[RunSpec]) -> Counter[str]:
         todo = deque(specs)
         if self.retry:
-            self.replaceable = {spec.key: _signature(self.out, spec) for spec in todo}
+            self.replaceable = {spec.key: signature(self.out, spec) for spec in todo}
         if todo:
             start_server()
         try:
@@ -195,13 +174,15 @@ class _Execution:
         reader, writer = self.context.Pipe(duplex=False)
         before = self.replaceable.get(spec.key)
         process = self.context.Process(
-            target=_work, args=(self.run_one, spec, self.out, before, writer), name=f"run {spec.key}"
+            target=work, args=(self.run_one, spec, self.out, before, writer), name=f"run {spec.key}"
         )
         try:
             process.start()
         finally:
             writer.close()
-        self.running.append(_Worker(spec, process, reader, before))
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout + _START_LIMIT
+        limit = "the process did not come as far as its run before the time limit"
+        self.running.append(_Worker(spec, process, reader, before, deadline, limit))
 
     def _watch(self) -> None:
         """Wait for the next thing to happen to any worker, and deal with it."""
@@ -220,7 +201,7 @@ class _Execution:
                 self._receive(pipes[item])
         for worker in self.running:
             if worker.deadline is not None and time.monotonic() > worker.deadline and not worker.cause:
-                worker.cause = f"time limit of {self.timeout:g} s"
+                worker.cause = worker.limit
                 _kill(worker.process)
         for item in ready:
             if not isinstance(item, Connection):
@@ -235,7 +216,8 @@ class _Execution:
         if kind == "busy":
             worker.busy = True
         elif kind == "started":
-            worker.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+            if self.timeout is not None:
+                worker.deadline, worker.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
             self.tell(Event("started", worker.spec))
         elif kind == "damaged":
             self.tell(Event("damaged", worker.spec, text=value))
@@ -265,7 +247,7 @@ class _Execution:
             # not at once: what the worker had started may still be dying, and shares its lock until then
             with run_lock(self.out, spec).acquire(timeout=2, poll_interval=0.02):
                 state, record = look(self.out, spec)
-                unchanged = state == "failed" and _signature(self.out, spec) == worker.before
+                unchanged = state == "failed" and signature(self.out, spec) == worker.before
                 if state in ("todo", "damaged") or unchanged:
                     if state == "damaged":
                         moved = set_aside(run_folder(self.out, spec) / RECORD)
@@ -289,23 +271,25 @@ class _Execution:
         self.tell(Event("finished", record.spec, record=record))
 
     def _wait_for(self, spec: RunSpec) -> None:
-        self.waiting.append(spec)
+        self.waiting.append((spec, None))
         self.tell(Event("waiting", spec, text=_BUSY))
 
     def _look_at_waiting(self, todo: deque[RunSpec]) -> None:
         """Runs that another invocation was making: take its record, or the run itself where it left none."""
         for _ in range(len(self.waiting)):
-            spec = self.waiting.popleft()
+            spec, free = self.waiting.popleft()
             try:
                 with run_lock(self.out, spec).acquire(timeout=0):
                     state, record = look(self.out, spec)
-                    fresh = record is not None and _signature(self.out, spec) != self.replaceable.get(spec.key)
+                    fresh = record is not None and signature(self.out, spec) != self.replaceable.get(spec.key)
             except Timeout:
-                self.waiting.append(spec)
+                self.waiting.append((spec, None))
                 continue
             if state == "done" or (state == "failed" and fresh):
                 assert record is not None
                 self._count(record)
+            elif free is None or time.monotonic() - free < _GRACE:
+                self.waiting.append((spec, free or time.monotonic()))
             else:
                 todo.append(spec)
 
@@ -319,95 +303,6 @@ class _Execution:
         self.running.clear()
 
 
-def _work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own, so that what the run starts can be stopped with it
-    _leave_with_parent()
-    lock = run_lock(out, spec)
-    folder = run_folder(out, spec)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        messages.send(("busy", None))
-        return
-    try:
-        state, _ = look(out, spec)
-        if state == "damaged":
-            messages.send(("damaged", str(set_aside(folder / RECORD))))
-        elif state == "done" or (state == "failed" and _signature(out, spec) != before):
-            return  # made meanwhile by another invocation
-        for rest in folder.glob(f".{RECORD}.*"):  # of a writer that was killed
-            rest.unlink()
-        messages.send(("started", None))
-        with _output_to(folder / OUTPUT):
-            record = run_one(spec, folder, _Reporter(messages))
-        write_record(out, record)
-    finally:
-        lock.release()
-
-
-class _Reporter:
-    """Sends a running task's progress to the parent, a few times a second at most."""
-
-    def __init__(self, messages: Connection):
-        self.messages, self.last = messages, 0.0
-
-    def __call__(self, fraction: float) -> None:
-        now = time.monotonic()
-        if now - self.last >= _REPORT_EVERY:
-            self.last = now
-            self.messages.send(("progress", float(fraction)))
-
-
-@contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
-    """Everything this process prints, C libraries included, goes to `file`; nothing printed, no file."""
-    with file.open("wb") as stream:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = {number: os.dup(number) for number in (1, 2)}
-        for number in kept:
-            os.dup2(stream.fileno(), number)
-        faulthandler.enable(file=stream)  # a crash in C leaves the Python line it came from
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            faulthandler.disable()
-            for number, before in kept.items():
-                os.dup2(before, number)
-                os.close(before)
-    if not file.stat().st_size:
-        file.unlink()
-
-
-def _leave_with_parent() -> None:
-    """End this process and its group as soon as the parent is gone, even if it was killed with -9."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel  # readable once the parent has closed its end, that is, when it ended
-    try:
-        import fcntl
-
-        # The kernel itself sends the signal: a run that hangs in C and never gives Python a turn goes too.
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    except (ImportError, AttributeError, OSError):  # not Linux: the thread below does what can be done
-        pass
-
-    def watch() -> None:
-        wait([sentinel])
-        if hasattr(os, "killpg"):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="leave with parent", daemon=True).start()
-
-
 def _kill(process: Any) -> None:
     """SIGKILL to a worker and its group. A record is renamed into place, so there is never half of one."""
     pid = process.pid
@@ -416,15 +311,6 @@ def _kill(process: Any) -> None:
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-
-
-def _signature(out: Path, spec: RunSpec) -> Signature | None:
-    """Tells one stored record from the next: (inode, nanoseconds), or None."""
-    try:
-        stat = (run_folder(out, spec) / RECORD).stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
 
 
 def _exit_reason(code: int, folder: Path) -> str:

@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from norms.registry import (
@@ -38,20 +37,11 @@ from norms.registry import (
     resolve_norm_options,
 )
 from results.record import RunSpec
+from suite.config import KEYS, PlanError, kind, parse_seeds, parse_value, read_config
 from tasks import get_task, task_names
 from tasks.base import Options, Task
 
-KEYS = ("budget", "norms", "seeds", "tasks", "threads")
 BUDGETS = ("reduced", "full")
-MOST_SEEDS = 100_000
-
-
-class PlanError(ValueError):
-    """Mistakes in a config or its overrides, one line each in `lines`."""
-
-    def __init__(self, lines: Sequence[str]):
-        self.lines = list(dict.fromkeys(lines))
-        super().__init__("\n".join(self.lines))
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ class _Norm:
 @dataclass(frozen=True)
 class _Block:
     task: Task
-    settings: list[Options]
+    settings: list[tuple[Options, str]]  # with the checksum of the data they name
     norms: list[_Norm]
     seeds: list[int]
 
@@ -113,60 +103,14 @@ def plan(path: str | Path, overrides: Overrides | None = None, data_dir: str | P
     return plan_config(read_config(path), overrides, data_dir)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises PlanError for a missing or unreadable file, bad YAML, a key given twice."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
-        near = nearest(str(path), map(str, Path("configs").glob("*.yaml")))
-        raise PlanError([f'config "{path}": {reason}{near}']) from error
-    try:
-        config = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise PlanError([f'config "{path}"{where}: {error.problem or error.context}']) from error
-    except yaml.YAMLError as error:
-        raise PlanError([f'config "{path}": {" ".join(str(error).split())}']) from error
-    if not isinstance(config, dict):
-        raise PlanError([f'config "{path}": a mapping with the keys {", ".join(KEYS)} is needed, not {_kind(config)}'])
-    return config
-
-
 def plan_config(config: Mapping[str, Any], overrides: Overrides | None = None, data_dir: str | Path = "data") -> Plan:
     """Expand a config that is already a mapping; see `plan`."""
-    reader = _Reader(config, overrides or Overrides())
+    reader = _Reader(config, overrides or Overrides(), Path(data_dir))
     blocks = reader.blocks()
     if reader.mistakes:
         raise PlanError(reader.mistakes)
-    runs, skipped = _expand(blocks, Path(data_dir))
+    runs, skipped = _expand(blocks)
     return Plan(runs, skipped, reader.budget, reader.threads)
-
-
-def parse_seeds(given: Any) -> list[int]:
-    """Seeds from a list, one integer, or text such as "0-4" or "0,2,5-7"; in order, each once.
-
-    Raises:
-        ValueError: anything else, a range that runs backwards, a negative seed, no seed at all.
-    """
-    if isinstance(given, str):
-        seeds = [seed for part in given.split(",") for seed in _seed_range(part.strip(), given)]
-    elif isinstance(given, int) and not isinstance(given, bool):
-        seeds = [given]
-    elif isinstance(given, list):
-        seeds = []
-        for item in given:
-            if isinstance(item, list):
-                raise ValueError(f"seeds {given!r}: a list inside a list")
-            seeds += parse_seeds(item)
-    else:
-        raise ValueError(f'seeds {given!r}: a list of integers or a range such as "0-4" is needed')
-    if not seeds:
-        raise ValueError("seeds: an empty list leaves nothing to run")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds {given!r}: {min(seeds)} is negative; 0 and above are allowed")
-    return list(dict.fromkeys(seeds))
 
 
 def norm_label(name: str, options: Mapping[str, Any]) -> str:
@@ -179,9 +123,8 @@ def norm_label(name: str, options: Mapping[str, Any]) -> str:
 class _Reader:
     """Collects every mistake of a config instead of stopping at the first."""
 
-    def __init__(self, config: Mapping[str, Any], overrides: Overrides):
-        self.config = config
-        self.overrides = overrides
+    def __init__(self, config: Mapping[str, Any], overrides: Overrides, data_dir: Path):
+        self.config, self.overrides, self.data_dir = config, overrides, data_dir
         self.mistakes: list[str] = []
         for key in config:
             if key not in KEYS:
@@ -197,8 +140,11 @@ class _Reader:
             block = self._block(name, given)
             if block is not None:
                 blocks.append(block)
-        if not entries and not self.mistakes:
-            self.mistakes.append(f"tasks: nothing to run; tasks: {', '.join(task_names())}")
+        if not entries:
+            if not self.mistakes:
+                self.mistakes.append(f"tasks: nothing to run; tasks: {', '.join(task_names())}")
+            self._norms(self.config.get("norms"), "")  # for their mistakes
+            self._seeds(self.config.get("seeds"))
         return blocks
 
     def _entries(self) -> list[tuple[str, dict[str, Any]]]:
@@ -208,7 +154,7 @@ class _Reader:
             if isinstance(tasks, list) and all(isinstance(t, str) for t in tasks):
                 tasks = dict.fromkeys(tasks)
             else:
-                what = "missing" if "tasks" not in self.config else f"a mapping is needed, not {_kind(tasks)}"
+                what = "missing" if "tasks" not in self.config else f"a mapping is needed, not {kind(tasks)}"
                 self.mistakes.append(f"tasks: {what}; for example tasks: {{classification: {{epochs: 3}}}}")
                 return []
         for name in self.overrides.tasks:
@@ -222,7 +168,7 @@ class _Reader:
             selected = not self.overrides.tasks or name in self.overrides.tasks
             for block in given if isinstance(given, list) else [given]:
                 if block is not None and not isinstance(block, dict):
-                    self.mistakes.append(f'task "{name}": a mapping of options is needed, not {_kind(block)}')
+                    self.mistakes.append(f'task "{name}": a mapping of options is needed, not {kind(block)}')
                 elif selected:
                     entries.append((str(name), {**(block or {}), **settings.get(name, {})}))
         return entries
@@ -242,9 +188,9 @@ class _Reader:
                 )
                 continue
             try:
-                settings.setdefault(task, {})[option] = yaml.load(value, Loader=_UniqueKeys)
-            except yaml.YAMLError:
-                self.mistakes.append(f'--set "{text}": the value is not YAML')
+                settings.setdefault(task, {})[option] = parse_value(value)
+            except ValueError as error:
+                self.mistakes.append(f'--set "{text}": {error}')
         return settings
 
     def _block(self, name: str, given: dict[str, Any]) -> _Block | None:
@@ -262,7 +208,7 @@ class _Reader:
         settings = self._task_settings(task, options)
         return _Block(task, settings, norms, seeds) if len(self.mistakes) == before else None
 
-    def _task_settings(self, task: Task, options: dict[str, Any]) -> list[Options]:
+    def _task_settings(self, task: Task, options: dict[str, Any]) -> list[tuple[Options, str]]:
         fields = task.options.model_fields
         axes: dict[str, list[Any]] = {}
         for key, value in options.items():
@@ -279,12 +225,15 @@ class _Reader:
         settings = []
         for values in itertools.product(*axes.values()):
             try:
-                settings.append(task.options(**dict(zip(axes, values, strict=True))))
+                chosen = task.options(**dict(zip(axes, values, strict=True)))
+                settings.append((chosen, task.data_checksum(chosen, self.data_dir)))
             except ValidationError as error:
                 for e in error.errors(include_url=False, include_context=False):
                     where = ".".join(str(part) for part in e["loc"][:1])
                     what = f'option "{where}" given {e["input"]!r}: ' if where else ""
                     self.mistakes.append(f'task "{task.name}": {what}{_one_line(e["msg"])}')
+            except ValueError as error:  # of the data, NotPrepared among them
+                self.mistakes += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
         return settings
 
     def _norms(self, given: Any, where: str) -> list[_Norm]:
@@ -306,7 +255,9 @@ class _Reader:
         if not self.overrides.norms:
             return
         lists = [given.get("norms", self.config.get("norms")) or [] for _, given in entries]
-        quiet = _Reader({}, Overrides())  # the same entries' own mistakes are reported where they are read
+        quiet = _Reader(
+            {}, Overrides(), self.data_dir
+        )  # the same entries' own mistakes are reported where they are read
         known = {*norm_names(), *(e.label for each in lists for e in quiet._norm_entries(each, ""))}
         for name in self.overrides.norms:
             if name not in known:
@@ -318,7 +269,7 @@ class _Reader:
         if isinstance(given, str):
             given = [given]
         if not isinstance(given, list):
-            self.mistakes.append(f"{where}norms: a list of names is needed, not {_kind(given)}")
+            self.mistakes.append(f"{where}norms: a list of names is needed, not {kind(given)}")
             return []
         entries: list[_Norm] = []
         for item in given:
@@ -339,7 +290,7 @@ class _Reader:
             self.mistakes.append(f"{where}{error}")
             return
         if not isinstance(options, dict):
-            self.mistakes.append(f'{where}norm "{name}": a mapping of options is needed, not {_kind(options)}')
+            self.mistakes.append(f'{where}norm "{name}": a mapping of options is needed, not {kind(options)}')
             return
         axes = {k: v if _depth(v) > _depth(defaults.get(k)) else [v] for k, v in options.items()}
         for key, values in axes.items():
@@ -375,44 +326,41 @@ class _Reader:
         return str(given)
 
 
-def _expand(blocks: Sequence[_Block], data_dir: Path) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
+def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
     """Every setting x norm x seed once. Seeds are the outermost axis within a block, so that a grid that is stopped
     early leaves whole columns with fewer seeds rather than missing norms."""
     mistakes: list[str] = []
-    checksums: dict[str, str] = {}
-    runs: dict[str, RunSpec] = {}
-    skipped: dict[str, tuple[RunSpec, str]] = {}
+    runs: dict[tuple[str, int], RunSpec] = {}
+    skipped: dict[tuple[str, int], tuple[RunSpec, str]] = {}
     for block in blocks:
-        cells: dict[str, tuple[dict[str, Any], str | None]] = {}
-        for options, norm in itertools.product(block.settings, block.norms):
-            task = block.task
+        task = block.task
+        cells: dict[str, tuple[RunSpec, str | None]] = {}  # by the key that seed 0 has: a key takes time, so once each
+        for (options, checksum), norm in itertools.product(block.settings, block.norms):
             options = _with_norm_batch(options, norm.info)
-            fields: dict[str, Any] = {"task": task.name, "task_options": options.model_dump(mode="json")}
-            data = repr(fields)
             try:
-                if data not in checksums:
-                    checksums[data] = task.data_checksum(options, data_dir)
                 norm_options = resolve_norm_options(norm.name, norm.options, asdict(task.setting(options)))
-            except ValueError as error:  # NotPrepared among them
+            except ValueError as error:
                 mistakes += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
                 continue
-            fields |= {
-                "norm": norm.name,
-                "norm_options": norm_options,
-                "norm_version": str(norm.info.version),
-                "task_version": str(task.version),
-                "data_checksum": checksums[data],
-                "norm_label": norm.label,
-            }
-            identity = RunSpec(**fields, seed=0).key
-            if identity not in cells:
-                cells[identity] = fields, _why_not(task, norm, norm_options, options)
-        for seed, (fields, reason) in itertools.product(block.seeds, cells.values()):
-            spec = RunSpec(**fields, seed=seed)
+            spec = RunSpec(
+                task=task.name,
+                norm=norm.name,
+                norm_options=norm_options,
+                task_options=options.model_dump(mode="json"),
+                seed=0,
+                norm_version=str(norm.info.version),
+                task_version=str(task.version),
+                data_checksum=checksum,
+                norm_label=norm.label,
+            )
+            if spec.key not in cells:
+                cells[spec.key] = spec, _why_not(task, norm, norm_options, options)
+        for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
+            spec = spec.model_copy(update={"seed": seed})
             if reason is None:
-                runs.setdefault(spec.key, spec)
+                runs.setdefault((cell, seed), spec)
             else:
-                skipped.setdefault(spec.key, (spec, _one_line(reason)))
+                skipped.setdefault((cell, seed), (spec, _one_line(reason)))
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())
@@ -440,18 +388,6 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     return options.model_copy(update={"norm_batch_size": wanted})
 
 
-def _seed_range(part: str, given: str) -> range:
-    match = re.fullmatch(r"(\d{1,18})(?:\s*-\s*(\d{1,18}))?", part)
-    if match is None:
-        raise ValueError(f'seeds "{given}": integers of 0 and above and ranges such as "0-4" are needed')
-    first, last = int(match[1]), int(match[2] or match[1])
-    if last < first:
-        raise ValueError(f'seeds "{given}": the range {first}-{last} runs backwards; did you mean "{last}-{first}"?')
-    if last - first >= MOST_SEEDS:
-        raise ValueError(f'seeds "{given}": more than {MOST_SEEDS} seeds')
-    return range(first, last + 1)
-
-
 def _depth(value: Any) -> int:
     """How deep lists are nested: 0 for a plain value, 1 for a list of plain values."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
@@ -471,28 +407,5 @@ def _sequence_depth(annotation: Any) -> int:
     return 0
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true or false"}
-    return names.get(type(value), f"{value!r}")
-
-
 def _one_line(text: str) -> str:
     return " ".join(str(text).split())
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's later duplicate key silently wins; here it is a mistake with its line."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" is given twice', key_node.start_mark
-                )
-            if isinstance(key, typing.Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""What a person is told while runs are made: names of runs, one line per finished run, the remaining time.
+"""How runs are put into words: their names, one line per finished run, the remaining time, rows of text.
 
 Pure: events in, text out. The command line prints it.
 """
@@ -6,13 +6,14 @@ Pure: events in, text out. The command line prints it.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from results.record import RunRecord, RunSpec
 from suite.engine import Event
+
+Levels = tuple[tuple[Any, ...], ...]
 
 
 class Names:
@@ -20,7 +21,7 @@ class Names:
 
     def __init__(self, specs: Iterable[RunSpec]):
         values: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for spec in specs:
+        for spec in {id(spec.task_options): spec for spec in specs}.values():  # the seeds of a plan share theirs
             for option, value in spec.task_options.items():
                 if value is not None:  # norm_batch_size of a norm that does not mix: it serves every size
                     values[spec.task, option].add(_text(value))
@@ -48,34 +49,32 @@ class Remaining:
 
     def __init__(self, jobs: int, records: Iterable[RunRecord] = ()):
         self.jobs = jobs
-        self._seconds: dict[Any, list[float]] = defaultdict(list)
+        self._seconds: dict[Any, tuple[float, int]] = {}  # sum and number
         for record in records:
             self.add(record)
 
     def add(self, record: RunRecord) -> None:
         if record.status in ("ok", "diverged"):
-            for key in _levels(record.spec):
-                self._seconds[key].append(record.seconds)
+            for level in levels(record.spec):
+                total, number = self._seconds.get(level, (0.0, 0))
+                self._seconds[level] = total + record.seconds, number + 1
 
-    def of(self, spec: RunSpec) -> float | None:
-        """Seconds one run will take; None as long as no run of its task has finished."""
-        for key in _levels(spec):
-            if key in self._seconds:
-                return fmean(self._seconds[key])
+    def of(self, kind: Levels) -> float | None:
+        """Seconds one run of this kind will take; None as long as no run of its task has finished."""
+        for level in kind:
+            if level in self._seconds:
+                total, number = self._seconds[level]
+                return total / number
         return None
 
-    def total(self, specs: Iterable[RunSpec]) -> float | None:
-        """Seconds until all are done; None where some of them can not be estimated."""
-        known: dict[Any, float | None] = {}
+    def total(self, kinds: Mapping[Levels, int]) -> float | None:
+        """Seconds until all runs, given as how many there are of each kind, are done; None where one is unknown."""
         total = 0.0
-        for spec in specs:
-            key = next(_levels(spec))
-            if key not in known:
-                known[key] = self.of(spec)
-            seconds = known[key]
+        for kind, number in kinds.items():
+            seconds = self.of(kind)
             if seconds is None:
                 return None
-            total += seconds
+            total += seconds * number
         return total / self.jobs
 
 
@@ -91,6 +90,7 @@ class Progress:
     def __init__(self, specs: Sequence[RunSpec], names: Names, metrics: Mapping[str, str], remaining: Remaining):
         self.names, self.metrics, self.remaining = names, metrics, remaining
         self.todo = {spec.key: spec for spec in specs}
+        self.kinds = Counter(map(levels, self.todo.values()))
         self.total = len(self.todo)
         self.running: dict[str, float] = {}
         """key -> finished fraction of the runs that are being made now."""
@@ -112,16 +112,20 @@ class Progress:
             return None
         assert event.record is not None
         self.running.pop(key, None)
-        self.todo.pop(key, None)
+        if self.todo.pop(key, None) is not None:
+            kind = levels(event.spec)
+            self.kinds[kind] -= 1
+            if not self.kinds[kind]:
+                del self.kinds[kind]
         self.remaining.add(event.record)
         return self._line(name, event.record)
 
     def seconds_left(self) -> float | None:
         """What is left of all runs, those being made counted by their fraction; None while nothing is known."""
-        total = self.remaining.total(self.todo.values())
+        total = self.remaining.total(self.kinds)
         if total is None:
             return None
-        done = sum(fraction * (self.remaining.of(self.todo[key]) or 0.0) for key, fraction in self.running.items())
+        done = sum(f * (self.remaining.of(levels(self.todo[key])) or 0.0) for key, f in self.running.items())
         return max(0.0, total - done / self.remaining.jobs)
 
     def _line(self, name: str, record: RunRecord) -> str:
@@ -155,12 +159,17 @@ def seed_text(seeds: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
-def _levels(spec: RunSpec) -> Iterator[Any]:
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of text as aligned columns; the last one is left ragged."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def levels(spec: RunSpec) -> Levels:
     """What runs may be compared by for time, closest first."""
-    size = tuple(_text(spec.task_options.get(option)) for option in ("dataset", "model", "epochs", "norm_batch_size"))
-    yield spec.task, size, spec.norm
-    yield spec.task, size
-    yield spec.task
+    size = tuple(str(spec.task_options.get(option)) for option in ("dataset", "model", "epochs", "norm_batch_size"))
+    return (spec.task, size, spec.norm), (spec.task, size), (spec.task,)
 
 
 def _text(value: Any) -> str:

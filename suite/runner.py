@@ -63,24 +63,25 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
 
     (folder / TRACEBACK).unlink(missing_ok=True)
     start = time.perf_counter()
-    result: dict[str, Any]
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
+
+    def record(result: dict[str, Any]) -> RunRecord:
+        evidence = {**result.pop("evidence", {}), "budget": runner.budget}
+        seconds, around = time.perf_counter() - start, {**environment, "finished": now()}
+        return RunRecord(spec=spec, seconds=seconds, environment=around, evidence=evidence, **result)
+
     try:
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
-        result = _attempt(spec, folder, report, runner)
+        made = record(_attempt(spec, folder, report, runner))
+        made.model_dump_json()  # what a task returns and no record can hold is the task's failure
+        return made
     except Diverged as error:
-        result = {"status": "diverged", "reason": one_line(error), "history": error.history}
+        return record({"status": "diverged", "reason": one_line(error), "history": error.history})
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        result = {
-            "status": "failed",
-            "reason": f"{type(error).__name__}: {one_line(error)}",
-            "artifacts": [TRACEBACK],
-        }
-    result["evidence"] = {**result.get("evidence", {}), "budget": runner.budget}
-    environment["finished"] = now()
-    return RunRecord(spec=spec, seconds=time.perf_counter() - start, environment=environment, **result)
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return record({"status": "failed", "reason": reason, "artifacts": [TRACEBACK]})
 
 
 def one_line(error: object) -> str:

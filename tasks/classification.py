@@ -9,7 +9,9 @@ No selection: the reported checkpoint is the last epoch. Test images decide noth
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +53,8 @@ TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+FEW_VALUES = 50_000
+"""Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 SHIFT_PROBE = 64
 """Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 
@@ -401,22 +405,33 @@ def _refusal(
     norm: NormFactory[nn.Module], options: ClassificationOptions, shape: tuple[int, int, int], classes: int
 ) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes, or None."""
+
+    def forward(device: str, shared: int) -> None:
+        net = build_net(
+            options.model,
+            norm,
+            num_classes=classes,
+            in_channels=shape[0],
+            width=options.width,
+            zero_init_last_gamma=options.zero_init_last_gamma,
+            device=device,
+        )
+        slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
+        images = torch.zeros(slices * shared, *shape, device=device)
+        with situation(net.train(), slices=slices):
+            net(images)
+        net.eval()(images)
+
+    # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
+    # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
+    pair = min(options.shared, 2)
+    if 2 * pair * math.prod(shape) <= FEW_VALUES:
+        with contextlib.suppress(ValueError, RuntimeError):
+            forward("cpu", pair)
+            return None
     for device in ("meta", "cpu"):
         try:
-            net = build_net(
-                options.model,
-                norm,
-                num_classes=classes,
-                in_channels=shape[0],
-                width=options.width,
-                zero_init_last_gamma=options.zero_init_last_gamma,
-                device=device,
-            )
-            slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
-            images = torch.zeros(slices * options.shared, *shape, device=device)
-            with situation(net.train(), slices=slices):
-                net(images)
-            net.eval()(images)
+            forward(device, options.shared)
         except ValueError as error:
             return f'norm "{factory_info(norm).name}": {error}'.replace("\n", " ")
         except RuntimeError:

@@ -1,0 +1,79 @@
+"""A plan beside what is stored: which runs are done and which are to do, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from results.record import RunRecord, RunSpec
+from suite.engine import look
+from suite.plan import Plan
+from suite.progress import Names, columns, duration, seed_text
+
+
+class Grid:
+    """Which runs of a plan are done.
+
+    Args:
+        plan: what is asked for.
+        folder: of results; it need not exist.
+        retry: failed runs are to do again.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, retry: bool):
+        self.plan, self.folder = plan, folder
+        self.states: list[str] = []
+        """Of each run of the plan: "ok", "diverged", "failed", "damaged" or "todo"."""
+        self.records: list[RunRecord] = []
+        stored = folder.exists()
+        for spec in plan.runs:
+            state, record = look(folder, spec) if stored else ("todo", None)
+            if record is None or state == "todo":  # there may be a reason for an earlier skip
+                self.states.append(state)
+            else:
+                self.states.append(record.status)
+                self.records.append(record)
+        again = {"todo", "damaged", *(["failed"] if retry else [])}
+        self.todo: list[RunSpec] = [s for s, state in zip(plan.runs, self.states, strict=True) if state in again]
+        self.done = sum(state in ("ok", "diverged") for state in self.states)
+        self.failed = 0 if retry else self.states.count("failed")
+
+
+def describe(grid: Grid, names: Names) -> Iterator[str]:
+    """One line per norm and setting, with its seeds, and how many of them are in which state."""
+    cells: dict[tuple[str, str, str], tuple[list[int], list[str]]] = {}
+
+    def add(spec: RunSpec, state: str) -> None:
+        cell = cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm), ([], []))
+        cell[0].append(spec.seed)
+        cell[1].append("to do" if state == "todo" else state)
+
+    for spec, state in zip(grid.plan.runs, grid.states, strict=True):
+        add(spec, state)
+    for spec, reason in grid.plan.skipped:
+        add(spec, f"skipped: {reason}")
+    rows = [("task", "setting", "norm", "seeds", "state")]
+    for (task, setting, norm), (seeds, states) in cells.items():
+        state = ", ".join(s if s.startswith("skipped") else f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        rows.append((task, setting or "-", norm, seed_text(seeds), state))
+    yield from columns(rows)
+
+
+def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
+    """What a dry run ends with. left: seconds that all runs to do will take, where they can be estimated."""
+    skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
+    failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
+    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {grid.folder}"
+    if grid.todo and left is not None:
+        yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
+
+
+def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:
+    """What a run ends with. counts: how many runs ended now in each status; failed: now and before."""
+    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed") if counts.get(status)]
+    parts = [*new, f"{len(grid.plan.skipped)} skipped", f"{grid.done} already done"]
+    if grid.failed:
+        parts.append(f"{grid.failed} failed before")
+    yield ("" if grid.todo else "nothing left to do: ") + ", ".join(parts)
+    if failed:
+        yield f"failed runs: the reasons stand above and in {grid.folder}/runs; --retry makes them again"
