@@ -168,8 +168,7 @@ def to_text(table: Table, width: int | None = None) -> str:
         width: characters of a line; columns that do not fit follow below, their rows labelled again, and the caption is
             wrapped. None: no limit.
     """
-    body, notes = _body(table, width)
-    return "\n".join([*body, "", *_wrapped([*table.caption, *_marks([table]), *notes], width)]).rstrip() + "\n"
+    return tables_text([table], width)
 
 
 def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
@@ -179,23 +178,21 @@ def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
         for sentence in table.caption:
             homes.setdefault(sentence, []).append(table)
     lines: list[str] = []
+    marks: list[str] = []
     for table in tables:
         body, notes = _body(table, width)
         own = [sentence for sentence in table.caption if len(homes[sentence]) == 1]
+        if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
+            marks = ["Here the best is *so*, the second _so_."]
         lines += [*body, "", *_wrapped([*own, *notes], width), *([""] if own or notes else [])]
-    shared = []
+    shared: list[str] = []
     for sentence, where in homes.items():
         if len(where) > 1:
             of = "" if len(where) == len(tables) else ", ".join(dict.fromkeys(t.task or t.name for t in where)) + ": "
             shared.append(of + sentence)
     if shared:
         lines.append("Under several tables:")
-    return "\n".join([*lines, *_wrapped([*shared, *_marks(tables)], width)]).rstrip() + "\n"
-
-
-def _marks(tables: Sequence[Table]) -> list[str]:
-    best = any(cell is not None and cell.best for table in tables for row in table.rows for cell in row.cells)
-    return ["Here the best is *so*, the second _so_."] if best else []
+    return "\n".join([*lines, *_wrapped([*shared, *marks], width)]).rstrip() + "\n"
 
 
 def _wrapped(texts: Sequence[str], width: int | None) -> list[str]:
