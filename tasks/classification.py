@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +24,12 @@ from norms.registry import NormFactory, NormInfo, factory_info, forked_generator
 from norms.situation import situation
 from tasks import data as datasets
 from tasks.base import Diverged, Options, Outcome, RunContext, Setting
-from tasks.data.batches import augment, normalize, ordered_batches, shuffled_batches
-from tasks.data.images import ImageData, Split
-from tasks.data.lazy import FolderData, FolderImages, loaded_batches
+from tasks.data.batches import augment, normalize
+from tasks.data.images import ImageData
+from tasks.data.lazy import FolderData
+from tasks.data.reading import Part, in_order, select, shuffled
 from tasks.fit import (
+    Evaluation,
     PeakMemory,
     Precision,
     Schedule,
@@ -57,9 +58,6 @@ FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 SHIFT_PROBE = 64
 """Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
-
-DECODERS = 4
-"""DataLoader processes for a data set that is decoded while it is read."""
 Data = ImageData | FolderData
 
 
@@ -151,12 +149,16 @@ class Classification:
             images, shuffled and augmented, in the run's norm batches, moments pooled. Equal to top1 for norms
             without statistics.
         top1_recalibrated_plain: the same from images without augmentation.
-        val_top1: the validation part, last epoch.
+        val_top1: the validation part, last epoch. Of glyphs it is another family of faces than the test part's, and a
+            harder one: comparable between runs, not with top1.
         train_top1: up to 2,000 training images, drawn by name, without augmentation, in evaluation mode.
         composition_shift: see tasks.fit.composition_shift; on the first 64 test images.
         step_seconds: median of a training step, without data and augmentation.
         peak_memory_mb: of the first epoch's training steps with the network's own memory.
         norm_parameters, norm_buffers: numbers of values in all norms.
+
+    The history has one row per epoch; its train_loss and train_top1 are those of the training forwards themselves
+    (augmented images, batch statistics, changing weights), its val_top1 is measured after the epoch.
     """
 
     name = "classification"
@@ -181,6 +183,7 @@ class Classification:
         return Setting(norm_batch_size=options.shared, num_domains=1, image_shape=shape)
 
     def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
+        datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
@@ -270,10 +273,9 @@ def _train(
     clock, step, peak = StepClock(context.device), 0, 0.0
     for epoch in range(options.epochs):
         before = sum(clock.seconds)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
+        loss_sum, seen, rate = 0.0, 0, 0.0
         correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        seen, rate = 0, 0.0
-        for images, labels in _shuffled(data.train, options.batch_size, order):
+        for images, labels in shuffled(data.train, options.batch_size, order):
             if step == total:
                 break
             # the middle of the step, so that neither the first nor the last rate is 0
@@ -284,18 +286,19 @@ def _train(
             images = prepare(augment(images, augmentation, options.augmentation))
             with clock:
                 loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
-            loss_sum += loss * len(labels)
+            loss_sum += float(loss) * len(labels)
             correct += right
             seen += len(labels)
             if step % 20 == 0:
                 context.report(step / total)
         if epoch == 0:
             peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-        val = evaluate(net, _in_order(data.val, prepare, context.device), options.precision)
+        batches = _in_order(data.val, prepare, context.device)
+        val = evaluate(net, batches, options.precision, f"validation after step {step}")
         history.append(
             {
                 "epoch": float(epoch + 1),
-                "train_loss": float(loss_sum) / seen,
+                "train_loss": loss_sum / seen,
                 "train_top1": float(correct) / seen,
                 "val_top1": val.top1,
                 "learning_rate": rate,
@@ -314,30 +317,30 @@ def _measure(
     """Everything that is measured after the last epoch, and what the table has to say about it."""
     prepare = _preparation(data, options)
 
-    def test(network: nn.Module) -> Any:
-        return evaluate(network, _in_order(data.test, prepare, context.device), options.precision)
+    def measured(network: nn.Module, part: Part, what: str) -> Evaluation:
+        return evaluate(network, _in_order(part, prepare, context.device), options.precision, what)
 
-    final = test(net)
+    final = measured(net, data.test, "test")
     probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
-    train = _select(data.train, probe, context.device)
-    mates = _select(data.test, torch.arange(min(SHIFT_PROBE, len(data.test))), context.device)
+    mates = select(data.test, torch.arange(min(SHIFT_PROBE, len(data.test)))).to(context.device)
     metrics = {
         "top1": final.top1,
         "test_loss": final.loss,
-        "train_top1": evaluate(net, _in_order(train, prepare, context.device), options.precision).top1,
-        "composition_shift": composition_shift(net, prepare(mates.images)),
+        "train_top1": measured(net, select(data.train, probe), "training images").top1,
+        "composition_shift": composition_shift(net, prepare(mates.images), options.precision),
         "top1_recalibrated": final.top1,
         "top1_recalibrated_plain": final.top1,
     }
-    evidence = {"constant_output": final.constant}
+    evidence: dict[str, Any] = {"constant_output": final.constant}
     if keeps_stats(net):
         count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.shared)
         chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
-        images = _select(data.train, chosen, context.device).images
+        images = select(data.train, chosen).to(context.device).images
         for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
             draws = context.generator("recalibration augmentation")
             batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
-            metrics[name] = test(recalibrated(net, batches, group // options.shared)).top1
+            mended = recalibrated(net, batches, group // options.shared, options.precision)
+            metrics[name] = measured(mended, data.test, f"test, {name}").top1
         evidence["recalibration_images"] = count
     return metrics, evidence
 
@@ -371,34 +374,9 @@ def _open(options: ClassificationOptions, context: RunContext) -> Data:
     return datasets.open_folder(options.dataset, context.data_dir)
 
 
-def _workers() -> int:
-    # a run's own process may not start others where its parent made it a daemon; batches are the same either way
-    return 0 if multiprocessing.current_process().daemon else DECODERS
-
-
-def _shuffled(part: Split | FolderImages, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(part, FolderImages):
-        return loaded_batches(part, batch_size, order, workers=_workers())
-    return shuffled_batches(part, batch_size, order)
-
-
-def _in_order(
-    part: Split | FolderImages, prepare: Callable[[Tensor], Tensor], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_order(part: Part, prepare: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches for evaluation, normalized."""
-    if isinstance(part, FolderImages):
-        batches = loaded_batches(part, EVALUATION_BATCH, None, workers=_workers(), drop_last=False)
-    else:
-        batches = ordered_batches(part, EVALUATION_BATCH)
-    return ((prepare(images.to(device)), labels.to(device)) for images, labels in batches)
-
-
-def _select(part: Split | FolderImages, index: Tensor, device: torch.device) -> Split:
-    """The images that `index` (M,) names, in its order, on `device`."""
-    if isinstance(part, FolderImages):
-        images = torch.stack([part[i][0] for i in index.tolist()])
-        return Split(images, part.labels[index]).to(device)
-    return part.select(index.to(part.labels.device))
+    return ((prepare(images.to(device)), labels.to(device)) for images, labels in in_order(part, EVALUATION_BATCH))
 
 
 def _refusal(

@@ -214,11 +214,18 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision = "float32") -> Evaluation:
+def evaluate(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision = "float32",
+    what: str = "evaluation",
+) -> Evaluation:
     """Evaluate `net` (switched to evaluation mode and back) on batches of normalized images (N, C, H, W), labels (N,).
 
+    `what` is for the message of Diverged only.
+
     Raises:
-        Diverged: the loss over all images is not finite.
+        Diverged: the loss of a batch is not finite; names the layers.
         ValueError: there is no image.
     """
     with evaluating(net):
@@ -227,16 +234,20 @@ def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision
         for images, labels in batches:
             with autocast(images.device, precision):
                 logits = predict(net, images)
+            # one transfer per batch, and not every accelerator has float64
+            logits, labels = logits.cpu().double(), labels.cpu()
+            batch_loss = float(F.cross_entropy(logits, labels, reduction="sum"))
+            if not math.isfinite(batch_loss):
+                where = describe_non_finite(net, images, StepOptions(precision=precision))
+                raise Diverged(f"{what}: the loss is {batch_loss}; {where}")
             predicted = logits.argmax(1)
             correct += int((predicted == labels).sum())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            loss += batch_loss
             count += len(labels)
             if len(classes) < 2:
                 classes.update(predicted.unique().tolist())
     if not count:
         raise ValueError("evaluate: no images")
-    if not math.isfinite(loss):
-        raise Diverged(f"evaluation: the loss over {count} images is {loss}")
     return Evaluation(correct / count, loss / count, len(classes) == 1)
 
 
@@ -253,23 +264,30 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def composition_shift(net: nn.Module, images: Tensor) -> float:
+def composition_shift(net: nn.Module, images: Tensor, precision: Precision = "float32") -> float:
     """Largest change of one image's evaluation logits when its batch mates change (absolute, in logits).
 
     The first half of `images` (N, C, H, W), N >= 2, is seen beside the second half, and beside the second half with
     its sign flipped. Zero or float noise for a norm that does not mix samples in evaluation.
     """
     probes, mates = images.chunk(2)
-    with evaluating(net):
+    with evaluating(net), autocast(images.device, precision):
         plain = predict(net, torch.cat([probes, mates]))[: len(probes)]
         other = predict(net, torch.cat([probes, -mates]))[: len(probes)]
-    return float((plain.double() - other.double()).abs().max())
+    return float((plain.cpu().double() - other.cpu().double()).abs().max())
 
 
-def recalibrated(net: nn.Module, batches: Iterable[Tensor], slices: int = 1) -> nn.Module:
+def recalibrated(
+    net: nn.Module, batches: Iterable[Tensor], slices: int = 1, precision: Precision = "float32"
+) -> nn.Module:
     """A copy of `net` whose running statistics are those of `batches` alone, pooled over all norm batches."""
     net = copy.deepcopy(net)
-    recalibrate(net, batches, slices=slices)
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(images.device, precision):
+            return net(images)
+
+    recalibrate(net, batches, slices, forward)
     return net
 
 
@@ -311,8 +329,8 @@ class StepClock:
         return statistics.median(self.seconds[min(WARM_UP_STEPS, len(self.seconds) // 4) :])
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(self.device)
 
 
 class PeakMemory:
@@ -320,7 +338,7 @@ class PeakMemory:
 
     CUDA: what torch's allocator handed out. CPU: the process's resident memory without the pages of library files,
     from /proc where the kernel allows the high-water mark to be reset; elsewhere the growth of the process's largest
-    resident set, a lower bound.
+    resident set, a lower bound. Other accelerators: as on the CPU, so without the accelerator's own memory.
     """
 
     def __init__(self, device: torch.device):

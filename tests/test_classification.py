@@ -16,6 +16,7 @@ from results.metrics import METRICS
 from tasks import classification, get_task
 from tasks.base import Diverged, RunContext, Setting
 from tasks.classification import TASK, recalibration_batches
+from tasks.data import reading
 from tasks.data.images import Split, make_data
 from tasks.data.lazy import FolderData, FolderImages
 
@@ -373,7 +374,7 @@ def test_images_that_are_decoded_while_read_give_the_run_of_those_in_memory(data
     )  # fmt: skip
     options = {"batch_size": 16, "recalibration_images": 32, "augmentation": "crop"}
     expected = results(run(**options))
-    monkeypatch.setattr(classification, "DECODERS", 0)
+    monkeypatch.setattr(reading, "DECODERS", 0)
     monkeypatch.setattr(classification.datasets, "in_memory", lambda name, data_dir: False)
     monkeypatch.setattr(classification.datasets, "open_folder", lambda name, data_dir: folder)
     assert results(run(**options)) == expected

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from tasks import classification
 from tasks.base import NotPrepared
 from tasks.data import (
     checksum,
@@ -18,6 +21,7 @@ from tasks.data import (
     domain_names,
     folders,
     is_prepared,
+    lazy,
     load,
     load_domains,
     loaded_batches,
@@ -479,3 +483,47 @@ def test_every_listed_name_has_its_facts():
         assert info.sizes or name == "imagenet"
         assert str(info).startswith(info.title)
         assert "None" not in str(info)
+
+
+def test_decoding_workers_are_forked_on_linux_even_where_the_run_itself_came_from_a_fork_server(monkeypatch):
+    asked = []
+
+    def loader(images, **options):
+        asked.append(options["multiprocessing_context"])
+        return ()
+
+    monkeypatch.setattr(lazy, "DataLoader", loader)
+    images = lazy.FolderImages(Path(), [("a.png", 0, 1)] * 4, 8)
+    for workers in (0, 2):
+        list(loaded_batches(images, 2, None, workers=workers))
+    assert asked == [None, "fork" if sys.platform == "linux" else None]
+
+
+@pytest.mark.parametrize(
+    ("layout", "classes", "message"),
+    [
+        (("train/a", "train/b", "test/a", "test/b"), None, None),
+        (("train/a", "train/b", "test/a", "test/b"), 2, None),
+        (("train/a", "train/b", "test/a", "test/b"), 3, "has 2 classes; num_classes=3 is not in 2..2"),
+        (("train/a", "train/b", "val/c", "test/d"), None, "share no class"),
+        (("photo/a", "photo/b", "sketch/a", "sketch/b"), None, "has domains .photo, sketch."),
+    ],
+)
+def test_what_no_single_classifier_can_learn_is_known_before_a_run(tmp_path, layout, classes, message):
+    for number, folder in enumerate(layout):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (9, 9), (number, i, 0)).save(tmp_path / "set" / folder / f"{i}.png")
+    name = f"folder:{tmp_path / 'set'}"
+    prepare(name, tmp_path / "data", size=8)
+    options = classification.TASK.options(dataset=name, num_classes=classes)
+    if message is None:
+        assert classification.TASK.data_checksum(options, tmp_path / "data") == checksum(name, tmp_path / "data")
+    else:
+        with pytest.raises(ValueError, match=message):
+            classification.TASK.data_checksum(options, tmp_path / "data")
+
+
+def test_more_classes_than_a_built_in_set_has_are_known_before_a_run(tmp_path):
+    with pytest.raises(ValueError, match="has 10 classes; num_classes=11 is not in 2"):
+        classification.TASK.data_checksum(classification.TASK.options(num_classes=11), tmp_path)

@@ -302,7 +302,7 @@ def test_evaluation_that_is_not_finite_diverges():
     net, (x, y) = build(), batch()
     with torch.no_grad():
         net.head.bias[0] = math.nan
-    with pytest.raises(Diverged, match="evaluation: the loss over 16 images is nan"):
+    with pytest.raises(Diverged, match=r"evaluation: the loss is nan; not finite: parameters head.bias; outputs head"):
         fit.evaluate(net, [(x, y)])
 
 
@@ -372,6 +372,29 @@ def test_recalibration_mends_corrupted_statistics_on_a_copy(slices):
     assert all(torch.equal(b, corrupted[n]) for n, b in net.state_dict().items())
     torch.testing.assert_close(mended.eval()(images), good)
     assert (bad - good).abs().max() > 0.5
+
+
+def test_measurements_run_in_the_precision_of_the_run():
+    net, (x, y) = build("bn"), batch()
+    seen = []
+    net.stem.conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        fit.evaluate(net, [(x, y)], precision)
+        fit.composition_shift(net, x, precision)
+        fit.recalibrated(net, [x], 2, precision)
+        assert set(seen) == {dtype}
+        assert len(seen) == 4
+        seen.clear()
+
+
+def test_the_clock_waits_for_every_kind_of_accelerator(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for name, times in (("cpu", 0), ("cuda:1", 2), ("mps", 2), ("xpu", 2)):
+        with fit.StepClock(torch.device(name)):
+            pass
+        assert waited == [torch.device(name)] * times
+        waited.clear()
 
 
 @pytest.mark.parametrize(("name", "keeps"), [("bn", True), ("bgn", True), ("gn", False), ("none", False)])

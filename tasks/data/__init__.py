@@ -8,6 +8,7 @@ prepare("cifar10", data_dir)                       # the only call that download
 from tasks.data.batches import AUGMENTATIONS, augment, normalize, ordered_batches, shuffled_batches
 from tasks.data.catalog import (
     DatasetInfo,
+    check_classifiable,
     checksum,
     dataset_info,
     dataset_names,
@@ -30,6 +31,7 @@ __all__ = [
     "ImageData",
     "Split",
     "augment",
+    "check_classifiable",
     "checksum",
     "dataset_info",
     "dataset_names",

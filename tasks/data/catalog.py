@@ -241,6 +241,31 @@ def open_folder(name: str, data_dir: Path) -> lazy.FolderData:
     return lazy.open_folder(name, data_dir, _folder(name))
 
 
+def check_classifiable(name: str, data_dir: Path, classes: int | None = None) -> None:
+    """ValueError where one classifier of the first `classes` classes can not be trained and tested on this set.
+
+    That is: its parts share no class, it has domains to choose from, or `classes` is out of range. Raises
+    NotPrepared as `load` does.
+    """
+    _check_name(name)
+    if name in _BUILTIN:
+        count = _BUILTIN[name].info.num_classes or 0
+    else:
+        manifest = read_manifest(name, data_dir, _folder(name))
+        count = manifest["num_classes"]
+        if manifest["disjoint_classes"]:
+            raise ValueError(
+                f'data set "{name}" is a few-shot one: its training and test parts share no class, so a classifier '
+                "of the first says nothing on the second"
+            )
+        if manifest["domains"] != [""]:
+            raise ValueError(f'data set "{name}" has domains ({", ".join(manifest["domains"])}); one without is needed')
+        if classes is not None and "index.json" in manifest["files"]:
+            raise ValueError(f'data set "{name}" is too large for memory and has all its classes or none')
+    if classes is not None and classes > count:
+        raise ValueError(f'data set "{name}" has {count} classes; num_classes={classes} is not in 2..{count}')
+
+
 def checksum(name: str, data_dir: Path) -> str:
     """Identity of a data set: its files and the rule that cuts them. Reads declared digests only, no data.
 

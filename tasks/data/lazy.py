@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,13 @@ def loaded_batches(
     order = torch.arange(len(images)) if generator is None else torch.randperm(len(images), generator=generator)
     stop = len(images) - len(images) % batch_size if drop_last else len(images)
     chunks = [chunk.tolist() for chunk in order[:stop].split(batch_size)]
-    return iter(DataLoader(images, batch_sampler=chunks, num_workers=workers, pin_memory=torch.cuda.is_available()))
+    # A run's own process comes from a fork server, where each worker would import torch anew (20 s for a short epoch);
+    # workers only decode, so a plain fork is safe where the platform's libraries bear it.
+    start = "fork" if workers and sys.platform == "linux" else None
+    pin = torch.cuda.is_available()
+    return iter(
+        DataLoader(images, batch_sampler=chunks, num_workers=workers, pin_memory=pin, multiprocessing_context=start)
+    )
 
 
 def decode(path: Path, size: int) -> np.ndarray:

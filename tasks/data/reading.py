@@ -1,0 +1,51 @@
+"""Batches of a part of a data set, by the same calls whether it is held in memory or decoded while it is read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tasks.data.batches import ordered_batches, shuffled_batches
+from tasks.data.images import Split
+from tasks.data.lazy import FolderImages, loaded_batches
+
+Part = Split | FolderImages
+DECODERS = 4
+"""Processes, at most, that decode what is not in memory; batches do not depend on their number."""
+
+
+def shuffled(part: Part, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of (images uint8 (B, C, H, W), labels (B,)) in an order drawn at once, the last partial batch left out.
+
+    Raises:
+        ValueError: batch_size is below 1 or above the part's size.
+    """
+    if isinstance(part, FolderImages):
+        return loaded_batches(part, batch_size, order, workers=_decoders())
+    return shuffled_batches(part, batch_size, order)
+
+
+def in_order(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in stored order; the last batch may be smaller."""
+    if isinstance(part, FolderImages):
+        return loaded_batches(part, batch_size, None, workers=_decoders(), drop_last=False)
+    return ordered_batches(part, batch_size)
+
+
+def select(part: Part, index: Tensor) -> Split:
+    """The images that `index` (int64 (M,)) names, in its order, held in memory."""
+    if isinstance(part, FolderImages):
+        return Split(torch.stack([part[i][0] for i in index.tolist()]), part.labels[index])
+    return part.select(index.to(part.labels.device))
+
+
+def _decoders() -> int:
+    # a run's own process may not start others where its parent made it a daemon
+    if multiprocessing.current_process().daemon:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(DECODERS, cores)
