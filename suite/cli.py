@@ -10,6 +10,7 @@ Modules that import torch or pandas are imported inside the commands that need t
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -54,9 +55,6 @@ def main() -> None:
         code = _fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:  # the reader of a pipe went away, as in `tables ... | head`
-        code = 0
-        sys.stdout = None
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
         code = _fail(str(error))
     sys.exit(code if isinstance(code, int) else 0)
@@ -131,6 +129,12 @@ def run(
         left = remaining.total(Counter(map(levels, grid.todo)))
         _print_lines(dry_summary(grid, jobs, left))
         return 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--out "{folder}": {error.strerror}') from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f'--out "{folder}": not writable')
     write_skipped(folder, planned.skipped)
     progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
     runner = Runner(
@@ -417,7 +421,7 @@ def _check_device(device: str) -> None:
             raise ValueError(f'--device "{device}": {count} CUDA devices are available here; cpu always is')
     elif kind.type != "cpu":
         try:
-            torch.empty(0, device=kind)
+            torch.zeros(1, device=kind).item()  # a value to look at: there is none on "meta"
         except (RuntimeError, NotImplementedError, AssertionError) as error:
             raise ValueError(f'--device "{device}": not available here; cpu always is') from error
 

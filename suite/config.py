@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -33,15 +34,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
         near = nearest(str(path), map(str, Path("configs").glob("*.yaml")))
         raise PlanError([f'config "{path}": {reason}{near}']) from error
     try:
-        config = yaml.load(text, Loader=_UniqueKeys)
+        config = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise PlanError([f'config "{path}"{where}: {error.problem or error.context}']) from error
     except yaml.YAMLError as error:
         raise PlanError([f'config "{path}": {" ".join(str(error).split())}']) from error
-    except RecursionError as error:
-        raise PlanError([f'config "{path}": lists or mappings are nested too deeply']) from error
     if not isinstance(config, dict):
         raise PlanError([f'config "{path}": a mapping with the keys {", ".join(KEYS)} is needed, not {kind(config)}'])
     return config
@@ -50,8 +49,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """A value as a config would hold it. Raises ValueError for what is not YAML."""
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
-    except (yaml.YAMLError, RecursionError) as error:
+        return _load(text)
+    except yaml.YAMLError as error:
         raise ValueError("the value is not YAML") from error
 
 
@@ -78,6 +77,16 @@ def parse_seeds(given: Any) -> list[int]:
     if min(seeds) < 0:
         raise ValueError(f"seeds {given!r}: {min(seeds)} is negative; 0 and above are allowed")
     return list(dict.fromkeys(seeds))
+
+
+def _load(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError, also for a list or mapping without an end."""
+    try:
+        value = yaml.load(text, Loader=_UniqueKeys)
+        json.dumps(value, default=str, skipkeys=True)
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError("lists or mappings are nested too deeply, or inside themselves") from error
+    return value
 
 
 def kind(value: Any) -> str:

@@ -15,6 +15,7 @@ Precedence of an option: options model < file < `--set`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import re
@@ -224,17 +225,28 @@ class _Reader:
                 axes[key] = [value]
         settings = []
         for values in itertools.product(*axes.values()):
+            given = dict(zip(axes, values, strict=True))
             try:
-                chosen = task.options(**dict(zip(axes, values, strict=True)))
-                settings.append((chosen, task.data_checksum(chosen, self.data_dir)))
+                chosen = task.options(**given)
             except ValidationError as error:
                 for e in error.errors(include_url=False, include_context=False):
                     where = ".".join(str(part) for part in e["loc"][:1])
                     what = f'option "{where}" given {e["input"]!r}: ' if where else ""
-                    self.mistakes.append(f'task "{task.name}": {what}{_one_line(e["msg"])}')
-            except ValueError as error:  # of the data, NotPrepared among them
-                self.mistakes += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+                    text = _one_line(e["msg"]).removeprefix("Value error, ")
+                    self.mistakes.append(f'task "{task.name}": {what}{text}')
+                    given.pop(where, None)
+                with contextlib.suppress(ValidationError):  # the rest may name data that is not there
+                    self._checksum(task, task.options(**given))
+            else:
+                settings.append((chosen, self._checksum(task, chosen)))
         return settings
+
+    def _checksum(self, task: Task, options: Options) -> str:
+        try:
+            return task.data_checksum(options, self.data_dir)
+        except ValueError as error:  # NotPrepared among them
+            self.mistakes += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+            return ""
 
     def _norms(self, given: Any, where: str) -> list[_Norm]:
         if given is None and not self.overrides.norms:
@@ -361,6 +373,8 @@ def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec
                 runs.setdefault((cell, seed), spec)
             else:
                 skipped.setdefault((cell, seed), (spec, _one_line(reason)))
+    if skipped and not runs:
+        mistakes += [f'task "{spec.task}": nothing to run: {reason}' for spec, reason in skipped.values()]
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())

@@ -79,14 +79,15 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     except Diverged as error:
         return record({"status": "diverged", "reason": one_line(error), "history": error.history})
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
-        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         reason = f"{type(error).__name__}: {one_line(error)}"
         return record({"status": "failed", "reason": reason, "artifacts": [TRACEBACK]})
 
 
 def one_line(error: object) -> str:
-    """The message in one line; the type's name where there is no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message in one line; the type's name where there is no message. What UTF-8 can not hold is spelt out."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner) -> dict[str, Any]:

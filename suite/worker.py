@@ -7,7 +7,6 @@ closes (Linux), and a thread watches the same pipe elsewhere.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -15,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal
@@ -86,9 +85,13 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
         for rest in folder.glob(f".{RECORD}.*"):  # of a writer that was killed
             rest.unlink()
         messages.send(("started", None))
-        with _output_to(folder / OUTPUT):
-            record = run_one(spec, folder, _Reporter(messages))
-        write_record(out, record)
+        output = folder / OUTPUT
+        _print_to(output)
+        write_record(out, run_one(spec, folder, _Reporter(messages)))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not output.stat().st_size:
+            output.unlink()
     finally:
         lock.release()
 
@@ -106,27 +109,12 @@ class _Reporter:
             self.messages.send(("progress", float(fraction)))
 
 
-@contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
-    """Everything this process prints, C libraries included, goes to `file`; nothing printed, no file."""
+def _print_to(file: Path) -> None:
+    """From here on all that this process prints goes to `file`: C libraries, Python's own tracebacks, and crashes."""
     with file.open("wb") as stream:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = {number: os.dup(number) for number in (1, 2)}
-        for number in kept:
+        for number in (1, 2):
             os.dup2(stream.fileno(), number)
-        faulthandler.enable(file=stream)  # a crash in C leaves the Python line it came from
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            faulthandler.disable()
-            for number, before in kept.items():
-                os.dup2(before, number)
-                os.close(before)
-    if not file.stat().st_size:
-        file.unlink()
+    faulthandler.enable(file=2)  # a crash in C leaves the Python line it came from
 
 
 def _leave_with_parent() -> None:

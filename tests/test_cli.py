@@ -170,6 +170,8 @@ BAD = [
     (["run", "CONFIG", "--set", "cli_fake.learning_rat=1"], ['did you mean "learning_rate"']),
     (["run", "CONFIG", "--device", "gpu"], ['--device "gpu"']),
     (["run", "CONFIG", "--device", "cuda:99"], ['--device "cuda:99"', "available"]),
+    (["run", "CONFIG", "--device", "meta"], ['--device "meta"', "not available"]),
+    (["run", "CONFIG", "--out", "/proc/none"], ['--out "/proc/none"']),
     (["run", "CONFIG", "--jobs", "0"], ["--jobs", "0"]),
     (["run", "CONFIG", "--threads", "0"], ["--threads", "0"]),
     (["run", "CONFIG", "--timeout", "-1"], ["--timeout", "-1"]),
@@ -305,6 +307,7 @@ def test_the_remaining_time_is_estimated_from_finished_runs_and_fractions():
     assert progress.take(Event("started", specs[0])) is None
     line = progress.take(finished(specs[0]))
     assert line == "[1/5] ok          10.0 s  cli_fake bn seed 0  top1 0.25  [20 s left]"
+    progress.take(finished(specs[0]))  # told twice, counted once
     progress.take(Event("progress", specs[1], fraction=0.5))
     assert progress.seconds_left() == pytest.approx((40 - 5) / 2)
     assert "diverged" in progress.take(finished(specs[1], status="diverged"))

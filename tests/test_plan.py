@@ -200,7 +200,7 @@ MISTAKES = [
     ({"tasks": {"fake": {"epochs": "three"}}}, {}, ['option "epochs"', "'three'", "integer"]),
     ({"tasks": {"fake": {"epochs": 0}}}, {}, ['option "epochs"', "greater than or equal to 1"]),
     ({"tasks": {"fake": {"epochs": []}}}, {}, ['option "epochs"', "empty list"]),
-    ({"tasks": {"fake": {"norm_batch_size": 3}}}, {}, ["norm_batch_size 3 does not divide 64"]),
+    ({"tasks": {"fake": {"norm_batch_size": 3}}}, {}, ['task "fake": norm_batch_size 3 does not divide 64']),
     ({"tasks": {"fake": {"dataset": "far"}}}, {}, ["data prepare far"]),
     ({}, {"tasks": ("fakes",)}, ['--tasks "fakes"', 'did you mean "fake"']),
     ({}, {"norms": ("bgm",)}, ['--norms "bgm"', 'did you mean "bgn"']),
@@ -209,6 +209,7 @@ MISTAKES = [
     ({}, {"settings": ("fakes.epochs=3",)}, ['no task "fakes"', 'did you mean "fake"']),
     ({}, {"settings": ("fake.epoch=3",)}, ['unknown option "epoch"', 'did you mean "epochs"']),
     ({}, {"settings": ("fake.epochs=[1",)}, ["not YAML"]),
+    ({}, {"settings": ("fake.epochs=&e [*e]",)}, ["not YAML"]),
 ]
 
 
@@ -229,6 +230,12 @@ def test_all_mistakes_are_reported_at_once():
     }
     assert len(lines_of(config)) == 7
     assert len(lines_of(config, settings=("x",), norms=("nope",))) == 9
+    assert len(lines_of({"tasks": {"fake": {"dataset": "far", "epochs": "three"}}, "seeds": "x"})) == 3
+    assert len(lines_of({"tasks": None, "norms": ["bm"], "seeds": "x"})) == 3
+
+
+def test_a_grid_of_which_every_run_would_be_skipped_is_a_mistake():
+    assert lines_of({"norms": ["pn"], "seeds": "0-9"}) == ['task "fake": nothing to run: it needs more channels']
 
 
 @pytest.mark.parametrize(
@@ -242,6 +249,9 @@ def test_all_mistakes_are_reported_at_once():
         ("norms: [bn]\nseeds: 0\nnorms: [gn]\n", ["line 3", '"norms" is given twice']),
         ("tasks:\n  fake: {epochs: 1, epochs: 2}\n", ["line 2", '"epochs" is given twice']),
         ("a: !!python/object/apply:os.system [ls]", ["line 1", "python/object"]),
+        ("tasks:\n\tfake: {}\n", ["line 2", "'\\t'"]),
+        ("tasks: {fake: {epochs: &e [*e]}}", ["inside themselves"]),
+        ("[" * 1000, ["nested too deeply"]),
         (b"\xff\xfe\x00", ["UTF-8"]),
     ],
 )
