@@ -178,6 +178,24 @@ LIES = {
         {"channels last kept"},
     ),
     "loses the dtype": (NO_STATS, "Honest", "def forward(self, x): return super().forward(x.float())", {"dtype kept"}),
+    "writes into its input": (
+        NO_STATS,
+        "Honest",
+        """
+        def forward(self, x):
+            y = super().forward(x)
+            if not self.training:
+                x.data.zero_()
+            return y
+        """,
+        {"input untouched"},
+    ),
+    "mixes samples in large batches only": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) if len(x) < 16 else super().scaled(x - x.mean(0, keepdim=True))",
+        {"mixes samples in train", "mixes samples in eval"},
+    ),
     "loses the shape": (
         NO_STATS,
         "Honest",
@@ -429,6 +447,15 @@ def test_every_registered_norm_keeps_its_word(name):
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_an_honest_norm_of_any_kind_passes(check, truth):
     assert false(check(*TRUTHS[truth])) == {}
+
+
+def test_what_a_norm_does_not_claim_is_not_tried_and_not_reported_as_measured(check):
+    """A norm that is better than its word passes."""
+    facts = {"gradient first order": "not exact", "gradient second order": "not exact", "compiles": "no"}
+    found = check(f"{NO_STATS}, exact_gradient=False, compiles=False", "Honest", "pass", only=set(facts))
+    assert {c.fact: (c.declared, c.measured, c.ok) for c in found} == {
+        fact: (declared, "not tried", True) for fact, declared in facts.items()
+    }
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -4,6 +4,9 @@ One function measures one fact on a small real input and returns a Finding; FACT
 table. What NormInfo declares must be measured so (declared.py); what it has no field for must hold of every norm, or
 be defined (contract.py). Inputs are float64 unless the fact is about another type, so that "the same" means equal up
 to 1e-9 and no tolerance hides a small dependence.
+
+A norm that declares exact_gradient=False or compiles=False asks for less, so these two are then "not tried": a norm
+that is better than its word passes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from norms.registry import make_norm, norm_info, resolve_norm_options
 FACTS: tuple[Callable[[Subject], Finding], ...] = (
     contract.shape_kept,
     contract.dtype_kept,
+    contract.input_untouched,
     declared.train_and_eval,
     declared.mixes_samples_in_train,
     declared.mixes_samples_in_eval,

@@ -48,6 +48,16 @@ def dtype_kept(s: Subject) -> Finding:
     return Finding("yes", yes(not changed), "; ".join(changed) or "float64, float32, bfloat16")
 
 
+def input_untouched(s: Subject) -> Finding:
+    layer, written = s.trained(), []
+    for mode in (True, False):
+        x = s.x()
+        s.call(layer.train(mode), x)
+        if not torch.equal(x, s.x()):
+            written.append(mode_name(mode))
+    return Finding("yes", yes(not written), f"written to in {', '.join(written)}" if written else "")
+
+
 def batch_of_one(s: Subject) -> Finding:
     return _defined(s, {"": s.x(n=1)})
 
