@@ -13,10 +13,12 @@ import pytest
 
 from norms.registry import load_plugin
 from results.record import RECORD, RunRecord, RunSpec, find_record, record_files, run_folder, run_lock, write_record
-from suite.engine import OUTPUT, execute, look, write_skipped
+from suite import cli, engine
+from suite.engine import execute, look, write_skipped
 from suite.environment import ROOT
 from suite.plan import plan_config
 from suite.runner import TRACEBACK, Runner
+from suite.worker import OUTPUT
 
 PLUGIN = """
 import ctypes, os, signal, sys, time, warnings
@@ -69,6 +71,13 @@ class Fake:
             os.abort()
         if mode == "print":
             print("said by the run", flush=True)
+        if mode == "interrupt":
+            raise KeyboardInterrupt
+        if mode == "not_text":
+            raise OSError("no file \\udcff")
+        if mode in ("odd_history", "odd_evidence"):
+            history = [{"loss": "low"}] if mode == "odd_history" else []
+            return Outcome({"top1": 0.5, "test_loss": 1.0}, history, evidence={"data": print})
         metrics = {"top1": 0.5, "test_loss": float("nan") if mode == "nan" else 1.0}
         if mode == "extra":
             metrics["top5"] = 1.0
@@ -136,14 +145,19 @@ ENDS = {
     "hang": ("failed", "time limit of 2 s"),
     "hang_in_c": ("failed", "time limit of 2 s"),
     "leave_child": ("failed", "killed by SIGABRT"),
+    "interrupt": ("failed", "exit code 1 before the run was finished; see output.txt"),
+    "not_text": ("failed", "no file \\udcff"),
+    "odd_history": ("failed", "history.0.loss"),
+    "odd_evidence": ("failed", "PydanticSerializationError"),
 }
 
 
-def test_every_end_of_a_run_costs_that_run_only_and_is_recorded(runner, tmp_path):
+def test_every_end_of_a_run_costs_that_run_only_and_is_recorded(runner, tmp_path, capfd):
     out, events = tmp_path / "out", []
     specs = {spec.task_options["mode"]: spec for spec in specs_of(list(ENDS))}
     counts = execute(specs.values(), runner, out, jobs=4, timeout=2, on_event=events.append)
     assert counts == {"ok": 2, "diverged": 1, "failed": len(ENDS) - 3}
+    assert capfd.readouterr() == ("", "")  # a run's output and tracebacks never reach the terminal
     for mode, (status, reason) in ENDS.items():
         record = find_record(out, specs[mode])
         assert (mode, record.status) == (mode, status)
@@ -160,6 +174,7 @@ def test_every_end_of_a_run_costs_that_run_only_and_is_recorded(runner, tmp_path
     assert diverged.metrics == {}
     assert "second line" in (run_folder(out, specs["raise"]) / TRACEBACK).read_text()
     assert (run_folder(out, specs["print"]) / OUTPUT).read_text() == "said by the run\n"
+    assert "KeyboardInterrupt" in (run_folder(out, specs["interrupt"]) / OUTPUT).read_text()
     assert not (run_folder(out, specs["ok"]) / OUTPUT).exists()
     assert not list(out.rglob(f".{RECORD}.*"))
     pids = [pid for _, _, pid in made(tmp_path)]
@@ -216,9 +231,48 @@ def test_a_run_that_another_process_left_without_a_record_is_taken_over(runner, 
         pass
     held = os.open(run_folder(out, spec) / ".lock", os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)  # as another process would: our FileLock is bound to its thread
-    threading.Timer(0.5, os.close, [held]).start()
-    assert execute([spec], runner, out, on_event=events.append) == {"ok": 1}
-    assert "waiting" in [e.kind for e in events]
+
+    def gone(event):
+        events.append(event.kind)
+        if event.kind == "waiting":
+            os.close(held)
+
+    assert execute([spec], runner, out, on_event=gone) == {"ok": 1}
+    assert events[0] == "waiting"
+
+
+def test_a_run_whose_worker_died_elsewhere_is_left_to_its_own_invocation_to_record(runner, tmp_path, monkeypatch):
+    """Between a worker's death and its parent's record the run is unlocked, yet must not be made twice."""
+    monkeypatch.setattr(engine, "_GRACE", 5.0)
+    out = tmp_path / "out"
+    (spec,) = specs_of(["ok"])
+    with run_lock(out, spec):
+        pass
+    held = os.open(run_folder(out, spec) / ".lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    died = RunRecord(spec=spec, status="failed", reason="killed by SIGABRT")
+
+    def dies(event):
+        if event.kind == "waiting":
+            os.close(held)
+            threading.Timer(0.8, write_record, [out, died]).start()
+
+    assert execute([spec], runner, out, on_event=dies) == {"failed": 1}
+    assert not made(tmp_path)
+
+
+class Stuck:
+    """As `run_one`: its process never comes further than reading what it is to do."""
+
+    def __reduce__(self):
+        return time.sleep, (1000,)
+
+
+def test_a_process_that_never_comes_to_its_run_has_a_time_limit_too(tmp_path, plugin, monkeypatch):
+    monkeypatch.setattr(engine, "_START_LIMIT", 0.5)
+    (spec,) = specs_of(["ok"])
+    assert execute([spec], Stuck(), tmp_path / "out", timeout=0.1) == {"failed": 1}
+    assert "did not come as far as its run" in find_record(tmp_path / "out", spec).reason
 
 
 def test_a_worker_killed_from_outside_costs_its_run_and_retry_completes_the_grid(runner, tmp_path):
@@ -264,40 +318,51 @@ def test_skips_are_stored_once_and_never_replace_a_result(tmp_path, runner):
     assert look(tmp_path, new)[0] == "todo"  # decided anew with every plan
 
 
-STOPPED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-sys.argv[0] = "run_suite.py"
-from suite.cli import main
-if __name__ == "__main__":
-    main()
-"""
-
-
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_workers_go_with_their_parent_finished_runs_stay_and_the_next_call_completes(
-    runner, tmp_path, plugin, how, code
-):
+@pytest.fixture
+def command(tmp_path, plugin):
+    """The arguments of a command line whose grid has one run that ends and two that hang."""
     config = tmp_path / "grid.yaml"
     config.write_text("norms: [bn]\nseeds: 0\ntasks: {engine_fake: {mode: [ok, hang, hang_in_c]}}\n")
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", STOPPED, "run", str(config), "--plugin", str(plugin), "--out", str(out)]
-    command += ["--data-dir", str(tmp_path), "--jobs", "2"]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        assert until(lambda: len(made(tmp_path)) == 3, 60)
-        time.sleep(0.2)  # the last one is inside its hang
-        parent.send_signal(how)
-        output = parent.communicate(timeout=20)[0].decode()
-    finally:
-        parent.kill()
-    assert parent.returncode == code, output
-    assert until(lambda: not any(alive(pid) for _, _, pid in made(tmp_path)), 20)
+    return [
+        *("run", str(config), "--plugin", str(plugin), "--out", str(tmp_path / "out")),
+        *("--data-dir", str(tmp_path), "--jobs", "2"),
+    ]
+
+
+def assert_stopped_and_completed_by_the_next_call(runner, folder):
+    out = folder / "out"
+    assert until(lambda: not any(alive(pid) for _, _, pid in made(folder)), 20)
     assert len(list(record_files(out))) == 1
     ok, hang, _ = specs_of(["ok", "hang", "hang_in_c"])
     assert [look(out, spec)[0] for spec in (ok, hang)] == ["done", "todo"]
-    if how == signal.SIGINT:
-        assert "1 of 3 runs were finished" in output
-        assert "Traceback" not in output
     assert execute([ok, hang], runner, out, timeout=0.5) == {"ok": 1, "failed": 1}
-    assert [mode for mode, _, _ in made(tmp_path)].count("ok") == 1
+    assert [mode for mode, _, _ in made(folder)].count("ok") == 1
+
+
+def test_workers_go_with_a_killed_parent_and_the_next_call_completes(runner, tmp_path, command):
+    parent = subprocess.Popen([sys.executable, "run_suite.py", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        assert until(lambda: len(made(tmp_path)) == 3, 60)
+        time.sleep(0.2)  # the last one is inside its hang
+    finally:
+        parent.kill()
+        parent.wait()
+    assert_stopped_and_completed_by_the_next_call(runner, tmp_path)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_workers_and_keep_finished_runs(runner, tmp_path, command, monkeypatch, capsys, how):
+    monkeypatch.setattr(cli, "set_allocator", lambda: None)  # this process is the tests', not a command's
+    monkeypatch.setattr(sys, "argv", ["run_suite.py", *command])
+
+    def stop():
+        until(lambda: len(made(tmp_path)) == 3, 60)
+        time.sleep(0.2)
+        os.kill(os.getpid(), how)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 130
+    assert "1 of 3 runs were finished" in capsys.readouterr().err
+    assert_stopped_and_completed_by_the_next_call(runner, tmp_path)
