@@ -65,7 +65,7 @@ class ClassificationOptions(Options):
     """Options of one classification run.
 
     Attributes:
-        dataset: a name from `run_suite.py data list`.
+        dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.
         num_classes: use the first so many classes only; None: all.
         model: one of tasks.nets.MODELS.
         width: channels of the first stage of our own nets; None: 16.

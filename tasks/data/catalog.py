@@ -105,7 +105,7 @@ _BUILTIN = {
         digits.load_digits,
     ),
     "glyphs": _Builtin(
-        _builtin("glyphs", glyphs.TITLE, "synthetic", glyphs.NUM_CLASSES, 1, glyphs.SIZES, "fonts' licences"),
+        _builtin("glyphs", glyphs.DESCRIPTION, "synthetic", glyphs.NUM_CLASSES, 1, glyphs.SIZES, "fonts' licences"),
         glyphs.FILE,
         1,
         glyphs.load_glyphs,

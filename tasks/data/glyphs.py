@@ -33,6 +33,8 @@ from tasks.data.store import read_builtin
 
 FILE = "glyphs.npz"
 TITLE = "Glyphs"
+TEST_FAMILY, VAL_FAMILY = "DejaVu Sans", "STIX General"
+DESCRIPTION = f"{TITLE} (classification: test {TEST_FAMILY}, val {VAL_FAMILY}, train the other families)"
 NUM_CLASSES = 1024
 SIZES = {"train": 8420, "val": 1797, "test": 4092}  # of all classes, split="faces"
 FEWEST_FACES = 10
@@ -45,8 +47,8 @@ def load_glyphs(
     *,
     classes: int | None = None,
     split: str = "faces",
-    test_family: str = "DejaVu Sans",
-    val_family: str = "STIX General",
+    test_family: str = TEST_FAMILY,
+    val_family: str = VAL_FAMILY,
 ) -> ImageData:
     """The three parts, (1, 32, 32); `Split.groups` is each image's face.
 
