@@ -1,6 +1,9 @@
 """The classification task: known answers, equal terms for every norm, planning, options, divergence."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +105,18 @@ def own_norms(monkeypatch):
 
         def forward(self, x):
             return x if x.abs().max().item() >= 0 else -x
+
+    @registry.register(name="crowd", source="test", mixes_samples=True, keeps_stats=False)
+    class Crowd(nn.Module):
+        """Refuses norm batches below eight images."""
+
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x):
+            if len(x) < 8:
+                raise ValueError(f"crowd: 8 images are needed, given {len(x)}")
+            return x
 
     @registry.register(name="blank", source="test", mixes_samples=False, keeps_stats=False)
     class Blank(nn.Module):
@@ -400,6 +415,7 @@ def test_tier_1_can_serve_at_32_pixels(name, model):
         ("bn", {"model": "resnet18_narrow", "norm_batch_size": 1}, "more than 1 value per channel"),
         ("domains", {}, "needs domain, which classification has not"),
         ("peeker", {}, "32 channels are more than 16"),
+        ("crowd", {"batch_size": 16, "norm_batch_size": 4}, "8 images are needed, given 4"),
     ],
 )
 def test_refusals_are_reasons(name, options, reason, own_norms):
@@ -417,6 +433,36 @@ def test_groups_that_do_not_divide_are_a_reason():
 
 def test_a_layer_that_looks_at_values_is_decided_with_real_zeros(own_norms):
     assert why_not(make_norm("peeker", most=32)) is None
+
+
+def test_a_refusal_of_fewer_images_than_a_run_has_decides_nothing(own_norms):
+    assert why_not("crowd", batch_size=16, norm_batch_size=8) is None
+    assert why_not("crowd", batch_size=16) is None
+
+
+@pytest.mark.parametrize("name", TIER1)
+@pytest.mark.parametrize("model", ["resnet8", "resnet18_narrow"])
+@pytest.mark.parametrize("norm_batch_size", [1, 2, 8])
+def test_planning_with_few_images_decides_as_with_all(name, model, norm_batch_size, monkeypatch):
+    answers = []
+    for most in (0, classification.FEW_VALUES):
+        monkeypatch.setattr(classification, "_REFUSALS", {})
+        monkeypatch.setattr(classification, "FEW_VALUES", most)
+        answers.append(why_not(name, model=model, batch_size=8, norm_batch_size=norm_batch_size))
+    assert answers[0] == answers[1]
+
+
+def test_planning_leaves_torchs_compiler_alone():
+    code = (
+        "import sys; from norms.registry import factory_info, make_norm; from tasks.classification import TASK\n"
+        "norm = make_norm('bgn', num_groups=8)\n"
+        "assert TASK.why_not(norm, factory_info(norm), TASK.options()) is None\n"
+        "assert 'torch._dynamo' not in sys.modules, 'planning has become two seconds slower'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_defect_is_planned_and_shows_in_its_run(own_norms):
