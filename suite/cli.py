@@ -376,7 +376,7 @@ def _show_tables(
 ) -> list[Path]:
     """Print every table of a folder of results, and write them beside it in the given formats."""
     import results
-    from results.render import to_text, write_tables
+    from results.render import tables_text, write_tables
     from results.tables import render_all
 
     df = results.load(folder)
@@ -385,8 +385,7 @@ def _show_tables(
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
     files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
     width = shutil.get_terminal_size((120, 24)).columns
-    for table in rendered:
-        print(to_text(table, width))
+    print(tables_text(rendered, width))
     return files
 
 
