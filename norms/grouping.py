@@ -11,7 +11,8 @@ How: memory is read in units, runs of gcd(P, S) positions that lie inside one gr
 give each unit's moments; those of a group follow from them by Chan's formula, which takes no difference of large sums;
 scale and shift, group's and channel's together, are one more pass with one coefficient per unit. The backward is the
 same: torch's sums per unit, combined per group, and two passes. Saved for the backward are x and 2 K G numbers.
-Where a unit is a whole group, all of it is `F.batch_norm` on a view.
+Where a unit is a whole group, all of it is `F.batch_norm` on a view. Small operations count: at a million elements,
+each runs with cold caches, and fifty of them take as long as two passes.
 
 The same formula in differentiable operations (`_plain`) serves second derivatives, compilation (whose compiler fuses
 and recomputes by itself), torch.func, meta and fake tensors. tests/test_norms_batch.py holds the two against each
@@ -20,6 +21,7 @@ other.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,8 @@ from norms.sample import memory_format
 
 _CACHED = 2**18  # values of a piece that is gone over twice: 1 MB of float32
 _LONG = 4096  # values that a call of a kernel must have to be worth its overhead: about 8 us, against 4 us of work
+_SHORT = 16  # values of a unit from which on a kernel that goes along it is faster than one that goes across
+_MANY = 64  # samples from which on some numbers per value of a sample take little memory: 9 % more at the peak
 
 
 def normalize(
@@ -55,8 +59,8 @@ def normalize(
     if blocks.whole:
         wide = torch.promote_types(x.dtype, torch.float32)
         mean, var = x.new_zeros((2, slices * groups), dtype=wide).unbind()
-        scale, shift = blocks.spread_affine(weight, bias, wide)
-        (v,) = blocks.parts(x)
+        scale, shift = (None if p is None else blocks.spread_channels(p, wide) for p in (weight, bias))
+        v = blocks.parts(x)[0]
         # momentum 1 leaves the batch's own statistics in the buffers
         y = blocks.back(F.batch_norm(v, mean, var, scale, shift, True, 1.0, eps))
         return y, mean.view(slices, groups), var.view(slices, groups)
@@ -79,7 +83,10 @@ def evaluate(
         return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
     blocks = Blocks.of(x, groups, 1)
     mean, var = blocks.spread(torch.stack((mean, var))[:, None])
-    return blocks.affine(x, mean, var, *blocks.spread_affine(weight, bias, wide), eps)
+    if blocks.interleaved:
+        return blocks.affine(x, *blocks.coefficients(mean, torch.rsqrt(var + eps), weight, bias))
+    scale, shift = (None if p is None else blocks.spread_channels(p, wide) for p in (weight, bias))
+    return blocks.back(F.batch_norm(blocks.parts(x)[0], mean, var, scale, shift, False, 0.0, eps))
 
 
 @dataclass(frozen=True)
@@ -93,52 +100,33 @@ class Blocks:
         shape: of x, (N, C, *).
         groups: G, a divisor of D.
         slices: K, a divisor of N.
+        channels_last: x has its channels innermost in memory.
         samples: M, of one slice.
         channels: C.
-        positions: P.
         group_size: S.
-        unit: positions of one sample in one unit, a common divisor of P and S.
+        unit: positions of one sample in one unit, gcd(P, S), or 1 where that is short.
         runs: R, units of one sample in one channel.
-        channels_last: x has its channels innermost in memory.
-        scattered: no one reading of the memory has a unit's values in one column: channels_last, cut in slices or runs.
-        sample_by_sample: scattered units are read once per sample; else position by position, one column for each
-            position and channel.
     """
 
     shape: tuple[int, ...]
     groups: int
     slices: int
+    channels_last: bool
     samples: int
     channels: int
-    positions: int
     group_size: int
     unit: int
     runs: int
-    channels_last: bool
-    scattered: bool
-    sample_by_sample: bool
 
     @classmethod
     def of(cls, x: Tensor, groups: int, slices: int) -> Blocks:
         shape, channels, positions = tuple(x.shape), x.shape[1], math.prod(x.shape[2:])
         group_size = channels * positions // groups
         unit = math.gcd(positions, group_size)
-        channels_last = memory_format(x) != torch.contiguous_format
-        scattered = channels_last and (slices > 1 or unit < positions)
-        return cls(
-            shape=shape,
-            groups=groups,
-            slices=slices,
-            samples=shape[0] // slices,
-            channels=channels,
-            positions=positions,
-            group_size=group_size,
-            unit=unit,
-            runs=positions // unit,
-            channels_last=channels_last,
-            scattered=scattered,
-            sample_by_sample=scattered and slices > 1 and unit * channels >= _LONG,
-        )
+        last = memory_format(x) != torch.contiguous_format
+        if unit < _SHORT and not last and shape[0] // slices >= _MANY:
+            unit = 1  # values of a sample are columns, which torch's kernels vectorize
+        return cls(shape, groups, slices, last, shape[0] // slices, channels, group_size, unit, positions // unit)
 
     @property
     def count(self) -> int:
@@ -146,22 +134,44 @@ class Blocks:
         return self.samples * self.group_size
 
     @property
+    def interleaved(self) -> bool:
+        """No reading of the memory has each unit in one column: channels_last, cut in slices or runs."""
+        return self.channels_last and self.slices * self.runs > 1
+
+    @property
     def whole(self) -> bool:
         """A unit is a whole group."""
-        return self.unit == self.group_size and not self.scattered
+        return self.unit == self.group_size and not self.interleaved
 
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x as (rows, columns, values) for torch's kernels, in several tensors where one does not do.
+    @property
+    def sample_by_sample(self) -> bool:
+        """Interleaved units are read once per sample; else every position of every channel is a column."""
+        long = self.unit * self.channels >= _LONG and (self.runs == 1 or self.samples < 8)
+        return self.interleaved and self.slices > 1 and long
 
-        Views; a copy only where x lies otherwise in memory than `channels_last` says.
+    def grid(self, x: Tensor) -> Tensor:
+        """x as (M, K * U, unit), for channels_last as (M, K * R, unit, C).
+
+        A view; a copy only where x lies otherwise in memory than `channels_last` says.
         """
         if not self.channels_last:
-            return (x.reshape(self.samples, -1, self.unit),)
-        memory = x.movedim(1, -1)
+            return x.reshape(self.samples, -1, self.unit)
+        return x.movedim(1, -1).reshape(self.samples, -1, self.unit, self.channels)
+
+    def on_grid(self, per_unit: Tensor) -> Tensor:
+        """(K * U,), to be broadcast over `grid`."""
+        return per_unit.view(-1, 1, self.channels) if self.channels_last else per_unit.view(-1, 1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x as (rows, columns, values) for torch's kernels, in several tensors where one does not do; as grid."""
+        v = self.grid(x)
+        if not self.channels_last:
+            return (v,)
+        if not self.interleaved:
+            return (v.reshape(-1, self.channels, 1, 1),)
         if self.sample_by_sample:
-            return memory.reshape(-1, self.unit, self.channels, 1, 1).unbind()
-        columns = self.slices * self.positions * self.channels if self.scattered else self.channels
-        return (memory.reshape(-1, columns, 1, 1),)
+            return v.reshape(-1, self.unit, self.channels, 1, 1).unbind()
+        return (v.reshape(self.samples, -1, 1, 1),)
 
     def back(self, v: Tensor) -> Tensor:
         """Any tensor that has the memory order of x, in the shape of x; no copy."""
@@ -169,105 +179,102 @@ class Blocks:
             return v.reshape(self.shape)
         return v.reshape(self.shape[0], *self.shape[2:], self.channels).movedim(-1, 1)
 
-    def scatter(self, x: Tensor) -> Tensor:
-        """channels_last x as (M, K, R, unit, C)."""
-        return x.movedim(1, -1).reshape(self.samples, self.slices, self.runs, self.unit, self.channels)
-
-    def split(self, per_unit: Tensor, parts: int) -> Tensor:
-        """(T, K * U) -> (T, K, parts, units of each) with parts = G groups or C channels."""
+    def by_group(self, per_unit: Tensor) -> Tensor:
+        """(T, K * U) -> (T, K, G, units of each)."""
         if self.channels_last and self.runs > 1:
-            per_unit = per_unit.reshape(-1, self.slices, self.runs, self.channels).transpose(2, 3)
-        return per_unit.reshape(per_unit.shape[0], self.slices, parts, -1)
+            per_unit = per_unit.view(-1, self.slices, self.runs, self.channels).transpose(2, 3)
+        return per_unit.reshape(-1, self.slices, self.groups, self.channels * self.runs // self.groups)
 
-    def spread(self, per_part: Tensor) -> Tensor:
-        """(T, K or 1, parts) -> (T, K * U): each unit gets its group's or its channel's value."""
-        kinds, _, parts = per_part.shape
-        each = per_part[..., None].expand(kinds, self.slices, parts, self.channels * self.runs // parts)
-        if self.channels_last and self.runs > 1:
-            each = each.reshape(kinds, self.slices, self.channels, self.runs).transpose(2, 3)
-        return each.reshape(kinds, -1).contiguous()  # torch's kernels read coefficients of stride 0 wrongly
-
-    def spread_affine(
-        self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """weight and bias (C,) per unit (K * U,)."""
-        if weight is None or bias is None:
-            return None, None
-        weight, bias = weight.to(dtype), bias.to(dtype)
+    def by_channel(self, per_unit: Tensor) -> tuple[Tensor, ...]:
+        """(T, K * U) -> T tensors (C,), the sums."""
         if self.slices * self.runs == 1:
-            return weight, bias
-        scale, shift = self.spread(torch.stack((weight, bias))[:, None])
-        return scale, shift
+            return per_unit.unbind()
+        shape = (self.runs, self.channels, 1) if self.channels_last else (1, self.channels, self.runs)
+        return per_unit.view(-1, self.slices, *shape).sum((1, 2, 4)).unbind()
+
+    def spread(self, per_group: Tensor) -> tuple[Tensor, ...]:
+        """(T, K, G) -> T tensors (K * U,): each unit gets its group's value."""
+        each = per_group[..., None].expand(-1, -1, -1, self.channels * self.runs // self.groups)
+        if self.channels_last and self.runs > 1:
+            each = each.reshape(-1, self.slices, self.channels, self.runs).transpose(2, 3)
+        # torch's kernels read coefficients of stride 0 wrongly
+        return each.reshape(per_group.shape[0], -1).contiguous().unbind()
+
+    def spread_channels(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C,) -> (K * U,): each unit gets its channel's value."""
+        parameter = parameter.to(dtype)
+        if self.slices * self.runs == 1:
+            return parameter
+        if self.channels_last:
+            return parameter.repeat(self.slices * self.runs)
+        each = parameter[:, None].expand(self.slices, self.channels, self.runs)
+        return each.reshape(-1).contiguous()
+
+    def coefficients(
+        self, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """a, b (K * U,) with a * x + b = (x - mean) * rstd * weight + bias; mean, rstd: (K * U,)."""
+        if weight is None or bias is None:
+            return rstd, -mean * rstd
+        scale = rstd * self.spread_channels(weight, rstd.dtype)
+        return scale, torch.addcmul(self.spread_channels(bias, rstd.dtype), mean, scale, value=-1)
 
     def moments(self, x: Tensor) -> Tensor:
         """Mean and biased variance, (2, K, G), in float32 or better."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        parts = self.parts(x)
-        if x.device.type == "cpu" and not self.channels_last and self.unit >= 16:
-            stats = _pooled(_moments_of_rows(parts[0], wide), 1)
-            return _pooled(self.split(stats, self.groups), -1)
-        found = []
-        for v in parts:
+        if x.device.type == "cpu" and not self.channels_last and self.unit >= _SHORT:
+            stats = _pooled(_moments_of_rows(self.grid(x), wide), 1)
+        else:
+            parts = self.parts(x)
             # given buffers of the wider type, torch computes moments in it; momentum 0 leaves them alone
-            zero = None if wide == x.dtype else x.new_zeros(v.shape[1], dtype=wide)
-            found.append(torch.stack(torch.batch_norm_update_stats(v, zero, zero, 0.0)))
-        stats = found[0]
-        if self.sample_by_sample:
-            stats = _pooled(torch.stack(found, dim=1).view(2, self.samples, -1), 1)
-        elif self.scattered:
-            stats = _pooled(stats.view(2, -1, self.unit, self.channels), -2).view(2, -1)
-        return _pooled(self.split(stats, self.groups), -1)
+            zero = None if wide == x.dtype else x.new_zeros(parts[0].shape[1], dtype=wide)
+            stats = _stacked([torch.batch_norm_update_stats(v, zero, zero, 0.0) for v in parts])
+            if self.sample_by_sample:
+                stats = _pooled(stats.view(2, self.samples, -1), 1)
+            elif self.interleaved:
+                stats = _pooled(stats.view(2, -1, self.unit, self.channels), 2)
+        stats = self.by_group(stats)
+        if stats.shape[3] == 1:
+            return stats.squeeze(3)
+        means, variances = stats.unbind()
+        between, mean = torch.var_mean(means, 2, correction=0)  # Chan's formula in the fewest operations
+        return torch.stack((mean, between.add_(variances.mean(2))))
 
     def sums(self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """(2, K * U): sums of dy * (x - mean) * rstd and of dy. mean, rstd: (K * U,)."""
+        kernel = torch.ops.aten.native_batch_norm_backward.default
         columns = [(mean, rstd)]
         if self.sample_by_sample:
             columns = list(zip(*(s.view(-1, self.channels).unbind() for s in (mean, rstd)), strict=True))
-        elif self.scattered:
+        elif self.interleaved:
             wide = (s.view(-1, 1, self.channels).expand(-1, self.unit, -1).reshape(-1) for s in (mean, rstd))
             columns = [(next(wide), next(wide))]
-        kernel = torch.ops.aten.native_batch_norm_backward.default
-        found = []
-        for i, (v, dv) in enumerate(zip(self.parts(x), self.parts(dy), strict=True)):
-            m, s = columns[i % len(columns)]
-            found.append(torch.stack(kernel(dv, v, None, None, None, m, s, True, 0.0, [False, True, True])[1:]))
+        pairs = zip(self.parts(dy), self.parts(x), itertools.cycle(columns), strict=False)
+        sums = _stacked(
+            [kernel(dv, v, None, None, None, m, s, True, 0.0, [False, True, True])[1:] for dv, v, (m, s) in pairs]
+        )
         if self.sample_by_sample:
-            return torch.stack(found, dim=1).view(2, self.samples, -1).sum(1)
-        if self.scattered:
-            return found[0].view(2, -1, self.unit, self.channels).sum(2).view(2, -1)
-        return found[0]
+            return sums.view(2, self.samples, -1).sum(1)
+        if self.interleaved:
+            return sums.view(2, -1, self.unit, self.channels).sum(2).view(2, -1)
+        return sums
 
-    def affine(
-        self,
-        x: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        eps: float,
-        plus: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """(x - mean) / sqrt(var + eps) * scale + shift, plus another tensor times a factor. Returns a tensor as x.
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor, plus: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """scale * x + shift, plus another tensor times a factor. Returns a tensor as x.
 
         Args:
             x: in memory as `channels_last` says.
-            mean: (K * U,), and var, scale, shift likewise.
-            eps: added to the variance.
+            scale: (K * U,), and shift likewise.
             plus: a tensor that lies in memory as x does, and its factor (K * U,); not differentiable.
         """
-        if not self.scattered:
-            (v,) = self.parts(x)
-            y = F.batch_norm(v, mean, var, scale, shift, False, 0.0, eps)
-            if plus is not None:
-                y.addcmul_(self.parts(plus[0])[0], plus[1].view(1, -1, *[1] * (v.dim() - 2)))
-            return self.back(y)
-        factor = torch.rsqrt(var + eps)
-        factor = factor if scale is None else factor * scale
-        offset = -mean * factor if shift is None else torch.addcmul(shift, mean, factor, value=-1)
-        shape = (1, self.slices, self.runs, 1, self.channels)
-        y = torch.addcmul(offset.view(shape), self.scatter(x), factor.view(shape))
+        if self.interleaved or (self.channels_last and x.dtype == scale.dtype):
+            y = torch.addcmul(self.on_grid(shift), self.grid(x), self.on_grid(scale))
+        else:
+            v, one = self.parts(x)[0], torch.ones_like(scale)
+            y = F.batch_norm(v, torch.zeros_like(scale), one, scale, shift, False, 0.0, 1e-30)  # mean 0, variance 1
+            y = y.reshape(self.grid(x).shape)
         if plus is not None:
-            y.addcmul_(self.scatter(plus[0]), plus[1].view(shape))
+            y.addcmul_(self.grid(plus[0]), self.on_grid(plus[1]))
         return self.back(y).to(x.dtype)
 
 
@@ -287,12 +294,18 @@ def _moments_of_rows(v: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((torch.cat(means).squeeze(2), torch.cat(norms).square_().div_(v.shape[2])))
 
 
+def _stacked(pairs: list[tuple[Tensor, ...]]) -> Tensor:
+    """Pairs of (columns,) of several parts -> (2, parts * columns)."""
+    first, second = zip(*pairs, strict=True)
+    return torch.cat(first + second).view(2, -1)
+
+
 def _pooled(stats: Tensor, dim: int) -> Tensor:
     """Mean and biased variance (2, ...) of the union of equally large sets along a dimension, by Chan's formula."""
     if stats.shape[dim] == 1:
         return stats.squeeze(dim)
     union = stats.mean(dim, keepdim=True)
-    union[1:] += (stats[:1] - union[:1]).square_().mean(dim, keepdim=True)
+    union[1].add_((stats[0] - union[0]).square_().mean(dim - 1, keepdim=True))
     return union.squeeze(dim)
 
 
@@ -315,12 +328,14 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float
     ) -> tuple[Tensor, Tensor]:
         stats = blocks.moments(x)
-        mean, var = blocks.spread(stats)
-        y = blocks.affine(x, mean, var, *blocks.spread_affine(weight, bias, stats.dtype), eps)
+        mean, var = stats.unbind()
+        saved = torch.stack((mean, torch.rsqrt(var + eps)))
+        unit_mean, unit_rstd = blocks.spread(saved)
+        y = blocks.affine(x, *blocks.coefficients(unit_mean, unit_rstd, weight, bias))
         ctx.blocks, ctx.eps = blocks, eps
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, stats)
+        ctx.save_for_backward(x, weight, saved)
         return y, stats
 
     @staticmethod
@@ -333,19 +348,20 @@ class _Normalize(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
             return (*_plain_backward(dy, x, weight, blocks, ctx.eps), None, None)
         dy = dy.contiguous(memory_format=memory_format(x))
-        rstd = torch.rsqrt(stats[1] + ctx.eps)
-        mean, var, factor = blocks.spread(torch.cat((stats, rstd[None])))
+        mean, factor = blocks.spread(stats)
         sums = blocks.sums(dy, x, mean, factor)
         d_weight, d_bias, dx = None, None, None
         if weight is not None:
-            d_weight, d_bias = blocks.split(sums, blocks.channels).sum(dim=(1, 3))
-            scale = blocks.spread(weight.to(stats.dtype)[None, None])[0]
+            d_weight, d_bias = blocks.by_channel(sums)
+            scale = blocks.spread_channels(weight, stats.dtype)
             sums, factor = sums * scale, factor * scale
         if ctx.needs_input_grad[0]:
             # rstd * (weight * dy - mean(weight * dy) - standardized * mean(weight * dy * standardized))
-            per_group = blocks.split(sums, blocks.groups).sum(dim=3) * (rstd / -blocks.count)
-            slope, offset = blocks.spread(per_group)
-            dx = blocks.affine(x, mean, var, slope, offset, ctx.eps, plus=(dy, factor))
+            mean, rstd = stats.unbind()  # of groups
+            slope, offset = (blocks.by_group(sums).sum(3) * (rstd / -blocks.count)).unbind()
+            slope = slope * rstd
+            slope, offset = blocks.spread(torch.stack((slope, torch.addcmul(offset, slope, mean, value=-1))))
+            dx = blocks.affine(x, slope, offset, plus=(dy, factor))
         return dx, d_weight, d_bias, None, None
 
 

@@ -119,6 +119,7 @@ def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, chann
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "_LONG", long)  # 1: sample by sample also where that does not pay
         patch.setattr(grouping, "_CACHED", long)
+        patch.setattr(grouping, "_MANY", long)  # 1: units of single values
         check_equation(shape, groups, slices, channels_last, affine, seed)
 
 
@@ -452,7 +453,12 @@ def test_inputs_that_lie_otherwise_in_memory_give_the_same(groups):
     torch.manual_seed(0)
     x = torch.randn(4, 6, 4, 4)
     layer = bgn(6, groups)
-    for odd in (x.flip(3).flip(3), x.transpose(2, 3).contiguous().transpose(2, 3), torch.cat([x, x], 1)[:, :6]):
+    for odd in (
+        x.flip(3).flip(3),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([x, x], 1)[:, :6],
+        lay(x.repeat_interleave(2, 0), True)[::2],
+    ):
         odd = odd.detach().requires_grad_()
         plain = x.clone().requires_grad_()
         a, b = layer(odd), layer(plain)
