@@ -115,7 +115,7 @@ def evidence(df: pd.DataFrame) -> list[str]:
     stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
     if stale:
         shown = [f"{place} {n}" for place, n in sorted(stale.items())]
-        lines.append(f"Left out, of older versions: {stale.total()} records ({', '.join(shown)}).")
+        lines.append(f"Left out, of other versions: {stale.total()} records ({', '.join(shown)}).")
     damaged = len(df.attrs.get("damaged", ()))
     if damaged:
         lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")

@@ -3,8 +3,9 @@
 Reading changes nothing on the disk: a damaged record is named in `df.attrs["damaged"]` and left where it is (the next
 `run` sets it aside and repeats the run).
 
-Versions are never mixed. A norm's newest version (that of its record which finished last), a task's newest version and,
-within one setting, the newest data take part; records of older ones are left out and counted in `df.attrs["stale"]`.
+Versions are never mixed. The version of a norm and of a task that was planned last (`results.record.write_versions`;
+where nothing says so, that of the record which finished last) and, within one setting, the newest data take part;
+records of others are left out and counted in `df.attrs["stale"]`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.record import RecordError, RunRecord, read_record, record_files
+from results.record import RecordError, RunRecord, read_record, read_versions, record_files
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
 VERSIONS = ("norm_version", "task_version", "data_checksum")
@@ -41,7 +42,7 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
     Args:
         folder: an output folder of `run` (the one that holds `runs/`).
         strict: raise for damaged records instead of naming them in `df.attrs["damaged"]`.
-        stale: keep records of older versions too (marked in the column `stale`).
+        stale: keep records of other versions too (marked in the column `stale`).
 
     Returns:
         A frame with the columns
@@ -61,7 +62,7 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
     """
     records, attrs = _read(folder, strict)
-    return _current(_frame(records), attrs, stale)
+    return _current(_frame(records, read_versions(folder)), attrs, stale)
 
 
 def from_records(records: Iterable[RunRecord], stale: bool = False) -> pd.DataFrame:
@@ -74,7 +75,7 @@ def load_history(folder: str | Path, strict: bool = False, stale: bool = False) 
     one column per quantity of the history. Join with `load` on "key" for options. Arguments and errors as `load`."""
     records, attrs = _read(folder, strict)
     keep = ["task", "norm", "norm_label", "row", "seed", "status", "key"]
-    df = _frame(records)
+    df = _frame(records, read_versions(folder))
     if not stale:
         df = df[~df["stale"]]
     runs = df[keep].to_dict("records")
@@ -148,9 +149,11 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRe
     return records, {"folder": str(folder), "damaged": damaged}
 
 
-def _frame(records: Sequence[tuple[Path | None, str, RunRecord]]) -> pd.DataFrame:
+def _frame(
+    records: Sequence[tuple[Path | None, str, RunRecord]], planned: Mapping[str, Mapping[str, str]] | None = None
+) -> pd.DataFrame:
     rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
-    _mark_stale(rows)
+    _mark_stale(rows, planned or {})
     names = dict.fromkeys(FIXED)
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -206,8 +209,8 @@ def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[st
     }
 
 
-def _mark_stale(rows: list[dict[str, Any]]) -> None:
-    """A norm's version, a task's version and a setting's data: of each only what finished last stays."""
+def _mark_stale(rows: list[dict[str, Any]], planned: Mapping[str, Mapping[str, str]]) -> None:
+    """A norm's version, a task's version and a setting's data: of each only one stays, see the module's header."""
     steps: tuple[tuple[str, Callable[[Mapping[str, Any]], Hashable]], ...] = (
         ("task_version", lambda r: r["task"]),
         ("norm_version", lambda r: r["norm"]),
@@ -219,8 +222,10 @@ def _mark_stale(rows: list[dict[str, Any]]) -> None:
         for row, place in fresh:
             candidate = (row["finished"], row[version])
             newest[place] = max(newest.get(place, candidate), candidate)
+        kept = {place: value for place, (_, value) in newest.items()}
+        kept.update(planned.get(version.removesuffix("_version"), {}))
         for row, place in fresh:
-            row["stale"] = row[version] != newest[place][1]
+            row["stale"] = row[version] != kept[place]
 
 
 def _setting(row: Mapping[str, Any]) -> Hashable:

@@ -1,5 +1,6 @@
 """One run, stored: what was asked (RunSpec), what came out (RunRecord), and the only reader and writer of run files.
 
+`<out>/versions.json` says which versions of norms and tasks were planned last.
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
 temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
 A damaged record is moved aside, never deleted.
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 SCHEMA = 1
 RECORD = "record.json"
+VERSIONS = "versions.json"
 Status = Literal["ok", "diverged", "failed", "skipped"]
 DONE: frozenset[str] = frozenset({"ok", "diverged"})
 """A non-finite loss is a result: neither of these is run again."""
@@ -129,18 +131,44 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{RECORD}.*"):  # by a writer that was killed; nobody else writes while we hold the lock
         left.unlink(missing_ok=True)
-    file = folder / RECORD
-    temporary = folder / f".{RECORD}.{os.getpid()}.{secrets.token_hex(4)}"
+    return _write(folder / RECORD, record.model_dump_json(by_alias=True, indent=1))
+
+
+def write_versions(out: str | Path, specs: Iterable[RunSpec]) -> None:
+    """Note which version of each norm and task was planned last, so that tables show that one.
+
+    Without the note, a plugin whose edit was taken back would be shown with the edit's numbers, which finished later.
+    """
+    versions = read_versions(out)
+    for spec in specs:
+        versions["norm"][spec.norm] = spec.norm_version
+        versions["task"][spec.task] = spec.task_version
+    if versions != read_versions(out):
+        _write(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
+
+
+def read_versions(out: str | Path) -> dict[str, dict[str, str]]:
+    """{"norm": {name: version}, "task": {name: version}} as last planned; empty where nothing readable says so."""
+    try:
+        found = json.loads((Path(out) / VERSIONS).read_text(encoding="utf-8"))
+        return {kind: {str(k): str(v) for k, v in found[kind].items()} for kind in ("norm", "task")}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {"norm": {}, "task": {}}  # tables then fall back to what finished last
+
+
+def _write(file: Path, text: str) -> Path:
+    """Replace `file` in one step that survives a power cut."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(record.model_dump_json(by_alias=True, indent=1))
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself, too
+        descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:

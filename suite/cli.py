@@ -116,6 +116,7 @@ def run(
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
+    from results.record import write_versions
     from suite.engine import execute, write_skipped
     from suite.grid import Grid, describe, dry_summary, summary
     from suite.progress import Names, Progress, Remaining, levels
@@ -135,6 +136,7 @@ def run(
         raise ValueError(f'--out "{folder}": {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f'--out "{folder}": not writable')
+    write_versions(folder, [*planned.runs, *(spec for spec, _ in planned.skipped)])
     write_skipped(folder, planned.skipped)
     progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
     runner = Runner(

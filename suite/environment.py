@@ -100,6 +100,8 @@ def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
         "device": where.type,
         "device_name": name,
         "threads": threads,
+        # torch's default on recent accelerators: convolutions round their inputs to 10 bits of mantissa
+        "tf32": where.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "allocator": _allocator,
     }
 

@@ -8,7 +8,16 @@ import pytest
 
 import results
 from results.frame import distinct, from_records, metric_columns, natural
-from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
+from results.record import (
+    RECORD,
+    VERSIONS,
+    RunRecord,
+    RunSpec,
+    record_files,
+    run_folder,
+    write_record,
+    write_versions,
+)
 
 
 def run(
@@ -238,6 +247,19 @@ def test_versions_are_never_mixed(entries, left, stale):
     everything = from_records(entries, stale=True)
     assert len(everything) == len(entries)
     assert everything["stale"].sum() == sum(stale.values())
+
+
+def test_an_edit_that_was_taken_back_shows_the_numbers_from_before_it(tmp_path):
+    before, edited = (run(versions=(version, "1", "d"), environment=at(n)) for n, version in enumerate("ab"))
+    for record in (before, edited):
+        write_record(tmp_path, record)
+    assert list(results.load(tmp_path)["norm_version"]) == ["b"]
+    write_versions(tmp_path, [before.spec])
+    assert list(results.load(tmp_path)["norm_version"]) == ["a"]
+    write_versions(tmp_path, [run("gn").spec])
+    assert list(results.load(tmp_path)["norm_version"]) == ["a"], "planning another norm leaves this one"
+    (tmp_path / VERSIONS).write_text("{not JSON")
+    assert list(results.load(tmp_path)["norm_version"]) == ["b"]
 
 
 def test_a_record_without_its_own_time_has_its_files(tmp_path):

@@ -362,7 +362,7 @@ def test_older_versions_and_damaged_records_are_mentioned():
     df = from_records([*runs("bn", [0.5]), *runs("gn", [0.5])])
     df.attrs.update(stale={"classification / bn": 2, "few_shot / bn": 9}, damaged=["x"])
     caption = tables.task_table(df).caption
-    assert "Left out, of older versions: 2 records (classification / bn 2)." in caption
+    assert "Left out, of other versions: 2 records (classification / bn 2)." in caption
     assert "1 damaged record could not be read." in caption
 
 
