@@ -184,14 +184,17 @@ def _allocator_probe() -> dict[str, float]:
     from tasks.fit import sgd, train_step
     from tasks.nets import build_net
 
-    x = torch.randn(64, 64, 32, 32)
+    # glibc keeps freed blocks of up to 32 MiB by itself, once it has seen one: the first is below that, the second above
+    small, large = torch.randn(64, 64, 32, 32), torch.randn(64, 64, 64, 64)
     layer = nn.BatchNorm2d(64)
     net = build_net("resnet8", make_norm("bn"), num_classes=10, in_channels=1)
     optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
     batch, labels = torch.randn(128, 1, 32, 32), torch.arange(128) % 10
     calls = {
-        "relu, 4 million values": lambda: torch.relu(x),
-        "BatchNorm2d forward + backward": _forward_backward(layer, x, torch.randn_like(x)),
+        "relu, 16 MiB": lambda: torch.relu(small),
+        "relu, 64 MiB": lambda: torch.relu(large),
+        "BatchNorm2d, 16 MiB": _forward_backward(layer, small, torch.randn_like(small)),
+        "BatchNorm2d, 64 MiB": _forward_backward(layer, large, torch.randn_like(large)),
         "training step, resnet8, batch 128": lambda: train_step(net, optimizer, batch, labels),
     }
     return {name: statistics.median(times) for name, times in _alternate(calls, 9).items()}
