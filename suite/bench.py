@@ -184,7 +184,7 @@ def _allocator_probe() -> dict[str, float]:
     from tasks.fit import sgd, train_step
     from tasks.nets import build_net
 
-    # glibc keeps freed blocks of up to 32 MiB by itself, once it has seen one: the first is below that, the second above
+    # glibc itself keeps freed blocks of up to 32 MiB once it has seen one: the first is below that, the second above
     small, large = torch.randn(64, 64, 32, 32), torch.randn(64, 64, 64, 64)
     layer = nn.BatchNorm2d(64)
     net = build_net("resnet8", make_norm("bn"), num_classes=10, in_channels=1)
