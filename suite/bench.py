@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -296,7 +295,15 @@ def scale(runs: int = 10_000) -> Iterator[str]:
         out = Path(folder, "records")
         for record in itertools.islice(_made_up_records(), runs):
             write_record(out, record)
-        seconds, peak = _in_fresh_process(_load_and_render, str(out))
+        start = time.perf_counter()
+        tables = subprocess.Popen(
+            [sys.executable, str(ROOT / "run_suite.py"), "tables", str(out), "--format", "csv,latex,markdown"],
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(tables.pid, 0)
+        if status:
+            raise RuntimeError(f"tables {out}: status {status}")
+        seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 1024  # KiB on Linux
         yield f"  {runs:,} records loaded and every table rendered in {seconds:.1f} s, {peak:.0f} MiB resident at most"
 
 
@@ -325,17 +332,6 @@ def _made_up_records() -> Iterator[RunRecord]:
                 environment={"commit": "none", "torch": "none", "device": "cpu", "threads": 1},
                 evidence={"data": "synthetic", "budget": "reduced", "selection": "last epoch"},
             )
-
-
-def _load_and_render(out: str) -> tuple[float, float]:
-    import results
-    from results.render import write_tables
-    from results.tables import render_all
-
-    start = time.perf_counter()
-    write_tables(render_all(results.load(out)), Path(out, "tables"))
-    # this process is fresh, so its largest resident set (KiB on Linux) is that of this work and the imports
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _command(*arguments: str) -> tuple[float, str]:
