@@ -111,7 +111,7 @@ def memory(shape: tuple[int, ...] = (64, 64, 64, 64)) -> Iterator[str]:
     for name, options in contestants:
         peak = _in_fresh_process(_peak_of_layer, name, options, shape, channels)
         reference = reference or peak
-        label = "torch BatchNorm2d" if name == "torch" else name + (f"({options})" if options else "")
+        label = "torch BatchNorm2d" if name == "torch" else name + "".join(f"({k}={v})" for k, v in options.items())
         total = (peak + 2 * size) / (reference + 2 * size)
         yield f"  {label:<28}{peak:9.1f} MiB{total:8.2f} x BatchNorm2d (input and gradient included)"
 
