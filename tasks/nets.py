@@ -52,15 +52,19 @@ class ConvNormAct(nn.Module):
         self._transforms_weight = hasattr(norm, "transform_weight")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._transforms_weight or self._passes_weight:
-            conv, weight = self.conv, self.conv.weight
-            if self._transforms_weight:
-                weight = self.norm.transform_weight(weight)  # type: ignore[operator]
-            y = F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-            y = self.norm(y, weight=weight) if self._passes_weight else self.norm(y)
-        else:
-            y = self.norm(self.conv(x))
+        weight: Tensor = self.conv.weight
+        if self._transforms_weight:
+            weight = self.norm.transform_weight(weight)  # type: ignore[operator]
+        y = self.convolve(x, weight)
+        y = self.norm(y, weight=weight) if self._passes_weight else self.norm(y)
         return y if self.activation is None else self.activation(y)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of x with `weight`, which is its own or what the norm made of it."""
+        conv = self.conv
+        if weight is conv.weight:
+            return conv(x)  # as a module, so that hooks see it
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def conv_norm_act(
