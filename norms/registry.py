@@ -205,6 +205,13 @@ def resolve_norm_options(
     return values
 
 
+def norm_label(name: str, options: Mapping[str, Any]) -> str:
+    """The name, followed by the given options that differ from the norm's defaults: "bgn(num_groups=8)"."""
+    defaults, given = resolve_norm_options(name, {}), resolve_norm_options(name, options)
+    different = [f"{key}={given[key]}" for key in defaults if key in options and given[key] != defaults[key]]
+    return f"{name}({','.join(different)})" if different else name
+
+
 def make_norm(name: str, **options: Any) -> NormFactory[nn.Module]:
     """A factory of layers: `make_norm("bgn", num_groups=4)(64)` is a BGN layer for 64 channels.
 

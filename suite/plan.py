@@ -33,6 +33,7 @@ from norms.registry import (
     make_norm,
     nearest,
     norm_info,
+    norm_label,
     norm_names,
     norm_option_defaults,
     resolve_norm_options,
@@ -40,7 +41,7 @@ from norms.registry import (
 from results.record import RunSpec
 from suite.config import KEYS, PlanError, kind, parse_seeds, parse_value, read_config
 from tasks import get_task, task_names
-from tasks.base import Options, Task
+from tasks.base import NormChoice, Options, Task
 
 BUDGETS = ("reduced", "full")
 
@@ -112,13 +113,6 @@ def plan_config(config: Mapping[str, Any], overrides: Overrides | None = None, d
         raise PlanError(reader.mistakes)
     runs, skipped = _expand(blocks)
     return Plan(runs, skipped, reader.budget, reader.threads)
-
-
-def norm_label(name: str, options: Mapping[str, Any]) -> str:
-    """The name, followed by the given options that differ from the norm's defaults: "bgn(num_groups=8)"."""
-    defaults, given = resolve_norm_options(name, {}), resolve_norm_options(name, options)
-    different = [f"{key}={given[key]}" for key in defaults if key in options and given[key] != defaults[key]]
-    return f"{name}({','.join(different)})" if different else name
 
 
 class _Reader:
@@ -388,12 +382,16 @@ def _why_not(task: Task, norm: _Norm, norm_options: Mapping[str, Any], options: 
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:
-    """`norm_batch_size` as the key holds it: a number where samples mix, else null (any size is the same run)."""
+    """`norm_batch_size` as the key holds it: a number where samples mix, else null (any size is the same run).
+
+    Samples mix where they do so in any norm of the run, those that its options name included.
+    """
     fields = type(options).model_fields
     if "norm_batch_size" not in fields:
         return options
     values = dict(options)
-    if not (info.mixes_samples or info.mixes_samples_in_eval):
+    infos = [info, *(norm_info(value.name) for value in values.values() if isinstance(value, NormChoice))]
+    if not any(each.mixes_samples or each.mixes_samples_in_eval for each in infos):
         wanted = None
     elif values["norm_batch_size"] is None:
         wanted = values.get("batch_size")

@@ -66,7 +66,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
 
     def record(result: dict[str, Any]) -> RunRecord:
-        evidence = {**result.pop("evidence", {}), "budget": runner.budget}
+        evidence = {"budget": runner.budget, **result.pop("evidence", {})}
         seconds, around = time.perf_counter() - start, {**environment, "finished": now()}
         return RunRecord(spec=spec, seconds=seconds, environment=around, evidence=evidence, **result)
 
@@ -116,7 +116,7 @@ def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runne
     wrong = sorted(set(task.metrics) ^ set(outcome.metrics))
     if wrong:
         raise RuntimeError(f'task "{spec.task}" must return exactly {sorted(task.metrics)}; differs in {wrong}')
-    metrics = {name: float(value) for name, value in outcome.metrics.items()}
+    metrics = {name: float(value) for name, value in outcome.metrics.items() if value is not None}
     endless = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if endless:
         raise RuntimeError(f"metrics are not finite although the loss was: {', '.join(endless)}")

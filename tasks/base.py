@@ -8,15 +8,16 @@ know which norm it trains; a run's settings reach it as a frozen options model, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import nn
 
-from norms.registry import NormFactory, NormInfo
+from norms.registry import NormFactory, NormInfo, make_norm, norm_info, norm_label, resolve_norm_options
 
 
 class Options(BaseModel):
@@ -27,6 +28,61 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NormChoice(BaseModel):
+    """A further norm, which an option names beside the one that a run is about: resolved and hashed like that one.
+
+    Given as "gn" or {"gn": {"num_groups": 8}}; an options model completes it with `resolved`.
+
+    Attributes:
+        name: a registered norm.
+        options: of the norm; complete once resolved.
+        version: of the norm; "" before it is resolved.
+        label: as tables call it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = {}
+    version: str = ""
+    label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        if isinstance(given, dict) and len(given) == 1 and "name" not in given:
+            name, options = next(iter(given.items()))
+            return {"name": name, "options": options or {}}
+        if isinstance(given, dict | NormChoice):
+            return given
+        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {given!r}")
+
+    def resolved(self, setting: Setting) -> NormChoice:
+        """With options, version and label complete.
+
+        Raises:
+            ValueError: unknown norm or option (with the nearest), a wrong value, or another version than the one that
+                this choice was resolved with before.
+        """
+        version = str(norm_info(self.name).version)
+        if self.version not in ("", version):
+            raise ValueError(
+                f'norm "{self.name}" changed after planning: version {self.version} was planned, {version} is here; '
+                "run again"
+            )
+        return NormChoice(
+            name=self.name,
+            options=resolve_norm_options(self.name, self.options, asdict(setting)),
+            version=version,
+            label=self.label or norm_label(self.name, self.options),
+        )
+
+    def factory(self) -> NormFactory[nn.Module]:
+        return make_norm(self.name, **self.options)
 
 
 class NotPrepared(ValueError):
@@ -60,13 +116,15 @@ class Outcome:
     """What `Task.run` returns.
 
     Args:
-        metrics: exactly the names in `Task.metrics`, plain finite floats.
+        metrics: exactly the names in `Task.metrics`, plain finite floats; None where the options leave nothing to
+            measure (no search of a given genotype), which tables show as a hole.
         history: one mapping of numbers per epoch.
         artifacts: names of files written into `context.folder`.
-        evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...
+        evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...; a
+            "budget" here takes the place of the config's, where a task knows that it is smaller.
     """
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
     history: list[dict[str, float]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)

@@ -9,9 +9,7 @@ No selection: the reported checkpoint is the last epoch. Test images decide noth
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, factory_info, forked_generators
-from norms.situation import situation
+from norms.registry import NormFactory, NormInfo, forked_generators
 from tasks import data as datasets
 from tasks.base import Diverged, Options, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize
@@ -41,11 +38,13 @@ from tasks.fit import (
     learning_rate_at,
     norm_sizes,
     recalibrated,
+    recalibration_batches,
     set_learning_rate,
     sgd,
     train_step,
 )
 from tasks.nets import build_net, check_model
+from tasks.trial import lacking, refusal, try_forward
 
 REFERENCE_BATCH = 128
 """`learning_rate` is per this many images where `scale_learning_rate` is on."""
@@ -54,8 +53,6 @@ TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
-FEW_VALUES = 50_000
-"""Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 SHIFT_PROBE = 64
 """Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 Data = ImageData | FolderData
@@ -188,9 +185,8 @@ class Classification:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
         """None, or why this norm can not train here; the answer is kept for everything that it can depend on."""
-        missing = sorted(info.needs & {"domain", "context"})
-        if missing:
-            return f'norm "{info.name}" needs {" and ".join(missing)}, which classification has not'
+        if reason := lacking(info, self.name):
+            return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         shape = described.image_shape or UNKNOWN_SHAPE
@@ -345,17 +341,6 @@ def _measure(
     return metrics, evidence
 
 
-def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
-    """(images used, images per forward) for recalibration from at most `available` images.
-
-    As many whole norm batches as there are, several of them per forward where that comes out even: at most 128 images
-    or one norm batch.
-    """
-    whole = available // norm_batch
-    together = max(k for k in range(1, max(1, 128 // norm_batch) + 1) if whole % k == 0)
-    return whole * norm_batch, together * norm_batch
-
-
 def _preparation(data: Data, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
 
@@ -394,27 +379,6 @@ def _refusal(
             zero_init_last_gamma=options.zero_init_last_gamma,
             device=device,
         )
-        slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
-        images = torch.zeros(slices * shared, *shape, device=device)
-        with situation(net.train(), slices=slices):
-            net(images)
-        net.eval()(images)
+        try_forward(net, shape, options.slices, shared, device)
 
-    # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
-    # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
-    pair = min(options.shared, 2)
-    if 2 * pair * math.prod(shape) <= FEW_VALUES:
-        with contextlib.suppress(ValueError, RuntimeError):
-            forward("cpu", pair)
-            return None
-    for device in ("meta", "cpu"):
-        try:
-            forward(device, options.shared)
-        except ValueError as error:
-            return f'norm "{factory_info(norm).name}": {error}'.replace("\n", " ")
-        except RuntimeError:
-            # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
-            # too, is a defect and no reason to skip: the run is planned, fails, and says why.
-            continue
-        return None
-    return None
+    return refusal(norm, forward, options.shared, shape)

@@ -57,11 +57,18 @@ def parameter_groups(net: nn.Module, weight_decay: float, norm_weight_decay: boo
 
 
 def sgd(
-    net: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float, norm_weight_decay: bool = False
+    net: nn.Module,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    norm_weight_decay: bool = False,
+    nesterov: bool = True,
 ) -> torch.optim.SGD:
-    """SGD with Nesterov momentum (where momentum > 0) over `parameter_groups`."""
+    """SGD over `parameter_groups`, its momentum (where above 0) Nesterov's unless told otherwise."""
     groups = parameter_groups(net, weight_decay, norm_weight_decay)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, foreach=True)
+    nesterov = nesterov and momentum > 0
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, foreach=True)
 
 
 def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: float) -> float:
@@ -141,14 +148,18 @@ def train_step(
 
     logits = forward()
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-    if loss.device.type != "meta" and not math.isfinite(value := loss.item()):
-        where = describe_non_finite(net, images, options)
-        raise Diverged(f"step {step}: the loss is {value}; {where}")
+    raise_if_diverged(loss, net, images, options, f"step {step}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     after_update(net, forward, progress)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def raise_if_diverged(loss: Tensor, net: nn.Module, images: Tensor, options: StepOptions, what: str) -> None:
+    """Diverged where a scalar loss is not finite; the message names `what` and the layers (`describe_non_finite`)."""
+    if loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        raise Diverged(f"{what}: the loss is {value}; {describe_non_finite(net, images, options)}")
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
@@ -289,6 +300,17 @@ def recalibrated(
 
     recalibrate(net, batches, slices, forward)
     return net
+
+
+def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
+    """(images used, images per forward) for recalibration from at most `available` images.
+
+    As many whole norm batches as there are, several of them per forward where that comes out even: at most 128 images
+    or one norm batch.
+    """
+    whole = available // norm_batch
+    together = max(k for k in range(1, max(1, 128 // norm_batch) + 1) if whole % k == 0)
+    return whole * norm_batch, together * norm_batch
 
 
 def keeps_stats(net: nn.Module) -> bool:

@@ -100,12 +100,17 @@ class SearchCell(_Preprocessed):
             for node in range(NODES)
             for state in range(INPUTS + node)
         )
+        self.relu = nn.ReLU()
 
     def forward(self, before_last: Tensor, last: Tensor, weights: MixingWeights) -> Tensor:
         states = [self.preprocess0(before_last), self.preprocess1(last)]
+        positive: list[Tensor] = []
         for node in range(NODES):
+            positive += [self.relu(state) for state in states[len(positive) :]]
             at = edge(node, 0)
-            terms = [self.edges[at + s](state, weights[at + s]) for s, state in enumerate(states)]
+            terms = [
+                self.edges[at + s](*pair, weights[at + s]) for s, pair in enumerate(zip(states, positive, strict=True))
+            ]
             states.append(sum(terms[1:], terms[0]))
         return torch.cat([states[s] for s in CONCAT], dim=1)
 

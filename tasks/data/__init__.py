@@ -5,7 +5,7 @@ domains = load_domains("digits", data_dir)         # -> {domain: ImageData}
 prepare("cifar10", data_dir)                       # the only call that downloads or decodes
 """
 
-from tasks.data.batches import AUGMENTATIONS, augment, normalize, ordered_batches, shuffled_batches
+from tasks.data.batches import AUGMENTATIONS, augment, cutout, normalize, ordered_batches, shuffled_batches
 from tasks.data.catalog import (
     DatasetInfo,
     check_classifiable,
@@ -20,7 +20,7 @@ from tasks.data.catalog import (
     open_folder,
     prepare,
 )
-from tasks.data.images import ImageData, Split
+from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "augment",
     "check_classifiable",
     "checksum",
+    "cutout",
     "dataset_info",
     "dataset_names",
     "domain_names",
@@ -45,5 +46,6 @@ __all__ = [
     "open_folder",
     "ordered_batches",
     "prepare",
+    "shrink",
     "shuffled_batches",
 ]

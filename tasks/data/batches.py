@@ -91,6 +91,27 @@ def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
     )
 
 
+def cutout(images: Tensor, generator: torch.Generator, side: int) -> Tensor:
+    """A square of `side` pixels of each image is set to 0; its centre is drawn over the whole image, so that part of it
+    may lie outside (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    Args:
+        images: (N, C, H, W), normalized, so that 0 is the mean colour. Not changed.
+        generator: the source of every draw.
+        side: in pixels; 0 returns the images as they are.
+    """
+    if not side:
+        return images
+    n, _, height, width = images.shape
+    inside = []
+    for length in (height, width):
+        centre = torch.randint(length, (n, 1), generator=generator, device=generator.device)
+        at = torch.arange(length, device=centre.device) - centre + side // 2
+        inside.append(((at >= 0) & (at < side)).to(images.device))
+    rows, columns = inside
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
 def _crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     n, _, height, width = images.shape
     pad_y, pad_x = height // CROP_PADDING, width // CROP_PADDING

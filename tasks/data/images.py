@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -137,6 +138,27 @@ def make_data(
         group_families=tuple(group_families),
         disjoint_classes=disjoint_classes,
     )
+
+
+def shrink(data: ImageData, size: int) -> ImageData:
+    """The same data set with images averaged down to `size` x `size`, rounded to uint8; mean and std measured anew.
+
+    Raises:
+        ValueError: `size` is no integer fraction of the images' sides.
+    """
+    _, height, width = data.image_shape
+    if height != width or height % size:
+        fractions = ", ".join(str(s) for s in range(4, height + 1) if height % s == 0) if height == width else "none"
+        raise ValueError(f'data set "{data.name}": image_size {size} of {height}x{width}; allowed: {fractions}')
+    if size == height:
+        return data
+    parts = {}
+    for part in ("train", "val", "test"):
+        split: Split = getattr(data, part)
+        small = torch.cat([F.avg_pool2d(piece.float(), height // size) for piece in split.images.split(4096)])
+        parts[part] = replace(split, images=small.round_().to(torch.uint8))
+    mean, std = channel_moments(parts["train"].images)
+    return replace(data, **parts, image_shape=(data.image_shape[0], size, size), mean=mean, std=std)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,166 @@
+"""The options of the task `architecture_search`. Their defaults are the published settings for CIFAR-10."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from tasks.base import NormChoice, Options, Setting
+from tasks.darts.genotype import PUBLISHED, Genotype, read_genotype
+from tasks.darts.networks import check_size, places
+from tasks.data import dataset_info
+
+Augmentation = Literal["none", "crop", "crop_flip", "affine"]
+
+
+class ArchitectureSearchOptions(Options):
+    """Options of one run: a search, then retraining of what it found and of random architectures.
+
+    Attributes:
+        dataset: a name from `run_suite.py data list`.
+        num_classes: use the first so many classes only; None: all.
+        image_size: side that images are averaged down to, an integer fraction of theirs; None: as they are.
+        norm_batch_size: images that share statistics in training, in search and in retraining; None: the SGD batch of
+            each. It must divide both.
+        norm_weight_decay: decay every parameter of every norm, too.
+        momentum, weight_decay: of the SGD over weights, in both phases; biases are not decayed.
+        gradient_clip: largest norm of the weights' gradient.
+        augmentation: of training images in both phases, see tasks.data.batches.augment.
+        channels_last: memory format of images and weights.
+        genotype: None: search. Else no search: a file, or "DARTS_V1", "DARTS_V2"; its content stands in the key.
+        search_channels: channels of the search network's first cell.
+        search_cells: its cells, at least 3.
+        search_epochs: passes over one half of the training part; images that fill no batch are left out of each.
+        search_max_steps: end (and the schedule's end) after so many steps at the latest; None: no limit.
+        search_batch_size: images of each half per step.
+        search_learning_rate: of the weights; it falls to `search_learning_rate_min` along half a cosine.
+        search_learning_rate_min: see there.
+        search_cutout: side of the square that is cut out of training images, in pixels; 0: none.
+        order: "first": the architecture's gradient at the weights as they are; "second": at the weights after one
+            unrolled step.
+        architecture_learning_rate, architecture_weight_decay: of Adam over the architecture, betas (0.5, 0.999).
+        architecture_steps_move_statistics: architecture steps move the norms' running statistics, as in the published
+            code; off: they leave them untouched.
+        retrain_norm: the norm of the retrained networks; None: the run's own, with the options that it has in search.
+        retrain_runs: networks of the found architecture that are retrained, each from its own seed.
+        random_architectures: random architectures, retrained in the same way; None: as many as `retrain_runs`.
+        retrain_channels, retrain_cells: size of the retrained network.
+        retrain_epochs: passes over the whole training part.
+        retrain_max_steps: as search_max_steps.
+        retrain_batch_size: images per update.
+        retrain_learning_rate: it falls to 0 along half a cosine.
+        auxiliary_weight: of the auxiliary head's loss; 0: no such head.
+        drop_path: probability that a path is dropped, reached linearly over the training.
+        retrain_cutout: as search_cutout.
+        recalibration_images: training images that statistics are re-estimated on.
+    """
+
+    dataset: str = "fashion_mnist_mini"
+    num_classes: int | None = Field(None, ge=2)
+    image_size: int | None = Field(None, ge=4)
+    norm_batch_size: int | None = Field(None, ge=1)
+    norm_weight_decay: bool = False
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-4, ge=0, allow_inf_nan=False)
+    gradient_clip: float = Field(5.0, gt=0, allow_inf_nan=False)
+    augmentation: Augmentation = "crop_flip"
+    channels_last: bool = True
+
+    genotype: Genotype | None = None
+    search_channels: int = Field(16, ge=1)
+    search_cells: int = 8
+    search_epochs: int = Field(50, ge=1)
+    search_max_steps: int | None = Field(None, ge=1)
+    search_batch_size: int = Field(64, ge=1)
+    search_learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False)
+    search_learning_rate_min: float = Field(0.001, ge=0, allow_inf_nan=False)
+    search_cutout: int = Field(0, ge=0)
+    order: Literal["first", "second"] = "second"
+    architecture_learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
+    architecture_weight_decay: float = Field(1e-3, ge=0, allow_inf_nan=False)
+    architecture_steps_move_statistics: bool = False
+
+    retrain_runs: int = Field(1, ge=1)
+    random_architectures: int | None = Field(None, ge=0)
+    retrain_channels: int = Field(36, ge=1)
+    retrain_cells: int = 20
+    retrain_epochs: int = Field(600, ge=1)
+    retrain_max_steps: int | None = Field(None, ge=1)
+    retrain_batch_size: int = Field(96, ge=1)
+    retrain_learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False)
+    auxiliary_weight: float = Field(0.4, ge=0, allow_inf_nan=False)
+    drop_path: float = Field(0.2, ge=0, lt=1)
+    retrain_cutout: int = Field(16, ge=0)
+    recalibration_images: int = Field(2000, ge=1)
+    # last, since completing it needs the fields above
+    retrain_norm: NormChoice | None = None
+
+    @field_validator("genotype", mode="before")
+    @classmethod
+    def _from_file(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        return PUBLISHED[given] if given in PUBLISHED else read_genotype(given)
+
+    @field_validator("search_cells", "retrain_cells")
+    @classmethod
+    def _buildable(cls, cells: int) -> int:
+        places(1, cells)
+        return cells
+
+    @field_validator("retrain_norm")
+    @classmethod
+    def _resolved(cls, choice: NormChoice | None, info: ValidationInfo) -> NormChoice | None:
+        if choice is None:
+            return None
+        given = info.data
+        if not {"dataset", "image_size", "norm_batch_size", "retrain_batch_size"} <= given.keys():
+            return choice  # one of them is wrong, which is reported already
+        shape = _image_shape(given["dataset"], given["image_size"])
+        return choice.resolved(Setting(given["norm_batch_size"] or given["retrain_batch_size"], 1, shape))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArchitectureSearchOptions:
+        for phase, size in (("search", self.search_batch_size), ("retrain", self.retrain_batch_size)):
+            if self.norm_batch_size is not None and size % self.norm_batch_size:
+                raise ValueError(
+                    f"norm_batch_size {self.norm_batch_size} does not divide {phase}_batch_size {size}; allowed: "
+                    f"{', '.join(str(d) for d in range(1, size + 1) if size % d == 0)}"
+                )
+        if self.search_learning_rate_min > self.search_learning_rate:
+            raise ValueError(
+                f"search_learning_rate_min {self.search_learning_rate_min:g} is above search_learning_rate "
+                f"{self.search_learning_rate:g}"
+            )
+        if self.recalibration_images < self.shared(self.retrain_batch_size):
+            raise ValueError(
+                f"recalibration_images {self.recalibration_images} is below the norm batch of "
+                f"{self.shared(self.retrain_batch_size)} images"
+            )
+        shape = self.image_shape
+        if shape is not None:
+            check_size(shape, self.auxiliary_weight > 0)
+        return self
+
+    def shared(self, batch_size: int) -> int:
+        """Images that share statistics in SGD batches of this size."""
+        return self.norm_batch_size or batch_size
+
+    @property
+    def controls(self) -> int:
+        """How many random architectures are retrained."""
+        return self.retrain_runs if self.random_architectures is None else self.random_architectures
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images that networks see; None where the data set's name does not tell."""
+        return _image_shape(self.dataset, self.image_size)
+
+
+def _image_shape(dataset: str, size: int | None) -> tuple[int, int, int] | None:
+    try:
+        shape = dataset_info(dataset).image_shape
+    except ValueError:  # an unknown name is reported where the data is looked up
+        return None
+    return shape if shape is None or size is None else (shape[0], size, size)

@@ -1,0 +1,62 @@
+"""Whether a norm can serve in a network at all: decided while planning, on zeros, before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from norms.registry import NormFactory, NormInfo, factory_info
+from norms.situation import situation
+
+FEW_VALUES = 50_000
+"""Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
+
+
+def lacking(info: NormInfo, task: str, absent: frozenset[str] = frozenset({"domain", "context"})) -> str | None:
+    """None, or that this norm needs what the task has not: any of `absent`."""
+    missing = sorted(info.needs & absent)
+    return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not' if missing else None
+
+
+def try_forward(net: nn.Module, shape: tuple[int, int, int], slices: int, shared: int, device: str) -> None:
+    """One batch of zeros (C, H, W) through `net` in both modes, in norm batches of `shared` images."""
+    slices = min(slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
+    images = torch.zeros(slices * shared, *shape, device=device)
+    with situation(net.train(), slices=slices):
+        net(images)
+    net.eval()(images)
+
+
+def refusal(
+    norm: NormFactory[nn.Module], forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
+) -> str | None:
+    """The text of the ValueError with which a norm refuses a network, or None.
+
+    Args:
+        norm: for its name.
+        forward: builds the network on the given device and forwards norm batches of the given size in both modes.
+        shared: images that share statistics.
+        shape: (C, H, W) of an image.
+    """
+    # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
+    # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
+    pair = min(shared, 2)
+    if 2 * pair * math.prod(shape) <= FEW_VALUES:
+        with contextlib.suppress(ValueError, RuntimeError):
+            forward("cpu", pair)
+            return None
+    for device in ("meta", "cpu"):
+        try:
+            forward(device, shared)
+        except ValueError as error:
+            return f'norm "{factory_info(norm).name}": {error}'.replace("\n", " ")
+        except RuntimeError:
+            # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
+            # too, is a defect and no reason to skip: the run is planned, fails, and says why.
+            continue
+        return None
+    return None
