@@ -67,9 +67,14 @@ _VOCABULARY = (
         "top-1 recal. plain",
         "The same with statistics from training images without augmentation.",
     ),
+    _percent("random_top1", "random top-1", "Test accuracy of random architectures, trained in the same way."),
+    _percent("gain_over_random", "gain", "Test accuracy of the found architecture less that of random ones."),
     _percent("val_top1", "val top-1", "Accuracy on the validation part; the only one that may choose anything."),
     _percent("train_top1", "train top-1", "Accuracy on the training part."),
+    _percent("search_val_top1", "search val top-1", "Accuracy of the search network on the validation part."),
     Metric("test_loss", "test loss", "nats", False, 3, description="Mean cross-entropy on the test part."),
+    Metric("parameters", "params", "M", None, 3, scale=1e-6, description="Learned numbers in the retrained network."),
+    Metric("skip_connections", "skips", "", None, 1, description="Skip connections among a genotype's 16 operations."),
     Metric(
         "composition_shift",
         "comp. shift",
@@ -80,6 +85,7 @@ _VOCABULARY = (
         description="Largest change of one image's evaluation logits when its batch mates change; above float noise "
         "the norm mixes samples at test time.",
     ),
+    Metric("search_seconds", "search", "s", False, 0, description="Wall time of the architecture search."),
     Metric(
         "step_seconds",
         "step",
@@ -87,7 +93,7 @@ _VOCABULARY = (
         False,
         1,
         scale=1000.0,
-        description="Median time of a training step after warm-up.",
+        description="Median time of a training step (architecture search: of a search step) after warm-up.",
     ),
     Metric("peak_memory_mb", "peak memory", "MB", False, 0, description="Peak memory while training."),
     Metric("norm_parameters", "norm params", "", None, 0, description="Learned numbers in all norms."),
@@ -97,10 +103,10 @@ _VOCABULARY = (
 METRICS: dict[str, Metric] = {m.name: m for m in _VOCABULARY}
 """Every known metric by name, in the order in which tables show them."""
 
-PRIMARY: dict[str, str] = {"classification": "top1"}
+PRIMARY: dict[str, str] = {"classification": "top1", "architecture_search": "top1"}
 """The metric that ranks norms in a task; a task that is not here is ranked by its first metric with a direction."""
 
-VALIDATION: dict[str, str] = {"classification": "val_top1"}
+VALIDATION: dict[str, str] = {"classification": "val_top1", "architecture_search": "val_top1"}
 """The metric that may choose a hyper-parameter in a task; it comes from validation data."""
 
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tasks.base import Task
 
-_MODULES = {"classification": "tasks.classification"}
+_MODULES = {
+    "classification": "tasks.classification",
+    "architecture_search": "tasks.architecture_search",
+}
 _TASKS: dict[str, Task] = {}
 
 

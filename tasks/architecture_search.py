@@ -1,0 +1,311 @@
+"""Architecture search: DARTS (Liu et al. 2019, arXiv:1806.09055) with any norm, in search and in retraining.
+
+A run searches once, derives a genotype, trains its network from scratch `retrain_runs` times, and trains as many random
+architectures of the same space in the same way: without that control an accuracy says nothing about the search. The
+random architectures, like the halves, the order of images and all initial weights, depend on the seed alone, so they
+are the same for every norm.
+
+The search space, its networks, the optimizers and the loops are in tasks.darts. No selection: search and retraining
+report their last epoch, and test images decide nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from norms.registry import NormFactory, NormInfo, factory_info, forked_generators
+from tasks import data as datasets
+from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.darts.genotype import CHOICES, Genotype, genotype_text, random_genotype
+from tasks.darts.networks import DerivedNetwork, SearchNetwork, check_size
+from tasks.darts.options import ArchitectureSearchOptions
+from tasks.darts.training import History, Retrained, Searched, retrain, search
+from tasks.data.images import ImageData, shrink
+from tasks.trial import lacking, refusal, try_forward
+
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+FEW_STEPS = 300
+"""Searches of fewer steps show that the machinery works, and nothing about norms: tables then say so."""
+GENOTYPE, DRAWINGS, CONTROLS = "genotype.json", ("genotype.png", "genotype.svg"), "random_genotypes.json"
+_EVERY_OPERATION = [(CHOICES[i % len(CHOICES)], i % 2) for i in range(8)]
+TRIAL = Genotype(normal=tuple(_EVERY_OPERATION), reduce=tuple(_EVERY_OPERATION))
+"""Planning tries a norm in this network before it is known what the search will find."""
+
+
+class ArchitectureSearch:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions:
+        top1, test_loss, top1_recalibrated: the test part, after the last epoch of retraining the found architecture;
+            means over `retrain_runs`. Recalibrated as in classification, with augmented images.
+        random_top1: the same mean of top1 over the random architectures. None without them.
+        gain_over_random: top1 - random_top1.
+        val_top1: as top1, on the validation part.
+        search_val_top1: the search network with the last architecture, on the validation part, which neither half of
+            its training images contains.
+        parameters: of the retrained network, without the auxiliary head.
+        skip_connections: among the 16 operations of the two cells.
+        composition_shift: the largest over the retrained networks, see tasks.fit.composition_shift.
+        search_seconds: wall time of the search, without validation.
+        step_seconds, peak_memory_mb: of a search step, and of the first epoch of search steps.
+        norm_parameters, norm_buffers: numbers of values in all norms of the search network.
+
+    With a given `genotype` nothing is searched, and what only a search has is None.
+
+    The history has the search's epochs first (`retraining` 0) with every mixing weight after it, named as
+    "normal.2.0.sep_conv_3x3" (cell, to state, from state, operation); then those of each retraining (`retraining` 1,
+    2, ..., `random` 1 for a random architecture).
+
+    Artifacts: genotype.json (which `genotype` reads), genotype.png, genotype.svg, random_genotypes.json.
+    """
+
+    name = "architecture_search"
+    version = 1
+    options = ArchitectureSearchOptions
+    metrics = (
+        "top1",
+        "random_top1",
+        "gain_over_random",
+        "top1_recalibrated",
+        "val_top1",
+        "search_val_top1",
+        "test_loss",
+        "parameters",
+        "skip_connections",
+        "composition_shift",
+        "search_seconds",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: ArchitectureSearchOptions) -> Setting:
+        size = options.search_batch_size if options.genotype is None else options.retrain_batch_size
+        return Setting(options.shared(size), 1, options.image_shape)
+
+    def data_checksum(self, options: ArchitectureSearchOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where it can not be searched or retrained on."""
+        datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
+        checksum = datasets.checksum(options.dataset, data_dir)
+        train, shape = _facts(options.dataset, data_dir, options.num_classes, options.image_size, checksum)
+        check_size(shape, options.auxiliary_weight > 0)
+        if options.genotype is None and options.search_batch_size > train // 2:
+            raise ValueError(
+                f'data set "{options.dataset}": its {train} training images are too few for two halves: '
+                f"search_batch_size {options.search_batch_size} exceeds the {train // 2} images of a half"
+            )
+        if options.retrain_batch_size > train:
+            raise ValueError(
+                f'data set "{options.dataset}": retrain_batch_size {options.retrain_batch_size} exceeds its {train} '
+                "training images"
+            )
+        return checksum
+
+    def why_not(
+        self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions
+    ) -> str | None:
+        """None, or why this norm (or the one of retraining) can not train here; each question is asked once."""
+        retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
+        for each in (norm, retraining):
+            if reason := lacking(factory_info(each), self.name):
+                return reason
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        shape = options.image_shape or UNKNOWN_SHAPE
+        auxiliary = options.auxiliary_weight > 0
+        search_size = (options.search_channels, options.search_cells, options.search_batch_size)
+        retrain_size = (options.retrain_channels, options.retrain_cells, options.retrain_batch_size)
+        phases = [("retraining", retraining, (*retrain_size, auxiliary))]
+        if options.genotype is None:
+            phases.insert(0, ("search", norm, (*search_size, False)))
+        for phase, each, size in phases:
+            # a factory is a partial of (info, constructor, options)
+            key = (*each.args[:2], json.dumps(each.args[2], sort_keys=True), phase, *size, options.norm_batch_size, shape)
+            if key not in _REFUSALS:
+                shared = options.shared(size[2])
+                _REFUSALS[key] = _refusal(phase, each, size, shared, shape, classes)
+            if (answer := _REFUSALS[key]) is not None:
+                return f"in {phase}: {answer}"
+        return None
+
+    def run(self, norm: NormFactory[nn.Module], options: ArchitectureSearchOptions, context: RunContext) -> Outcome:
+        data = _load(options.dataset, context.data_dir, options.num_classes, options.image_size).to(context.device)
+        history: History = []
+        # nothing here draws from the global generators; what a norm of one's own draws is the same in every run
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            try:
+                return self._run(norm, data, options, context, history)
+            except Diverged as error:
+                error.history[:] = history
+                raise
+
+    def _run(
+        self,
+        norm: NormFactory[nn.Module],
+        data: ImageData,
+        options: ArchitectureSearchOptions,
+        context: RunContext,
+        history: History,
+    ) -> Outcome:
+        searched: Searched | None = None
+        done = 0.0
+        trainings = options.retrain_runs + options.controls
+        share = 0.5 if options.genotype is None else 0.0  # of the progress bar
+
+        def part(size: float) -> Callable[[float], None]:
+            start = done
+            return lambda fraction: context.report(start + size * fraction)
+
+        if options.genotype is None:
+            searched = search(norm, data, options, context, history, part(share))
+            done = share
+        genotype = options.genotype if searched is None else searched.genotype
+        assert genotype is not None
+        retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
+        draws = [context.generator(f"random architecture {number}") for number in range(1, options.controls + 1)]
+        controls = [random_genotype(generator) for generator in draws]
+        artifacts = _write(genotype, controls, context.folder)
+        results: dict[bool, list[Retrained]] = {False: [], True: []}
+        for control, chosen in ((False, [genotype] * options.retrain_runs), (True, controls)):
+            for number, each in enumerate(chosen, 1):
+                progress = part((1 - share) / trainings)
+                results[control].append(
+                    retrain(each, retraining, data, options, context, history, progress, number, control)
+                )
+                done += (1 - share) / trainings
+        found, random = results[False], results[True]
+        metrics = _metrics(found, random, genotype, searched)
+        evidence: dict[str, Any] = {
+            "data": data.kind,
+            "selection": "last epoch",
+            "mixes_samples": any(factory_info(each).mixes_samples for each in (norm, retraining)),
+            "constant_output": any(each.constant_output for each in found),
+            "retrain_runs": len(found),
+            "random_architectures": len(random),
+            "retrained_top1": [each.top1 for each in found],
+            "random_retrained_top1": [each.top1 for each in random],
+            "search_steps": 0 if searched is None else searched.steps,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+            "equals": _equals(norm, retraining, genotype, data, options),
+        }
+        if searched is not None and searched.steps < FEW_STEPS:
+            evidence["budget"] = "machinery-only"
+        return Outcome({name: metrics[name] for name in self.metrics}, history, artifacts, evidence)
+
+
+TASK = ArchitectureSearch()
+
+_REFUSALS: dict[tuple[Any, ...], str | None] = {}
+
+
+def _metrics(
+    found: list[Retrained], random: list[Retrained], genotype: Genotype, searched: Searched | None
+) -> dict[str, float | None]:
+    def mean(of: list[Retrained], name: str) -> float:
+        return statistics.fmean(getattr(each, name) for each in of)
+
+    top1 = mean(found, "top1")
+    random_top1 = mean(random, "top1") if random else None
+    metrics: dict[str, float | None] = {
+        "top1": top1,
+        "random_top1": random_top1,
+        "gain_over_random": None if random_top1 is None else top1 - random_top1,
+        **{name: mean(found, name) for name in ("top1_recalibrated", "val_top1", "test_loss")},
+        "parameters": float(found[0].parameters),
+        "skip_connections": float(genotype.skip_connections),
+        "composition_shift": max(each.composition_shift for each in found),
+    }
+    of_search = {"search_val_top1": "val_top1", "search_seconds": "seconds", "step_seconds": "step_seconds"}
+    of_search |= {name: name for name in ("peak_memory_mb", "norm_parameters", "norm_buffers")}
+    return metrics | {
+        name: None if searched is None else float(getattr(searched, field)) for name, field in of_search.items()
+    }
+
+
+def _write(genotype: Genotype, controls: list[Genotype], folder: Path) -> list[str]:
+    """The run's artifacts; their names."""
+    from tasks.darts.drawing import draw  # here: matplotlib takes half a second to import
+
+    (folder / GENOTYPE).write_text(genotype_text(genotype.as_json()), encoding="utf-8")
+    draw(genotype, [folder / name for name in DRAWINGS])
+    if not controls:
+        return [GENOTYPE, *DRAWINGS]
+    text = genotype_text([each.as_json() for each in controls])
+    (folder / CONTROLS).write_text(text, encoding="utf-8")
+    return [GENOTYPE, *DRAWINGS, CONTROLS]
+
+
+def _equals(
+    norm: NormFactory[nn.Module],
+    retraining: NormFactory[nn.Module],
+    genotype: Genotype,
+    data: ImageData,
+    options: ArchitectureSearchOptions,
+) -> str | None:
+    """The norm that every layer of both networks equals (bgn with one group per channel: bn), or None."""
+    from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
+
+    shape = {"in_channels": data.image_shape[0], "num_classes": data.num_classes, "device": "meta"}
+    nets: list[nn.Module] = [
+        DerivedNetwork(genotype, options.retrain_channels, options.retrain_cells, norm=retraining, **shape)
+    ]
+    if options.genotype is None:
+        nets.append(SearchNetwork(options.search_channels, options.search_cells, norm=norm, **shape))
+    names = {equivalent(net) for net in nets}
+    return names.pop() if len(names) == 1 and options.retrain_norm is None else None
+
+
+def _refusal(
+    phase: str,
+    norm: NormFactory[nn.Module],
+    size: tuple[int, int, int, bool],
+    shared: int,
+    shape: tuple[int, int, int],
+    classes: int,
+) -> str | None:
+    """The text of the ValueError with which this norm refuses the network of a phase, or None.
+
+    Args:
+        size: channels, cells, SGD batch, auxiliary head.
+    """
+    channels, cells, batch, auxiliary = size
+
+    def forward(device: str, shared: int) -> None:
+        facts: dict[str, Any] = {"norm": norm, "in_channels": shape[0], "num_classes": classes, "device": device}
+        if phase == "search":
+            net: nn.Module = SearchNetwork(channels, cells, **facts)
+        else:
+            net = DerivedNetwork(TRIAL, channels, cells, auxiliary=auxiliary, **facts)
+        try_forward(net, shape, batch // shared, shared, device)
+
+    return refusal(norm, forward, shared, shape)
+
+
+def _load(dataset: str, data_dir: Path, classes: int | None, size: int | None) -> ImageData:
+    if not datasets.in_memory(dataset, data_dir):
+        raise ValueError(
+            f'data set "{dataset}" is too large for memory, and architecture_search needs one that fits'
+        )
+    data = datasets.load(dataset, data_dir, classes=classes)
+    return data if size is None else shrink(data, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _facts(
+    dataset: str, data_dir: Path, classes: int | None, size: int | None, checksum: str
+) -> tuple[int, tuple[int, int, int]]:
+    """Training images and (C, H, W). Cached: a plan asks for each of its settings; `checksum` is part of the key."""
+    data = _load(dataset, data_dir, classes, size)
+    return len(data.train), data.image_shape
