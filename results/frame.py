@@ -48,8 +48,8 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
         A frame with the columns
         - task, norm, norm_label, seed, status ("ok" | "diverged" | "failed" | "skipped"), reason, key;
         - row: the identity of a table's row, the norm and its options without those that the run's setting fills in;
-        - `option.<name>` and `norm.<name>`: task and norm options, sequences and mappings as JSON text, None where a
-          task or norm has no such option;
+        - `option.<name>` and `norm.<name>`: task and norm options, mappings with a label by it, others and sequences as
+          JSON text, None where a task or norm has no such option;
         - one column per metric under its own name, in base units and full precision (NaN unless status is "ok");
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
         - commit, torch, device, device_name, threads, `environment.<name>` for the rest of the environment;
@@ -154,6 +154,7 @@ def _frame(
 ) -> pd.DataFrame:
     rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
     _mark_stale(rows, planned or {})
+    _mark_stale_further(rows, [record for _, _, record in records], (planned or {}).get("norm", {}))
     names = dict.fromkeys(FIXED)
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -228,6 +229,24 @@ def _mark_stale(rows: list[dict[str, Any]], planned: Mapping[str, Mapping[str, s
             row["stale"] = row[version] != kept[place]
 
 
+def _mark_stale_further(
+    rows: Sequence[dict[str, Any]], records: Sequence[RunRecord], planned: Mapping[str, str]
+) -> None:
+    """The same for the norms that task options name: of each, the planned version stays, else the newest."""
+    used = [
+        (row, name, version)
+        for row, r in zip(rows, records, strict=True)
+        for name, version in r.spec.further_norms.values()
+    ]
+    newest: dict[str, tuple[datetime, str]] = {}
+    for row, name, version in used:
+        if not row["stale"]:
+            newest[name] = max(newest.get(name, (row["finished"], version)), (row["finished"], version))
+    kept = {**{name: version for name, (_, version) in newest.items()}, **planned}
+    for row, name, version in used:
+        row["stale"] = row["stale"] or version != kept[name]
+
+
 def _setting(row: Mapping[str, Any]) -> Hashable:
     norm_batch = f"option.{NORM_BATCH}"
     return (row["task"], *sorted((k, str(v)) for k, v in row.items() if k.startswith("option.") and k != norm_batch))
@@ -239,8 +258,15 @@ def _label(norm: str, options: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, texts, truth values and None as they are; anything else as JSON text (a column can then be grouped)."""
-    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
+    """Numbers, texts, truth values and None as they are; anything else as one text (a column can then be grouped).
+
+    That is its "label" where it is a mapping with one (a norm or genotype that an option names), else JSON.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("label"), str):
+        return value["label"]
+    return json.dumps(value, sort_keys=True)
 
 
 def _whole(value: float | None) -> float | int | None:

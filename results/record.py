@@ -65,6 +65,14 @@ class RunSpec(BaseModel):
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
+    @property
+    def further_norms(self) -> dict[str, tuple[str, str]]:
+        """option -> (name, version) of the norms that task options name (tasks.base.NormChoice)."""
+        choices = {
+            k: v for k, v in self.task_options.items() if isinstance(v, dict) and {"name", "version"} <= v.keys()
+        }
+        return {option: (str(choice["name"]), str(choice["version"])) for option, choice in choices.items()}
+
 
 class RunRecord(BaseModel):
     """What one run left behind.
@@ -143,6 +151,7 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec]) -> None:
     for spec in specs:
         versions["norm"][spec.norm] = spec.norm_version
         versions["task"][spec.task] = spec.task_version
+        versions["norm"].update(spec.further_norms.values())
     if versions != read_versions(out):
         _write(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
 

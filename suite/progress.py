@@ -173,4 +173,6 @@ def levels(spec: RunSpec) -> Levels:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("label"), str):
+        return value["label"]  # a norm or genotype that an option names
     return value if isinstance(value, str) else json.dumps(value)

@@ -24,7 +24,7 @@ from torch import nn
 from norms.registry import NormFactory, NormInfo, factory_info, forked_generators
 from tasks import data as datasets
 from tasks.base import Diverged, Outcome, RunContext, Setting
-from tasks.darts.genotype import CHOICES, Genotype, genotype_text, random_genotype
+from tasks.darts.genotype import CHOICES, Genotype, random_genotype
 from tasks.darts.networks import DerivedNetwork, SearchNetwork, check_size
 from tasks.darts.options import ArchitectureSearchOptions
 from tasks.darts.training import History, Retrained, Searched, retrain, search
@@ -111,9 +111,7 @@ class ArchitectureSearch:
             )
         return checksum
 
-    def why_not(
-        self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions
-    ) -> str | None:
+    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
         """None, or why this norm (or the one of retraining) can not train here; each question is asked once."""
         retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
         for each in (norm, retraining):
@@ -130,7 +128,14 @@ class ArchitectureSearch:
             phases.insert(0, ("search", norm, (*search_size, False)))
         for phase, each, size in phases:
             # a factory is a partial of (info, constructor, options)
-            key = (*each.args[:2], json.dumps(each.args[2], sort_keys=True), phase, *size, options.norm_batch_size, shape)
+            key = (
+                *each.args[:2],
+                json.dumps(each.args[2], sort_keys=True),
+                phase,
+                *size,
+                options.norm_batch_size,
+                shape,
+            )
             if key not in _REFUSALS:
                 shared = options.shared(size[2])
                 _REFUSALS[key] = _refusal(phase, each, size, shared, shape, classes)
@@ -238,12 +243,11 @@ def _write(genotype: Genotype, controls: list[Genotype], folder: Path) -> list[s
     """The run's artifacts; their names."""
     from tasks.darts.drawing import draw  # here: matplotlib takes half a second to import
 
-    (folder / GENOTYPE).write_text(genotype_text(genotype.as_json()), encoding="utf-8")
+    (folder / GENOTYPE).write_text(genotype.text + "\n", encoding="utf-8")
     draw(genotype, [folder / name for name in DRAWINGS])
     if not controls:
         return [GENOTYPE, *DRAWINGS]
-    text = genotype_text([each.as_json() for each in controls])
-    (folder / CONTROLS).write_text(text, encoding="utf-8")
+    (folder / CONTROLS).write_text("[" + ",\n".join(each.text for each in controls) + "]\n", encoding="utf-8")
     return [GENOTYPE, *DRAWINGS, CONTROLS]
 
 
@@ -257,12 +261,16 @@ def _equals(
     """The norm that every layer of both networks equals (bgn with one group per channel: bn), or None."""
     from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
 
-    shape = {"in_channels": data.image_shape[0], "num_classes": data.num_classes, "device": "meta"}
+    facts: dict[str, Any] = {
+        "in_channels": data.image_shape[0],
+        "num_classes": data.num_classes,
+        "device": "meta",
+    }
     nets: list[nn.Module] = [
-        DerivedNetwork(genotype, options.retrain_channels, options.retrain_cells, norm=retraining, **shape)
+        DerivedNetwork(genotype, options.retrain_channels, options.retrain_cells, norm=retraining, **facts)
     ]
     if options.genotype is None:
-        nets.append(SearchNetwork(options.search_channels, options.search_cells, norm=norm, **shape))
+        nets.append(SearchNetwork(options.search_channels, options.search_cells, norm=norm, **facts))
     names = {equivalent(net) for net in nets}
     return names.pop() if len(names) == 1 and options.retrain_norm is None else None
 
@@ -295,9 +303,7 @@ def _refusal(
 
 def _load(dataset: str, data_dir: Path, classes: int | None, size: int | None) -> ImageData:
     if not datasets.in_memory(dataset, data_dir):
-        raise ValueError(
-            f'data set "{dataset}" is too large for memory, and architecture_search needs one that fits'
-        )
+        raise ValueError(f'data set "{dataset}" is too large for memory, and architecture_search needs one that fits')
     data = datasets.load(dataset, data_dir, classes=classes)
     return data if size is None else shrink(data, size)
 

@@ -75,7 +75,9 @@ def second_order_gradient(
         train_loss: L_train at the weights as they are when it is called.
         held_out_loss: L_val, likewise.
     """
-    groups = [([p for p in group["params"] if p.requires_grad], group) for group in optimizer.param_groups]
+    groups: list[tuple[list[Tensor], dict[str, float]]] = [
+        ([p for p in group["params"] if p.requires_grad], group) for group in optimizer.param_groups
+    ]
     weights = [p for params, _ in groups for p in params]
     start = [w.detach().clone(memory_format=torch.preserve_format) for w in weights]
     try:
@@ -202,7 +204,7 @@ def _split(tensors: Sequence[Tensor], first: int) -> tuple[list[Tensor], list[Te
 
 @torch.no_grad()
 def _descend(
-    optimizer: torch.optim.SGD, groups: list[tuple[list[nn.Parameter], dict[str, float]]], gradients: list[Tensor]
+    optimizer: torch.optim.SGD, groups: Sequence[tuple[list[Tensor], dict[str, float]]], gradients: list[Tensor]
 ) -> None:
     """What `optimizer.step()` would do with these gradients, without changing its momentum; `gradients` is used up."""
     at = 0

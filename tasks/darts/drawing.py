@@ -31,10 +31,13 @@ def draw(genotype: Genotype, files: Sequence[Path]) -> None:
     """Write both cells into each file; its ending (png, svg, pdf) decides the format. Equal genotypes, equal bytes."""
     # text stays text in an SVG, and its element names come from a fixed salt instead of the clock
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "genotype", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(11.5, 11.5))
+        figure = Figure(figsize=(11.5, 9.6))
         for axes, (title, genes) in zip(
             figure.subplots(2, 1),
-            (("normal cell", genotype.normal), ("reduction cell (states c: stride 2)", genotype.reduce)),
+            (
+                ("normal cell", genotype.normal),
+                ("reduction cell (operations on c(k-2) and c(k-1) have stride 2)", genotype.reduce),
+            ),
             strict=True,
         ):
             _cell(axes, title, genes)
@@ -86,7 +89,9 @@ def _lanes(
         x, y = places[INPUTS + node]
         # the later state has the upper lane, so that the two ways down do not cross
         pair = sorted(genes[2 * node : 2 * node + 2], key=lambda gene: -gene[1])
-        lanes += [(state, y + side, x - WIDTH / 2, name) for side, (name, state) in zip((LANE, -LANE), pair, strict=True)]
+        lanes += [
+            (state, y + side, x - WIDTH / 2, name) for side, (name, state) in zip((LANE, -LANE), pair, strict=True)
+        ]
     found = []
     for state, (x, y) in enumerate(places):
         leaving = [lane for lane in lanes if lane[0] == state]  # from the upper to the lower one

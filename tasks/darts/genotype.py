@@ -10,12 +10,13 @@ of all four nodes. An edge j -> n of the search network stands at position `edge
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, computed_field, model_validator
 from torch import Tensor
 
 from norms.registry import nearest
@@ -102,27 +103,29 @@ class Genotype(BaseModel):
             concat = given.get(f"{cell}_concat", CONCAT)
             if not isinstance(concat, list | tuple) or tuple(concat) != CONCAT:
                 raise ValueError(f"{cell}_concat {concat!r}: in this space all nodes are output, {list(CONCAT)}")
-        return {key: value for key, value in given.items() if key not in {f"{cell}_concat" for cell in CELLS}}
+        aside = {"label", *(f"{cell}_concat" for cell in CELLS)}
+        return {key: value for key, value in given.items() if key not in aside}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def label(self) -> str:
+        """As tables call it: a published genotype's name, else eight digits of its content's hash."""
+        published = [name for name, other in PUBLISHED.items() if self == other]
+        digest = hashlib.sha256(json.dumps([self.normal, self.reduce]).encode()).hexdigest()
+        return published[0] if published else f"genotype {digest[:8]}"
 
     @property
     def skip_connections(self) -> int:
         """Skip connections among the 16 operations of both cells."""
         return sum(operation == "skip_connect" for operation, _ in (*self.normal, *self.reduce))
 
-    def cell(self, kind: Literal["normal", "reduce"]) -> tuple[Gene, ...]:
-        return self.normal if kind == "normal" else self.reduce
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is written to a file, in the form in which genotypes are published."""
-        written: dict[str, Any] = {}
+    @property
+    def text(self) -> str:
+        """JSON as it is written to a file, in the form in which genotypes are published; a line per cell."""
+        lines = []
         for cell, genes in (("normal", self.normal), ("reduce", self.reduce)):
-            written |= {cell: [list(gene) for gene in genes], f"{cell}_concat": list(CONCAT)}
-        return written
-
-
-def genotype_text(value: Any) -> str:
-    """JSON with one gene per line at most, so that two genotypes can be compared by eye."""
-    return json.dumps(value, indent=1).replace("[\n   ", "[").replace(",\n   ", ", ").replace("\n  ]", "]") + "\n"
+            lines += [f' "{cell}": {json.dumps(genes)}', f' "{cell}_concat": {json.dumps(CONCAT)}']
+        return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def read_genotype(path: str | Path) -> Genotype:
@@ -195,30 +198,46 @@ def random_genotype(generator: torch.Generator) -> Genotype:
 PUBLISHED: dict[str, Genotype] = {
     "DARTS_V1": Genotype(
         normal=(
-            ("sep_conv_3x3", 1), ("sep_conv_3x3", 0),
-            ("skip_connect", 0), ("sep_conv_3x3", 1),
-            ("skip_connect", 0), ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 0), ("skip_connect", 2),
+            ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 0),
+            ("skip_connect", 0),
+            ("sep_conv_3x3", 1),
+            ("skip_connect", 0),
+            ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 0),
+            ("skip_connect", 2),
         ),
         reduce=(
-            ("max_pool_3x3", 0), ("max_pool_3x3", 1),
-            ("skip_connect", 2), ("max_pool_3x3", 0),
-            ("max_pool_3x3", 0), ("skip_connect", 2),
-            ("skip_connect", 2), ("avg_pool_3x3", 0),
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 1),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 0),
+            ("skip_connect", 2),
+            ("skip_connect", 2),
+            ("avg_pool_3x3", 0),
         ),
     ),
     "DARTS_V2": Genotype(
         normal=(
-            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 1), ("skip_connect", 0),
-            ("skip_connect", 0), ("dil_conv_3x3", 2),
+            ("sep_conv_3x3", 0),
+            ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 0),
+            ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 1),
+            ("skip_connect", 0),
+            ("skip_connect", 0),
+            ("dil_conv_3x3", 2),
         ),
         reduce=(
-            ("max_pool_3x3", 0), ("max_pool_3x3", 1),
-            ("skip_connect", 2), ("max_pool_3x3", 1),
-            ("max_pool_3x3", 0), ("skip_connect", 2),
-            ("skip_connect", 2), ("max_pool_3x3", 1),
+            ("max_pool_3x3", 0),
+            ("max_pool_3x3", 1),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 1),
+            ("max_pool_3x3", 0),
+            ("skip_connect", 2),
+            ("skip_connect", 2),
+            ("max_pool_3x3", 1),
         ),
     ),
 }

@@ -31,7 +31,7 @@ MixingWeights = Sequence[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell stands: its channels, those of its two inputs, whether it (and the cell before it) is a reduction."""
+    """Where a cell stands: its channels, those of its inputs, whether it and the cell before it are reductions."""
 
     before_last: int
     last: int
@@ -148,9 +148,7 @@ class _Backbone(nn.Module):
         self, channels: int, in_channels: int, last: int, num_classes: int, norm: NormFactory[nn.Module], device: Device
     ):
         super().__init__()
-        self.stem = conv_norm_act(
-            in_channels, STEM_MULTIPLIER * channels, 3, norm=norm, activation=None, device=device
-        )
+        self.stem = conv_norm_act(in_channels, STEM_MULTIPLIER * channels, 3, norm=norm, activation=None, device=device)
         self.head = nn.Linear(last, num_classes, device=device)
 
     def classify(self, x: Tensor) -> Tensor:

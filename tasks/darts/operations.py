@@ -59,9 +59,7 @@ class _TwoHalves(ConvNormAct):
 
 def _depthwise(channels: int, kernel: int, stride: int, dilation: int, device: Device) -> nn.Conv2d:
     padding = dilation * (kernel - 1) // 2
-    return nn.Conv2d(
-        channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False, device=device
-    )
+    return nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False, device=device)
 
 
 def operation(
@@ -120,9 +118,9 @@ class MixedOperation(nn.Module):
         self.takes_relu: list[bool] = []
         for name in CHOICES:
             candidate = operation(name, channels, stride, norm=norm, affine=False, device=device)
-            begins = isinstance(candidate, nn.Sequential) and isinstance(candidate[0], nn.ReLU)
-            self.takes_relu.append(begins)
-            self.candidates.append(nn.Sequential(*list(candidate)[1:]) if begins else candidate)
+            first, *rest = candidate.children() if isinstance(candidate, nn.Sequential) else (candidate,)
+            self.takes_relu.append(isinstance(first, nn.ReLU))
+            self.candidates.append(nn.Sequential(*rest) if isinstance(first, nn.ReLU) else candidate)
 
     def forward(self, x: Tensor, positive: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """The mixture (N, C, H / stride, W / stride).

@@ -161,14 +161,15 @@ def search(
         options.architecture_steps_move_statistics,
         options.gradient_clip,
     )
-    draw = {half: [context.generator(f"search/{half}/{what}") for what in ("order", "augmentation")] for half in HALVES}
+    order = {half: context.generator(f"search/{half}/order") for half in HALVES}
+    draws = {half: context.generator(f"search/{half}/augmentation") for half in HALVES}
     parts = dict(zip(HALVES, halves(data.train, context), strict=True))
     total = _steps(len(parts["weights"]), size, options.search_epochs, options.search_max_steps)
     clock, step, peak, seconds = StepClock(context.device), 0, 0.0, 0.0
     for epoch in range(options.search_epochs):
         start, first = time.perf_counter(), len(clock.seconds)
         sums, correct, seen, rate = [0.0, 0.0], torch.zeros((), dtype=torch.int64, device=context.device), 0, 0.0
-        streams = [images.epoch(parts[half], size, *draw[half], options.search_cutout) for half in HALVES]
+        streams = [images.epoch(parts[half], size, order[half], draws[half], options.search_cutout) for half in HALVES]
         for training, held_out in zip(*streams, strict=True):
             if step == total:
                 break
@@ -282,7 +283,9 @@ def retrain(
                 keep = drop_path_factors(net.num_paths, size, options.drop_path * step / total, paths)
                 keep = keep.to(context.device)
             step += 1
-            loss, right = _retrain_step(net, optimizer, batch, keep, options, slices, step / total, f"{name}, step {step}")
+            loss, right = _retrain_step(
+                net, optimizer, batch, keep, options, slices, step / total, f"{name}, step {step}"
+            )
             loss_sum += float(loss) * size
             correct += right
             seen += size

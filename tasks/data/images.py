@@ -152,13 +152,15 @@ def shrink(data: ImageData, size: int) -> ImageData:
         raise ValueError(f'data set "{data.name}": image_size {size} of {height}x{width}; allowed: {fractions}')
     if size == height:
         return data
-    parts = {}
-    for part in ("train", "val", "test"):
-        split: Split = getattr(data, part)
-        small = torch.cat([F.avg_pool2d(piece.float(), height // size) for piece in split.images.split(4096)])
-        parts[part] = replace(split, images=small.round_().to(torch.uint8))
-    mean, std = channel_moments(parts["train"].images)
-    return replace(data, **parts, image_shape=(data.image_shape[0], size, size), mean=mean, std=std)
+
+    def small(split: Split) -> Split:
+        pieces = [F.avg_pool2d(piece.float(), height // size) for piece in split.images.split(4096)]
+        return replace(split, images=torch.cat(pieces).round_().to(torch.uint8))
+
+    train = small(data.train)
+    mean, std = channel_moments(train.images)
+    shape = (data.image_shape[0], size, size)
+    return replace(data, train=train, val=small(data.val), test=small(data.test), image_shape=shape, mean=mean, std=std)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
