@@ -353,9 +353,7 @@ def peaks():
     first, size = ours(False)
     second, _ = ours(True)
     architecture = sum(4 * p.numel() for p in net.architecture.parameters())
-    return SimpleNamespace(
-        first=first, second=second, by_hand=peak(by_hand), weights=size, architecture=architecture
-    )
+    return SimpleNamespace(first=first, second=second, by_hand=peak(by_hand), weights=size, architecture=architecture)
 
 
 def test_a_search_step_needs_no_more_memory_than_the_plain_sum(peaks):
