@@ -146,7 +146,7 @@ def test_a_file_that_is_not_json_is_named(content, message, tmp_path):
 
 
 def test_a_missing_file_names_the_published_genotypes(tmp_path):
-    with pytest.raises(ValueError, match='"DARTS_V3": No such file.*DARTS_V1, DARTS_V2; did you mean "DARTS_V'):
+    with pytest.raises(ValueError, match=r'"DARTS_V3": No such file.*DARTS_V1, DARTS_V2; did you mean "DARTS_V'):
         read_genotype("DARTS_V3")
     with pytest.raises(ValueError, match="Is a directory"):
         read_genotype(tmp_path)

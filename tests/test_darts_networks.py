@@ -1,4 +1,4 @@
-"""The DARTS space: published parameter counts, operations against literal ones, shapes, drop-path, the auxiliary head."""
+"""The DARTS space: published parameter counts, operations against literal ones, drop-path, the auxiliary head."""
 
 import pytest
 import torch

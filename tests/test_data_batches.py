@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.data import AUGMENTATIONS, Split, augment, normalize, ordered_batches, shuffled_batches
+from tasks.data import AUGMENTATIONS, Split, augment, cutout, normalize, ordered_batches, shrink, shuffled_batches
+from tasks.data.images import make_data
 
 
 def generator(seed=0):
@@ -128,6 +129,46 @@ def test_an_affine_change_turns_both_ways_by_up_to_its_angle():
     angle = torch.rad2deg((weights * dx * dy).sum((1, 2)) / (weights * dx * dx).sum((1, 2)))
     assert 12 < angle.max() < 18
     assert -18 < angle.min() < -12
+
+
+@pytest.mark.parametrize("side", [1, 4, 7, 16])
+def test_cutout_empties_one_square_that_may_reach_outside(side):
+    images = torch.ones(400, 2, 16, 12)
+    images = images.repeat(10, 1, 1, 1)
+    cut = cutout(images, generator(), side)
+    assert images.eq(1).all()
+    empty = cut.eq(0)
+    assert torch.equal(empty[:, 0], empty[:, 1])
+    rows, columns = empty[:, 0].any(2).sum(1), empty[:, 0].any(1).sum(1)
+    assert torch.equal(empty[:, 0].sum((1, 2)), rows * columns)  # a rectangle
+    assert rows.max() == min(side, 16)
+    assert columns.max() == min(side, 12)
+    # the centre is inside, so at least half of the square is, too
+    assert rows.min() >= side // 2
+    assert torch.equal(cutout(images, generator(), side), cut)
+    hits = empty[:, 0].float().mean(0)
+    assert hits.gt(0).all(), "every pixel is emptied sometimes"
+
+
+def test_no_cutout_is_no_draw():
+    source = generator()
+    images = torch.ones(3, 1, 8, 8)
+    assert cutout(images, source, 0) is images
+    assert torch.equal(source.get_state(), generator().get_state())
+
+
+def test_shrinking_averages_and_measures_anew():
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator())
+    parts = {part: Split(images + k, torch.arange(6) % 2) for k, part in enumerate(("train", "val", "test"))}
+    data = make_data("x", "x", parts, kind="real", checksum="0", num_classes=2)
+    small = shrink(data, 4)
+    assert small.image_shape == (3, 4, 4)
+    expected = data.test.images.double().view(6, 3, 4, 2, 4, 2).mean((3, 5)).round()
+    assert torch.equal(small.test.images.double(), expected)
+    assert small.mean == pytest.approx((small.train.images.double().mean((0, 2, 3)) / 255).tolist())
+    assert shrink(data, 8) is data
+    with pytest.raises(ValueError, match="image_size 3 of 8x8; allowed: 4, 8"):
+        shrink(data, 3)
 
 
 def test_normalize_gives_the_stated_moments_to_the_data_they_were_measured_on(images):

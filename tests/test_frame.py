@@ -262,6 +262,43 @@ def test_an_edit_that_was_taken_back_shows_the_numbers_from_before_it(tmp_path):
     assert list(results.load(tmp_path)["norm_version"]) == ["b"]
 
 
+def choice(name, version):
+    return {"name": name, "options": {"eps": 1e-5}, "version": version, "label": f"{name}(eps=1)"}
+
+
+def run_with(choices, when=1):
+    record = run(environment=at(when))
+    spec = record.spec.model_copy(update={"task_options": {**record.spec.task_options, **choices}})
+    return record.model_copy(update={"spec": spec})
+
+
+def test_norms_and_genotypes_that_options_name_are_shown_by_their_label():
+    df = from_records([run_with({"retrain_norm": choice("gn", "1"), "genotype": None, "other": {"a": [1]}})])
+    assert df["option.retrain_norm"].tolist() == ["gn(eps=1)"]
+    assert df["option.other"].tolist() == ['{"a": [1]}']
+
+
+def test_versions_of_a_norm_that_options_name_are_never_mixed(tmp_path):
+    records = [
+        run_with({"retrain_norm": choice("mine", "old")}, 1),
+        run_with({"retrain_norm": choice("mine", "new")}, 2),
+        run_with({"retrain_norm": choice("gn", "1")}, 1),
+        run_with({"retrain_norm": None}, 1),
+    ]
+    for record in records:
+        write_record(tmp_path, record)
+    keys = {record.spec.key: name for record, name in zip(records, ("old", "new", "gn", "none"), strict=True)}
+    assert len(keys) == 4
+
+    def kept():
+        return {keys[key] for key in results.load(tmp_path)["key"]}
+
+    assert kept() == {"new", "gn", "none"}
+    write_versions(tmp_path, [records[0].spec])  # the edit was taken back
+    assert kept() == {"old", "gn", "none"}
+    assert results.load(tmp_path).attrs["stale"] == {"classification / bn": 1}
+
+
 def test_a_record_without_its_own_time_has_its_files(tmp_path):
     for number, version in enumerate(("b", "a")):
         file = write_record(tmp_path, run(versions=(version, "1", "d"), environment={"finished": "not a time"}))
