@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,7 @@ def _frame(
     records: Sequence[tuple[Path | None, str, RunRecord]], planned: Mapping[str, Mapping[str, str]] | None = None
 ) -> pd.DataFrame:
     rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
-    _mark_stale(rows, planned or {})
-    _mark_stale_further(rows, [record for _, _, record in records], (planned or {}).get("norm", {}))
+    _mark_stale(rows, [record for _, _, record in records], planned or {})
     names = dict.fromkeys(FIXED)
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -210,41 +209,28 @@ def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[st
     }
 
 
-def _mark_stale(rows: list[dict[str, Any]], planned: Mapping[str, Mapping[str, str]]) -> None:
-    """A norm's version, a task's version and a setting's data: of each only one stays, see the module's header."""
-    steps: tuple[tuple[str, Callable[[Mapping[str, Any]], Hashable]], ...] = (
-        ("task_version", lambda r: r["task"]),
-        ("norm_version", lambda r: r["norm"]),
-        ("data_checksum", _setting),
-    )
-    for version, group in steps:
-        newest: dict[Hashable, tuple[datetime, str]] = {}
-        fresh = [(row, group(row)) for row in rows if not row["stale"]]
-        for row, place in fresh:
-            candidate = (row["finished"], row[version])
-            newest[place] = max(newest.get(place, candidate), candidate)
-        kept = {place: value for place, (_, value) in newest.items()}
-        kept.update(planned.get(version.removesuffix("_version"), {}))
-        for row, place in fresh:
-            row["stale"] = row[version] != kept[place]
-
-
-def _mark_stale_further(
-    rows: Sequence[dict[str, Any]], records: Sequence[RunRecord], planned: Mapping[str, str]
+def _mark_stale(
+    rows: list[dict[str, Any]], records: Sequence[RunRecord], planned: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """The same for the norms that task options name: of each, the planned version stays, else the newest."""
-    used = [
-        (row, name, version)
-        for row, r in zip(rows, records, strict=True)
-        for name, version in r.spec.further_norms.values()
+    """A norm's version, a task's version and a setting's data: of each only one stays, see the module's header."""
+    # per run (of what, version) pairs: it stays if it has the kept version of each
+    steps: list[tuple[str, list[list[tuple[Hashable, str]]]]] = [
+        ("task", [[(r["task"], r["task_version"])] for r in rows]),
+        # the norms that task options name are norms of the run like its own
+        ("norm", [[(s.norm, s.norm_version), *s.further_norms.values()] for s in (r.spec for r in records)]),
+        ("data", [[(_setting(r), r["data_checksum"])] for r in rows]),
     ]
-    newest: dict[str, tuple[datetime, str]] = {}
-    for row, name, version in used:
-        if not row["stale"]:
-            newest[name] = max(newest.get(name, (row["finished"], version)), (row["finished"], version))
-    kept = {**{name: version for name, (_, version) in newest.items()}, **planned}
-    for row, name, version in used:
-        row["stale"] = row["stale"] or version != kept[name]
+    for kind, found in steps:
+        newest: dict[Hashable, tuple[datetime, str]] = {}
+        fresh = [(row, versions) for row, versions in zip(rows, found, strict=True) if not row["stale"]]
+        for row, versions in fresh:
+            for place, version in versions:
+                candidate = (row["finished"], version)
+                newest[place] = max(newest.get(place, candidate), candidate)
+        kept = {place: version for place, (_, version) in newest.items()}
+        kept.update(planned.get(kind, {}))
+        for row, versions in fresh:
+            row["stale"] = any(version != kept[place] for place, version in versions)
 
 
 def _setting(row: Mapping[str, Any]) -> Hashable:

@@ -39,7 +39,7 @@ class Grid:
         rows: identities of rows, the reference first, then by label.
         labels, norms: a row's printed label and its norm's name.
         runs: (row, block) -> seed -> run.
-        repeats: rows whose runs stand in every norm batch.
+        repeats: (row, block without the norm batch) whose runs stand in every norm batch.
         seeds: block -> every seed that any row has there.
         metrics: the measured metrics in the vocabulary's order.
         fixed: (option, value) of the options with one value.
@@ -54,9 +54,12 @@ class Grid:
         self.metrics = [metric_or_plain(name) for name in names]
         options = option_columns(df)
         records = plain_records(df, [*FIELDS, *options, *names])
-        mixing = {r["row"] for r in records if r.get(BATCH_COLUMN) is not None}
+        others = [o for o in options if o != BATCH_COLUMN]
+        # per setting: another norm that an option names may mix samples where the row's own does not
+        mixing = {(r["row"], *(r[o] for o in others)) for r in records if r.get(BATCH_COLUMN) is not None}
         for r in records:
-            r["repeats"] = bool(r["repeats"]) and BATCH_COLUMN in options and r["row"] not in mixing
+            alone = (r["row"], *(r[o] for o in others)) not in mixing
+            r["repeats"] = bool(r["repeats"]) and BATCH_COLUMN in options and alone
         values = {o: distinct(r[o] for r in records if o != BATCH_COLUMN or not r["repeats"]) for o in options}
         self.varying = [o for o in options if len(values[o]) > 1 or o == always]
         self.fixed: Setting = tuple(
@@ -77,7 +80,7 @@ class Grid:
                 batches[without(tuple(r[o] for o in self.varying), place)].add(r[BATCH_COLUMN])
         anywhere = set().union(*batches.values())
         self.runs: dict[tuple[str, Block], dict[int, Run]] = defaultdict(dict)
-        self.repeats: set[str] = set()
+        self.repeats: set[tuple[str, Block]] = set()
         self.surplus = 0
         for r in sorted(records, key=lambda r: (r["finished"], str(r["key"]))):
             block = tuple(r[o] for o in self.varying)
@@ -85,7 +88,7 @@ class Grid:
             if r["repeats"] and place is not None:
                 rest = without(block, place)
                 homes = {(*rest[:place], v, *rest[place:]) for v in batches.get(rest) or anywhere}
-                self.repeats.add(r["row"])
+                self.repeats.add((r["row"], rest))
             self.surplus += any(r["seed"] in self.runs[r["row"], home] for home in homes)
             for home in homes:
                 self.runs[r["row"], home][r["seed"]] = r
@@ -124,6 +127,11 @@ class Grid:
         self.reference = named[0] if len(named) == 1 else None
         self.rows = sorted(newest, key=lambda row: (row != self.reference, natural(self.labels[row]), row))
 
+    def repeated(self, row: str, block: Block) -> bool:
+        """Whether the runs here stand in every norm batch."""
+        place = self.varying.index(BATCH_COLUMN) if BATCH_COLUMN in self.varying else None
+        return (row, without(block, place)) in self.repeats
+
     def sweeps(self, option: str) -> bool:
         """Whether this option takes two values anywhere while all others stay."""
         if f"option.{option}" not in self.varying:
@@ -161,7 +169,7 @@ class Grid:
             skipped=count["skipped"],
             missing=len(self.seeds[block]) - len(runs),
             unmeasured=count["ok"] - n,
-            repeated=row in self.repeats,
+            repeated=self.repeated(row, block),
             equals="" if equals == self.norms[row] else equals,
             reason=reason if len(reason) <= REASON_LENGTH else reason[: REASON_LENGTH - 1] + "…",
         )
@@ -180,7 +188,7 @@ class Grid:
             for block in self.blocks:
                 if not self.expects(row, block):
                     continue
-                where = without(block, place) if row in self.repeats else block
+                where = without(block, place) if self.repeated(row, block) else block
                 runs = self.runs.get((row, block), {})
                 for seed in self.seeds[block]:
                     if (row, where, seed) not in seen:

@@ -276,7 +276,7 @@ def _rows(
             norm=grid.norms[name],
             setting=setting,
             group=heading,
-            notes=(REPEATED,) if name in grid.repeats else (),
+            notes=(REPEATED,) if any(cell is not None and cell.repeated for cell in cells[i]) else (),
         )
         for i, name in enumerate(names)
     ]

@@ -226,8 +226,8 @@ class _Reader:
                 for e in error.errors(include_url=False, include_context=False):
                     where = ".".join(str(part) for part in e["loc"][:1])
                     what = f'option "{where}" given {e["input"]!r}: ' if where else ""
-                    text = _one_line(e["msg"]).removeprefix("Value error, ")
-                    self.mistakes.append(f'task "{task.name}": {what}{text}')
+                    for line in e["msg"].removeprefix("Value error, ").splitlines():
+                        self.mistakes.append(f'task "{task.name}": {what}{line}')
                     given.pop(where, None)
                 with contextlib.suppress(ValidationError):  # the rest may name data that is not there
                     self._checksum(task, task.options(**given))
@@ -394,7 +394,7 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     if not any(each.mixes_samples or each.mixes_samples_in_eval for each in infos):
         wanted = None
     elif values["norm_batch_size"] is None:
-        wanted = values.get("batch_size")
+        wanted = getattr(options, "batch_size", None)
     else:
         return options
     return options.model_copy(update={"norm_batch_size": wanted})

@@ -77,7 +77,9 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         made.model_dump_json()  # what a task returns and no record can hold is the task's failure
         return made
     except Diverged as error:
-        return record({"status": "diverged", "reason": one_line(error), "history": error.history})
+        return record(
+            {"status": "diverged", "reason": one_line(error), "history": error.history, "evidence": error.evidence}
+        )
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         reason = f"{type(error).__name__}: {one_line(error)}"
@@ -101,7 +103,10 @@ def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runne
         load_plugin(plugin)
     task = get_task(spec.task)
     for what, planned, loaded in (
-        (f'norm "{spec.norm}"', spec.norm_version, str(norm_info(spec.norm).version)),
+        *(
+            (f'norm "{name}"', version, str(norm_info(name).version))
+            for name, version in ((spec.norm, spec.norm_version), *spec.further_norms.values())
+        ),
         (f'task "{spec.task}"', spec.task_version, str(task.version)),
     ):
         if planned != loaded:

@@ -27,7 +27,7 @@ from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.darts.genotype import CHOICES, Genotype, random_genotype
 from tasks.darts.networks import DerivedNetwork, SearchNetwork, check_size
 from tasks.darts.options import ArchitectureSearchOptions
-from tasks.darts.training import History, Retrained, Searched, retrain, search
+from tasks.darts.training import History, Retrained, Searched, retrain, search, search_steps
 from tasks.data.images import ImageData, shrink
 from tasks.trial import lacking, refusal, try_forward
 
@@ -47,7 +47,8 @@ class ArchitectureSearch:
     Metrics, accuracies as fractions:
         top1, test_loss, top1_recalibrated: the test part, after the last epoch of retraining the found architecture;
             means over `retrain_runs`. Recalibrated as in classification, with augmented images.
-        random_top1: the same mean of top1 over the random architectures. None without them.
+        random_top1: the same mean of top1 over the random architectures. None without them, or where training one of
+            them diverged (the evidence says why): a mean over the others would flatter them.
         gain_over_random: top1 - random_top1.
         val_top1: as top1, on the validation part.
         search_val_top1: the search network with the last architecture, on the validation part, which neither half of
@@ -126,6 +127,9 @@ class ArchitectureSearch:
         phases = [("retraining", retraining, (*retrain_size, auxiliary))]
         if options.genotype is None:
             phases.insert(0, ("search", norm, (*search_size, False)))
+            # poolings are followed by a norm there, and have no weight to pass to it
+            if reason := lacking(info, "a search network", ("conv_weight",)):
+                return reason
         for phase, each, size in phases:
             # a factory is a partial of (info, constructor, options)
             key = (
@@ -153,6 +157,7 @@ class ArchitectureSearch:
                 return self._run(norm, data, options, context, history)
             except Diverged as error:
                 error.history[:] = history
+                error.evidence = _scale(options, data)
                 raise
 
     def _run(
@@ -182,37 +187,50 @@ class ArchitectureSearch:
         controls = [random_genotype(generator) for generator in draws]
         artifacts = _write(genotype, controls, context.folder)
         results: dict[bool, list[Retrained]] = {False: [], True: []}
+        diverged: list[str] = []
         for control, chosen in ((False, [genotype] * options.retrain_runs), (True, controls)):
             for number, each in enumerate(chosen, 1):
                 progress = part((1 - share) / trainings)
-                results[control].append(
-                    retrain(each, retraining, data, options, context, history, progress, number, control)
-                )
+                try:
+                    results[control].append(
+                        retrain(each, retraining, data, options, context, history, progress, number, control)
+                    )
+                except Diverged as error:
+                    if not control:
+                        raise
+                    diverged.append(str(error))
                 done += (1 - share) / trainings
         found, random = results[False], results[True]
-        metrics = _metrics(found, random, genotype, searched)
+        metrics = _metrics(found, [] if diverged else random, genotype, searched)
         evidence: dict[str, Any] = {
             "data": data.kind,
             "selection": "last epoch",
             "mixes_samples": any(factory_info(each).mixes_samples for each in (norm, retraining)),
             "constant_output": any(each.constant_output for each in found),
             "retrain_runs": len(found),
-            "random_architectures": len(random),
+            "random_architectures": len(controls),
+            "random_diverged": diverged,
             "retrained_top1": [each.top1 for each in found],
             "random_retrained_top1": [each.top1 for each in random],
-            "search_steps": 0 if searched is None else searched.steps,
             "train_images": len(data.train),
             "test_images": len(data.test),
             "equals": _equals(norm, retraining, genotype, data, options),
+            **_scale(options, data),
         }
-        if searched is not None and searched.steps < FEW_STEPS:
-            evidence["budget"] = "machinery-only"
         return Outcome({name: metrics[name] for name in self.metrics}, history, artifacts, evidence)
 
 
 TASK = ArchitectureSearch()
 
 _REFUSALS: dict[tuple[Any, ...], str | None] = {}
+
+
+def _scale(options: ArchitectureSearchOptions, data: ImageData) -> dict[str, Any]:
+    """How long the search is, for the evidence of a run, however it ends."""
+    if options.genotype is not None:
+        return {"search_steps": 0}
+    steps = search_steps(options, len(data.train))
+    return {"search_steps": steps} | ({"budget": "machinery-only"} if steps < FEW_STEPS else {})
 
 
 def _metrics(

@@ -17,7 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
-from norms.registry import NormFactory, NormInfo, make_norm, norm_info, norm_label, resolve_norm_options
+from norms.registry import (
+    SETTING_FIELDS,
+    NormFactory,
+    NormInfo,
+    make_norm,
+    norm_info,
+    norm_label,
+    resolve_norm_options,
+)
 
 
 class Options(BaseModel):
@@ -54,10 +62,10 @@ class NormChoice(BaseModel):
     def _named(cls, given: Any) -> Any:
         if isinstance(given, str):
             return {"name": given}
-        if isinstance(given, dict) and len(given) == 1 and "name" not in given:
+        if isinstance(given, dict) and len(given) == 1:
             name, options = next(iter(given.items()))
             return {"name": name, "options": options or {}}
-        if isinstance(given, dict | NormChoice):
+        if isinstance(given, NormChoice) or (isinstance(given, dict) and "version" in given):  # as a record holds it
             return given
         raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {given!r}")
 
@@ -65,20 +73,14 @@ class NormChoice(BaseModel):
         """With options, version and label complete.
 
         Raises:
-            ValueError: unknown norm or option (with the nearest), a wrong value, or another version than the one that
-                this choice was resolved with before.
+            ValueError: unknown norm or option (with the nearest), or a wrong value.
         """
-        version = str(norm_info(self.name).version)
-        if self.version not in ("", version):
-            raise ValueError(
-                f'norm "{self.name}" changed after planning: version {self.version} was planned, {version} is here; '
-                "run again"
-            )
+        own = {key: value for key, value in self.options.items() if key not in SETTING_FIELDS}
         return NormChoice(
             name=self.name,
             options=resolve_norm_options(self.name, self.options, asdict(setting)),
-            version=version,
-            label=self.label or norm_label(self.name, self.options),
+            version=str(norm_info(self.name).version),
+            label=norm_label(self.name, own),
         )
 
     def factory(self) -> NormFactory[nn.Module]:
@@ -95,11 +97,13 @@ class Diverged(ArithmeticError):
     Args:
         reason: the step, and the names of the layers whose parameters or outputs are not finite.
         history: the epochs before it.
+        evidence: as in Outcome, where a task has some to give before it has metrics.
     """
 
     def __init__(self, reason: str, history: list[dict[str, float]] | None = None):
         super().__init__(reason)
         self.history = history or []
+        self.evidence: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -16,9 +16,9 @@ FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 
 
-def lacking(info: NormInfo, task: str, absent: frozenset[str] = frozenset({"domain", "context"})) -> str | None:
+def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context")) -> str | None:
     """None, or that this norm needs what the task has not: any of `absent`."""
-    missing = sorted(info.needs & absent)
+    missing = sorted(info.needs & set(absent))
     return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not' if missing else None
 
 

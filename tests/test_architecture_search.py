@@ -1,6 +1,5 @@
 """The task architecture_search: equal terms for every norm, disjoint halves, the control, planning, interruption."""
 
-import itertools
 import json
 import math
 import os
@@ -18,8 +17,10 @@ from torch import nn
 
 from norms import registry
 from norms.registry import factory_info, make_norm, norm_names
+from results.frame import from_records
+from results.grid import Grid
 from results.metrics import METRICS, primary_metric
-from results.record import read_record, record_files
+from results.record import RunRecord, read_record, record_files
 from suite.plan import plan_config
 from suite.runner import Runner, run_one
 from tasks import architecture_search, get_task
@@ -126,6 +127,14 @@ def own_norms(monkeypatch):
                 raise ValueError("needs_affine: it has no form without affine")
 
         def forward(self, x):
+            return x
+
+    @registry.register(name="sees_weight", source="test", mixes_samples=False, keeps_stats=False, needs={"conv_weight"})
+    class SeesWeight(nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x, weight):
             return x
 
     @registry.register(name="domains", source="test", mixes_samples=True, keeps_stats=True, needs={"domain"})
@@ -385,11 +394,20 @@ def test_the_norm_of_retraining_is_resolved_at_its_own_norm_batch():
     assert TASK.options.model_validate(options.model_dump(mode="json")) == options
 
 
-def test_a_norm_of_retraining_that_changed_after_planning_is_refused():
+def test_a_norm_of_retraining_that_changed_after_planning_is_refused(tmp_path):
+    spec = spec_of(retrain_norm="ln")
+    assert spec.further_norms == {"retrain_norm": ("ln", "1")}
+    older = {**spec.task_options["retrain_norm"], "version": "0"}
+    spec = spec.model_copy(update={"task_options": {**spec.task_options, "retrain_norm": older}})
+    record = run_one(spec, tmp_path, lambda f: None, Runner())
+    assert record.status == "failed"
+    assert 'norm "ln" changed after planning: version 0 was planned, 1 is here' in record.reason
+
+
+def test_the_label_of_a_norm_can_not_be_chosen():
     dumped = TASK.options(**TINY, retrain_norm="bn").model_dump(mode="json")
-    dumped["retrain_norm"]["version"] = "0"
-    with pytest.raises(ValidationError, match="changed after planning: version 0 was planned, 1 is here"):
-        TASK.options.model_validate(dumped)
+    dumped["retrain_norm"]["label"] = "gn"
+    assert TASK.options.model_validate(dumped).retrain_norm.label == "bn"
 
 
 @pytest.mark.parametrize(
@@ -403,6 +421,8 @@ def test_a_norm_of_retraining_that_changed_after_planning_is_refused():
         ({"retrain_norm": "bm"}, 'unknown norm "bm".*did you mean "bn"'),
         ({"retrain_norm": {"gn": {"groups": 2}}}, 'unknown option "groups"'),
         ({"retrain_norm": 3}, "a norm's name or"),
+        ({"retrain_norm": {"gn": {}, "bn": {}}}, "a norm's name or"),
+        ({"retrain_norm": "gn", "genotype": "DARTS_V1"}, "nothing is searched then, so name the norms"),
         ({"norm_batch_size": 3}, "does not divide search_batch_size 16; allowed: 1, 2, 4, 8, 16"),
         ({"norm_batch_size": 16, "retrain_batch_size": 24}, "does not divide retrain_batch_size 24"),
         ({"order": "third"}, "'first' or 'second'"),
@@ -443,6 +463,8 @@ def test_norms_that_can_not_serve_are_skipped_with_the_reason(own_norms):
     assert why_not("needs_affine", genotype="DARTS_V1") is None
     assert why_not("domains") == 'norm "domains" needs domain, which architecture_search has not'
     assert why_not("bn", retrain_norm="domains") == 'norm "domains" needs domain, which architecture_search has not'
+    assert why_not("sees_weight") == 'norm "sees_weight" needs conv_weight, which a search network has not'
+    assert why_not("sees_weight", genotype="DARTS_V1") is None
     assert why_not("gn", search_channels=3).startswith('in search: norm "gn": gn: num_groups=2 does not divide')
     assert why_not("gn", retrain_channels=3).startswith('in retraining: norm "gn"')
     assert why_not("bn", retrain_norm={"gn": {"num_groups": 5}}).startswith('in retraining: norm "gn"')
@@ -507,9 +529,13 @@ def test_mistakes_of_a_config_are_reported_together(tmp_path):
     bad = tmp_path / "g.json"
     bad.write_text('{"normal": [], "reduce": []}')
     with pytest.raises(ValueError, match="retrain_norm") as caught:
-        plan_config(config(genotype=str(bad), retrain_norm="nb", search_cells=1))
+        plan_config(config(order="third", retrain_norm="nb", search_cells=1))
     lines = str(caught.value).splitlines()
-    assert len(lines) >= 3
+    assert len(lines) == 3
+    with pytest.raises(ValueError, match="normal: ") as caught:
+        plan_config(config(genotype=str(bad)))
+    assert len(str(caught.value).splitlines()) == 2
+    lines += str(caught.value).splitlines()
     assert all(line.startswith('task "architecture_search": option') for line in lines)
 
 
@@ -538,6 +564,32 @@ def test_divergence_keeps_the_history_and_names_the_phase(tmp_path):
     with pytest.raises(Diverged, match=r"retraining 1 of the found architecture, (step|validation)") as caught:
         run(tmp_path, "none", retrain_learning_rate=1e12, retrain_epochs=9, retrain_max_steps=None)
     assert caught.value.history[0]["retraining"] == 0
+
+
+def test_a_short_search_that_diverges_is_machinery_only_too(tmp_path):
+    spec = spec_of(search_learning_rate=1e9, search_learning_rate_min=1e9, search_max_steps=20, search_epochs=2)
+    options = {**spec.task_options, "momentum": 0.99}
+    record = run_one(spec.model_copy(update={"norm": "none", "norm_options": {}, "task_options": options}),
+                     tmp_path, lambda f: None, Runner())  # fmt: skip
+    assert record.status == "diverged", record.reason
+    assert record.evidence["budget"] == "machinery-only"
+
+
+def test_a_control_that_diverges_leaves_the_found_networks_numbers(monkeypatch, tmp_path):
+    expected = run(tmp_path / "a", retrain_runs=2)
+    real = training.retrain
+
+    def breaks(*arguments):
+        if arguments[-1] and arguments[-2] == 2:
+            raise Diverged("retraining 2 of a random architecture, step 1: the loss is nan")
+        return real(*arguments)
+
+    monkeypatch.setattr(architecture_search, "retrain", breaks)
+    outcome = run(tmp_path / "b", retrain_runs=2)
+    assert outcome.metrics["top1"] == expected.metrics["top1"]
+    assert outcome.metrics["random_top1"] is None
+    assert outcome.metrics["gain_over_random"] is None
+    assert outcome.evidence["random_diverged"] == ["retraining 2 of a random architecture, step 1: the loss is nan"]
 
 
 def test_progress_rises_to_one(tmp_path):
@@ -579,15 +631,47 @@ def test_a_search_that_is_killed_in_the_middle_gives_the_whole_record_when_run_a
 
 
 def test_norm_choices_are_read_in_every_form():
-    forms = ["gn", {"gn": None}, {"gn": {}}, {"name": "gn"}]
+    forms = ["gn", {"gn": None}, {"gn": {}}]
     assert len({NormChoice.model_validate(form).model_dump_json() for form in forms}) == 1
-    for wrong in ({"gn": 3}, ["gn"], {"gn": {}, "bn": {}}):
+    for wrong in ({"gn": 3}, ["gn"], {"gn": {}, "bn": {}}, {"name": "gn", "label": "bn"}):
         with pytest.raises(ValidationError):
             NormChoice.model_validate(wrong)
 
 
 def test_no_axis_is_hidden_in_the_types():
     """A list of norms or genotypes is a grid axis."""
-    runs = plan_config(config(genotype=["DARTS_V1", "DARTS_V2"], retrain_norm=["bn", {"gn": GROUPS["gn"]}])).runs
-    pairs = {(s.task_options["genotype"]["label"], s.task_options["retrain_norm"]["label"]) for s in runs}
-    assert pairs == set(itertools.product(("DARTS_V1", "DARTS_V2"), ("bn", "gn(num_groups=2)")))
+    runs = plan_config(config(genotype=["DARTS_V1", "DARTS_V2"])).runs
+    assert {s.task_options["genotype"]["label"] for s in runs} == {"DARTS_V1", "DARTS_V2"}
+    runs = plan_config(config(retrain_norm=["bn", {"gn": GROUPS["gn"]}])).runs
+    assert {s.task_options["retrain_norm"]["label"] for s in runs} == {"bn", "gn(num_groups=2)"}
+
+
+def test_options_of_a_search_make_no_further_runs_where_nothing_is_searched():
+    axes = {"order": ["first", "second"], "search_cells": [3, 4], "architecture_learning_rate": [0.1, 0.2]}
+    assert len(plan_config(config(genotype="DARTS_V1", **axes)).runs) == 2
+    assert len(plan_config(config(**axes)).runs) == 16
+
+
+def test_one_norm_batch_has_one_key_however_it_is_named():
+    assert len({s.key for s in plan_config(config(norm_batch_size=[None, 16])).runs}) == 2
+    other = {"retrain_batch_size": 32, "recalibration_images": 64}
+    runs = plan_config(config(norm_batch_size=[None, 16], **other)).runs
+    assert {(s.norm, s.task_options["norm_batch_size"]) for s in runs} == {("bn", None), ("bn", 16), ("gn", None)}
+
+
+def test_tables_hold_no_hole_where_the_two_norms_mix_differently():
+    runs = plan_config(config(norm_batch_size=[4, 16], retrain_norm=[None, "bn"])).runs
+    df = from_records(
+        RunRecord(
+            spec=spec,
+            status="ok",
+            metrics={"top1": 0.5},
+            evidence={"mixes_samples": spec.task_options["norm_batch_size"] is not None},
+        )
+        for spec in runs
+    )
+    grid = Grid(df, "bn")
+    assert len(grid.blocks) == 4
+    assert grid.holes() == ({"ok": 7, "diverged": 0, "failed": 0, "skipped": 0, "missing": 0}, 7)
+    cells = {(row, block): grid.cell(row, block, METRICS["top1"]) for row in grid.rows for block in grid.blocks}
+    assert sum(cell.repeated for cell in cells.values()) == 2

@@ -11,14 +11,15 @@ w' is the step that the weights' optimizer would take now (its momentum and deca
 its learning rate. First order is the case xi = 0.
 
 Weights are moved in place and put back bit for bit, so the unrolled step holds two copies of them at most: w itself,
-and a gradient. Every forward here is under `hold` unless running statistics are to move; then only the one at w' is,
-which the published code computes on a copy of the network.
+and a gradient. Every forward here has a `hold` of its own, so that all start from the same state of the norms; where
+running statistics are to move, only the one at w' has, which the published code computes on a copy of the network (for
+a norm whose training output depends on its running statistics the difference then contains their movement). A norm that
+draws random numbers draws others in each forward.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,10 +82,11 @@ def second_order_gradient(
     weights = [p for params, _ in groups for p in params]
     start = [w.detach().clone(memory_format=torch.preserve_format) for w in weights]
     try:
-        _descend(optimizer, groups, list(_gradients(train_loss(), weights)))
+        _descend(optimizer, groups, _gradients(train_loss(), weights))
         loss = held_out_loss()
-        direct, vector = _split(_gradients(loss, [*architecture, *weights]), len(architecture))
-        del loss
+        gradients = _gradients(loss, [*architecture, *weights])
+        direct, vector = gradients[: len(architecture)], gradients[len(architecture) :]
+        del loss, gradients
         rates = [group["lr"] for params, group in groups for _ in params]
         with torch.no_grad():
             # u = xi v, so that groups of different rates are one case; e u = (0.01 / |u|) u is e v of the header
@@ -123,24 +125,21 @@ def architecture_step(
     parameters = list(net.architecture.parameters())
     seen: list[Tensor] = []
 
-    def loss_on(batch: Batch) -> Tensor:
-        with situation(net, slices=options.slices):
+    def loss_on(batch: Batch, move: bool = options.move_statistics) -> Tensor:
+        with contextlib.nullcontext() if move else hold(net), situation(net, slices=options.slices):
             return F.cross_entropy(net(batch[0]).float(), batch[1])
 
     def held_out_loss() -> Tensor:
-        unrolled = options.move_statistics and options.second_order
-        with hold(net) if unrolled else contextlib.nullcontext():
-            loss = loss_on(held_out)
+        loss = loss_on(held_out, options.move_statistics and not options.second_order)
         what = f"step {step}, architecture"
         raise_if_diverged(loss, net, held_out[0], StepOptions(slices=options.slices), what)
         seen.append(loss.detach())
         return loss
 
-    with contextlib.nullcontext() if options.move_statistics else hold(net):
-        if options.second_order:
-            gradients = second_order_gradient(parameters, weights, lambda: loss_on(training), held_out_loss)
-        else:
-            gradients = first_order_gradient(parameters, held_out_loss)
+    if options.second_order:
+        gradients = second_order_gradient(parameters, weights, lambda: loss_on(training), held_out_loss)
+    else:
+        gradients = first_order_gradient(parameters, held_out_loss)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     architecture.step()
@@ -189,17 +188,18 @@ def architecture_optimizer(net: SearchNetwork, learning_rate: float, weight_deca
     return torch.optim.Adam(net.architecture.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
 
 
-def cosine(progress: float, start: float, end: float) -> float:
-    """The rate after the fraction `progress` of all steps: half a cosine from `start` to `end`."""
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, each in memory of its own, so that they may be changed in place.
 
-
-def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-
-
-def _split(tensors: Sequence[Tensor], first: int) -> tuple[list[Tensor], list[Tensor]]:
-    return list(tensors[:first]), list(tensors[first:])
+    Autograd hands one tensor to both summands of a sum, and expanded ones where a gradient is constant.
+    """
+    found: list[Tensor] = []
+    taken: set[int] = set()
+    for gradient in torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True):
+        shared = 0 in gradient.stride() or (gradient.device.type != "meta" and gradient.data_ptr() in taken)
+        found.append(gradient.clone() if shared else gradient)
+        taken.add(0 if gradient.device.type == "meta" else gradient.data_ptr())
+    return found
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ ones do that twice, and nothing has a bias. In search the norms have no affine, 
 weight, and one more norm follows each pooling.
 
 Difference to the published code: the two halves of `FactorizedReduce` share one weight tensor, cut in the middle, so
-that a norm which asks for its convolution's weight gets it. The number of parameters is the same.
+that a norm which asks for its convolution's weight gets it (in a derived network: the search network has norms after
+poolings, where there is no such weight). The number of parameters is the same.
 """
 
 from __future__ import annotations

@@ -22,13 +22,14 @@ class ArchitectureSearchOptions(Options):
         num_classes: use the first so many classes only; None: all.
         image_size: side that images are averaged down to, an integer fraction of theirs; None: as they are.
         norm_batch_size: images that share statistics in training, in search and in retraining; None: the SGD batch of
-            each. It must divide both.
+            each (which stays None in the key where samples mix and the two batches differ). It must divide both.
         norm_weight_decay: decay every parameter of every norm, too.
         momentum, weight_decay: of the SGD over weights, in both phases; biases are not decayed.
         gradient_clip: largest norm of the weights' gradient.
         augmentation: of training images in both phases, see tasks.data.batches.augment.
         channels_last: memory format of images and weights.
-        genotype: None: search. Else no search: a file, or "DARTS_V1", "DARTS_V2"; its content stands in the key.
+        genotype: None: search. Else no search: a file, or "DARTS_V1", "DARTS_V2"; its content stands in the key, the
+            options of the search go back to their defaults, and the run's norm is the one of retraining.
         search_channels: channels of the search network's first cell.
         search_cells: its cells, at least 3.
         search_epochs: passes over one half of the training part; images that fill no batch are left out of each.
@@ -96,6 +97,20 @@ class ArchitectureSearchOptions(Options):
     # last, since completing it needs the fields above
     retrain_norm: NormChoice | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_search_options_without_a_search(cls, given: Any) -> Any:
+        """Else a grid over them would make the same retraining again and again."""
+        if not isinstance(given, dict) or given.get("genotype") is None:
+            return given
+        if given.get("retrain_norm") is not None:
+            raise ValueError(
+                "genotype and retrain_norm are both given: nothing is searched then, so name the norms of retraining "
+                "in norms"
+            )
+        unused = {name for name in cls.model_fields if name.startswith(("search_", "architecture_")) or name == "order"}
+        return {key: value for key, value in given.items() if key not in unused}
+
     @field_validator("genotype", mode="before")
     @classmethod
     def _from_file(cls, given: Any) -> Any:
@@ -122,7 +137,10 @@ class ArchitectureSearchOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> ArchitectureSearchOptions:
-        for phase, size in (("search", self.search_batch_size), ("retrain", self.retrain_batch_size)):
+        phases = {"search": self.search_batch_size, "retrain": self.retrain_batch_size}
+        if self.genotype is not None:
+            del phases["search"]
+        for phase, size in phases.items():
             if self.norm_batch_size is not None and size % self.norm_batch_size:
                 raise ValueError(
                     f"norm_batch_size {self.norm_batch_size} does not divide {phase}_batch_size {size}; allowed: "
@@ -146,6 +164,12 @@ class ArchitectureSearchOptions(Options):
     def shared(self, batch_size: int) -> int:
         """Images that share statistics in SGD batches of this size."""
         return self.norm_batch_size or batch_size
+
+    @property
+    def batch_size(self) -> int | None:
+        """The SGD batch, where there is one: both phases have it, or nothing is searched."""
+        same = self.genotype is not None or self.search_batch_size == self.retrain_batch_size
+        return self.retrain_batch_size if same else None
 
     @property
     def controls(self) -> int:

@@ -4,9 +4,12 @@ Search: the training part is cut into two disjoint halves. Each step takes a bat
 the second half, then the weights' step on the first. Retraining: all training images, the last epoch counts. The
 validation part is only looked at, the test part only after retraining.
 
-Deliberate differences to the published code: learning rates follow their cosines per step and not per epoch, so that a
-short run reaches their ends too; weight decay spares biases and norms, as everywhere here; the search network is
-validated on images that neither half contains.
+Deliberate differences to the published code: learning rates follow their cosines, and the drop-path probability its
+line, per step and not per epoch, so that a short run reaches their ends too; weight decay spares biases and norms, as
+everywhere here; initial weights are drawn by name (tasks.nets.initialize) and not by torch's default; the search
+network is validated on images that neither half contains, which makes both halves smaller where a data set had no
+validation part; the architecture's batches go once through its half, where the published loop draws each anew; images
+that fill no batch are left out of an epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from tasks.darts.architect import (
     SearchStepOptions,
     architecture_optimizer,
     architecture_step,
-    cosine,
     weights_step,
 )
 from tasks.darts.genotype import CELLS, INPUTS, NODES, OPERATIONS, Genotype, edge
@@ -42,6 +44,7 @@ from tasks.fit import (
     composition_shift,
     evaluate,
     keeps_stats,
+    learning_rate_at,
     norm_sizes,
     raise_if_diverged,
     recalibrated,
@@ -66,7 +69,6 @@ class Searched:
         seconds: wall time of the search without the validation of each epoch.
         step_seconds: median of a search step, without data and augmentation.
         peak_memory_mb: of the first epoch's steps, with the network's own memory.
-        steps: how many there were.
         norm_parameters, norm_buffers: values in all norms of the search network.
     """
 
@@ -75,7 +77,6 @@ class Searched:
     seconds: float
     step_seconds: float
     peak_memory_mb: float
-    steps: int
     norm_parameters: int
     norm_buffers: int
 
@@ -164,7 +165,7 @@ def search(
     order = {half: context.generator(f"search/{half}/order") for half in HALVES}
     draws = {half: context.generator(f"search/{half}/augmentation") for half in HALVES}
     parts = dict(zip(HALVES, halves(data.train, context), strict=True))
-    total = _steps(len(parts["weights"]), size, options.search_epochs, options.search_max_steps)
+    total = search_steps(options, len(data.train))
     clock, step, peak, seconds = StepClock(context.device), 0, 0.0, 0.0
     for epoch in range(options.search_epochs):
         start, first = time.perf_counter(), len(clock.seconds)
@@ -173,7 +174,9 @@ def search(
         for training, held_out in zip(*streams, strict=True):
             if step == total:
                 break
-            rate = cosine((step + 0.5) / total, options.search_learning_rate, options.search_learning_rate_min)
+            least = options.search_learning_rate_min
+            span = options.search_learning_rate - least
+            rate = least + learning_rate_at((step + 0.5) / total, span, "cosine", warmup=0)
             set_learning_rate(optimizer, rate)
             step += 1
             with clock:
@@ -202,7 +205,7 @@ def search(
         if step == total:
             break
     genotype = net.architecture.genotype()
-    return Searched(genotype, val.top1, seconds, clock.median(), peak, step, *norm_sizes(net))
+    return Searched(genotype, val.top1, seconds, clock.median(), peak, *norm_sizes(net))
 
 
 HALVES = ("weights", "architecture")
@@ -276,7 +279,7 @@ def retrain(
         for batch in images.epoch(data.train, size, order, draws, options.retrain_cutout):
             if step == total:
                 break
-            rate = cosine((step + 0.5) / total, options.retrain_learning_rate, 0.0)
+            rate = learning_rate_at((step + 0.5) / total, options.retrain_learning_rate, "cosine", warmup=0)
             set_learning_rate(optimizer, rate)
             keep = None
             if options.drop_path > 0:
@@ -368,6 +371,11 @@ def _measure(
         parameters=net.parameters_without_auxiliary(),
         constant_output=final.constant,
     )
+
+
+def search_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
+    """How many steps a search on so many training images takes."""
+    return _steps(train_images // 2, options.search_batch_size, options.search_epochs, options.search_max_steps)
 
 
 def _steps(images: int, batch_size: int, epochs: int, most: int | None) -> int:
