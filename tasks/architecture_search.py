@@ -206,7 +206,9 @@ class ArchitectureSearch:
             "data": data.kind,
             "selection": "last epoch",
             "mixes_samples": any(factory_info(each).mixes_samples for each in (norm, retraining)),
-            "constant_output": any(each.constant_output for each in found),
+            # the search network's too: without affine, `in` leaves nothing for global average pooling
+            "constant_output": any(each.constant_output for each in found)
+            or (searched is not None and searched.constant_output),
             "retrain_runs": len(found),
             "random_architectures": len(controls),
             "random_diverged": diverged,

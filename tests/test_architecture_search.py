@@ -229,6 +229,15 @@ def test_a_planted_problem_is_solved_by_the_search_network_and_the_found_one(tmp
     assert metrics["top1_recalibrated"] > 0.9
 
 
+def test_instance_norm_can_not_search_and_the_table_says_so(tmp_path):
+    """Without affine its output has mean zero over the positions, which is what global average pooling takes."""
+    outcome = run(tmp_path / "in", "in", search_epochs=2, search_max_steps=None)
+    assert outcome.metrics["search_val_top1"] == 1 / CLASSES
+    assert outcome.evidence["constant_output"] is True
+    options = {"search_epochs": 3, "search_max_steps": None, "search_learning_rate": 0.1}
+    assert run(tmp_path / "ln", "ln", **options).evidence["constant_output"] is False
+
+
 def test_long_enough_searches_keep_the_configs_budget(monkeypatch, tmp_path):
     monkeypatch.setattr(architecture_search, "FEW_STEPS", 3)
     assert "budget" not in run(tmp_path).evidence

@@ -70,6 +70,7 @@ class Searched:
         step_seconds: median of a search step, without data and augmentation.
         peak_memory_mb: of the first epoch's steps, with the network's own memory.
         norm_parameters, norm_buffers: values in all norms of the search network.
+        constant_output: it gives every validation image the same class.
     """
 
     genotype: Genotype
@@ -79,6 +80,7 @@ class Searched:
     peak_memory_mb: float
     norm_parameters: int
     norm_buffers: int
+    constant_output: bool
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def search(
         if step == total:
             break
     genotype = net.architecture.genotype()
-    return Searched(genotype, val.top1, seconds, clock.median(), peak, *norm_sizes(net))
+    return Searched(genotype, val.top1, seconds, clock.median(), peak, *norm_sizes(net), val.constant)
 
 
 HALVES = ("weights", "architecture")
