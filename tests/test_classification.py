@@ -16,7 +16,7 @@ from torch import nn
 from norms import registry
 from norms.registry import factory_info, make_norm
 from results.metrics import METRICS
-from tasks import classification, get_task
+from tasks import classification, get_task, trial
 from tasks.base import Diverged, RunContext, Setting
 from tasks.classification import TASK, recalibration_batches
 from tasks.data import reading
@@ -445,9 +445,9 @@ def test_a_refusal_of_fewer_images_than_a_run_has_decides_nothing(own_norms):
 @pytest.mark.parametrize("norm_batch_size", [1, 2, 8])
 def test_planning_with_few_images_decides_as_with_all(name, model, norm_batch_size, monkeypatch):
     answers = []
-    for most in (0, classification.FEW_VALUES):
+    for most in (0, trial.FEW_VALUES):
         monkeypatch.setattr(classification, "_REFUSALS", {})
-        monkeypatch.setattr(classification, "FEW_VALUES", most)
+        monkeypatch.setattr(trial, "FEW_VALUES", most)
         answers.append(why_not(name, model=model, batch_size=8, norm_batch_size=norm_batch_size))
     assert answers[0] == answers[1]
 
