@@ -104,7 +104,7 @@ class MixedOperation(nn.Module):
     """sum_o weight_o * o(x) over all candidates; `none` adds nothing, so it is not computed.
 
     The relu with which every convolution begins is the caller's, who has one x for several edges: it is computed once
-    per state of a cell and not once per operation, a tenth of a search step's time.
+    per state of a cell and not once per operation (7 % of a search step's time, bn, channels_last, CPU).
 
     Args:
         channels: C.
