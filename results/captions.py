@@ -111,6 +111,15 @@ def evidence(df: pd.DataFrame) -> list[str]:
         if constant:
             norms = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
             lines.append(f"Runs whose network gives one constant output: {norms}.")
+    if "evidence.masking" in df.columns:
+        pairs = zip(df["norm_label"], df["evidence.masking"], strict=True)
+        signs = [(label, text) for label, text in pairs if isinstance(text, str)]
+        masked = Counter(label for label, text in signs if text)
+        if masked:
+            runs = ", ".join(f"{label} {n}" for label, n in sorted(masked.items()))
+            lines.append(f"Runs with signs of gradient masking: {runs}; for example: {max(t for _, t in signs)}.")
+        elif signs:
+            lines.append("No run shows a sign of gradient masking.")
     tasks = set(df["task"])
     stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
     if stale:

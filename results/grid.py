@@ -15,7 +15,7 @@ import pandas as pd
 from results import summary
 from results.cells import Cell, Setting
 from results.frame import DATASET, NORM_BATCH, distinct, is_nothing, metric_columns, natural
-from results.metrics import METRICS, Metric, metric_or_plain
+from results.metrics import ALWAYS_SHOWN, METRICS, Metric, metric_or_plain
 
 Block = tuple[Any, ...]
 Run = dict[str, Any]
@@ -34,7 +34,8 @@ class Grid:
 
     Attributes:
         task: its name.
-        varying: the option columns with more than one value, in order; a block holds their values.
+        varying: the option columns with more than one value (and those of metrics.ALWAYS_SHOWN), in order; a block
+            holds their values.
         blocks: every block, in natural order.
         rows: identities of rows, the reference first, then by label.
         labels, norms: a row's printed label and its norm's name.
@@ -61,7 +62,8 @@ class Grid:
             alone = (r["row"], *(r[o] for o in others)) not in mixing
             r["repeats"] = bool(r["repeats"]) and BATCH_COLUMN in options and alone
         values = {o: distinct(r[o] for r in records if o != BATCH_COLUMN or not r["repeats"]) for o in options}
-        self.varying = [o for o in options if len(values[o]) > 1 or o == always]
+        shown = {f"option.{name}" for name in ALWAYS_SHOWN} | {always}
+        self.varying = [o for o in options if len(values[o]) > 1 or o in shown]
         self.fixed: Setting = tuple(
             (name, value_text(name, values[o][0]))
             for o in options

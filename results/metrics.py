@@ -67,6 +67,49 @@ _VOCABULARY = (
         "top-1 recal. plain",
         "The same with statistics from training images without augmentation.",
     ),
+    _percent(
+        "robust_top1", "robust top-1", "Test images right without attack and under every attack, each at its worst."
+    ),
+    Metric(
+        "robust_ci95",
+        "robust ±95%",
+        "points",
+        None,
+        1,
+        scale=100.0,
+        description="Half width of Wilson's 95 % interval of robust top-1, over the attacked images of one run.",
+    ),
+    _percent("clean_top1", "clean top-1", "Accuracy on the attacked test images as they are."),
+    _percent("fgsm_top1", "FGSM top-1", "Test images right without and under FGSM."),
+    _percent("pgd_top1", "PGD top-1", "Test images right without and under PGD, over all its restarts."),
+    _percent("autoattack_top1", "AutoAttack top-1", "Test images right without and under every part of AutoAttack."),
+    _percent(
+        "acc_inductive", "inductive", "Mean accuracy over test episodes; each query is predicted without the others."
+    ),
+    _percent(
+        "acc_transductive",
+        "transductive",
+        "The same episodes with the statistics of support and queries together, where samples mix.",
+    ),
+    Metric(
+        "leak",
+        "leak",
+        "points",
+        None,
+        1,
+        scale=100.0,
+        description="Transductive less inductive accuracy: what the other queries tell.",
+    ),
+    Metric(
+        "ci95",
+        "±95%",
+        "points",
+        None,
+        2,
+        scale=100.0,
+        description="Half width of the 95 % interval of inductive accuracy over episodes of one run; it ignores that "
+        "episodes share images.",
+    ),
     _percent("random_top1", "random top-1", "Test accuracy of random architectures, trained in the same way."),
     Metric(
         "gain_over_random",
@@ -78,6 +121,8 @@ _VOCABULARY = (
         description="Test accuracy of the found architecture less that of random ones, in percentage points.",
     ),
     _percent("val_top1", "val top-1", "Accuracy on the validation part; the only one that may choose anything."),
+    _percent("val_pgd_top1", "val PGD top-1", "Validation images right without and under PGD."),
+    _percent("val_acc", "val acc.", "Mean inductive accuracy over validation episodes."),
     _percent("train_top1", "train top-1", "Accuracy on the training part."),
     _percent("search_val_top1", "search val top-1", "Accuracy of the search network on the validation part."),
     Metric("test_loss", "test loss", "nats", False, 3, description="Mean cross-entropy on the test part."),
@@ -111,11 +156,25 @@ _VOCABULARY = (
 METRICS: dict[str, Metric] = {m.name: m for m in _VOCABULARY}
 """Every known metric by name, in the order in which tables show them."""
 
-PRIMARY: dict[str, str] = {"classification": "top1", "architecture_search": "top1"}
+PRIMARY: dict[str, str] = {
+    "classification": "top1",
+    "architecture_search": "top1",
+    "adversarial": "robust_top1",
+    "few_shot": "acc_inductive",
+}
 """The metric that ranks norms in a task; a task that is not here is ranked by its first metric with a direction."""
 
-VALIDATION: dict[str, str] = {"classification": "val_top1", "architecture_search": "val_top1"}
+VALIDATION: dict[str, str] = {
+    "classification": "val_top1",
+    "architecture_search": "val_top1",
+    "adversarial": "val_pgd_top1",
+    "few_shot": "val_acc",
+}
 """The metric that may choose a hyper-parameter in a task; it comes from validation data."""
+
+
+ALWAYS_SHOWN = frozenset({"crafting_mode"})
+"""Task options that stand in a table's headings even with one value, since results can not be read without them."""
 
 
 def metric(name: str) -> Metric:

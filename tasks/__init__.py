@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "classification": "tasks.classification",
     "architecture_search": "tasks.architecture_search",
+    "adversarial": "tasks.adversarial",
 }
 _TASKS: dict[str, Task] = {}
 

@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from norms.running import recalibrate
 from norms.situation import after_update, hold, predict, situation
 from tasks.base import Diverged
 
-Schedule = Literal["cosine", "onecycle", "constant"]
+Schedule = Literal["cosine", "onecycle", "constant", "steps"]
 Precision = Literal["float32", "bfloat16"]
 WARM_UP_STEPS = 5
 """Steps that `StepClock.median` leaves out (a quarter of a shorter run's)."""
@@ -71,13 +71,17 @@ def sgd(
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, foreach=True)
 
 
-def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: float) -> float:
+def learning_rate_at(
+    progress: float, peak: float, schedule: Schedule, warmup: float, milestones: Sequence[float] = (0.5, 0.75)
+) -> float:
     """The learning rate after the fraction `progress` in [0, 1] of all steps; `warmup` is below 1.
 
     cosine: linear from 0 to `peak` over the fraction `warmup`, then half a cosine to 0.
     onecycle: half a cosine from peak / 25 to `peak` over `warmup`, then half a cosine to peak / 250,000 (Smith & Topin
     2018 in torch's version, without its cycle of the momentum).
     constant: the linear warm-up, then `peak`.
+    steps: the linear warm-up, then `peak`, divided by 10 from each of `milestones` on (fractions of all steps; the
+    default is He et al.'s 2015 for CIFAR-10).
     """
     start, end = (peak / 25, peak / 250_000) if schedule == "onecycle" else (0.0, 0.0)
     if progress < warmup:
@@ -87,6 +91,8 @@ def learning_rate_at(progress: float, peak: float, schedule: Schedule, warmup: f
         return start + (peak - start) * done
     if schedule == "constant":
         return peak
+    if schedule == "steps":
+        return peak / 10 ** sum(progress >= milestone for milestone in milestones)
     left = (1 - progress) / (1 - warmup)
     return end + (peak - end) * (1 - math.cos(math.pi * left)) / 2
 

@@ -4,6 +4,8 @@
 stages 16-32-64 wide, shortcuts without parameters (option A: every second pixel, missing channels zero).
 `resnet18_narrow`: ResNet-18's four stages of two blocks, 16-32-64-128 wide, with a 3x3 stem of stride 2 and projection
 shortcuts; at 32x32 its last maps are 2x2.
+`resnet18_cifar`: the same with a stem of stride 1 and 64-128-256-512 channels (11,173,962 parameters for 10 classes),
+as adversarial training on CIFAR-10 uses it.
 `resnet18`, `resnet50`, ...: torchvision's constructors through `norm_layer`.
 
 Differences from the papers: no activation works in place (a norm may need its output for the backward pass), and
@@ -29,9 +31,9 @@ TORCHVISION = (
     *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
     *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
 )
-MODELS = (*CIFAR_DEPTHS, "resnet18_narrow", *TORCHVISION)
+MODELS = (*CIFAR_DEPTHS, "resnet18_narrow", "resnet18_cifar", *TORCHVISION)
 BASE_WIDTH = 16
-"""Channels of the first stage of our own nets where no width is given."""
+"""Channels of the first stage of our own nets where no width is given; of resnet18_cifar 64."""
 
 
 class ConvNormAct(nn.Module):
@@ -218,7 +220,8 @@ def build_net(
         norm: a factory from `make_norm`.
         num_classes: K, the width of the logits.
         in_channels: channels of the images; torchvision's first convolution is replaced where it expects others.
-        width: channels of the first stage of our own nets (None: 16); torchvision's have no such option.
+        width: channels of the first stage of our own nets (None: 16, of resnet18_cifar 64); torchvision's have no such
+            option.
         zero_init_last_gamma: start with `weight` = 0 in the last norm of every residual block.
         device: where it is built; on "meta" nothing is initialized.
         generator: purpose -> CPU generator (RunContext.generator); the parameter at `path` is drawn from
@@ -235,7 +238,7 @@ def build_net(
         if model in TORCHVISION:
             net = _torchvision_net(model, norm, num_classes, in_channels, device)
         else:
-            net = _own_net(model, norm, num_classes, in_channels, width or BASE_WIDTH, device)
+            net = _own_net(model, norm, num_classes, in_channels, width, device)
     if generator is not None and device.type != "meta":
         initialize(net, generator)
     if zero_init_last_gamma:
@@ -278,17 +281,24 @@ def initialize(net: nn.Module, generator: Callable[[str], torch.Generator]) -> N
 
 
 def _own_net(
-    model: str, norm: NormFactory[nn.Module], num_classes: int, in_channels: int, width: int, device: torch.device
+    model: str,
+    norm: NormFactory[nn.Module],
+    num_classes: int,
+    in_channels: int,
+    width: int | None,
+    device: torch.device,
 ) -> nn.Module:
-    narrow = model == "resnet18_narrow"
+    cifar = model == "resnet18_cifar"
+    eighteen = cifar or model == "resnet18_narrow"
+    base = width or (64 if cifar else BASE_WIDTH)
     return ResNet(
-        (2, 2, 2, 2) if narrow else (CIFAR_DEPTHS[model],) * 3,
-        [width * 2**stage for stage in range(4 if narrow else 3)],
+        (2, 2, 2, 2) if eighteen else (CIFAR_DEPTHS[model],) * 3,
+        [base * 2**stage for stage in range(4 if eighteen else 3)],
         norm=norm,
         in_channels=in_channels,
         num_classes=num_classes,
-        stem_stride=2 if narrow else 1,
-        projection=narrow,
+        stem_stride=2 if model == "resnet18_narrow" else 1,
+        projection=eighteen,
         device=device,
     )
 

@@ -1,0 +1,103 @@
+"""What surrounds every attack. The task owns the mode; an attack may read the network and change nothing of it.
+
+Attack libraries switch modes by class name and leave the network changed (torchattacks looks for "BatchNorm", so a
+custom norm is crafted against in another mode than bn). So the mode is set here, for every module alike, and after the
+attack weights, buffers and modes are compared with what they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from norms.registry import forked_generators
+from norms.situation import hold, situation
+
+Mode = Literal["eval", "train"]
+TOLERANCE = 1e-6
+"""Rounding of float32 that an example may be outside of its ball by: (x + e) - x is e only up to 6e-8."""
+
+
+@contextlib.contextmanager
+def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attack") -> Iterator[None]:
+    """Within the block `net` is in `mode`, its norms keep nothing, its weights need no gradient, and draws from the
+    global generators are undone; afterwards everything is as before, which is verified bit by bit.
+
+    Args:
+        net: any network; every module is switched, whatever its class.
+        mode: "eval": running statistics; "train": the batch's own, as in a training step.
+        slices: norm batches in each forwarded batch, in mode "train".
+        what: the attack's name, for the message.
+
+    Raises:
+        RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
+    """
+    state = [(name, t, t.detach().clone()) for name, t in (*net.named_parameters(), *net.named_buffers())]
+    modes = [(name, module, module.training) for name, module in net.named_modules()]
+    learned = [p for p in net.parameters() if p.requires_grad]
+    gradients = [(p, p.grad) for p in learned]
+    device = next((t.device for _, t, _ in state), torch.device("cpu"))
+    try:
+        net.train(mode == "train")
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        with forked_generators(device), hold(net), situation(net, slices=slices if mode == "train" else 1):
+            yield
+        switched = [name or "the network" for name, module, _ in modes if module.training != (mode == "train")]
+    finally:
+        for parameter, gradient in gradients:
+            parameter.requires_grad_(True)
+            parameter.grad = gradient
+        for _, module, training in modes:
+            module.training = training
+    _refuse(what, "the mode of", switched)
+    now = dict((*net.named_parameters(), *net.named_buffers()))
+    if now.keys() != {name for name, _, _ in state}:
+        _refuse(what, "which weights or buffers there are:", sorted(now.keys() ^ {name for name, _, _ in state}))
+    changed = [name for name, tensor, copy in state if now[name] is not tensor or not _same(tensor.detach(), copy)]
+    _refuse(what, "the weight or buffer", changed)
+
+
+def _same(tensor: Tensor, copy: Tensor) -> bool:
+    # torch.equal first: it is much the faster, and only calls a tensor with a NaN different from itself
+    if tensor.device.type == "meta" or torch.equal(tensor, copy):
+        return True
+    return bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())
+
+
+def _refuse(what: str, kind: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise RuntimeError(f"{what} changed {kind} {', '.join(names[:3])}{more}")
+
+
+def check_examples(examples: Tensor, images: Tensor, epsilon: float, what: str = "the attack") -> Tensor:
+    """`examples` itself, after all of them were found in the ball of radius `epsilon` around `images` and in [0, 1].
+
+    Args:
+        examples, images: (N, C, H, W) in [0, 1].
+        epsilon: in units of the images.
+        what: the attack's name, for the message.
+
+    Raises:
+        RuntimeError: any value of any example is outside by more than rounding, or not finite; says by how much.
+    """
+    if examples.shape != images.shape:
+        raise RuntimeError(f"{what} returned {tuple(examples.shape)} for images of {tuple(images.shape)}")
+    if not len(images) or examples.device.type == "meta":
+        return examples
+    detached = examples.detach()
+    extremes = torch.stack([(detached - images).abs().max(), -detached.min(), detached.max() - 1])
+    distance, below, above = (
+        extremes.tolist()
+    )  # not a number where any value is not finite, and then no comparison holds
+    if not (distance <= epsilon + TOLERANCE and below <= TOLERANCE and above <= TOLERANCE):
+        raise RuntimeError(
+            f"{what} returned an example outside: distance {distance * 255:.6g}/255 of {epsilon * 255:g}/255 allowed, "
+            f"values from {-below:.6g} to {above + 1:.6g} of 0 to 1 allowed"
+        )
+    return examples

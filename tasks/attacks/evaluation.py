@@ -1,0 +1,200 @@
+"""All attacks on one fixed, ordered set of images: what is left correct under each, and under the worst for an image.
+
+An attack's figure is the fraction of images that are classified correctly as they are *and* as the attack returns them
+(the ball holds the image itself), so every attack is shown the correctly classified images only, all of them. The
+verdict on an example is the network's own, in the same fixed batches, and never the attack's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from norms.situation import predict
+from tasks.attacks.crafting import check_examples, crafting
+from tasks.attacks.ensemble import BLACK_BOX, Part, Scale, attack
+from tasks.attacks.gradient import cross_entropy, input_gradient, pgd, uniform_start
+from tasks.fit import evaluating
+
+BATCH = 250
+"""Images per forward of an evaluation."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """What is run; epsilon and step_size in units of [0, 1] images.
+
+    Args:
+        epsilon: radius of the ball.
+        pgd_steps, pgd_step_size, pgd_restarts: of PGD on the cross entropy, each restart from its own uniform start.
+        parts: of AutoAttack.
+        scale: how hard they try.
+    """
+
+    epsilon: float
+    pgd_step_size: float
+    pgd_steps: int = 20
+    pgd_restarts: int = 1
+    parts: Sequence[Part] = ()
+    scale: Scale = field(default_factory=Scale)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Which images stay right, bool (N,) each.
+
+    Args:
+        clean: without any attack.
+        attacks: name ("fgsm", "pgd", a part of AutoAttack) -> right without and under it.
+        zero_gradients: the cross entropy's gradient at the image is zero everywhere.
+    """
+
+    clean: Tensor
+    attacks: dict[str, Tensor]
+    zero_gradients: Tensor
+
+    def top1(self, *names: str) -> float:
+        """Fraction of images right without an attack and under all the named ones."""
+        return self._count(names) / len(self.clean)
+
+    @property
+    def robust_top1(self) -> float:
+        """Worst case per image over all attacks."""
+        return self.top1(*self.attacks)
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval (Wilson 1927) of the worst case's fraction, from the images alone: not over seeds."""
+        from scipy.stats import binomtest  # here: it takes half a second to import, which planning does not need
+
+        found = binomtest(self._count(self.attacks), len(self.clean))
+        low, high = found.proportion_ci(CONFIDENCE, method="wilson")
+        return float(low), float(high)
+
+    def signs_of_masking(self) -> list[str]:
+        """What suggests masked gradients and robustness that is not real (Athalye et al. 2018, arXiv:1802.00420)."""
+        signs = []
+        if zero := int((self.zero_gradients & self.clean).sum()):
+            signs.append(f"zero gradients at {zero} of {int(self.clean.sum())} correctly classified images")
+        white = {name: self._count([name]) for name in self.attacks if name != BLACK_BOX}
+        if BLACK_BOX in self.attacks and white and (black := self._count([BLACK_BOX])) < min(white.values()):
+            signs.append(
+                f"a black-box attack leaves {black} images right, the best white-box one {min(white.values())}"
+            )
+        if {"fgsm", "pgd"} <= white.keys() and white["fgsm"] < white["pgd"]:
+            signs.append(f"one step leaves {white['fgsm']} images right, many steps {white['pgd']}")
+        return signs
+
+    def _count(self, names: Sequence[str] | dict[str, Tensor]) -> int:
+        right = self.clean.clone()
+        for name in names:
+            right &= self.attacks[name]
+        return int(right.sum())
+
+
+def evaluate_robustness(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attacks: Attacks,
+    generator: Callable[[str], torch.Generator],
+    report: Callable[[float], None] = lambda fraction: None,
+) -> Robustness:
+    """Attack every correctly classified image with everything.
+
+    Args:
+        net: images in [0, 1] -> logits (N, K); every attack meets it in evaluation mode.
+        images: (N, C, H, W) in [0, 1], attacked in this order, BATCH at a time.
+        labels: (N,).
+        attacks: what is run.
+        generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
+            that an image has the same start whichever others are still right.
+        report: called with the finished fraction in [0, 1].
+
+    Raises:
+        RuntimeError: an attack returned an example outside of its ball or changed the network.
+        ValueError: no gradient reaches the images; torchattacks is missing.
+    """
+    epsilon = attacks.epsilon
+    clean = _right(net, images, labels)
+    seeds = {part: generator(f"attack {part}").initial_seed() % 2**31 for part in attacks.parts}
+
+    def fgsm(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
+        return pgd(net, x, cross_entropy(y), epsilon=epsilon, step_size=epsilon, steps=1)
+
+    def pgd_from(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
+        step = attacks.pgd_step_size
+        return pgd(net, x, cross_entropy(y), epsilon=epsilon, step_size=step, steps=attacks.pgd_steps, start=start)
+
+    def part_of(part: Part) -> Attack:
+        def run(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
+            return attack(part, net, x, y, epsilon=epsilon, seed=seeds[part], scale=attacks.scale)
+
+        return run
+
+    total = 1 + attacks.pgd_restarts + len(attacks.parts)
+    found = {"fgsm": clean & _survivors(net, images, labels, clean, fgsm, epsilon, "FGSM")}
+    report(1 / total)
+    left = clean
+    for restart in range(attacks.pgd_restarts):
+        start = uniform_start(images, epsilon, generator(f"attack pgd {restart}"))
+        left = left & _survivors(net, images, labels, left, pgd_from, epsilon, "PGD", start)
+        report((2 + restart) / total)
+    found["pgd"] = left
+    for number, part in enumerate(attacks.parts, 1):
+        found[part] = clean & _survivors(net, images, labels, clean, part_of(part), epsilon, part)
+        report((1 + attacks.pgd_restarts + number) / total)
+    return Robustness(
+        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _zero(net, images, labels).cpu()
+    )
+
+
+def pgd_only(attacks: Attacks) -> Attacks:
+    """The same without AutoAttack and with one restart: what validation images are attacked with."""
+    return dataclasses.replace(attacks, parts=(), pgd_restarts=1)
+
+
+Attack = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+"""(net, images, labels, starts or None) -> examples"""
+
+
+def _survivors(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    which: Tensor,
+    run: Attack,
+    epsilon: float,
+    what: str,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Bool (N,): right under the attack; images that are not in `which` are not attacked."""
+    examples = images.clone()
+    for index in torch.arange(len(images), device=images.device).split(BATCH):
+        index = index[which[index]]
+        if not len(index):
+            continue
+        x = images[index]
+        with crafting(net, "eval", what=what):
+            made = run(net, x, labels[index], None if start is None else start[index])
+        examples[index] = check_examples(made, x, epsilon, what)
+    return _right(net, examples, labels)
+
+
+@torch.no_grad()
+def _right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with evaluating(net):
+        return torch.cat([predict(net, x).argmax(1) for x in images.split(BATCH)]) == labels
+
+
+def _zero(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    found = []
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        with crafting(net, "eval", what="the gradient check"):
+            gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
+        found.append(gradient.flatten(1).abs().amax(1) == 0)
+    return torch.cat(found)

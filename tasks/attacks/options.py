@@ -1,0 +1,169 @@
+"""The options of the task `adversarial`. Epsilon and step sizes are in units of 1/255 of a [0, 1] image."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
+from tasks.attacks.evaluation import Attacks
+from tasks.base import Options
+from tasks.fit import Schedule
+from tasks.nets import check_model
+
+REFERENCE_BATCH = 128
+"""`learning_rate` is per this many images where `scale_learning_rate` is on."""
+LEVELS = 255.0
+OF_CRAFTING = {"crafting_mode", "step_size", "steps", "trades_beta"}
+
+
+class AdversarialOptions(Options):
+    """Options of one run: adversarial training, then every attack on a fixed set of test images.
+
+    Attributes:
+        dataset: a name from `run_suite.py data list`.
+        num_classes: use the first so many classes only; None: all.
+        model: one of tasks.nets.MODELS.
+        width: channels of the first stage of our own nets; None: the model's own.
+        method: "pgd" (Madry et al. 2018) trains on attacked images; "trades" (Zhang et al. 2019) on the images and
+            on how far predictions move under attack; "fgsm_rs" (Wong et al. 2020) as pgd with one step from a random
+            start; "standard" crafts nothing: the control.
+        epsilon: radius of the ball, in training and in evaluation.
+        step_size: of crafting in training; None: epsilon / 4, and 1.25 epsilon for fgsm_rs.
+        steps: of crafting in training; fgsm_rs has one.
+        crafting_mode: of the network while training examples are crafted: "eval" (running statistics) or "train" (the
+            batch's own). Nothing that a norm keeps moves either way. It changes results, so it stands in a column.
+        trades_beta: weight of the second term of trades.
+        epochs: passes over the training part; its last images that fill no batch are left out of each.
+        max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
+        batch_size: images per update.
+        norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
+        learning_rate: the schedule's peak, per 128 images.
+        scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
+        momentum: Nesterov.
+        weight_decay: of weights; never of biases.
+        norm_weight_decay: decay every parameter of every norm, too.
+        schedule: see tasks.fit.learning_rate_at.
+        warmup: fraction of all steps before the peak.
+        milestones: of the schedule "steps", fractions of all steps.
+        augmentation: of training images, see tasks.data.batches.augment.
+        channels_last: memory format of images and weights.
+        attack_images: test images that are attacked, the same for every norm and seed.
+        pgd_steps, pgd_step_size, pgd_restarts: of PGD in evaluation; step size None: epsilon / 4.
+        autoattack: which of AutoAttack's parts.
+        apgd_steps, fab_steps, square_queries: see tasks.attacks.ensemble.Scale.
+        targets: wrong classes that the targeted parts try; None: all, but at most 9.
+    """
+
+    dataset: str = "fashion_mnist_mini"
+    num_classes: int | None = Field(None, ge=2)
+    model: str = "resnet8"
+    width: int | None = Field(None, ge=1)
+
+    method: Literal["pgd", "trades", "fgsm_rs", "standard"] = "pgd"
+    epsilon: float = Field(8.0, gt=0, le=LEVELS, allow_inf_nan=False)
+    step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
+    steps: int = Field(10, ge=1)
+    crafting_mode: Literal["eval", "train"] | None = "eval"
+    trades_beta: float = Field(6.0, gt=0, allow_inf_nan=False)
+
+    epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=1)
+    norm_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
+    scale_learning_rate: bool = True
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    norm_weight_decay: bool = False
+    schedule: Schedule = "cosine"
+    warmup: float = Field(0.1, ge=0, lt=1)
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
+    channels_last: bool = True
+
+    attack_images: int = Field(1000, ge=1)
+    pgd_steps: int = Field(20, ge=1)
+    pgd_step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
+    pgd_restarts: int = Field(5, ge=1)
+    autoattack: tuple[Part, ...] = PARTS
+    apgd_steps: int = Field(100, ge=1)
+    fab_steps: int = Field(100, ge=1)
+    targets: int | None = Field(None, ge=1)
+    square_queries: int = Field(5000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_the_method_uses(cls, given: Any) -> Any:
+        """Else a grid over crafting would repeat the same run."""
+        if not isinstance(given, dict):
+            return given
+        unused = {"standard": OF_CRAFTING, "fgsm_rs": {"steps", "trades_beta"}, "pgd": {"trades_beta"}}
+        method = given.get("method", cls.model_fields["method"].default)
+        kept = {k: v for k, v in given.items() if k not in unused.get(method if isinstance(method, str) else "", set())}
+        return kept | ({"crafting_mode": None} if method == "standard" else {"steps": 1} if method == "fgsm_rs" else {})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdversarialOptions:
+        check_model(self.model, self.width)
+        if self.crafting_mode is None and self.method != "standard":
+            raise ValueError(f"crafting_mode null with method {self.method}; allowed: eval, train")
+        if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
+            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            raise ValueError(
+                f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}; "
+                f"allowed: {', '.join(map(str, divisors))}"
+            )
+        if len(set(self.autoattack)) < len(self.autoattack):
+            raise ValueError(f"autoattack names a part twice: {', '.join(self.autoattack)}")
+        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)}: rising fractions between 0 and 1 are needed")
+        return self
+
+    def check_classes(self, classes: int) -> None:
+        """ValueError where AutoAttack's targeted parts can not attack a network of so many classes."""
+        targeted = [part for part in self.autoattack if part.endswith("_t")]
+        if "apgd_t" in targeted and classes < TARGETED_CLASSES:
+            raise ValueError(
+                f"autoattack: apgd_t needs at least {TARGETED_CLASSES} classes, here are {classes}; name other parts, "
+                f"such as autoattack: [{', '.join(part for part in PARTS if part != 'apgd_t')}]"
+            )
+        if targeted and self.targets is not None and self.targets > classes - 1:
+            raise ValueError(f"targets {self.targets}: a network of {classes} classes has {classes - 1} wrong ones")
+
+    @property
+    def shared(self) -> int:
+        """Images that share statistics: the norm batch."""
+        return self.norm_batch_size or self.batch_size
+
+    @property
+    def slices(self) -> int:
+        return self.batch_size // self.shared
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate * (self.batch_size / REFERENCE_BATCH if self.scale_learning_rate else 1)
+
+    @property
+    def radius(self) -> float:
+        """Epsilon in units of [0, 1] images."""
+        return self.epsilon / LEVELS
+
+    @property
+    def training_step_size(self) -> float:
+        """Of crafting in training, in units of [0, 1] images."""
+        usual = self.epsilon * (1.25 if self.method == "fgsm_rs" else 0.25)
+        return (self.step_size or usual) / LEVELS
+
+    def attacks(self, classes: int) -> Attacks:
+        """What a network of so many classes is evaluated with."""
+        targets = min(classes - 1, MOST_TARGETS) if self.targets is None else self.targets
+        return Attacks(
+            epsilon=self.radius,
+            pgd_step_size=(self.pgd_step_size or self.epsilon / 4) / LEVELS,
+            pgd_steps=self.pgd_steps,
+            pgd_restarts=self.pgd_restarts,
+            parts=self.autoattack,
+            scale=Scale(self.apgd_steps, self.fab_steps, targets, self.square_queries),
+        )
