@@ -241,6 +241,41 @@ def _bare_search_step(net: Any, weights: Any, adam: Any, pairs: Any, second: boo
     weights.step()
 
 
+def attacks(rounds: int = 9) -> Iterator[str]:
+    """Seconds of a PGD-10 training step of `adversarial` beside the same step with torchattacks' own PGD."""
+    from tasks.adversarial import AdversarialOptions, Standardized, adversarial_step, draw_start
+    from tasks.fit import StepOptions, sgd, train_step
+    from tasks.nets import build_net
+    from tasks.requirements import import_legacy
+
+    library = import_legacy("torchattacks", "bench attacks")
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 1, 32, 32, generator=draw).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(64) % 10
+    yield f"attacks: PGD-10 training step, resnet18_narrow, batch 64, 32x32, {torch.get_num_threads()} thread(s)"
+    options = AdversarialOptions.model_validate({"model": "resnet18_narrow", "batch_size": 64})
+
+    def contestant(norm: Any, theirs: bool) -> Callable[[], Any]:
+        net = build_net("resnet18_narrow", norm, num_classes=10, in_channels=1)
+        net = Standardized(net, (0.3,), (0.3,), "cpu").to(memory_format=torch.channels_last)
+        optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
+        if not theirs:
+            start = draw_start(images, options, draw)
+            return lambda: adversarial_step(net, optimizer, images, labels, start, options)
+        # it sets evaluation mode itself
+        attack = library.PGD(net, eps=options.radius, alpha=options.training_step_size, steps=options.steps)
+        return lambda: train_step(net, optimizer, attack(images, labels), labels, StepOptions())
+
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (("bn", {}), ("gn", {"num_groups": 8}), ("bgn", {"num_groups": 8}))
+    for name, norm_options in cases:
+        norm = make_norm(name, **norm_options)
+        seconds = _alternate({str(theirs): contestant(norm, theirs) for theirs in (False, True)}, rounds)
+        ours, other = (statistics.median(seconds[key]) for key in ("False", "True"))
+        label = name + "".join(f"({k}={v})" for k, v in norm_options.items())
+        ratio = _ratio(seconds["True"], seconds["False"])
+        yield f"  {label:<20}{ours:7.3f} s   torchattacks' PGD {other:7.3f} s   {ratio:.2f} x as fast"
+
+
 def allocator(rounds: int = 3) -> Iterator[str]:
     """Element-wise operations, a norm and whole steps with glibc's allocator as it is and as the suite sets it.
 
@@ -429,6 +464,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
     "memory": memory,
     "steps": steps,
     "search": search,
+    "attacks": attacks,
     "allocator": allocator,
     "engine": engine,
     "jobs": jobs,
