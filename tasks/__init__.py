@@ -12,6 +12,7 @@ _MODULES = {
     "classification": "tasks.classification",
     "architecture_search": "tasks.architecture_search",
     "adversarial": "tasks.adversarial",
+    "few_shot": "tasks.few_shot",
 }
 _TASKS: dict[str, Task] = {}
 

@@ -266,6 +266,30 @@ def check_classifiable(name: str, data_dir: Path, classes: int | None = None) ->
         raise ValueError(f'data set "{name}" has {count} classes; num_classes={classes} is not in 2..{count}')
 
 
+def load_disjoint(name: str, data_dir: Path) -> ImageData:
+    """A few-shot data set: its parts share no class. glyphs is cut by classes here.
+
+    Raises:
+        As `load` and `check_disjoint`.
+    """
+    check_disjoint(name, data_dir)
+    return load(name, data_dir, split="classes") if name == "glyphs" else load(name, data_dir)
+
+
+def check_disjoint(name: str, data_dir: Path) -> None:
+    """ValueError where the parts of a data set share classes. Raises NotPrepared as `load` does."""
+    _check_name(name)
+    if name == "glyphs" or (name in DOWNLOADS and DOWNLOADS[name].disjoint_classes):
+        if name != "glyphs":
+            read_manifest(name, data_dir, _folder(name))
+        return
+    if name in _BUILTIN or name in DOWNLOADS or not read_manifest(name, data_dir, _folder(name))["disjoint_classes"]:
+        raise ValueError(
+            f'data set "{name}" is no few-shot one: its parts share classes; allowed: glyphs, omniglot, or a folder '
+            "root/split/class/* whose splits share no class (mini-ImageNet, CUB)"
+        )
+
+
 def checksum(name: str, data_dir: Path) -> str:
     """Identity of a data set: its files and the rule that cuts them. Reads declared digests only, no data.
 

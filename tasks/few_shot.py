@@ -1,0 +1,440 @@
+"""Few-shot learning: train on some classes, tell others apart from a few images of each.
+
+The statistics of the test are stated: the headline is inductive (each query is predicted without the others); the
+transductive figure, with the statistics of support and queries together, has its own column, and the difference is the
+leak. Episodes, their images and all training draws depend on the seed alone, so they are the same for every norm.
+
+No selection: the reported checkpoint is the last step. Test classes decide nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.situation import after_update
+from tasks import data as datasets
+from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.data.batches import augment, normalize, shuffled_batches
+from tasks.data.episodes import EpisodeSampler, check_episodes, query_pool, variants_needed
+from tasks.data.images import ImageData, Split
+from tasks.fit import (
+    PeakMemory,
+    StepClock,
+    StepOptions,
+    composition_shift,
+    evaluating,
+    keeps_stats,
+    learning_rate_at,
+    norm_sizes,
+    parameter_groups,
+    raise_if_diverged,
+    set_learning_rate,
+    train_step,
+)
+from tasks.metalearning.episodic import forward_inductive, forward_together
+from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
+from tasks.metalearning.heads import head_of, prototypical
+from tasks.metalearning.maml import Maml, StepStatistics
+from tasks.metalearning.networks import FewShotNet, build_few_shot_net
+from tasks.metalearning.options import FewShotOptions
+from tasks.requirements import check_installed
+from tasks.trial import lacking, refusal
+
+UNKNOWN_SHAPE = (3, 64, 64)
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+SHIFT_PROBE = 64
+"""Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
+ROWS = 10
+"""Rows of the history."""
+
+
+class FewShot:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions, means over `test_episodes` episodes of test classes:
+        acc_inductive: no query is seen beside another: evaluation mode, with running statistics or those of the
+            support (`inductive_statistics`).
+        acc_transductive: norms use the batch statistics of support and queries together (maml: of the queries); equal
+            to acc_inductive for norms that do not mix samples.
+        leak: acc_transductive - acc_inductive.
+        ci95: half width of the 95 % interval of acc_inductive over episodes, which ignores that they share images.
+        val_acc: as acc_inductive, over `val_episodes` episodes of validation classes.
+        composition_shift: see tasks.fit.composition_shift; of the network's outputs (embeddings, where a method has no
+            classifier) on the first 64 test images.
+        step_seconds, peak_memory_mb: of an update, without data and augmentation; of the first tenth of them.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+
+    Training is in training mode: prototypical networks forward support and queries of an episode as one batch, as the
+    published code does, MAML each by itself (tasks.metalearning.maml), imprinting trains a classifier of the training
+    classes. The history has a row for every tenth of the steps.
+    """
+
+    name = "few_shot"
+    version = 1
+    options = FewShotOptions
+    metrics = (
+        "acc_inductive",
+        "acc_transductive",
+        "leak",
+        "ci95",
+        "val_acc",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: FewShotOptions) -> Setting:
+        return Setting(options.shared, 1, datasets.dataset_info(options.dataset).image_shape)
+
+    def data_checksum(self, options: FewShotOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these episodes can not be drawn from it."""
+        if options.method == "maml":
+            check_installed("learn2learn", "few_shot: method maml")
+        datasets.check_disjoint(options.dataset, data_dir)
+        checksum = datasets.checksum(options.dataset, data_dir)
+        for part, labels in _labels(options.dataset, data_dir, checksum).items():
+            _check_part(part, labels, options)
+        return checksum
+
+    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: FewShotOptions) -> str | None:
+        """None, or why this norm can not train here; each question is asked once."""
+        if reason := lacking(info, self.name, absent=("domain",)):
+            return reason
+        shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
+        # a factory is a partial of (info, constructor, options)
+        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), options.model, options.width)
+        key = (*key, options.method, options.shared, shape)
+        if key not in _REFUSALS:
+            _REFUSALS[key] = _refusal(norm, options, shape)
+        return _REFUSALS[key]
+
+    def run(self, norm: NormFactory[nn.Module], options: FewShotOptions, context: RunContext) -> Outcome:
+        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
+
+        data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
+        memory = PeakMemory(context.device)
+        net = build(norm, data, options, context)
+        history: list[dict[str, float]] = []
+        # no draw here is from the global generators; what a norm of one's own draws is the same in every run
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            maml = _maml(net, options)
+            try:
+                cost = _train(net, maml, data, options, context, memory, history)
+            except Diverged as error:
+                error.history[:] = history
+                raise
+            measured = {
+                part: _measure(net, maml, part, getattr(data, part), data, options, context) for part in ("val", "test")
+            }
+        test, alone = measured["test"], float(measured["test"].inductive.mean())
+        probe = _prepare(data, options)(data.test.images[:SHIFT_PROBE])
+        parameters, buffers = norm_sizes(net)
+        metrics = cost | {
+            "acc_inductive": alone,
+            "acc_transductive": float(test.transductive.mean()),
+            "leak": float((test.transductive - test.inductive).mean()),
+            "ci95": test.ci95,
+            "val_acc": float(measured["val"].inductive.mean()),
+            "composition_shift": composition_shift(net, probe),
+            "norm_parameters": float(parameters),
+            "norm_buffers": float(buffers),
+        }
+        evidence: dict[str, Any] = {
+            "data": data.kind,
+            "selection": "last step",
+            "equals": equivalent(net),
+            "statistics": options.inductive_statistics if keeps_stats(net) else "none",
+            "inner_statistics": options.inner_statistics if maml is not None and keeps_stats(net) else None,
+            "test_episodes": options.test_episodes,
+            "test_classes": len(data.test.labels.unique()),
+            "train_images": len(data.train),
+            "query_variants": _variants(data.test.labels, options),
+        }
+        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+
+
+TASK = FewShot()
+
+_REFUSALS: dict[tuple[Any, ...], str | None] = {}
+
+
+def build(norm: NormFactory[nn.Module], data: ImageData, options: FewShotOptions, context: RunContext) -> FewShotNet:
+    """The network of a run, in training mode."""
+    net = build_few_shot_net(
+        options.model,
+        options.method,
+        norm,
+        image_shape=data.image_shape,
+        num_classes=options.way if options.method == "maml" else len(data.train.labels.unique()),
+        width=options.width,
+        device=context.device,
+        generator=context.generator,
+    )
+    return net.to(memory_format=_memory_format(options))
+
+
+def prototypical_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    episodes: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    way: int,
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One update of a prototypical network.
+
+    Args:
+        net: in training mode.
+        optimizer: its learning rate is set by the caller.
+        episodes: support (S, C, H, W), its labels, query (Q, C, H, W), its labels.
+        way: classes per episode.
+        progress: fraction of training that is done after this step.
+        step: for the message only.
+
+    Returns:
+        The mean loss before the update and the number of queries classified correctly.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+
+    def forward() -> list[tuple[Tensor, Tensor]]:
+        return [forward_together(net, support, query) for support, _, query, _ in episodes]
+
+    losses, correct = [], []
+    for (first, second), (_, support_labels, _, query_labels) in zip(forward(), episodes, strict=True):
+        logits = prototypical(first.float(), support_labels, second.float(), way)
+        losses.append(F.cross_entropy(logits, query_labels))
+        correct.append((logits.detach().argmax(1) == query_labels).sum())
+    _update(net, optimizer, losses, episodes[-1][2], step)
+    after_update(net, forward, progress)
+    return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
+
+
+def maml_step(
+    maml: Maml,
+    optimizer: torch.optim.Optimizer,
+    episodes: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One update of MAML; arguments and results as `prototypical_step`'s. A norm that takes a second look sees the
+    queries."""
+    losses, correct = [], []
+    for episode in episodes:
+        loss, logits = maml.meta_loss(*episode)
+        losses.append(loss)
+        correct.append((logits.detach().argmax(1) == episode[3]).sum())
+    _update(maml.net, optimizer, losses, episodes[-1][2], step)
+    after_update(maml.net, lambda: [maml.net(query) for _, _, query, _ in episodes], progress)
+    return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
+
+
+def _update(net: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Tensor], images: Tensor, step: int) -> None:
+    loss = torch.stack(losses).mean()
+    raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def _train(
+    net: FewShotNet,
+    maml: Maml | None,
+    data: ImageData,
+    options: FewShotOptions,
+    context: RunContext,
+    memory: PeakMemory,
+    history: list[dict[str, float]],
+) -> dict[str, float]:
+    """Train `net` in place, append a row per tenth to `history`, return the cost metrics."""
+    groups = parameter_groups(net, options.weight_decay, options.norm_weight_decay)
+    optimizer = torch.optim.Adam(groups, lr=options.learning_rate)
+    batches = _batches(data, options, context) if options.method == "imprinting" else None
+    episodes = None if batches is not None else _episodes(data, options, context)
+    clock, peak, loss_sum, right, asked, before = StepClock(context.device), 0.0, 0.0, 0.0, 0, 0.0
+    ends = {-(-options.steps * row // ROWS) for row in range(1, ROWS + 1)}
+    for step in range(1, options.steps + 1):
+        # the middle of the step, so that neither the first nor the last rate is 0
+        rate = learning_rate_at((step - 0.5) / options.steps, options.learning_rate, options.schedule, options.warmup)
+        set_learning_rate(optimizer, rate)
+        progress = step / options.steps
+        if batches is not None:
+            images, labels = next(batches)
+            with clock:
+                loss, correct = train_step(net, optimizer, images, labels, progress=progress, step=step)
+            count = len(labels)
+        else:
+            assert episodes is not None
+            drawn = list(itertools.islice(episodes, options.episodes_per_step))
+            with clock:
+                if maml is not None:
+                    loss, correct = maml_step(maml, optimizer, drawn, progress=progress, step=step)
+                else:
+                    way = options.training_way
+                    loss, correct = prototypical_step(net, optimizer, drawn, way, progress=progress, step=step)
+            count = sum(len(labels) for *_, labels in drawn)
+        loss_sum, right, asked = loss_sum + float(loss) * count, right + float(correct), asked + count
+        if step in ends:
+            if not history:
+                peak = memory.megabytes()
+            seconds = sum(clock.seconds)
+            history.append(
+                {
+                    "step": float(step),
+                    "train_loss": loss_sum / asked,
+                    "train_acc": right / asked,
+                    "learning_rate": rate,
+                    "seconds": seconds - before,
+                }
+            )
+            loss_sum, right, asked, before = 0.0, 0.0, 0, seconds
+            context.report(0.6 * progress)
+    return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+
+
+def _episodes(
+    data: ImageData, options: FewShotOptions, context: RunContext
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Training episodes without end: support, its labels, query, its labels; images augmented and normalized."""
+    labels, way = data.train.labels.cpu(), options.training_way
+    queries = options.training_queries
+    # a stored image that is a query twice is augmented anew each time
+    variants = 1 if options.training_augmentation == "none" else variants_needed(labels, options.shot, queries)
+    sampler = EpisodeSampler(labels, way, options.shot, queries, variants)
+    draws, augmentation = context.generator("episodes"), context.generator("augmentation")
+    prepare = _prepare(data, options)
+    while True:
+        episode = sampler.draw(draws)
+        support, query = (
+            prepare(augment(data.train.images[index.to(context.device)], augmentation, kind))
+            for index, kind in (
+                (episode.support, options.support_augmentation),
+                (episode.query, options.training_augmentation),
+            )
+        )
+        yield support, episode.support_labels.to(context.device), query, episode.query_labels.to(context.device)
+
+
+def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the training classes without end, labelled 0 to their number - 1."""
+    classes = data.train.labels.unique()
+    part = Split(data.train.images, torch.searchsorted(classes, data.train.labels))
+    order, augmentation = context.generator("order"), context.generator("augmentation")
+    prepare = _prepare(data, options)
+    while True:
+        for images, labels in shuffled_batches(part, options.imprinting_batch_size, order):
+            yield prepare(augment(images, augmentation, options.training_augmentation)), labels
+
+
+def _maml(net: nn.Module, options: FewShotOptions) -> Maml | None:
+    if options.method != "maml":
+        return None
+    sets = StepStatistics(net, options.inner_steps) if options.inner_statistics == "per_step" else None
+    first = options.order == "first"
+    return Maml(net, options.inner_learning_rate, options.inner_steps, first, options.inner_statistics, sets)
+
+
+def _measure(
+    net: FewShotNet,
+    maml: Maml | None,
+    name: str,
+    part: Split,
+    data: ImageData,
+    options: FewShotOptions,
+    context: RunContext,
+) -> Accuracy:
+    """Accuracies on the validation or test classes; the transductive way for test classes only."""
+    labels, count = part.labels.cpu(), options.test_episodes if name == "test" else options.val_episodes
+    variants = _variants(labels, options)
+    sampler = EpisodeSampler(labels, options.way, options.shot, options.queries, variants)
+    episodes = sampler.draw_many(count, context.generator(f"{name} episodes"))
+    draws = context.generator(f"{name} query variants")
+    pool = Pool(part, query_pool(part, variants, options.query_augmentation, draws), _prepare(data, options))
+    by_support = options.inductive_statistics == "support" and keeps_stats(net)
+    both = name == "test"
+    if maml is not None:
+        accuracy = maml.evaluate(episodes, pool, options.adaptation, both, by_support)
+    else:
+        head = head_of(net, options.method)
+        accuracy = evaluate_episodes(
+            net.embedding, head, episodes, pool, options.way, transductive=both, support_statistics=by_support
+        )
+    context.report(1.0 if both else 0.7)
+    return accuracy
+
+
+def _prepare(data: ImageData, options: FewShotOptions) -> Callable[[Tensor], Tensor]:
+    memory_format = _memory_format(options)
+
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, data.mean, data.std).contiguous(memory_format=memory_format)
+
+    return prepare
+
+
+def _memory_format(options: FewShotOptions) -> torch.memory_format:
+    return torch.channels_last if options.channels_last else torch.contiguous_format
+
+
+def _variants(labels: Tensor, options: FewShotOptions) -> int:
+    """Variants of every stored image as a query, in validation and test."""
+    return 1 if options.query_augmentation == "none" else variants_needed(labels, options.shot, options.queries)
+
+
+def _check_part(part: str, labels: Tensor, options: FewShotOptions) -> None:
+    if part != "train":
+        variants = 1 if options.query_augmentation == "none" else None
+        check_episodes(labels, part, way=options.way, shot=options.shot, queries=options.queries, variants=variants)
+    elif options.method == "imprinting":
+        if options.imprinting_batch_size > len(labels):
+            raise ValueError(
+                f"imprinting_batch_size {options.imprinting_batch_size} exceeds the {len(labels)} training images"
+            )
+    else:
+        way, queries = options.training_way, options.training_queries
+        variants = 1 if options.training_augmentation == "none" else None
+        check_episodes(labels, part, way=way, shot=options.shot, queries=queries, variants=variants)
+
+
+@functools.lru_cache(maxsize=16)
+def _labels(dataset: str, data_dir: Path, checksum: str) -> dict[str, Tensor]:
+    """Labels of every part. Cached: a plan asks for each of its settings; `checksum` is part of the key."""
+    data = datasets.load_disjoint(dataset, data_dir)
+    return {"train": data.train.labels, "val": data.val.labels, "test": data.test.labels}
+
+
+def _refusal(norm: NormFactory[nn.Module], options: FewShotOptions, shape: tuple[int, int, int]) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes, or None."""
+
+    def forward(device: str, shared: int) -> None:
+        net = build_few_shot_net(
+            options.model,
+            options.method,
+            norm,
+            image_shape=shape,
+            num_classes=options.way,
+            width=options.width,
+            device=device,
+        )
+        support, query = torch.zeros(max(shared, 2), *shape, device=device).tensor_split([1])
+        forward_together(net, support, query)
+        with evaluating(net):
+            forward_inductive(net, support, query)
+
+    return refusal(norm, forward, options.shared, shape)

@@ -1,0 +1,138 @@
+"""MAML (Finn et al. 2017, arXiv:1703.03400) on learn2learn, with norms that keep statistics.
+
+    theta_0 = theta      theta_{k+1} = theta_k - a * grad L(support; theta_k)      meta-loss: L(query; theta_K)
+
+First order treats the inner gradients as constants. Norms are in training mode in every forward of training, so
+support and queries are normalized each by their own batch; what that does to running statistics is the option
+`inner_statistics` (see tasks.metalearning.options).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.registry import norm_modules
+from norms.situation import hold, situation
+from tasks.data.episodes import Episode
+from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_in_training
+from tasks.metalearning.evaluation import Accuracy, Pool
+from tasks.requirements import import_legacy
+
+Buffers = dict[str, Tensor | None]
+
+
+class StepStatistics:
+    """One set of every norm's buffers for each forward of an adaptation: steps 0 to `steps` - 1, and the queries'.
+
+    Args:
+        net: whose buffers every set begins with.
+        steps: of the inner loop.
+    """
+
+    def __init__(self, net: nn.Module, steps: int):
+        self.sets: list[dict[str, Buffers]] = [
+            {
+                name: {k: None if b is None else b.clone() for k, b in part._buffers.items()}
+                for name, part in _parts(net)
+            }
+            for _ in range(steps + 1)
+        ]
+
+    @contextlib.contextmanager
+    def step(self, net: nn.Module, index: int) -> Iterator[None]:
+        """Within the block the norms of `net` (the network or a clone of it) have set `index`, and may change it."""
+        before = [(part, dict(part._buffers)) for _, part in _parts(net)]
+        for name, part in _parts(net):
+            part._buffers.update(self.sets[index][name])
+        try:
+            yield
+        finally:
+            for (name, part), (_, own) in zip(_parts(net), before, strict=True):
+                self.sets[index][name] = dict(part._buffers)
+                part._buffers.update(own)
+
+
+def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(f"{name}/{inner}", part) for name, norm in norm_modules(net) for inner, part in norm.named_modules()]
+
+
+@dataclass(frozen=True)
+class Maml:
+    """A network with its inner loop.
+
+    Args:
+        net: images (N, C, H, W) -> logits (N, way).
+        rate: of the inner loop.
+        steps: of adaptation in training.
+        first_order: inner gradients are constants.
+        statistics: "shared", "per_step" or "none".
+        sets: the statistics of each step where they are per step, else None.
+    """
+
+    net: nn.Module
+    rate: float
+    steps: int
+    first_order: bool
+    statistics: str
+    sets: StepStatistics | None
+
+    def adapted(self, support: Tensor, labels: Tensor, *, steps: int, training: bool) -> Any:
+        """A learn2learn clone after `steps` steps on support (S, C, H, W), labels (S,).
+
+        In training the graph back to the network stays; else adaptation is first-order, with the support's own batch
+        statistics, and keeps nothing.
+        """
+        library = import_legacy("learn2learn", "few_shot with method maml")
+        first_order = self.first_order or not training
+        # a parameter that a forward leaves out has no gradient and stays as it is
+        maml = library.algorithms.MAML(self.net, lr=self.rate, first_order=first_order, allow_unused=True)
+        learner = maml.clone()
+        for step in range(steps):
+            with self._set(learner.module, step), contextlib.ExitStack() as stack:
+                stack.enter_context(situation(learner.module, part="context"))
+                if not training:
+                    stack.enter_context(batch_statistics(learner.module))
+                elif self.statistics == "none":
+                    stack.enter_context(hold(learner.module))
+                loss = F.cross_entropy(learner(support).float(), labels)
+            learner.adapt(loss)
+        return learner
+
+    def meta_loss(
+        self, support: Tensor, support_labels: Tensor, query: Tensor, query_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
+        learner = self.adapted(support, support_labels, steps=self.steps, training=True)
+        with self._set(learner.module, self.steps), situation(learner.module, part="query"):
+            logits = learner(query).float()
+        return F.cross_entropy(logits, query_labels), logits
+
+    def evaluate(
+        self, episodes: Sequence[Episode], pool: Pool, steps: int, transductive: bool, support_statistics: bool
+    ) -> Accuracy:
+        """Accuracies of adapted clones. Inductive: each query alone in evaluation mode, with the last set of running
+        statistics (or those of the support). Transductive: with the batch statistics of all queries."""
+        inductive, together = [], []
+        for episode in episodes:
+            support, labels = pool.support(episode), episode.support_labels.to(pool.device)
+            query, truth = pool.query(episode), episode.query_labels.to(pool.device)
+            learner = self.adapted(support, labels, steps=steps, training=False)
+            net = learner.module
+            with torch.no_grad(), self._set(net, self.steps), situation(net, part="query"):
+                with hold(net), pool.statistics(net, support if support_statistics else None):
+                    alone = forward_alone(net, query)
+                inductive.append((alone.argmax(1) == truth).float().mean())
+                if transductive and mixes_in_training(net):
+                    with batch_statistics(net):
+                        together.append((net(query).argmax(1) == truth).float().mean())
+        return Accuracy.of(inductive, together)
+
+    def _set(self, net: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.sets is None else self.sets.step(net, index)

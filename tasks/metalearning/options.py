@@ -1,0 +1,139 @@
+"""The options of the task `few_shot`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.base import Options
+from tasks.fit import Schedule
+
+Augmentation = Literal["none", "crop", "crop_flip", "affine"]
+OF_MAML = {"order", "inner_learning_rate", "inner_steps", "test_inner_steps", "inner_statistics"}
+UNUSED = {
+    "prototypical": OF_MAML | {"imprinting_batch_size"},
+    "maml": {"imprinting_batch_size", "train_way"},
+    "imprinting": OF_MAML | {"train_way", "train_queries", "meta_batch_size"},
+}
+
+
+class FewShotOptions(Options):
+    """Options of one run: training on some classes, then episodes of others.
+
+    Attributes:
+        dataset: glyphs, omniglot, or a folder whose splits share no class (mini-ImageNet, CUB).
+        method: "prototypical" (Snell et al. 2017), "maml" (Finn et al. 2017), "imprinting" (Qi et al. 2018).
+        model: "conv4" or "resnet12".
+        width: channels of the first stage; None: 64.
+        way, shot, queries: classes of an episode, support and query images of each class.
+        train_way: classes of a training episode; None: way. Prototypical only: a MAML head has `way` outputs.
+        train_queries: None: queries.
+        test_episodes, val_episodes: the same for every norm.
+        steps: updates.
+        meta_batch_size: training episodes per update; None: 1, with maml 4.
+        learning_rate: of Adam, the schedule's peak.
+        schedule, warmup: see tasks.fit.learning_rate_at.
+        weight_decay: of weights; never of biases.
+        norm_weight_decay: decay every parameter of every norm, too.
+        augmentation: of all training images, see tasks.data.batches.augment; None: training is as the test is, with
+            supports as stored and queries (imprinting: all images) as `query_augmentation` makes them.
+        query_augmentation: of queries: "affine" makes each a random affine of a stored image, in validation and test
+            drawn once by name; "none" takes stored images as they are.
+        inductive_statistics: what norms with running statistics use for inductive accuracy: "running", those of
+            training, or "support", re-estimated on the support of each episode alone.
+        channels_last: memory format of images and weights.
+        order: of MAML's gradient: "first" or "second".
+        inner_learning_rate, inner_steps: of MAML's adaptation.
+        test_inner_steps: steps of adaptation in validation and test; None: inner_steps.
+        inner_statistics: what MAML's inner loop does to running statistics: "shared": its forwards move the one set
+            that the forwards of queries move, too; "per_step": every step has a set of its own (Antoniou et al. 2019),
+            the forward of queries the last; "none": it moves nothing, queries alone do.
+        imprinting_batch_size: images per update of the base classifier.
+    """
+
+    dataset: str = "glyphs"
+    method: Literal["prototypical", "maml", "imprinting"] = "prototypical"
+    model: Literal["conv4", "resnet12"] = "conv4"
+    width: int | None = Field(None, ge=2)
+    way: int = Field(5, ge=2)
+    shot: int = Field(1, ge=1)
+    queries: int = Field(15, ge=1)
+    train_way: int | None = Field(None, ge=2)
+    train_queries: int | None = Field(None, ge=1)
+    test_episodes: int = Field(600, ge=2)
+    val_episodes: int = Field(200, ge=2)
+
+    steps: int = Field(2000, ge=1)
+    meta_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    schedule: Schedule = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    norm_weight_decay: bool = False
+    augmentation: Augmentation | None = None
+    query_augmentation: Literal["none", "affine"] = "affine"
+    inductive_statistics: Literal["running", "support"] = "running"
+    channels_last: bool = True
+
+    order: Literal["first", "second"] = "first"
+    inner_learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
+    inner_steps: int = Field(5, ge=1)
+    test_inner_steps: int | None = Field(None, ge=1)
+    inner_statistics: Literal["shared", "per_step", "none"] = "shared"
+    imprinting_batch_size: int = Field(64, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_the_method_uses(cls, given: Any) -> Any:
+        """Else a grid over the options of one method would repeat the runs of the others."""
+        if not isinstance(given, dict):
+            return given
+        method = given.get("method", cls.model_fields["method"].default)
+        unused = UNUSED.get(method, set()) if isinstance(method, str) else set()
+        return {key: value for key, value in given.items() if key not in unused}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FewShotOptions:
+        if self.inner_statistics == "per_step" and self.adaptation > self.inner_steps:
+            raise ValueError(
+                f"test_inner_steps {self.adaptation} exceeds inner_steps {self.inner_steps}: with inner_statistics "
+                "per_step there are no statistics for the steps beyond"
+            )
+        return self
+
+    @property
+    def support_augmentation(self) -> str:
+        """Of training supports."""
+        return self.augmentation or "none"
+
+    @property
+    def training_augmentation(self) -> str:
+        """Of training queries, and of imprinting's training images."""
+        return self.augmentation or self.query_augmentation
+
+    @property
+    def training_way(self) -> int:
+        return self.train_way or self.way
+
+    @property
+    def training_queries(self) -> int:
+        return self.train_queries or self.queries
+
+    @property
+    def episodes_per_step(self) -> int:
+        return self.meta_batch_size or (4 if self.method == "maml" else 1)
+
+    @property
+    def adaptation(self) -> int:
+        """Steps of adaptation in validation and test."""
+        return self.test_inner_steps or self.inner_steps
+
+    @property
+    def shared(self) -> int:
+        """Images that share statistics in a training forward; of MAML's two forwards the smaller, the support's."""
+        if self.method == "imprinting":
+            return self.imprinting_batch_size
+        if self.method == "maml":
+            return self.way * self.shot
+        return self.training_way * (self.shot + self.training_queries)
