@@ -258,7 +258,7 @@ def adversarial_step(
         with situation(net, slices=options.slices):
             return net(images), net(examples)
 
-    clean, attacked = (logits.float() for logits in forward())
+    clean, attacked = forward()
     target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
     loss = F.cross_entropy(clean, labels)
     loss = loss + options.trades_beta * F.kl_div(moved, target, reduction="batchmean", log_target=True)

@@ -217,7 +217,7 @@ def prototypical_step(
 
     losses, correct = [], []
     for (first, second), (_, support_labels, _, query_labels) in zip(forward(), episodes, strict=True):
-        logits = prototypical(first.float(), support_labels, second.float(), way)
+        logits = prototypical(first, support_labels, second, way)
         losses.append(F.cross_entropy(logits, query_labels))
         correct.append((logits.detach().argmax(1) == query_labels).sum())
     _update(net, optimizer, losses, episodes[-1][2], step)

@@ -13,7 +13,7 @@ from norms.registry import NormInfo, make_norm, norm_modules
 from tasks.base import RunContext
 from tasks.nets import CIFAR_DEPTHS, MODELS, TORCHVISION, BasicBlock, build_net, conv_norm_act, initialize
 
-OWN = (*CIFAR_DEPTHS, "resnet18_narrow")
+OWN = (*CIFAR_DEPTHS, "resnet18_narrow", "resnet18_cifar")
 TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 
 
@@ -108,6 +108,8 @@ def test_every_model_builds_and_runs_on_meta_with_our_norms_only(model):
         ("resnet44", 10, 658_586),
         ("resnet56", 10, 853_018),
         ("resnet110", 10, 1_727_962),
+        # the number that training logs of ResNet-18 on CIFAR-10 commonly print
+        ("resnet18_cifar", 10, 11_173_962),
         # torchvision's own documentation
         ("resnet18", 1000, 11_689_512),
         ("resnet50", 1000, 25_557_032),

@@ -24,6 +24,7 @@ def run(norm="bn", seed=0, value=0.5, status="ok", label="", norm_options=None, 
     """A record; keywords that are no option of the task: metrics, reason, equals, data, environment, version."""
     metrics = more.pop("metrics", {"top1": value})
     reason, equals, data = more.pop("reason", ""), more.pop("equals", None), more.pop("data", "real")
+    evidence = more.pop("evidence", {})
     environment = {"commit": "c0ffee", "torch": "2", "device": "cpu", "threads": 1} | more.pop("environment", {})
     return RunRecord(
         spec=RunSpec(
@@ -41,7 +42,7 @@ def run(norm="bn", seed=0, value=0.5, status="ok", label="", norm_options=None, 
         reason=reason,
         metrics=metrics if status == "ok" else {},
         environment=environment,
-        evidence={"data": data, "budget": "reduced", "selection": "last epoch", "equals": equals},
+        evidence={"data": data, "budget": "reduced", "selection": "last epoch", "equals": equals} | evidence,
     )
 
 
@@ -356,6 +357,22 @@ def test_a_caption_says_evidence_and_what_cells_differ_in():
     assert "Evidence: real and synthetic data, reduced budget; reported checkpoint: last epoch." in table.caption
     assert "Cells differ in: commit (c0ffee, fffffffff+changes); threads (1, 2)." in table.caption
     assert {row.group for row in table.rows} == {"dataset=a [real data]", "dataset=b [synthetic data]"}
+
+
+def test_a_caption_counts_the_runs_with_signs_of_gradient_masking():
+    sign = "zero gradients at 3 of 9 correctly classified images"
+    clean = runs("bn", [0.5, 0.6], task="adversarial", evidence={"masking": ""})
+    masked = runs("gn", [0.5, 0.6], task="adversarial", evidence={"masking": sign})
+    assert "No run shows a sign of gradient masking." in table_of(clean).caption
+    assert f"Runs with signs of gradient masking: gn 2; for example: {sign}." in table_of([*clean, *masked]).caption
+    assert not any("masking" in line for line in table_of(runs("bn", [0.5])).caption)
+
+
+def test_the_mode_of_crafting_stands_in_the_headings_even_with_one_value():
+    records = runs("bn", [0.5], task="adversarial", crafting_mode="eval", epsilon=8.0)
+    (row,) = table_of(records).rows
+    assert row.group == "crafting_mode=eval"
+    assert any("Common: epsilon=8" in line for line in table_of(records).caption)
 
 
 def test_older_versions_and_damaged_records_are_mentioned():

@@ -101,7 +101,7 @@ class Maml:
                     stack.enter_context(batch_statistics(learner.module))
                 elif self.statistics == "none":
                     stack.enter_context(hold(learner.module))
-                loss = F.cross_entropy(learner(support).float(), labels)
+                loss = F.cross_entropy(learner(support), labels)
             learner.adapt(loss)
         return learner
 
@@ -111,7 +111,7 @@ class Maml:
         """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
         learner = self.adapted(support, support_labels, steps=self.steps, training=True)
         with self._set(learner.module, self.steps), situation(learner.module, part="query"):
-            logits = learner(query).float()
+            logits = learner(query)
         return F.cross_entropy(logits, query_labels), logits
 
     def evaluate(

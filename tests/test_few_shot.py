@@ -1,0 +1,514 @@
+"""The few-shot task: known answers, what a query may depend on, equal episodes for every norm, planning, bad input."""
+
+import importlib.util
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from norms import registry
+from norms.registry import factory_info, make_norm, norm_names, register
+from results.metrics import METRICS, PRIMARY, VALIDATION
+from tasks import few_shot, get_task
+from tasks.base import Diverged, RunContext
+from tasks.data.episodes import Episode, EpisodeSampler, query_pool
+from tasks.data.images import Split, make_data
+from tasks.few_shot import TASK, FewShotOptions
+from tasks.metalearning.episodic import batch_statistics, forward_inductive, forward_together
+from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
+from tasks.metalearning.heads import imprinted, prototypical
+from tasks.metalearning.maml import Maml
+from tasks.metalearning.networks import build_few_shot_net
+
+NORM_OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
+SHAPE, PER_CLASS = (1, 16, 16), 8
+TINY = {
+    "dataset": "planted",
+    "width": 8,
+    "way": 3,
+    "queries": 4,
+    "steps": 10,
+    "test_episodes": 20,
+    "val_episodes": 5,
+    "query_augmentation": "none",
+    "meta_batch_size": 2,
+    "inner_steps": 2,
+    "imprinting_batch_size": 16,
+}
+METHODS = ("prototypical", "maml", "imprinting")
+COST = ("step_seconds", "peak_memory_mb")
+
+
+def part_of(classes, first, generator, noise=False):
+    """Every class is a picture of its own with a little noise; with `noise` nothing but noise."""
+    labels = torch.arange(first, first + classes).repeat_interleave(PER_CLASS)
+    pictures = torch.randint(50, 206, (classes, *SHAPE), generator=generator).float()
+    images = pictures[labels - first] + torch.randint(-5, 6, (len(labels), *SHAPE), generator=generator)
+    if noise:
+        images = torch.randint(256, (len(labels), *SHAPE), generator=generator)
+    return Split(images.clamp(0, 255).to(torch.uint8), labels)
+
+
+def planted(noise=False, test_classes=6):
+    g = torch.Generator().manual_seed(0)
+    sizes = {"train": (10, 0), "val": (4, 10), "test": (test_classes, 14)}
+    parts = {part: part_of(count, first, g, noise) for part, (count, first) in sizes.items()}
+    return make_data("planted", "planted", parts, kind="synthetic", checksum="0", num_classes=40, disjoint_classes=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Equality to the last bit is promised for a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+    """The planted data under its name (a test may replace `value`); all else as it is."""
+    real, held = few_shot.datasets, SimpleNamespace(value=planted())
+    described = SimpleNamespace(image_shape=SHAPE)
+
+    def of(name, planted_answer, function, *arguments):
+        return planted_answer if name == "planted" else function(name, *arguments)
+
+    replaced = {
+        "dataset_info": lambda name: of(name, described, real.dataset_info),
+        "load_disjoint": lambda name, folder: of(name, held.value, real.load_disjoint, folder),
+        "check_disjoint": lambda name, folder: of(name, None, real.check_disjoint, folder),
+        "checksum": lambda name, folder: of(name, str(id(held.value)), real.checksum, folder),
+    }
+    monkeypatch.setattr(few_shot, "datasets", SimpleNamespace(**replaced))
+    return held
+
+
+def context(tmp_path, seed=0):
+    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
+
+
+def options(**given):
+    return FewShotOptions(**{**TINY, **given})
+
+
+def norm(name):
+    return make_norm(name, **NORM_OPTIONS.get(name, {}))
+
+
+def network(name, method="prototypical", seed=0, **more):
+    facts = {"image_shape": SHAPE, "num_classes": 3, "width": 8} | more
+    return build_few_shot_net(
+        "conv4", method, norm(name), generator=lambda p: torch.Generator().manual_seed(len(p) + seed), **facts
+    )
+
+
+def warmed(name, method="prototypical"):
+    """A network whose running statistics are not the initial ones."""
+    net = network(name, method)
+    for seed in range(3):
+        net(3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(seed)) + 1)
+    return net
+
+
+def episode_images(seed=0, support=6, queries=9):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(support, *SHAPE, generator=g), torch.randn(queries, *SHAPE, generator=g)
+
+
+# Known answers
+
+
+@pytest.mark.parametrize("method", ["prototypical", "imprinting"])
+def test_separable_classes_are_told_apart_without_a_mistake(method, tmp_path):
+    outcome = TASK.run(norm("bn"), options(method=method, steps=100, shot=2, learning_rate=3e-3), context(tmp_path))
+    assert outcome.metrics["acc_inductive"] == 1.0
+    assert outcome.metrics["ci95"] == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_is_at_chance_within_its_interval(method, tmp_path, data):
+    data.value = planted(noise=True, test_classes=25)
+    spec = options(method=method, test_episodes=150)
+    metrics = TASK.run(norm("bn"), spec, context(tmp_path)).metrics
+    for name in ("acc_inductive", "acc_transductive"):
+        assert abs(metrics[name] - 1 / 3) < 2 * metrics["ci95"]
+    assert 0.01 < metrics["ci95"] < 0.05
+
+
+def test_a_prototype_is_the_mean_and_a_logit_the_negative_squared_distance():
+    support = torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0], [5.0, 7.0]])
+    logits = prototypical(support, torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 1.0]]), 2)
+    assert torch.equal(logits, torch.tensor([[-1.0, -41.0]]))
+
+
+def test_an_imprinted_weight_is_the_normalized_mean_of_normalized_embeddings():
+    g = torch.Generator().manual_seed(0)
+    support, query = torch.randn(6, 5, generator=g), torch.randn(4, 5, generator=g)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    logits = imprinted(torch.tensor(7.0))(support, labels, query, 3)
+    unit = support / support.norm(dim=1, keepdim=True)
+    for k in range(3):
+        mean = unit[labels == k].mean(0)
+        torch.testing.assert_close(logits[:, k], 7 * F.cosine_similarity(query, mean[None], dim=1))
+
+
+def test_the_interval_is_the_normal_one_over_episodes():
+    values = [torch.tensor(v) for v in (0.2, 0.4, 0.4, 0.8)]
+    accuracy = Accuracy.of(values, [])
+    assert accuracy.ci95 == pytest.approx(1.96 * math.sqrt(0.19 / 3) / 2, rel=1e-3)
+    assert torch.equal(accuracy.inductive, accuracy.transductive)
+
+
+# What a query may depend on
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_an_inductive_prediction_does_not_change_when_other_queries_change(name):
+    net = warmed(name).eval()
+    support, query = episode_images()
+    changed = torch.cat([query[:1], 5 * query[1:] - 2])
+    first, second = (forward_inductive(net, support, images)[1][0] for images in (query, changed))
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_an_inductive_prediction_of_maml_does_not_change_when_other_queries_change(name):
+    net = warmed(name, "maml")
+    support, query = episode_images()
+    changed = torch.cat([query[:1], 5 * query[1:] - 2])
+    right = []
+    for images in (query, changed):
+        pool = pool_of(support, images)
+        maml = Maml(net, 0.05, 2, True, "shared", None)
+        # every label in turn, so that the accuracy of the first query alone tells its prediction
+        episodes = [episode_of(len(support), len(images), truth) for truth in range(3)]
+        right.append([hits_of_first(maml, episode, pool) for episode in episodes])
+    assert right[0] == right[1]
+    assert sum(right[0]) == 1
+
+
+def pool_of(support, query):
+    images = torch.cat([support, query])
+    part = Split(images, torch.zeros(len(images), dtype=torch.long))
+    return Pool(part, query_pool(part, 1, "none", torch.Generator()), lambda x: x)
+
+
+def episode_of(support, queries, truth=0):
+    """Supports 0.., then queries; all queries carry `truth`."""
+    return Episode(
+        torch.arange(support),
+        torch.arange(support) % 3,
+        torch.arange(support, support + queries),
+        torch.zeros(queries, dtype=torch.long),
+        torch.full((queries,), truth),
+    )
+
+
+def hits_of_first(maml, episode, pool):
+    """Whether the first query is right: its accuracy with the other queries' truth made impossible."""
+    truth = torch.full_like(episode.query_labels, -1)
+    truth[0] = episode.query_labels[0]
+    alone = Episode(episode.support, episode.support_labels, episode.query, episode.variant, truth)
+    accuracy = maml.evaluate([alone, alone], pool, 2, False, False)
+    return round(float(accuracy.inductive[0]) * len(truth))
+
+
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("support_statistics", [False, True], ids=["running", "support"])
+def test_permuting_queries_permutes_inductive_predictions(name, support_statistics):
+    net = warmed(name).eval()
+    support, query = episode_images()
+    order = torch.randperm(len(query), generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for images in (query, query[order]):
+        pool = pool_of(support, images)
+        with torch.no_grad(), pool.statistics(warmed(name), support if support_statistics else None):
+            outputs.append(forward_inductive(net, support, images)[1])
+    torch.testing.assert_close(outputs[0][order], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("support_statistics", [False, True], ids=["running", "support"])
+def test_evaluation_leaves_the_network_as_it_was(name, support_statistics):
+    net = warmed(name)
+    net.embedding.layers[1].eval()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    part = planted().test
+    episodes = EpisodeSampler(part.labels, 3, 1, 4).draw_many(2, torch.Generator().manual_seed(0))
+    pool = Pool(part, query_pool(part, 1, "none", torch.Generator()), lambda x: x.float() / 255)
+    facts = {"transductive": True, "support_statistics": support_statistics}
+    evaluate_episodes(net, prototypical, episodes, pool, 3, **facts)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert [m.training for m in net.modules()] == modes
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_only_norms_that_mix_samples_tell_the_two_ways_apart(name):
+    net = warmed(name)
+    support, query = episode_images()
+    with torch.no_grad():
+        with batch_statistics(net):
+            together = forward_together(net, support, query)[1]
+        alone = forward_inductive(net.eval(), support, query)[1]
+    differs = float((together - alone).abs().max()) > 1e-3
+    assert differs is factory_info(norm(name)).mixes_samples
+
+
+@pytest.mark.parametrize("support_statistics", [False, True], ids=["running", "support"])
+def test_embedding_once_is_the_same_as_a_forward_per_episode(support_statistics):
+    net = warmed("bn")
+    part = planted().test
+    episodes = EpisodeSampler(part.labels, 3, 1, 4).draw_many(6, torch.Generator().manual_seed(0))
+    pool = Pool(part, query_pool(part, 2, "affine", torch.Generator().manual_seed(2)), lambda x: x.float() / 255)
+    found = evaluate_episodes(net, prototypical, episodes, pool, 3, support_statistics=support_statistics)
+    for number, episode in enumerate(episodes):
+        support, query = pool.support(episode), pool.query(episode)
+        by_hand = warmed("bn")
+        if support_statistics:
+            for module in by_hand.modules():
+                if hasattr(module, "reset_running_stats"):
+                    module.reset_running_stats()
+                    module.momentum = None
+            by_hand(support)
+        by_hand.eval()
+        logits = prototypical(by_hand(support), episode.support_labels, by_hand(query), 3)
+        expected = (logits.argmax(1) == episode.query_labels).double().mean()
+        assert float(found.inductive[number]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_dropout_stays_off_while_norms_use_the_batch():
+    net = nn.Sequential(make_norm("bn")(1), nn.Dropout(0.5))
+    with batch_statistics(net):
+        assert net[0].training
+        assert not net[1].training
+    assert net.training
+
+
+@pytest.fixture
+def contextual(monkeypatch):
+    """A norm that has to see the support first; it notes which part it was told."""
+    norm_names()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    told = []
+
+    @register(name="ctx", source="test", mixes_samples=False, keeps_stats=False, needs=("context",))
+    class Contextual(nn.Module):
+        def __init__(self, num_channels: int, *, affine: bool = True):
+            super().__init__()
+
+        def forward(self, x):
+            told.append((self.situation.part, len(x)))
+            return x
+
+    return told
+
+
+@pytest.mark.parametrize("method", ["prototypical", "maml"])
+def test_a_norm_that_needs_context_sees_the_support_and_then_the_queries(method, contextual, tmp_path):
+    spec = options(method=method, steps=1, test_episodes=2, val_episodes=2, meta_batch_size=1, inner_steps=1)
+    assert TASK.why_not(make_norm("ctx"), factory_info(make_norm("ctx")), spec) is None
+    contextual.clear()
+    TASK.run(make_norm("ctx"), spec, context(tmp_path))
+    parts = [part for part, _ in contextual]
+    shift = 2 * 4  # composition_shift forwards whole batches of either
+    assert parts[:8] == ["context"] * 4 + ["query"] * 4
+    assert set(parts[:-shift]) == {"context", "query"}
+    assert {size for part, size in contextual if part == "context"} == {3}
+
+
+# Runs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_returns_the_declared_metrics_and_repeats_itself_bit_for_bit(method, tmp_path):
+    spec = options(method=method)
+    first, second = (TASK.run(norm("bgn"), spec, context(tmp_path)) for _ in range(2))
+    assert get_task("few_shot") is TASK
+    assert tuple(first.metrics) == TASK.metrics
+    assert set(TASK.metrics) <= METRICS.keys()
+    assert {PRIMARY["few_shot"], VALIDATION["few_shot"]} <= set(TASK.metrics)
+    for name in set(TASK.metrics) - set(COST):
+        assert first.metrics[name] == second.metrics[name], name
+    assert first.evidence == second.evidence
+    assert first.evidence["statistics"] == "running"
+    assert first.evidence["inner_statistics"] == ("shared" if method == "maml" else None)
+    assert [row["step"] for row in first.history] == list(range(1, 11))
+    m = first.metrics
+    assert m["leak"] == pytest.approx(m["acc_transductive"] - m["acc_inductive"], abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_two_columns_are_equal_for_a_norm_that_does_not_mix(method, tmp_path):
+    metrics = TASK.run(norm("ln"), options(method=method), context(tmp_path)).metrics
+    assert metrics["acc_inductive"] == metrics["acc_transductive"]
+    assert metrics["leak"] == 0
+
+
+def test_test_statistics_of_the_support_alone_are_another_run_and_stated(tmp_path):
+    running, support = (
+        TASK.run(norm("bn"), options(inductive_statistics=kind), context(tmp_path)) for kind in ("running", "support")
+    )
+    assert running.metrics["acc_transductive"] == support.metrics["acc_transductive"]
+    assert support.evidence["statistics"] == "support"
+    assert TASK.run(norm("ln"), options(), context(tmp_path)).evidence["statistics"] == "none"
+
+
+def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, monkeypatch):
+    seen = {}
+    real_step, real_evaluate = few_shot.prototypical_step, few_shot.evaluate_episodes
+
+    def noting_step(net, optimizer, episodes, way, **facts):
+        seen[current].append([t.clone() for episode in episodes for t in episode])
+        return real_step(net, optimizer, episodes, way, **facts)
+
+    def noting_evaluate(net, head, episodes, pool, way, **facts):
+        seen[current].append([pool.query(e) for e in episodes] + [pool.support(e) for e in episodes])
+        return real_evaluate(net, head, episodes, pool, way, **facts)
+
+    monkeypatch.setattr(few_shot, "prototypical_step", noting_step)
+    monkeypatch.setattr(few_shot, "evaluate_episodes", noting_evaluate)
+    spec = options(steps=3, query_augmentation="affine")
+    for current in norm_names():
+        seen[current] = []
+        TASK.run(norm(current), spec, context(tmp_path))
+        assert len(seen[current]) == 5
+        for ours, theirs in zip(seen[current], seen["none"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    weights = [
+        {
+            k: v
+            for k, v in few_shot.build(norm(n), planted(), spec, context(tmp_path)).state_dict().items()
+            if "conv" in k
+        }
+        for n in ("bn", "ln")
+    ]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_training_lowers_the_loss_of_every_method(tmp_path):
+    for method in METHODS:
+        spec = options(method=method, steps=60, learning_rate=3e-3)
+        history = TASK.run(norm("bn"), spec, context(tmp_path)).history
+        assert history[-1]["train_loss"] < history[0]["train_loss"], method
+
+
+def test_divergence_is_a_result_that_names_the_step(tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+: the loss is"):
+        TASK.run(norm("none"), options(learning_rate=1e30), context(tmp_path))
+
+
+# Networks
+
+
+@pytest.mark.parametrize(("model", "parameters"), [("conv4", 112_832), ("resnet12", 12_424_320)])
+def test_known_parameter_counts(model, parameters):
+    net = build_few_shot_net(
+        model, "prototypical", make_norm("bn"), image_shape=(3, 84, 84), num_classes=5, device="meta"
+    )
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    out = net(torch.empty(2, 3, 84, 84, device="meta"))
+    assert out.shape == (2, {"conv4": 1600, "resnet12": 640}[model])
+
+
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("model", ["conv4", "resnet12"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_norm_can_be_planned_in_every_network(name, model, method):
+    factory = norm(name)
+    spec = options(model=model, method=method, dataset="glyphs")
+    assert TASK.why_not(factory, factory_info(factory), spec) is None
+
+
+def test_a_network_trains_on_the_meta_device():
+    net = build_few_shot_net(
+        "resnet12", "prototypical", make_norm("bgn", num_groups=4), image_shape=SHAPE, num_classes=3, width=8,
+        device="meta",
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters())
+    labels = torch.zeros(6, dtype=torch.long, device="meta")
+    support, query = (torch.zeros(6, *SHAPE, device="meta") for _ in range(2))
+    loss, correct = few_shot.prototypical_step(net, optimizer, [(support, labels, query, labels)], 3)
+    assert loss.device.type == correct.device.type == "meta"
+
+
+# Options and planning
+
+
+def test_a_grid_over_options_that_a_method_has_not_repeats_no_run():
+    assert options(method="prototypical", order="second", inner_steps=9) == options(method="prototypical")
+    assert options(method="maml", train_way=9, imprinting_batch_size=7) == options(method="maml")
+    assert options(method="imprinting", meta_batch_size=3, train_queries=7) == options(method="imprinting")
+    assert options(method="maml", inner_steps=4) != options(method="maml")
+    assert options(train_way=9) != options()
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ({"shot": 2, "train_way": 7, "train_queries": 5}, 49),
+        ({"method": "maml", "shot": 2}, 6),
+        ({"method": "imprinting"}, 16),
+    ],
+)
+def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, shared):
+    assert TASK.setting(options(**given)).norm_batch_size == shared
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"way": 1}, "way"),
+        ({"shot": 0}, "shot"),
+        ({"method": "mamal"}, "method"),
+        ({"model": "conv5"}, "model"),
+        ({"method": "maml", "inner_statistics": "per_step", "test_inner_steps": 9}, "test_inner_steps 9 exceeds"),
+        ({"ways": 5}, "ways"),
+    ],
+)
+def test_a_wrong_option_is_named(given, message):
+    with pytest.raises(ValidationError, match=message):
+        options(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"way": 7}, "way 7 exceeds the 4 classes of the val part"),
+        ({"way": 3, "train_way": 11}, "way 11 exceeds the 10 classes of the train part"),
+        ({"shot": 8}, "shot 8 leaves no query: class 0 of the train part has 8 images, so shot is at most 7"),
+        ({"queries": 8}, "shot 1 and queries 8 exceed the 8 images"),
+        ({"method": "imprinting", "imprinting_batch_size": 100}, "exceeds the 80 training images"),
+    ],
+)
+def test_episodes_that_can_not_be_drawn_are_said_while_planning(given, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        TASK.data_checksum(options(**given), tmp_path)
+
+
+def test_a_set_whose_parts_share_classes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="parts share classes; allowed: glyphs, omniglot"):
+        TASK.data_checksum(options(dataset="fashion_mnist_mini"), tmp_path)
+
+
+def test_without_learn2learn_planning_names_the_command_unless_nothing_needs_it(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "learn2learn" else real(name, *a))
+    with pytest.raises(ValueError, match=r"needs learn2learn.*pip install --no-deps -r requirements-legacy\.txt"):
+        TASK.data_checksum(options(method="maml"), tmp_path)
+    assert TASK.data_checksum(options(), tmp_path)
+
+
+def test_a_norm_that_needs_a_domain_is_skipped_with_the_reason():
+    info = registry.NormInfo("dom", "test", 1, False, False, needs=frozenset({"domain"}))
+    assert TASK.why_not(make_norm("ln"), info, options()) == 'norm "dom" needs domain, which few_shot has not'
+
+
+def test_images_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match="needs 16x16 at least"):
+        build_few_shot_net("conv4", "maml", make_norm("bn"), image_shape=(1, 8, 8), num_classes=3)
