@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from norms.conformance import check_norm
 from norms.registry import load_plugin, norm_names
@@ -37,11 +38,26 @@ class FakeCifar10:
         self.targets = [i % 10 for i in range(1200)]
 
 
+def fake_mini_imagenet(root):
+    """Noise in the layout of mini-ImageNet, as few classes and images as its configs can draw episodes from."""
+    draw = np.random.default_rng(0)
+    for part, classes in (("train", 30), ("val", 5), ("test", 5)):
+        for label in range(classes):
+            folder = root / part / f"{part}{label}"
+            folder.mkdir(parents=True)
+            for i in range(20):
+                Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_plans_without_a_mistake_or_a_skip(config, tmp_path, monkeypatch):
     if "cifar10" in config.stem:
         monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar10)
         prepare("cifar10", tmp_path)
+    if "miniimagenet" in config.stem:
+        monkeypatch.chdir(tmp_path)
+        fake_mini_imagenet(tmp_path / "mini-imagenet")
+        prepare("folder:mini-imagenet", tmp_path, size=84)
     planned = plan(config, Overrides(), tmp_path)
     assert planned.runs
     assert planned.skipped == []
