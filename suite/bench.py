@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from norms.registry import make_norm, norm_names
 from results.record import RunRecord, RunSpec, write_record
+from suite import rivals
 from suite.environment import ALLOCATOR_SWITCH, ROOT, set_allocator
+from suite.timing import alternate, ratio
 
 LAYER_SHAPES = ((64, 64, 32, 32), (64, 16, 32, 32), (16, 256, 16, 16))
 BGN_GROUPS = (1, 8, 64, 512)
@@ -44,14 +46,14 @@ def layers(rounds: int = 7) -> Iterator[str]:
             x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
             g = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
             contestants = _contestants(shape)
-            seconds = _alternate({name: _forward_backward(layer, x, g) for name, layer in contestants.items()}, rounds)
+            seconds = alternate({name: _forward_backward(layer, x, g) for name, layer in contestants.items()}, rounds)
             name = "contiguous" if memory_format is torch.contiguous_format else "channels_last"
             yield f"layers {tuple(shape)} {name}: forward + backward, {torch.get_num_threads()} thread(s)"
             for norm, times in seconds.items():
                 yield (
                     f"  {norm:<28}{1e3 * statistics.median(times):9.2f} ms"
-                    f"{_ratio(times, seconds['torch BatchNorm2d']):8.2f} x BatchNorm2d"
-                    f"{_ratio(times, seconds['torch GroupNorm(8)']):8.2f} x GroupNorm"
+                    f"{ratio(times, seconds['torch BatchNorm2d']):8.2f} x BatchNorm2d"
+                    f"{ratio(times, seconds['torch GroupNorm(8)']):8.2f} x GroupNorm"
                 )
 
 
@@ -81,23 +83,6 @@ def _forward_backward(layer: nn.Module, x: Tensor, g: Tensor) -> Callable[[], An
         x.grad = None
 
     return once
-
-
-def _alternate(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for call in contestants.values():  # warm-up: memory, thread pools, lazy initialization
-        call()
-        call()
-    for _ in range(rounds):
-        for name, call in contestants.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _ratio(times: list[float], reference: list[float]) -> float:
-    return statistics.median(t / r for t, r in zip(times, reference, strict=True))
 
 
 def memory(shape: tuple[int, ...] = (64, 64, 64, 64)) -> Iterator[str]:
@@ -151,11 +136,11 @@ def steps(rounds: int = 25) -> Iterator[str]:
                 net = net.to(memory_format=torch.channels_last)
                 optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
                 contestants[slices] = _step(train_step, net, optimizer, x, labels, StepOptions(slices=slices))
-            seconds = _alternate({str(k): call for k, call in contestants.items()}, rounds)
+            seconds = alternate({str(k): call for k, call in contestants.items()}, rounds)
             label = name + "".join(f"({k}={v})" for k, v in options.items())
             yield (
                 f"  {label:<20} norm batch 64: {statistics.median(seconds['1']):.4f} s   "
-                f"2: {statistics.median(seconds['32']):.4f} s   ratio {_ratio(seconds['32'], seconds['1']):.2f}"
+                f"2: {statistics.median(seconds['32']):.4f} s   ratio {ratio(seconds['32'], seconds['1']):.2f}"
             )
 
 
@@ -196,9 +181,9 @@ def search(rounds: int = 7) -> Iterator[str]:
     threads = torch.get_num_threads()
     yield f"search: 4 channels, 3 cells, batch {batch}, {size}x{size}, bn: search steps per second, {threads} thread(s)"
     for name, second in (("first order", False), ("second order", True)):
-        seconds = _alternate({str(bare): contestant(second, bare) for bare in (False, True)}, rounds)
+        seconds = alternate({str(bare): contestant(second, bare) for bare in (False, True)}, rounds)
         ours, bare = (1 / statistics.median(seconds[key]) for key in ("False", "True"))
-        overhead = 100 * (_ratio(seconds["False"], seconds["True"]) - 1)
+        overhead = 100 * (ratio(seconds["False"], seconds["True"]) - 1)
         yield f"  {name:<14}{ours:6.2f} /s   bare loop {bare:6.2f} /s   overhead {overhead:+.0f} %"
 
 
@@ -241,41 +226,6 @@ def _bare_search_step(net: Any, weights: Any, adam: Any, pairs: Any, second: boo
     weights.step()
 
 
-def attacks(rounds: int = 9) -> Iterator[str]:
-    """Seconds of a PGD-10 training step of `adversarial` beside the same step with torchattacks' own PGD."""
-    from tasks.adversarial import AdversarialOptions, Standardized, adversarial_step, draw_start
-    from tasks.fit import StepOptions, sgd, train_step
-    from tasks.nets import build_net
-    from tasks.requirements import import_legacy
-
-    library = import_legacy("torchattacks", "bench attacks")
-    draw = torch.Generator().manual_seed(0)
-    images = torch.rand(64, 1, 32, 32, generator=draw).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(64) % 10
-    yield f"attacks: PGD-10 training step, resnet18_narrow, batch 64, 32x32, {torch.get_num_threads()} thread(s)"
-    options = AdversarialOptions.model_validate({"model": "resnet18_narrow", "batch_size": 64})
-
-    def contestant(norm: Any, theirs: bool) -> Callable[[], Any]:
-        net = build_net("resnet18_narrow", norm, num_classes=10, in_channels=1)
-        net = Standardized(net, (0.3,), (0.3,), "cpu").to(memory_format=torch.channels_last)
-        optimizer = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
-        if not theirs:
-            start = draw_start(images, options, draw)
-            return lambda: adversarial_step(net, optimizer, images, labels, start, options)
-        # it sets evaluation mode itself
-        attack = library.PGD(net, eps=options.radius, alpha=options.training_step_size, steps=options.steps)
-        return lambda: train_step(net, optimizer, attack(images, labels), labels, StepOptions())
-
-    cases: tuple[tuple[str, dict[str, Any]], ...] = (("bn", {}), ("gn", {"num_groups": 8}), ("bgn", {"num_groups": 8}))
-    for name, norm_options in cases:
-        norm = make_norm(name, **norm_options)
-        seconds = _alternate({str(theirs): contestant(norm, theirs) for theirs in (False, True)}, rounds)
-        ours, other = (statistics.median(seconds[key]) for key in ("False", "True"))
-        label = name + "".join(f"({k}={v})" for k, v in norm_options.items())
-        ratio = _ratio(seconds["True"], seconds["False"])
-        yield f"  {label:<20}{ours:7.3f} s   torchattacks' PGD {other:7.3f} s   {ratio:.2f} x as fast"
-
-
 def allocator(rounds: int = 3) -> Iterator[str]:
     """Element-wise operations, a norm and whole steps with glibc's allocator as it is and as the suite sets it.
 
@@ -310,7 +260,7 @@ def _allocator_probe() -> dict[str, float]:
         "BatchNorm2d, 64 MiB": _forward_backward(layer, large, torch.randn_like(large)),
         "training step, resnet8, batch 128": lambda: train_step(net, optimizer, batch, labels),
     }
-    return {name: statistics.median(times) for name, times in _alternate(calls, 9).items()}
+    return {name: statistics.median(times) for name, times in alternate(calls, 9).items()}
 
 
 def _in_fresh_process(function: Callable[..., Any], *arguments: Any, allocator: str = "resident") -> Any:
@@ -464,7 +414,8 @@ BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
     "memory": memory,
     "steps": steps,
     "search": search,
-    "attacks": attacks,
+    "attacks": rivals.attacks,
+    "episodes": rivals.episodes,
     "allocator": allocator,
     "engine": engine,
     "jobs": jobs,

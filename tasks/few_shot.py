@@ -130,7 +130,7 @@ class FewShot:
         # no draw here is from the global generators; what a norm of one's own draws is the same in every run
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            maml = _maml(net, options)
+            maml = learner(net, options)
             try:
                 cost = _train(net, maml, data, options, context, memory, history)
             except Diverged as error:
@@ -266,7 +266,7 @@ def _train(
     groups = parameter_groups(net, options.weight_decay, options.norm_weight_decay)
     optimizer = torch.optim.Adam(groups, lr=options.learning_rate)
     batches = _batches(data, options, context) if options.method == "imprinting" else None
-    episodes = None if batches is not None else _episodes(data, options, context)
+    episodes = None if batches is not None else training_episodes(data, options, context)
     clock, peak, loss_sum, right, asked, before = StepClock(context.device), 0.0, 0.0, 0.0, 0, 0.0
     ends = {-(-options.steps * row // ROWS) for row in range(1, ROWS + 1)}
     for step in range(1, options.steps + 1):
@@ -308,7 +308,7 @@ def _train(
     return {"step_seconds": clock.median(), "peak_memory_mb": peak}
 
 
-def _episodes(
+def training_episodes(
     data: ImageData, options: FewShotOptions, context: RunContext
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Training episodes without end: support, its labels, query, its labels; images augmented and normalized."""
@@ -342,7 +342,8 @@ def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> I
             yield prepare(augment(images, augmentation, options.training_augmentation)), labels
 
 
-def _maml(net: nn.Module, options: FewShotOptions) -> Maml | None:
+def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
+    """What adapts `net`, where the method does; its statistics per step live as long as it."""
     if options.method != "maml":
         return None
     sets = StepStatistics(net, options.inner_steps) if options.inner_statistics == "per_step" else None
@@ -389,7 +390,8 @@ def _prepare(data: ImageData, options: FewShotOptions) -> Callable[[Tensor], Ten
 
 
 def _memory_format(options: FewShotOptions) -> torch.memory_format:
-    return torch.channels_last if options.channels_last else torch.contiguous_format
+    wanted = options.method != "maml" if options.channels_last is None else options.channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
 
 
 def _variants(labels: Tensor, options: FewShotOptions) -> int:

@@ -36,30 +36,39 @@ def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attac
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
     """
-    state = [(name, t, t.detach().clone()) for name, t in (*net.named_parameters(), *net.named_buffers())]
-    modes = [(name, module, module.training) for name, module in net.named_modules()]
-    learned = [p for p in net.parameters() if p.requires_grad]
-    gradients = [(p, p.grad) for p in learned]
-    device = next((t.device for _, t, _ in state), torch.device("cpu"))
+    modules = list(net.named_modules())
+    modes = [(name, module, module.training) for name, module in modules]
+    slots = [(name, values, dict(values)) for name, m in modules for values in (m._parameters, m._buffers)]
+    state = [
+        (f"{n}.{k}".lstrip("."), t, t.detach().clone()) for n, _, own in slots for k, t in own.items() if t is not None
+    ]
+    learned = [t for _, t, _ in state if t.requires_grad]
+    gradients = [t.grad for t in learned]
+    device = state[0][1].device if state else torch.device("cpu")
+    training = mode == "train"
     try:
-        net.train(mode == "train")
+        for module in net.modules():
+            module.training = training
         for parameter in learned:
             parameter.requires_grad_(False)
-        with forked_generators(device), hold(net), situation(net, slices=slices if mode == "train" else 1):
+        with forked_generators(device), hold(net), situation(net, slices=slices if training else 1):
             yield
-        switched = [name or "the network" for name, module, _ in modes if module.training != (mode == "train")]
+        switched = [name or "the network" for name, module, _ in modes if module.training != training]
     finally:
-        for parameter, gradient in gradients:
+        for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.requires_grad_(True)
             parameter.grad = gradient
-        for _, module, training in modes:
-            module.training = training
+        for _, module, before in modes:
+            module.training = before
     _refuse(what, "the mode of", switched)
-    now = dict((*net.named_parameters(), *net.named_buffers()))
-    if now.keys() != {name for name, _, _ in state}:
-        _refuse(what, "which weights or buffers there are:", sorted(now.keys() ^ {name for name, _, _ in state}))
-    changed = [name for name, tensor, copy in state if now[name] is not tensor or not _same(tensor.detach(), copy)]
-    _refuse(what, "the weight or buffer", changed)
+    moved = [
+        f"{name}.{key}".lstrip(".")
+        for name, now, before in slots
+        for key in (*before, *(k for k in now if k not in before))
+        if now.get(key) is not before.get(key)
+    ]
+    changed = [name for name, tensor, copy in state if not _same(tensor.detach(), copy)]
+    _refuse(what, "the weight or buffer", [*moved, *changed])
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:

@@ -42,7 +42,8 @@ class FewShotOptions(Options):
             drawn once by name; "none" takes stored images as they are.
         inductive_statistics: what norms with running statistics use for inductive accuracy: "running", those of
             training, or "support", re-estimated on the support of each episode alone.
-        channels_last: memory format of images and weights.
+        channels_last: memory format of images and weights; None: what is faster on a CPU, which is off for maml (its
+            batches are small and are differentiated twice) and on for the others.
         order: of MAML's gradient: "first" or "second".
         inner_learning_rate, inner_steps: of MAML's adaptation.
         test_inner_steps: steps of adaptation in validation and test; None: inner_steps.
@@ -74,7 +75,7 @@ class FewShotOptions(Options):
     augmentation: Augmentation | None = None
     query_augmentation: Literal["none", "affine"] = "affine"
     inductive_statistics: Literal["running", "support"] = "running"
-    channels_last: bool = True
+    channels_last: bool | None = None
 
     order: Literal["first", "second"] = "first"
     inner_learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
