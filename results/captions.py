@@ -14,6 +14,9 @@ from results.cells import Cell, Row, Table
 from results.frame import DATASET, ENVIRONMENT, distinct
 from results.grid import Grid, value_text
 
+FLOAT_NOISE = 1e-3
+"""Changes of logits, at most, that rounding in another order explains."""
+
 
 def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
     """The sentences under a table of a grid's cells: spread, seeds, holes, marks, tests, common options, evidence."""
@@ -111,6 +114,13 @@ def evidence(df: pd.DataFrame) -> list[str]:
         if constant:
             norms = ", ".join(f"{label} {n}" for label, n in sorted(constant.items()))
             lines.append(f"Runs whose network gives one constant output: {norms}.")
+    if "composition_shift" in df.columns:
+        mixing = sorted(set(df["norm_label"][df["composition_shift"] > FLOAT_NOISE]))
+        if mixing:
+            lines.append(
+                f"In evaluation an image's logits depend on its batch mates (composition shift above {FLOAT_NOISE:g}): "
+                f"{', '.join(mixing)}."
+            )
     if "evidence.masking" in df.columns:
         pairs = zip(df["norm_label"], df["evidence.masking"], strict=True)
         signs = [(label, text) for label, text in pairs if isinstance(text, str)]

@@ -368,6 +368,18 @@ def test_a_caption_counts_the_runs_with_signs_of_gradient_masking():
     assert not any("masking" in line for line in table_of(runs("bn", [0.5])).caption)
 
 
+def test_norms_that_mix_samples_at_test_time_are_flagged():
+    records = [
+        run("bn", 0, task="few_shot", metrics={"acc_inductive": 0.5, "composition_shift": 1e-5}),
+        run("mine", 0, task="few_shot", metrics={"acc_inductive": 0.9, "composition_shift": 0.2}),
+    ]
+    flagged = [line for line in table_of(records).caption if "batch mates" in line]
+    assert flagged == [
+        "In evaluation an image's logits depend on its batch mates (composition shift above 0.001): mine."
+    ]
+    assert not any("batch mates" in line for line in table_of(records[:1]).caption)
+
+
 def test_the_mode_of_crafting_stands_in_the_headings_even_with_one_value():
     records = runs("bn", [0.5], task="adversarial", crafting_mode="eval", epsilon=8.0)
     (row,) = table_of(records).rows
