@@ -18,7 +18,8 @@ from suite.timing import alternate, ratio
 
 def attacks(rounds: int = 9) -> Iterator[str]:
     """Seconds of a PGD-10 training step of `adversarial` beside the same step with torchattacks' own PGD."""
-    from tasks.adversarial import AdversarialOptions, Standardized, adversarial_step, draw_start
+    from tasks.attacks.options import AdversarialOptions
+    from tasks.attacks.training import Standardized, adversarial_step, draw_start
     from tasks.fit import StepOptions, sgd, train_step
     from tasks.nets import build_net
     from tasks.requirements import import_legacy
@@ -61,7 +62,7 @@ def episodes(rounds: int = 60) -> Iterator[str]:
     (prototypical networks; MAML, first order and second). Ours: the task's own step and drawing, with bn. Both: glyphs
     as float tensors without augmentation, 5 ways, 1 shot, 5 queries, 32 channels, Adam.
     """
-    from tasks.few_shot import FewShotOptions
+    from tasks.metalearning.options import FewShotOptions
     from tasks.requirements import import_legacy
 
     library, threads = import_legacy("learn2learn", "bench episodes"), torch.get_num_threads()
@@ -91,21 +92,21 @@ def episodes(rounds: int = 60) -> Iterator[str]:
 
 def _our_episodes(options: Any) -> Callable[[], Any]:
     from tasks import data as datasets
-    from tasks import few_shot
     from tasks.base import RunContext
+    from tasks.metalearning import training
 
     context = RunContext(torch.device("cpu"), 0, Path("data"), Path())
     data = datasets.load_disjoint("glyphs", context.data_dir)
-    net = few_shot.build(make_norm("bn"), data, options, context)
+    net = training.build(make_norm("bn"), data, options, context)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    drawn, maml = few_shot.training_episodes(data, options, context), few_shot.learner(net, options)
+    drawn, maml = training.training_episodes(data, options, context), training.learner(net, options)
 
     def step() -> None:
         batch = list(itertools.islice(drawn, options.episodes_per_step))
         if maml is None:
-            few_shot.prototypical_step(net, optimizer, batch, WAY)
+            training.prototypical_step(net, optimizer, batch, WAY)
         else:
-            few_shot.maml_step(maml, optimizer, batch)
+            training.maml_step(maml, optimizer, batch)
 
     return step
 

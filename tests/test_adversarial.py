@@ -13,8 +13,10 @@ from norms.registry import factory_info, make_norm, norm_names, register
 from norms.situation import hold
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import adversarial, get_task
-from tasks.adversarial import TASK, AdversarialOptions, adversarial_step, build, craft, draw_start
+from tasks.adversarial import TASK, AdversarialOptions
+from tasks.attacks import training
 from tasks.attacks.ensemble import PARTS
+from tasks.attacks.training import adversarial_step, build, craft, draw_start, scaled
 from tasks.base import Diverged, RunContext
 from tasks.data.images import Split, make_data
 from tasks.fit import learning_rate_at, sgd
@@ -93,7 +95,7 @@ def norm(name):
 
 
 def batch(data, opts, n=16):
-    images = adversarial.scaled(data.train.images[:n], opts)
+    images = scaled(data.train.images[:n], opts)
     return images, data.train.labels[:n]
 
 
@@ -144,7 +146,7 @@ def test_every_norm_gets_the_same_images_weights_and_starts(name, data, tmp_path
         seen.append((images.clone(), labels.clone(), start.clone()))
         return adversarial_step(net, optimizer, images, labels, start, opts, **facts)
 
-    monkeypatch.setattr(adversarial, "adversarial_step", noting)
+    monkeypatch.setattr(training, "adversarial_step", noting)
     spec = options(epochs=1, max_steps=3, autoattack=(), pgd_steps=1)
     runs = []
     for each in ("gn", name):

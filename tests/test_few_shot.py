@@ -18,6 +18,7 @@ from tasks.base import Diverged, RunContext
 from tasks.data.episodes import Episode, EpisodeSampler, query_pool
 from tasks.data.images import Split, make_data
 from tasks.few_shot import TASK, FewShotOptions
+from tasks.metalearning import training
 from tasks.metalearning.episodic import batch_statistics, forward_inductive, forward_together
 from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
 from tasks.metalearning.heads import imprinted, prototypical
@@ -361,7 +362,7 @@ def test_test_statistics_of_the_support_alone_are_another_run_and_stated(tmp_pat
 
 def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, monkeypatch):
     seen = {}
-    real_step, real_evaluate = few_shot.prototypical_step, few_shot.evaluate_episodes
+    real_step, real_evaluate = training.prototypical_step, few_shot.evaluate_episodes
 
     def noting_step(net, optimizer, episodes, way, **facts):
         seen[current].append([t.clone() for episode in episodes for t in episode])
@@ -371,7 +372,7 @@ def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, m
         seen[current].append([pool.query(e) for e in episodes] + [pool.support(e) for e in episodes])
         return real_evaluate(net, head, episodes, pool, way, **facts)
 
-    monkeypatch.setattr(few_shot, "prototypical_step", noting_step)
+    monkeypatch.setattr(training, "prototypical_step", noting_step)
     monkeypatch.setattr(few_shot, "evaluate_episodes", noting_evaluate)
     spec = options(steps=3, query_augmentation="affine")
     for current in norm_names():
@@ -383,7 +384,7 @@ def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, m
     weights = [
         {
             k: v
-            for k, v in few_shot.build(norm(n), planted(), spec, context(tmp_path)).state_dict().items()
+            for k, v in training.build(norm(n), planted(), spec, context(tmp_path)).state_dict().items()
             if "conv" in k
         }
         for n in ("bn", "ln")
@@ -433,7 +434,7 @@ def test_a_network_trains_on_the_meta_device():
     optimizer = torch.optim.Adam(net.parameters())
     labels = torch.zeros(6, dtype=torch.long, device="meta")
     support, query = (torch.zeros(6, *SHAPE, device="meta") for _ in range(2))
-    loss, correct = few_shot.prototypical_step(net, optimizer, [(support, labels, query, labels)], 3)
+    loss, correct = training.prototypical_step(net, optimizer, [(support, labels, query, labels)], 3)
     assert loss.device.type == correct.device.type == "meta"
 
 
