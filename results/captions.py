@@ -11,7 +11,7 @@ import pandas as pd
 
 from results import summary
 from results.cells import Cell, Row, Table
-from results.frame import DATASET, ENVIRONMENT, distinct
+from results.frame import ENVIRONMENT, distinct
 from results.grid import Grid, value_text
 
 FLOAT_NOISE = 1e-3
@@ -43,9 +43,10 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str
         )
     if grid.fixed:
         lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
-    for data in distinct(value for values in grid.implied.values() for value in values):
-        own = (f"{option}={value_text(option, values[data])}" for option, values in grid.implied.items())
-        lines.append(f"With {DATASET}={data}: {', '.join(own)}.")
+    for deciding, implied in grid.implied.items():
+        for value in distinct(value for values in implied.values() for value in values):
+            own = (f"{option}={value_text(option, values[value])}" for option, values in implied.items())
+            lines.append(f"With {deciding}={value}: {', '.join(own)}.")
     return (*lines, *chosen(grid, df), *evidence(df))
 
 

@@ -21,6 +21,8 @@ Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 100
+DECIDING = (DATASET, "method")
+"""Options that others usually follow from."""
 
 
 class Grid:
@@ -44,7 +46,8 @@ class Grid:
         seeds: block -> every seed that any row has there.
         metrics: the measured metrics in the vocabulary's order.
         fixed: (option, value) of the options with one value.
-        implied: names of the varying options that the data set decides: one value for each, whatever else varies.
+        implied: the varying options that another one (of DECIDING) decides: one value for each of its values, whatever
+            else varies; the deciding option -> the implied one -> value of the one -> value of the other.
         surplus: runs that a newer one of the same row, block and seed replaced.
     """
 
@@ -71,7 +74,7 @@ class Grid:
             for name in [o.removeprefix("option.")]
         )
         self._arrange(records)
-        self.implied = self._implied_by_data()
+        self.implied = self._implied()
         self._name(records, reference)
 
     def _arrange(self, records: list[Run]) -> None:
@@ -100,16 +103,20 @@ class Grid:
             seeds[block] |= runs.keys()
         self.seeds = {block: sorted(found) for block, found in seeds.items()}
 
-    def _implied_by_data(self) -> dict[str, dict[Any, Any]]:
-        """option -> data set -> its value there."""
-        if f"option.{DATASET}" not in self.varying:
-            return {}
-        place = self.varying.index(f"option.{DATASET}")
-        found = {}
-        for i, option in enumerate(self.varying):
-            pairs = {(block[place], block[i]) for block in self.blocks}
-            if i != place and len(pairs) == len(dict(pairs)):
-                found[option.removeprefix("option.")] = dict(pairs)
+    def _implied(self) -> dict[str, dict[str, dict[Any, Any]]]:
+        """deciding option -> implied option -> value of the one -> value of the other."""
+        columns = {f"option.{name}": name for name in DECIDING}
+        found: dict[str, dict[str, dict[Any, Any]]] = {}
+        taken = {*columns, *(f"option.{name}" for name in ALWAYS_SHOWN)}
+        for column, name in columns.items():
+            if column not in self.varying:
+                continue
+            place, found[name] = self.varying.index(column), {}
+            for i, option in enumerate(self.varying):
+                pairs = {(block[place], block[i]) for block in self.blocks}
+                if option not in taken and len(pairs) == len(dict(pairs)):
+                    found[name][option.removeprefix("option.")] = dict(pairs)
+                    taken.add(option)
         return found
 
     def _name(self, records: list[Run], reference: str) -> None:

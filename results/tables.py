@@ -22,7 +22,7 @@ import pandas as pd
 from results import selection, summary
 from results.captions import chosen, evidence, grid_caption
 from results.cells import Cell, Column, Row, Setting, Table
-from results.frame import DATASET, NORM_BATCH, distinct, natural
+from results.frame import NORM_BATCH, distinct, natural
 from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
@@ -264,8 +264,9 @@ def _rows(
 ) -> list[Row]:
     """The rows of one group, each column's best and second marked."""
     marked = [summary.mark([line[i] for line in cells], subject) for i, subject in enumerate(metrics)]
-    # what the data set implies stands in the caption
-    implied = grid.implied if any(k == DATASET for k, _ in setting) else {}
+    # what the data set or the method implies stands in the caption
+    given = {k for k, _ in setting}
+    implied = {option for deciding, options in grid.implied.items() if deciding in given for option in options}
     heading = ", ".join(f"{k}={v}" for k, v in setting if k not in implied)
     if heading and len(kinds) == 1 and len(_kinds(grid, grid.blocks)) > 1:
         heading += f" [{next(iter(kinds))} data]"

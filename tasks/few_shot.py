@@ -197,10 +197,8 @@ def _check_part(part: str, labels: Tensor, options: FewShotOptions) -> None:
         variants = 1 if options.query_augmentation == "none" else None
         check_episodes(labels, part, way=options.way, shot=options.shot, queries=options.queries, variants=variants)
     elif options.method == "imprinting":
-        if options.imprinting_batch_size > len(labels):
-            raise ValueError(
-                f"imprinting_batch_size {options.imprinting_batch_size} exceeds the {len(labels)} training images"
-            )
+        if options.shared > len(labels):
+            raise ValueError(f"imprinting_batch_size {options.shared} exceeds the {len(labels)} training images")
     else:
         way, queries = options.training_way, options.training_queries
         variants = 1 if options.training_augmentation == "none" else None

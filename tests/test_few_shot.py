@@ -447,6 +447,11 @@ def test_a_grid_over_options_that_a_method_has_not_repeats_no_run():
     assert options(method="imprinting", meta_batch_size=3, train_queries=7) == options(method="imprinting")
     assert options(method="maml", inner_steps=4) != options(method="maml")
     assert options(train_way=9) != options()
+    assert (options().inner_steps, options().order, options(method="imprinting").meta_batch_size) == (None, None, None)
+    assert (FewShotOptions(method="maml").meta_batch_size, FewShotOptions().meta_batch_size) == (4, 1)
+    for method in METHODS:
+        resolved = options(method=method)
+        assert FewShotOptions.model_validate(resolved.model_dump(mode="json")) == resolved
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,21 @@ def test_a_caption_says_evidence_and_what_cells_differ_in():
     assert {row.group for row in table.rows} == {"dataset=a [real data]", "dataset=b [synthetic data]"}
 
 
+def test_what_the_method_decides_stands_in_the_caption_and_the_mode_of_crafting_never_does():
+    maml = [r for shot in (1, 5) for r in runs("bn", [0.5], task="few_shot", method="maml", inner_steps=3, shot=shot)]
+    others = [r for s in (1, 5) for r in runs("bn", [0.5], task="few_shot", method="plain", inner_steps=5, shot=s)]
+    table = table_of([*maml, *others])
+    assert {row.group for row in table.rows} == {f"method={m}, shot={s}" for m in ("maml", "plain") for s in (1, 5)}
+    assert "With method=maml: inner_steps=3." in table.caption
+    pair = [
+        runs("bn", [0.5], task="adversarial", method=m, crafting_mode=c) for m, c in (("pgd", "eval"), ("x", "train"))
+    ]
+    assert {row.group for row in table_of([*pair[0], *pair[1]]).rows} == {
+        "crafting_mode=eval, method=pgd",
+        "crafting_mode=train, method=x",
+    }
+
+
 def test_a_caption_counts_the_runs_with_signs_of_gradient_masking():
     sign = "zero gradients at 3 of 9 correctly classified images"
     clean = runs("bn", [0.5, 0.6], task="adversarial", evidence={"masking": ""})

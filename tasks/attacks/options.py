@@ -15,7 +15,21 @@ from tasks.nets import check_model
 REFERENCE_BATCH = 128
 """`learning_rate` is per this many images where `scale_learning_rate` is on."""
 LEVELS = 255.0
-OF_CRAFTING = {"crafting_mode", "step_size", "steps", "trades_beta"}
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "pgd": {"crafting_mode": "eval", "step_size": None, "steps": 10},
+    "trades": {"crafting_mode": "eval", "step_size": None, "steps": 10, "trades_beta": 6.0},
+    "fgsm_rs": {"crafting_mode": "eval", "step_size": None},
+    "standard": {},
+}
+"""What each method's crafting is told, with defaults; options of other methods are null."""
+OF_PARTS: dict[str, tuple[Any, tuple[Part, ...]]] = {
+    "apgd_steps": (100, ("apgd_ce", "apgd_t")),
+    "fab_steps": (100, ("fab_t",)),
+    "targets": (None, ("apgd_t", "fab_t")),
+    "square_queries": (5000, ("square",)),
+}
+"""Options of AutoAttack's parts: default, and the parts that have it; without such a part they are null."""
+MILESTONES = (0.5, 0.75)
 
 
 class AdversarialOptions(Options):
@@ -31,10 +45,10 @@ class AdversarialOptions(Options):
             start; "standard" crafts nothing: the control.
         epsilon: radius of the ball, in training and in evaluation.
         step_size: of crafting in training; None: epsilon / 4, and 1.25 epsilon for fgsm_rs.
-        steps: of crafting in training; fgsm_rs has one.
+        steps: of crafting in training, 10 unless given; fgsm_rs has one.
         crafting_mode: of the network while training examples are crafted: "eval" (running statistics) or "train" (the
             batch's own). Nothing that a norm keeps moves either way. It changes results, so it stands in a column.
-        trades_beta: weight of the second term of trades.
+        trades_beta: weight of the second term of trades, 6 unless given.
         epochs: passes over the training part; its last images that fill no batch are left out of each.
         max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
         batch_size: images per update.
@@ -46,14 +60,17 @@ class AdversarialOptions(Options):
         norm_weight_decay: decay every parameter of every norm, too.
         schedule: see tasks.fit.learning_rate_at.
         warmup: fraction of all steps before the peak.
-        milestones: of the schedule "steps", fractions of all steps.
+        milestones: of the schedule "steps", fractions of all steps, (0.5, 0.75) unless given.
         augmentation: of training images, see tasks.data.batches.augment.
         channels_last: memory format of images and weights.
         attack_images: test images that are attacked, the same for every norm and seed.
         pgd_steps, pgd_step_size, pgd_restarts: of PGD in evaluation; step size None: epsilon / 4.
         autoattack: which of AutoAttack's parts.
-        apgd_steps, fab_steps, square_queries: see tasks.attacks.ensemble.Scale.
+        apgd_steps, fab_steps, square_queries: see tasks.attacks.ensemble.Scale; 100, 100 and 5,000 unless given.
         targets: wrong classes that the targeted parts try; None: all, but at most 9.
+
+    What the method, the schedule or the chosen parts do not use is null, whatever was given, so that a grid over it
+    repeats no run and no table shows it.
     """
 
     dataset: str = "fashion_mnist_mini"
@@ -64,9 +81,9 @@ class AdversarialOptions(Options):
     method: Literal["pgd", "trades", "fgsm_rs", "standard"] = "pgd"
     epsilon: float = Field(8.0, gt=0, le=LEVELS, allow_inf_nan=False)
     step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
-    steps: int = Field(10, ge=1)
-    crafting_mode: Literal["eval", "train"] | None = "eval"
-    trades_beta: float = Field(6.0, gt=0, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1)
+    crafting_mode: Literal["eval", "train"] | None = None
+    trades_beta: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     epochs: int = Field(10, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -79,7 +96,7 @@ class AdversarialOptions(Options):
     norm_weight_decay: bool = False
     schedule: Schedule = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1)
-    milestones: tuple[float, ...] = (0.5, 0.75)
+    milestones: tuple[float, ...] | None = None
     augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
     channels_last: bool = True
 
@@ -88,27 +105,30 @@ class AdversarialOptions(Options):
     pgd_step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
     pgd_restarts: int = Field(5, ge=1)
     autoattack: tuple[Part, ...] = PARTS
-    apgd_steps: int = Field(100, ge=1)
-    fab_steps: int = Field(100, ge=1)
+    apgd_steps: int | None = Field(None, ge=1)
+    fab_steps: int | None = Field(None, ge=1)
     targets: int | None = Field(None, ge=1)
-    square_queries: int = Field(5000, ge=1)
+    square_queries: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_the_method_uses(cls, given: Any) -> Any:
-        """Else a grid over crafting would repeat the same run."""
+    def _null_where_unused(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        unused = {"standard": OF_CRAFTING, "fgsm_rs": {"steps", "trades_beta"}, "pgd": {"trades_beta"}}
-        method = given.get("method", cls.model_fields["method"].default)
-        kept = {k: v for k, v in given.items() if k not in unused.get(method if isinstance(method, str) else "", set())}
-        return kept | ({"crafting_mode": None} if method == "standard" else {"steps": 1} if method == "fgsm_rs" else {})
+        method, parts = given.get("method", "pgd"), given.get("autoattack", PARTS)
+        if not isinstance(method, str) or method not in OF_METHODS or not isinstance(parts, list | tuple):
+            return given  # a mistake that is reported
+        used = dict(OF_METHODS[method])
+        used |= {name: default for name, (default, of) in OF_PARTS.items() if set(of) & set(parts)}
+        used |= {"milestones": MILESTONES} if given.get("schedule") == "steps" else {}
+        conditional = {"milestones", *OF_PARTS, *(name for names in OF_METHODS.values() for name in names)}
+        resolved = {k: v for k, v in given.items() if k not in conditional}
+        # null means the default, too, so that a stored record resolves to itself
+        return resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> AdversarialOptions:
         check_model(self.model, self.width)
-        if self.crafting_mode is None and self.method != "standard":
-            raise ValueError(f"crafting_mode null with method {self.method}; allowed: eval, train")
         if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
             divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
             raise ValueError(
@@ -117,8 +137,9 @@ class AdversarialOptions(Options):
             )
         if len(set(self.autoattack)) < len(self.autoattack):
             raise ValueError(f"autoattack names a part twice: {', '.join(self.autoattack)}")
-        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones {list(self.milestones)}: rising fractions between 0 and 1 are needed")
+        milestones = list(self.milestones or ())
+        if any(not 0 < m < 1 for m in milestones) or milestones != sorted(milestones):
+            raise ValueError(f"milestones {milestones}: rising fractions between 0 and 1 are needed")
         return self
 
     def check_classes(self, classes: int) -> None:
@@ -165,5 +186,6 @@ class AdversarialOptions(Options):
             pgd_steps=self.pgd_steps,
             pgd_restarts=self.pgd_restarts,
             parts=self.autoattack,
-            scale=Scale(self.apgd_steps, self.fab_steps, targets, self.square_queries),
+            # a part that is not run needs no scale
+            scale=Scale(self.apgd_steps or 1, self.fab_steps or 1, targets, self.square_queries or 1),
         )

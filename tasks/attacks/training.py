@@ -88,7 +88,7 @@ def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options
             objective,
             epsilon=options.radius,
             step_size=options.training_step_size,
-            steps=options.steps,
+            steps=options.steps or 1,  # fgsm_rs has one
             start=start,
         )
     return check_examples(examples, images, options.radius, f"crafting ({options.method})")
@@ -131,7 +131,7 @@ def adversarial_step(
     clean, attacked = forward()
     target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
     loss = F.cross_entropy(clean, labels)
-    loss = loss + options.trades_beta * F.kl_div(moved, target, reduction="batchmean", log_target=True)
+    loss = loss + (options.trades_beta or 0.0) * F.kl_div(moved, target, reduction="batchmean", log_target=True)
     raise_if_diverged(loss, net, examples, per_step, f"step {step}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -170,7 +170,7 @@ def train(
             # the middle of the step, so that neither the first nor the last rate is 0
             done = (step + 0.5) / total
             rate = learning_rate_at(
-                done, options.peak_learning_rate, options.schedule, options.warmup, options.milestones
+                done, options.peak_learning_rate, options.schedule, options.warmup, options.milestones or ()
             )
             set_learning_rate(optimizer, rate)
             step += 1

@@ -10,12 +10,20 @@ from tasks.base import Options
 from tasks.fit import Schedule
 
 Augmentation = Literal["none", "crop", "crop_flip", "affine"]
-OF_MAML = {"order", "inner_learning_rate", "inner_steps", "test_inner_steps", "inner_statistics"}
-UNUSED = {
-    "prototypical": OF_MAML | {"imprinting_batch_size"},
-    "maml": {"imprinting_batch_size", "train_way"},
-    "imprinting": OF_MAML | {"train_way", "train_queries", "meta_batch_size"},
+OF_METHODS: dict[str, dict[str, Any]] = {
+    "prototypical": {"train_way": None, "train_queries": None, "meta_batch_size": 1},
+    "maml": {
+        "train_queries": None,
+        "meta_batch_size": 4,
+        "order": "first",
+        "inner_learning_rate": 0.1,
+        "inner_steps": 5,
+        "test_inner_steps": None,
+        "inner_statistics": "shared",
+    },
+    "imprinting": {"imprinting_batch_size": 64},
 }
+"""What each method's training is told, with defaults; options of other methods are null."""
 
 
 class FewShotOptions(Options):
@@ -44,13 +52,16 @@ class FewShotOptions(Options):
             training, or "support", re-estimated on the support of each episode alone.
         channels_last: memory format of images and weights; None: what is faster on a CPU, which is off for maml (its
             batches are small and are differentiated twice) and on for the others.
-        order: of MAML's gradient: "first" or "second".
-        inner_learning_rate, inner_steps: of MAML's adaptation.
+        order: of MAML's gradient: "first" (unless given) or "second".
+        inner_learning_rate, inner_steps: of MAML's adaptation; 0.1 and 5 unless given.
         test_inner_steps: steps of adaptation in validation and test; None: inner_steps.
-        inner_statistics: what MAML's inner loop does to running statistics: "shared": its forwards move the one set
-            that the forwards of queries move, too; "per_step": every step has a set of its own (Antoniou et al. 2019),
-            the forward of queries the last; "none": it moves nothing, queries alone do.
-        imprinting_batch_size: images per update of the base classifier.
+        inner_statistics: what MAML's inner loop does to running statistics: "shared" (unless given): its forwards move
+            the one set that the forwards of queries move, too; "per_step": every step has a set of its own (Antoniou
+            et al. 2019), the forward of queries the last; "none": it moves nothing, queries alone do.
+        imprinting_batch_size: images per update of the base classifier, 64 unless given.
+
+    What the method does not use is null, whatever was given, so that a grid over it repeats no run and no table shows
+    it.
     """
 
     dataset: str = "glyphs"
@@ -77,26 +88,30 @@ class FewShotOptions(Options):
     inductive_statistics: Literal["running", "support"] = "running"
     channels_last: bool | None = None
 
-    order: Literal["first", "second"] = "first"
-    inner_learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
-    inner_steps: int = Field(5, ge=1)
+    order: Literal["first", "second"] | None = None
+    inner_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    inner_steps: int | None = Field(None, ge=1)
     test_inner_steps: int | None = Field(None, ge=1)
-    inner_statistics: Literal["shared", "per_step", "none"] = "shared"
-    imprinting_batch_size: int = Field(64, ge=2)
+    inner_statistics: Literal["shared", "per_step", "none"] | None = None
+    imprinting_batch_size: int | None = Field(None, ge=2)
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_the_method_uses(cls, given: Any) -> Any:
-        """Else a grid over the options of one method would repeat the runs of the others."""
+    def _null_where_unused(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        method = given.get("method", cls.model_fields["method"].default)
-        unused = UNUSED.get(method, set()) if isinstance(method, str) else set()
-        return {key: value for key, value in given.items() if key not in unused}
+        method = given.get("method", "prototypical")
+        if not isinstance(method, str) or method not in OF_METHODS:
+            return given  # a mistake that is reported
+        used = OF_METHODS[method]
+        conditional = {name for names in OF_METHODS.values() for name in names}
+        resolved = {k: v for k, v in given.items() if k not in conditional}
+        # null means the default, too, so that a stored record resolves to itself
+        return resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> FewShotOptions:
-        if self.inner_statistics == "per_step" and self.adaptation > self.inner_steps:
+        if self.inner_statistics == "per_step" and self.adaptation > (self.inner_steps or 0):
             raise ValueError(
                 f"test_inner_steps {self.adaptation} exceeds inner_steps {self.inner_steps}: with inner_statistics "
                 "per_step there are no statistics for the steps beyond"
@@ -123,18 +138,18 @@ class FewShotOptions(Options):
 
     @property
     def episodes_per_step(self) -> int:
-        return self.meta_batch_size or (4 if self.method == "maml" else 1)
+        return self.meta_batch_size or 1
 
     @property
     def adaptation(self) -> int:
         """Steps of adaptation in validation and test."""
-        return self.test_inner_steps or self.inner_steps
+        return self.test_inner_steps or self.inner_steps or 0
 
     @property
     def shared(self) -> int:
         """Images that share statistics in a training forward; of MAML's two forwards the smaller, the support's."""
         if self.method == "imprinting":
-            return self.imprinting_batch_size
+            return self.imprinting_batch_size or 0
         if self.method == "maml":
             return self.way * self.shot
         return self.training_way * (self.shot + self.training_queries)

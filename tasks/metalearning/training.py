@@ -202,7 +202,7 @@ def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> I
     order, augmentation = context.generator("order"), context.generator("augmentation")
     prepare = preparation(data, options)
     while True:
-        for images, labels in shuffled_batches(part, options.imprinting_batch_size, order):
+        for images, labels in shuffled_batches(part, options.shared, order):
             yield prepare(augment(images, augmentation, options.training_augmentation)), labels
 
 
@@ -210,9 +210,12 @@ def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
     """What adapts `net`, where the method does; its statistics per step live as long as it."""
     if options.method != "maml":
         return None
-    sets = StepStatistics(net, options.inner_steps) if options.inner_statistics == "per_step" else None
-    first = options.order == "first"
-    return Maml(net, options.inner_learning_rate, options.inner_steps, first, options.inner_statistics, sets)
+    rate, steps, statistics = options.inner_learning_rate, options.inner_steps, options.inner_statistics
+    assert rate is not None
+    assert steps is not None
+    assert statistics is not None
+    sets = StepStatistics(net, steps) if statistics == "per_step" else None
+    return Maml(net, rate, steps, options.order == "first", statistics, sets)
 
 
 def preparation(data: ImageData, options: FewShotOptions) -> Callable[[Tensor], Tensor]:
