@@ -130,7 +130,7 @@ def evidence(df: pd.DataFrame) -> list[str]:
             runs = ", ".join(f"{label} {n}" for label, n in sorted(masked.items()))
             lines.append(f"Runs with signs of gradient masking: {runs}; for example: {max(t for _, t in signs)}.")
         elif signs:
-            lines.append("No run shows a sign of gradient masking.")
+            lines.append("No run shows one of the signs of gradient masking that its attacks can show.")
     tasks = set(df["task"])
     stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
     if stale:

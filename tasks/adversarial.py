@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, forked_generators
 from tasks import data as datasets
-from tasks.attacks.evaluation import Robustness, evaluate_robustness, pgd_only
+from tasks.attacks.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
 from tasks.attacks.options import AdversarialOptions
 from tasks.attacks.training import build, in_order, scaled, train
 from tasks.base import Diverged, Outcome, RunContext, Setting
@@ -128,10 +128,10 @@ class Adversarial:
             try:
                 cost = train(net, data, options, context, memory, history)
                 context.report(0.6)
+                metrics, evidence = _measure(net, data, options, context)
             except Diverged as error:
                 error.history[:] = history
                 raise
-            metrics, evidence = _measure(net, data, options, context)
         metrics |= cost | {"val_top1": history[-1]["val_top1"]}
         parameters, buffers = norm_sizes(net)
         metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
@@ -183,11 +183,12 @@ def _measure(
         "val_pgd_top1": validated.top1("pgd"),
         "composition_shift": composition_shift(net, scaled(test.images[:SHIFT_PROBE], options)),
     }
-    return metrics, _evidence(found, (low, high), final.constant, options)
+    evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
+    return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
 
 
 def _evidence(
-    found: Robustness, interval: tuple[float, float], constant: bool, options: AdversarialOptions
+    found: Robustness, interval: tuple[float, float], constant: bool, options: AdversarialOptions, targets: int
 ) -> dict[str, Any]:
     return {
         "constant_output": constant,
@@ -198,15 +199,16 @@ def _evidence(
         "attacks": [
             "fgsm",
             f"pgd: {options.pgd_steps} steps, {options.pgd_restarts} restarts",
-            *(f"{part}: {_effort(part, options)}" for part in options.autoattack),
+            *(f"{part}: {_effort(part, options, targets)}" for part in options.autoattack),
         ],
     }
 
 
-def _effort(part: str, options: AdversarialOptions) -> str:
+def _effort(part: str, options: AdversarialOptions, targets: int) -> str:
     if part == "square":
         return f"{options.square_queries} queries"
-    return f"{options.fab_steps if part == 'fab_t' else options.apgd_steps} steps"
+    steps = f"{options.fab_steps if part == 'fab_t' else options.apgd_steps} steps"
+    return f"{steps}, {targets} targets" if part.endswith("_t") else steps
 
 
 def _chosen(part: Split, name: str, options: AdversarialOptions) -> Split:

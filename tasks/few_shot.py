@@ -29,7 +29,7 @@ from tasks.fit import (
     keeps_stats,
     norm_sizes,
 )
-from tasks.metalearning.episodic import forward_inductive, forward_together
+from tasks.metalearning.episodic import forward_inductive, forward_together, needs_context
 from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
 from tasks.metalearning.heads import head_of
 from tasks.metalearning.maml import Maml
@@ -97,7 +97,9 @@ class FewShot:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: FewShotOptions) -> str | None:
         """None, or why this norm can not train here; each question is asked once."""
-        if reason := lacking(info, self.name, absent=("domain",)):
+        # what a clone saw as context does not survive its adaptation
+        absent = ("domain", "context") if options.method == "maml" else ("domain",)
+        if reason := lacking(info, f"{self.name} ({options.method})", absent):
             return reason
         shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
         # a factory is a partial of (info, constructor, options)
@@ -120,22 +122,25 @@ class FewShot:
             maml = learner(net, options)
             try:
                 cost = train(net, maml, data, options, context, memory, history)
+                measured = {
+                    part: _measure(net, maml, part, getattr(data, part), data, options, context)
+                    for part in ("val", "test")
+                }
             except Diverged as error:
                 error.history[:] = history
                 raise
-            measured = {
-                part: _measure(net, maml, part, getattr(data, part), data, options, context) for part in ("val", "test")
-            }
         test, alone = measured["test"], float(measured["test"].inductive.mean())
         probe = preparation(data, options)(data.test.images[:SHIFT_PROBE])
         parameters, buffers = norm_sizes(net)
-        metrics = cost | {
+        metrics: dict[str, float | None] = {
+            **cost,
             "acc_inductive": alone,
             "acc_transductive": float(test.transductive.mean()),
             "leak": float((test.transductive - test.inductive).mean()),
             "ci95": test.ci95,
             "val_acc": float(measured["val"].inductive.mean()),
-            "composition_shift": composition_shift(net, probe),
+            # without a context there is nothing to ask a norm that needs one
+            "composition_shift": None if needs_context(net) else composition_shift(net, probe),
             "norm_parameters": float(parameters),
             "norm_buffers": float(buffers),
         }
@@ -202,7 +207,8 @@ def _check_part(part: str, labels: Tensor, options: FewShotOptions) -> None:
     else:
         way, queries = options.training_way, options.training_queries
         variants = 1 if options.training_augmentation == "none" else None
-        check_episodes(labels, part, way=way, shot=options.shot, queries=queries, variants=variants)
+        names = ("train_way" if options.train_way else "way", "train_queries" if options.train_queries else "queries")
+        check_episodes(labels, part, way=way, shot=options.shot, queries=queries, variants=variants, names=names)
 
 
 @functools.lru_cache(maxsize=16)

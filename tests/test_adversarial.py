@@ -114,6 +114,8 @@ def test_a_run_returns_the_declared_metrics_which_tables_know(tmp_path):
     assert m["robust_ci95"] == pytest.approx((high - low) / 2)
     assert evidence["crafting_mode"] == "eval"
     assert evidence["masking"] == ""
+    assert evidence["attacks"] == ["fgsm", "pgd: 3 steps, 2 restarts", "apgd_ce: 3 steps", "square: 5 queries"]
+    assert evidence["attack_seeds"].keys() == {"apgd_ce", "square"}
     assert len(outcome.history) == 2
     assert m["val_top1"] == outcome.history[-1]["val_top1"]
 
@@ -235,6 +237,23 @@ def test_fgsm_with_random_start_is_one_step_of_five_quarters_epsilon(data, tmp_p
     torch.testing.assert_close(craft(net, images, labels, start, spec), expected, rtol=0, atol=1e-6)
 
 
+def test_trades_starts_a_little_off_the_image_where_its_objective_has_a_gradient(data):
+    spec = options(method="trades")
+    images, _ = batch(data, spec)
+    start = draw_start(images, spec, torch.Generator().manual_seed(0))
+    assert float(start.std()) == pytest.approx(0.001, rel=0.1)
+
+
+def test_a_failed_measurement_keeps_the_history(tmp_path, monkeypatch):
+    def fail(*arguments, **facts):
+        raise Diverged("test: the loss is nan")
+
+    monkeypatch.setattr(adversarial, "evaluate_robustness", fail)
+    with pytest.raises(Diverged) as caught:
+        TASK.run(norm("bn"), options(epochs=1), context(tmp_path))
+    assert len(caught.value.history) == 1
+
+
 def test_input_normalization_is_inside_the_network(data, tmp_path):
     spec = options()
     net = build(norm("ln"), data, spec, context(tmp_path))
@@ -254,6 +273,7 @@ def test_options_that_nothing_uses_are_null_so_that_a_grid_over_them_repeats_no_
     assert (options(autoattack=()).apgd_steps, options(autoattack=()).square_queries) == (None, None)
     assert AdversarialOptions(autoattack=("fab_t",), apgd_steps=7).fab_steps == 100
     assert options(milestones=(0.1,)) == options()
+    assert options(autoattack=("square", "apgd_ce")) == options(autoattack=("apgd_ce", "square"))
     assert options(schedule="steps").milestones == (0.5, 0.75)
 
 
@@ -280,6 +300,10 @@ def test_a_stored_record_resolves_to_itself(method, parts):
         ({"schedule": "steps", "milestones": [0.9, 0.5]}, "rising fractions"),
         ({"model": "resnet9"}, 'did you mean "resnet8"'),
         ({"attack_image": 3}, "attack_image"),
+        ({"attack_images": 1}, "attack_images"),
+        ({"trades_beta": -3}, "trades_beta"),
+        ({"milestones": [0.9, 0.2]}, "rising fractions"),
+        ({"autoattack": [["apgd_ce"], "square"]}, "autoattack"),
     ],
 )
 def test_a_wrong_option_is_named(given, message):

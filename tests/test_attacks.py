@@ -324,7 +324,7 @@ def test_the_interval_is_wilsons():
         ({"fgsm": [1, 1, 0], "pgd": [1, 0, 0], "square": [1, 1, 0]}, None, None),
         ({"fgsm": [1, 1, 0], "pgd": [1, 1, 0], "square": [1, 0, 0]}, None, "black-box"),
         ({"fgsm": [0, 0, 0], "pgd": [1, 1, 1]}, None, "one step"),
-        ({"fgsm": [1, 1, 1], "pgd": [1, 1, 1]}, [1, 0, 0], "zero gradients at 1 of 3"),
+        ({"fgsm": [1, 1, 1], "pgd": [1, 1, 1]}, [1, 0, 0], "zero or non-finite gradients at 1 of 3"),
     ],
 )
 def test_signs_of_gradient_masking(attacks, zero, sign):
@@ -352,8 +352,51 @@ def test_a_planted_masked_network_is_flagged():
         net, images, labels, Attacks(0.2, 0.05, 5, 1, ("square",), Scale(square_queries=300)), generator
     )
     signs = " ".join(found.signs_of_masking())
-    assert "zero gradients at 40 of 40" in signs
+    assert "zero or non-finite gradients at 40 of 40" in signs
     assert "a black-box attack leaves" in signs
+
+
+class Undefined(nn.Module):
+    """The forward is exact, the backward is not a number: sign ascent stays where it is, which is no robustness."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(torch.where(x >= 0, x, torch.sqrt(x * 0)))
+
+
+def test_gradients_that_are_not_finite_are_a_sign_too():
+    images = picture(20)
+    net = Undefined(Linear(torch.randn(1, 8, 8, generator=generator("w")), 0.0, classes=4))
+    found = evaluate_robustness(net, images, net(images).argmax(1), Attacks(0.2, 0.05, 2, 1), generator)
+    assert found.signs_of_masking() == ["zero or non-finite gradients at 20 of 20 correctly classified images"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_attacks_colour_images_in_either_memory_format(part):
+    made = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        net = build_net("resnet8", make_norm("bn"), num_classes=4, in_channels=3, width=4, generator=generator).eval()
+        images = picture(6, channels=3).contiguous(memory_format=memory_format)
+        labels = net(images).argmax(1)
+        with crafting(net, "eval"):
+            made.append(attack(part, net, images, labels, epsilon=EPSILON, seed=3, scale=SMALL))
+        check_examples(made[-1], images, EPSILON)
+        assert made[-1].is_contiguous(memory_format=memory_format)
+    assert torch.equal(*made)
+
+
+def test_the_parts_use_the_seed_that_is_recorded():
+    images, net = picture(12), network().eval()
+    labels = net(images).argmax(1)
+    made = []
+    for seed in (1, 1, 2):
+        with crafting(net, "eval"):
+            made.append(attack("square", net, images, labels, epsilon=0.02, seed=seed, scale=SMALL))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
 
 
 def test_validation_is_attacked_without_autoattack_and_restarts():

@@ -131,6 +131,46 @@ def test_every_step_has_statistics_of_its_own_and_the_networks_stay():
     torch.testing.assert_close(plain.layer.norm.running_mean, means[0])
 
 
+class Rebinding(nn.Module):
+    """Replaces its buffer instead of changing it, and counts in extra state, as norms of one's own may."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1, dtype=torch.float64))
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += 1
+        self.running_mean = 0.9 * self.running_mean + 0.1 * x.detach().mean().view(1)
+        return x
+
+    def get_extra_state(self):
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state):
+        self.seen = int(state)
+
+
+@pytest.mark.parametrize(("kind", "forwards"), [("shared", STEPS + 1), ("none", 1)])
+def test_a_norm_that_replaces_its_buffers_keeps_statistics_as_one_that_changes_them(kind, forwards):
+    net = network("none")
+    norm, stamped = Rebinding(), net.layer.norm
+    norm.norm_info, norm.situation = stamped.norm_info, stamped.situation
+    net.layer.norm = norm
+    maml(net, statistics=kind).meta_loss(*task())
+    assert net.layer.norm.seen == forwards
+    assert float(net.layer.norm.running_mean.abs()) > 0
+
+
+def test_a_parameter_that_is_not_learned_stays_and_does_no_harm():
+    net = network()
+    net.layer.norm.bias.requires_grad_(False)
+    loss, _ = maml(net).meta_loss(*task())
+    loss.backward()
+    assert net.layer.norm.bias.grad is None
+    assert float(net.head.weight.grad.abs().sum()) > 0
+
+
 def test_a_failure_inside_a_step_puts_the_networks_own_statistics_back():
     net = network()
     own = [b for _, b in net.named_buffers()]

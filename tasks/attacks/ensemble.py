@@ -98,5 +98,11 @@ def attack(
         made = library.FAB(target, steps=scale.fab_steps, multi_targeted=True, n_classes=classes, **common)
     else:
         made = library.Square(target, n_queries=scale.square_queries, **common)
-    examples: Tensor = made(images, labels)
-    return examples.detach()
+    # FAB views images as vectors, which other memory formats do not allow
+    examples: Tensor = made(images.contiguous(), labels)
+    return examples.detach().contiguous(memory_format=_format_of(images))
+
+
+def _format_of(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

@@ -51,12 +51,12 @@ class Robustness:
     Args:
         clean: without any attack.
         attacks: name ("fgsm", "pgd", a part of AutoAttack) -> right without and under it.
-        zero_gradients: the cross entropy's gradient at the image is zero everywhere.
+        useless_gradients: the cross entropy's gradient at the image is zero everywhere, or not finite somewhere.
     """
 
     clean: Tensor
     attacks: dict[str, Tensor]
-    zero_gradients: Tensor
+    useless_gradients: Tensor
 
     def top1(self, *names: str) -> float:
         """Fraction of images right without an attack and under all the named ones."""
@@ -78,8 +78,10 @@ class Robustness:
     def signs_of_masking(self) -> list[str]:
         """What suggests masked gradients and robustness that is not real (Athalye et al. 2018, arXiv:1802.00420)."""
         signs = []
-        if zero := int((self.zero_gradients & self.clean).sum()):
-            signs.append(f"zero gradients at {zero} of {int(self.clean.sum())} correctly classified images")
+        if useless := int((self.useless_gradients & self.clean).sum()):
+            signs.append(
+                f"zero or non-finite gradients at {useless} of {int(self.clean.sum())} correctly classified images"
+            )
         white = {name: self._count([name]) for name in self.attacks if name != BLACK_BOX}
         if BLACK_BOX in self.attacks and white and (black := self._count([BLACK_BOX])) < min(white.values()):
             signs.append(
@@ -121,7 +123,7 @@ def evaluate_robustness(
     """
     epsilon = attacks.epsilon
     clean = _right(net, images, labels)
-    seeds = {part: generator(f"attack {part}").initial_seed() % 2**31 for part in attacks.parts}
+    seeds = part_seeds(attacks, generator)
 
     def fgsm(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
         return pgd(net, x, cross_entropy(y), epsilon=epsilon, step_size=epsilon, steps=1)
@@ -149,8 +151,13 @@ def evaluate_robustness(
         found[part] = clean & _survivors(net, images, labels, clean, part_of(part), epsilon, part)
         report((1 + attacks.pgd_restarts + number) / total)
     return Robustness(
-        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _zero(net, images, labels).cpu()
+        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _useless(net, images, labels).cpu()
     )
+
+
+def part_seeds(attacks: Attacks, generator: Callable[[str], torch.Generator]) -> dict[str, int]:
+    """The seed of each part of AutoAttack, derived from its name and the run's seed."""
+    return {part: generator(f"attack {part}").initial_seed() % 2**31 for part in attacks.parts}
 
 
 def pgd_only(attacks: Attacks) -> Attacks:
@@ -191,10 +198,11 @@ def _right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return torch.cat([predict(net, x).argmax(1) for x in images.split(BATCH)]) == labels
 
 
-def _zero(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _useless(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     found = []
     for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         with crafting(net, "eval", what="the gradient check"):
             gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
-        found.append(gradient.flatten(1).abs().amax(1) == 0)
+        size = gradient.flatten(1).abs().amax(1)
+        found.append((size == 0) | ~torch.isfinite(size))
     return torch.cat(found)

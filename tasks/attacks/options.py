@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
@@ -100,7 +100,7 @@ class AdversarialOptions(Options):
     augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
     channels_last: bool = True
 
-    attack_images: int = Field(1000, ge=1)
+    attack_images: int = Field(1000, ge=2)
     pgd_steps: int = Field(20, ge=1)
     pgd_step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
     pgd_restarts: int = Field(5, ge=1)
@@ -110,21 +110,42 @@ class AdversarialOptions(Options):
     targets: int | None = Field(None, ge=1)
     square_queries: int | None = Field(None, ge=1)
 
-    @model_validator(mode="before")
+    @field_validator("autoattack")
     @classmethod
-    def _null_where_unused(cls, given: Any) -> Any:
+    def _each_part_once(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"autoattack names a part twice: {', '.join(parts)}")
+        return parts
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        given = list(milestones or ())
+        if any(not 0 < m < 1 for m in given) or given != sorted(given):
+            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
+        return milestones
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _null_where_unused(
+        cls, given: Any, handler: ModelWrapValidatorHandler[AdversarialOptions]
+    ) -> AdversarialOptions:
+        checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
-            return given
-        method, parts = given.get("method", "pgd"), given.get("autoattack", PARTS)
-        if not isinstance(method, str) or method not in OF_METHODS or not isinstance(parts, list | tuple):
-            return given  # a mistake that is reported
-        used = dict(OF_METHODS[method])
+            return checked
+        parts = tuple(part for part in PARTS if part in checked.autoattack)  # in one order, so that it is one key
+        used = dict(OF_METHODS[checked.method])
         used |= {name: default for name, (default, of) in OF_PARTS.items() if set(of) & set(parts)}
-        used |= {"milestones": MILESTONES} if given.get("schedule") == "steps" else {}
-        conditional = {"milestones", *OF_PARTS, *(name for names in OF_METHODS.values() for name in names)}
-        resolved = {k: v for k, v in given.items() if k not in conditional}
+        used |= {"milestones": MILESTONES} if checked.schedule == "steps" else {}
+        conditional = {
+            "autoattack",
+            "milestones",
+            *OF_PARTS,
+            *(name for names in OF_METHODS.values() for name in names),
+        }
+        resolved = {k: v for k, v in given.items() if k not in conditional} | {"autoattack": parts}
         # null means the default, too, so that a stored record resolves to itself
-        return resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()}
+        return handler(resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()})
 
     @model_validator(mode="after")
     def _consistent(self) -> AdversarialOptions:
@@ -135,11 +156,6 @@ class AdversarialOptions(Options):
                 f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}; "
                 f"allowed: {', '.join(map(str, divisors))}"
             )
-        if len(set(self.autoattack)) < len(self.autoattack):
-            raise ValueError(f"autoattack names a part twice: {', '.join(self.autoattack)}")
-        milestones = list(self.milestones or ())
-        if any(not 0 < m < 1 for m in milestones) or milestones != sorted(milestones):
-            raise ValueError(f"milestones {milestones}: rising fractions between 0 and 1 are needed")
         return self
 
     def check_classes(self, classes: int) -> None:

@@ -85,7 +85,16 @@ def variants_needed(labels: Tensor, shot: int, queries: int) -> int:
     return math.ceil(queries / (fewest - shot)) if fewest > shot else 1
 
 
-def check_episodes(labels: Tensor, part: str, *, way: int, shot: int, queries: int, variants: int | None = 1) -> None:
+def check_episodes(
+    labels: Tensor,
+    part: str,
+    *,
+    way: int,
+    shot: int,
+    queries: int,
+    variants: int | None = 1,
+    names: tuple[str, str] = ("way", "queries"),
+) -> None:
     """ValueError where some episode could not be drawn; names the option, what was given and what there is.
 
     Args:
@@ -93,10 +102,11 @@ def check_episodes(labels: Tensor, part: str, *, way: int, shot: int, queries: i
         part: its name, for the message.
         way, shot, queries: of an episode.
         variants: of a stored image; None: as many as are needed.
+        names: of the options that `way` and `queries` come from.
     """
     found, counts = torch.unique(labels, return_counts=True)
     if way > len(found):
-        raise ValueError(f"way {way} exceeds the {len(found)} classes of the {part} part")
+        raise ValueError(f"{names[0]} {way} exceeds the {len(found)} classes of the {part} part")
     fewest, which = int(counts.min()), int(found[counts.argmin()])
     if shot >= fewest:
         raise ValueError(
@@ -105,8 +115,8 @@ def check_episodes(labels: Tensor, part: str, *, way: int, shot: int, queries: i
         )
     if variants is not None and queries > (fewest - shot) * variants:
         raise ValueError(
-            f"shot {shot} and queries {queries} exceed the {fewest} images of class {which} of the {part} part; lower "
-            "one of them, or let queries (or training images) be augmented"
+            f"shot {shot} and {names[1]} {queries} exceed the {fewest} images of class {which} of the {part} part; "
+            "lower one of them, or let queries (or training images) be augmented"
         )
 
 

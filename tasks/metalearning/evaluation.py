@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from norms.running import recalibrate
 from norms.situation import hold
+from tasks.base import Diverged
 from tasks.data.episodes import Episode
 from tasks.data.images import Split
 from tasks.fit import keeps_stats
@@ -100,6 +101,17 @@ class Pool:
                 module.training = training
 
 
+def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
+    """Fraction of queries whose largest logit (Q, W) is the true one's (Q,).
+
+    Raises:
+        Diverged: a logit is not finite (the largest of those would be a class like any other); names the episode.
+    """
+    if not torch.isfinite(logits).all():
+        raise Diverged(f"episode {number} of the evaluation: logits are not finite")
+    return (logits.argmax(1) == truth).float().mean()
+
+
 @torch.no_grad()
 def evaluate_episodes(
     net: nn.Module,
@@ -122,14 +134,15 @@ def evaluate_episodes(
         transductive: measure that way, too.
         support_statistics: inductive statistics are those of each episode's support alone.
     """
-    inductive, together = [], []
+    inductive: list[Tensor] = []
+    together: list[Tensor] = []
     mixing = transductive and mixes_in_training(net)
     apart = needs_context(net) or (support_statistics and keeps_stats(net))
     embedded = None if apart else _embed_once(net, episodes, pool)
 
     def accuracy(support: Tensor, query: Tensor, episode: Episode) -> Tensor:
         logits = head(support, episode.support_labels.to(support.device), query, way)
-        return (logits.argmax(1) == episode.query_labels.to(logits.device)).float().mean()
+        return episode_accuracy(logits, episode.query_labels.to(logits.device), len(inductive))
 
     for episode in episodes:
         if embedded is not None:

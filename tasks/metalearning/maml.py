@@ -22,7 +22,7 @@ from norms.registry import norm_modules
 from norms.situation import hold, situation
 from tasks.data.episodes import Episode
 from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_in_training
-from tasks.metalearning.evaluation import Accuracy, Pool
+from tasks.metalearning.evaluation import Accuracy, Pool, episode_accuracy
 from tasks.requirements import import_legacy
 
 Buffers = dict[str, Tensor | None]
@@ -59,6 +59,17 @@ class StepStatistics:
                 part._buffers.update(own)
 
 
+def _hand_back(clone: nn.Module, net: nn.Module) -> None:
+    """What the norms of a clone keep now, for those of the network: a clone shares tensors that are changed in place,
+    but a buffer that a norm replaces, or its extra state, is the clone's alone."""
+    for (_, own), (_, part) in zip(_parts(net), _parts(clone), strict=True):
+        for key, buffer in part._buffers.items():
+            if buffer is not own._buffers[key]:
+                own._buffers[key] = None if buffer is None else buffer.detach()
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            own.set_extra_state(part.get_extra_state())
+
+
 def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{name}/{inner}", part) for name, norm in norm_modules(net) for inner, part in norm.named_modules()]
 
@@ -91,8 +102,9 @@ class Maml:
         """
         library = import_legacy("learn2learn", "few_shot with method maml")
         first_order = self.first_order or not training
-        # a parameter that a forward leaves out has no gradient and stays as it is
-        maml = library.algorithms.MAML(self.net, lr=self.rate, first_order=first_order, allow_unused=True)
+        # a parameter that a forward leaves out, or that is not learned, stays as it is
+        facts = {"first_order": first_order, "allow_unused": True, "allow_nograd": True}
+        maml = library.algorithms.MAML(self.net, lr=self.rate, **facts)
         learner = maml.clone()
         for step in range(steps):
             with self._set(learner.module, step), contextlib.ExitStack() as stack:
@@ -112,6 +124,7 @@ class Maml:
         learner = self.adapted(support, support_labels, steps=self.steps, training=True)
         with self._set(learner.module, self.steps), situation(learner.module, part="query"):
             logits = learner(query)
+        _hand_back(learner.module, self.net)
         return F.cross_entropy(logits, query_labels), logits
 
     def evaluate(
@@ -119,7 +132,8 @@ class Maml:
     ) -> Accuracy:
         """Accuracies of adapted clones. Inductive: each query alone in evaluation mode, with the last set of running
         statistics (or those of the support). Transductive: with the batch statistics of all queries."""
-        inductive, together = [], []
+        inductive: list[Tensor] = []
+        together: list[Tensor] = []
         for episode in episodes:
             support, labels = pool.support(episode), episode.support_labels.to(pool.device)
             query, truth = pool.query(episode), episode.query_labels.to(pool.device)
@@ -128,10 +142,10 @@ class Maml:
             with torch.no_grad(), self._set(net, self.steps), situation(net, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):
                     alone = forward_alone(net, query)
-                inductive.append((alone.argmax(1) == truth).float().mean())
+                inductive.append(episode_accuracy(alone, truth, len(inductive)))
                 if transductive and mixes_in_training(net):
                     with batch_statistics(net):
-                        together.append((net(query).argmax(1) == truth).float().mean())
+                        together.append(episode_accuracy(net(query), truth, len(together)))
         return Accuracy.of(inductive, together)
 
     def _set(self, net: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from tasks.base import Options
 from tasks.fit import Schedule
@@ -95,23 +95,22 @@ class FewShotOptions(Options):
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
     imprinting_batch_size: int | None = Field(None, ge=2)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _null_where_unused(cls, given: Any) -> Any:
+    def _null_where_unused(cls, given: Any, handler: ModelWrapValidatorHandler[FewShotOptions]) -> FewShotOptions:
+        checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
-            return given
-        method = given.get("method", "prototypical")
-        if not isinstance(method, str) or method not in OF_METHODS:
-            return given  # a mistake that is reported
-        used = OF_METHODS[method]
+            return checked
+        used = OF_METHODS[checked.method]
         conditional = {name for names in OF_METHODS.values() for name in names}
         resolved = {k: v for k, v in given.items() if k not in conditional}
         # null means the default, too, so that a stored record resolves to itself
-        return resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()}
+        return handler(resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()})
 
     @model_validator(mode="after")
     def _consistent(self) -> FewShotOptions:
-        if self.inner_statistics == "per_step" and self.adaptation > (self.inner_steps or 0):
+        steps = self.inner_steps
+        if steps is not None and self.inner_statistics == "per_step" and self.adaptation > steps:
             raise ValueError(
                 f"test_inner_steps {self.adaptation} exceeds inner_steps {self.inner_steps}: with inner_statistics "
                 "per_step there are no statistics for the steps beyond"
