@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
