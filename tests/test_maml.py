@@ -1,13 +1,21 @@
 """MAML on learn2learn: gradients against a functional version, and what the inner loop does to statistics."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+import tasks.metalearning.maml as maml_module
 from norms.registry import make_norm, norm_modules
+from tasks.data.episodes import Episode, query_pool
+from tasks.data.images import Split
+from tasks.metalearning import training
+from tasks.metalearning.evaluation import Pool
 from tasks.metalearning.maml import Maml, StepStatistics
+from tasks.metalearning.options import FewShotOptions
 from tasks.nets import conv_norm_act
 
 RATE, STEPS, WAY = 0.3, 2, 3
@@ -196,3 +204,63 @@ def test_adaptation_outside_of_training_keeps_nothing(kind):
     for a, b in zip(sets, now, strict=True):
         assert all(torch.equal(a[name][k], b[name][k]) for name in a for k in a[name])
     assert net.training
+
+
+def adapted_by_hand(net, support, labels, steps):
+    """Plain gradient steps on a copy, its norms in training mode."""
+    clone = copy.deepcopy(net).train()
+    for _ in range(steps):
+        gradients = torch.autograd.grad(F.cross_entropy(clone(support), labels), list(clone.parameters()))
+        with torch.no_grad():
+            for p, g in zip(clone.parameters(), gradients, strict=True):
+                p.sub_(RATE * g)
+    return clone
+
+
+@pytest.mark.parametrize("statistics_of", ["shared", "per_step", "support"])
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_evaluation_is_adaptation_and_then_queries_in_either_way(statistics_of, steps, monkeypatch):
+    net = network()
+    runner = maml(net, statistics="per_step" if statistics_of == "per_step" else "shared")
+    for seed in (3, 4):
+        runner.meta_loss(*task(seed))
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    support, labels, query, truth = task()
+    part = Split(torch.cat([support, query]), torch.zeros(len(support) + len(query), dtype=torch.long))
+    pool = Pool(part, query_pool(part, 1, "none", torch.Generator()), lambda x: x)
+    where = torch.arange(len(support), len(part))
+    episode = Episode(torch.arange(len(support)), labels, where, torch.zeros_like(where), truth)
+    seen = []
+    real = maml_module.episode_accuracy
+    monkeypatch.setattr(maml_module, "episode_accuracy", lambda logits, *a: (seen.append(logits), real(logits, *a))[1])
+    runner.evaluate([episode], pool, steps, True, statistics_of == "support")
+
+    clone = adapted_by_hand(net, support, labels, steps)
+    together = clone(query)
+    norm = clone.layer.norm
+    norm._buffers.update({k: b.clone() for k, b in net.layer.norm._buffers.items()})
+    if statistics_of == "per_step":
+        with runner.sets.step(net, STEPS):
+            norm._buffers.update({k: b.clone() for k, b in net.layer.norm._buffers.items()})
+    elif statistics_of == "support":
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+        clone(support)
+    alone = clone.eval()(query)
+    torch.testing.assert_close(seen[0], alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(seen[1], together, rtol=1e-9, atol=1e-9)
+    assert float((alone - together).detach().abs().max()) > 1e-3
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+def test_the_options_of_a_run_reach_its_learner():
+    made = [
+        training.learner(network(), FewShotOptions(method="maml", order=order, inner_statistics=kind, inner_steps=7))
+        for order, kind in (("first", "shared"), ("second", "per_step"))
+    ]
+    assert [(m.first_order, m.statistics, m.steps, m.sets is None) for m in made] == [
+        (True, "shared", 7, True),
+        (False, "per_step", 7, False),
+    ]
+    assert len(made[1].sets.sets) == 8
+    assert training.learner(network(), FewShotOptions()) is None
