@@ -9,6 +9,7 @@ No selection: the reported checkpoint is the last step. Test classes decide noth
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -36,7 +37,7 @@ from tasks.metalearning.maml import Maml
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
 from tasks.metalearning.options import FewShotOptions
 from tasks.metalearning.training import build, learner, preparation, train
-from tasks.requirements import check_installed
+from tasks.requirements import check_installed, import_legacy
 from tasks.trial import lacking, refusal
 
 UNKNOWN_SHAPE = (3, 64, 64)
@@ -113,6 +114,8 @@ class FewShot:
         from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
 
         data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
+        if options.method == "maml":
+            import_legacy("learn2learn", "few_shot: method maml")  # here, or the first steps' cost would hold it
         memory = PeakMemory(context.device)
         net = build(norm, data, options, context)
         history: list[dict[str, float]] = []
@@ -131,6 +134,11 @@ class FewShot:
                 raise
         test, alone = measured["test"], float(measured["test"].inductive.mean())
         probe = preparation(data, options)(data.test.images[:SHIFT_PROBE])
+        # with statistics per step the network's own were never trained
+        of_queries = contextlib.nullcontext() if maml is None else maml.statistics_of(net, maml.steps)
+        with of_queries:
+            # without a context there is nothing to ask a norm that needs one
+            shift = None if needs_context(net) else composition_shift(net, probe)
         parameters, buffers = norm_sizes(net)
         metrics: dict[str, float | None] = {
             **cost,
@@ -139,8 +147,7 @@ class FewShot:
             "leak": float((test.transductive - test.inductive).mean()),
             "ci95": test.ci95,
             "val_acc": float(measured["val"].inductive.mean()),
-            # without a context there is nothing to ask a norm that needs one
-            "composition_shift": None if needs_context(net) else composition_shift(net, probe),
+            "composition_shift": shift,
             "norm_parameters": float(parameters),
             "norm_buffers": float(buffers),
         }

@@ -107,7 +107,7 @@ class Maml:
         maml = library.algorithms.MAML(self.net, lr=self.rate, **facts)
         learner = maml.clone()
         for step in range(steps):
-            with self._set(learner.module, step), contextlib.ExitStack() as stack:
+            with self.statistics_of(learner.module, step), contextlib.ExitStack() as stack:
                 stack.enter_context(situation(learner.module, part="context"))
                 if not training:
                     stack.enter_context(batch_statistics(learner.module))
@@ -122,7 +122,7 @@ class Maml:
     ) -> tuple[Tensor, Tensor]:
         """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
         learner = self.adapted(support, support_labels, steps=self.steps, training=True)
-        with self._set(learner.module, self.steps), situation(learner.module, part="query"):
+        with self.statistics_of(learner.module, self.steps), situation(learner.module, part="query"):
             logits = learner(query)
         _hand_back(learner.module, self.net)
         return F.cross_entropy(logits, query_labels), logits
@@ -139,7 +139,7 @@ class Maml:
             query, truth = pool.query(episode), episode.query_labels.to(pool.device)
             learner = self.adapted(support, labels, steps=steps, training=False)
             net = learner.module
-            with torch.no_grad(), self._set(net, self.steps), situation(net, part="query"):
+            with torch.no_grad(), self.statistics_of(net, self.steps), situation(net, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):
                     alone = forward_alone(net, query)
                 inductive.append(episode_accuracy(alone, truth, len(inductive)))
@@ -148,5 +148,7 @@ class Maml:
                         together.append(episode_accuracy(net(query), truth, len(together)))
         return Accuracy.of(inductive, together)
 
-    def _set(self, net: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:
+    def statistics_of(self, net: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:
+        """Within the block norms of `net` have the statistics of step `index`, of `steps` the queries'; no-op where
+        there is one set for all."""
         return contextlib.nullcontext() if self.sets is None else self.sets.step(net, index)

@@ -58,6 +58,7 @@ class FewShotOptions(Options):
         inner_statistics: what MAML's inner loop does to running statistics: "shared" (unless given): its forwards move
             the one set that the forwards of queries move, too; "per_step": every step has a set of its own (Antoniou
             et al. 2019), the forward of queries the last; "none": it moves nothing, queries alone do.
+            The last two differ only for norms that use running statistics in training.
         imprinting_batch_size: images per update of the base classifier, 64 unless given.
 
     What the method does not use is null, whatever was given, so that a grid over it repeats no run and no table shows
