@@ -11,7 +11,6 @@ nothing.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tasks.attacks.training import build, in_order, scaled, train
 from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.images import ImageData, Split, shuffled_order
 from tasks.fit import (
+    SHIFT_PROBE,
     PeakMemory,
     composition_shift,
     evaluate,
@@ -37,8 +37,6 @@ from tasks.trial import lacking, refusal, try_forward
 
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
-SHIFT_PROBE = 64
-"""Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 
 
 class Adversarial:
@@ -102,18 +100,13 @@ class Adversarial:
         return checksum
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: AdversarialOptions) -> str | None:
-        """None, or why this norm can not be trained or attacked here; each question is asked once."""
+        """None, or why this norm can not be trained or attacked here."""
         if reason := lacking(info, self.name):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         shape = described.image_shape or UNKNOWN_SHAPE
-        # a factory is a partial of (info, constructor, options)
-        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), options.model, options.width)
-        key = (*key, options.shared, options.slices, shape, classes)
-        if key not in _REFUSALS:
-            _REFUSALS[key] = _refusal(norm, options, shape, classes)
-        return _REFUSALS[key]
+        return _refusal(norm, options, shape, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: AdversarialOptions, context: RunContext) -> Outcome:
         from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
@@ -146,8 +139,6 @@ class Adversarial:
 
 
 TASK = Adversarial()
-
-_REFUSALS: dict[tuple[Any, ...], str | None] = {}
 
 
 def _measure(
@@ -243,7 +234,8 @@ def _refusal(
         check_attackable(net.train(), torch.zeros(shared, *shape, device=device))
         check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
 
-    return refusal(norm, forward, options.shared, shape)
+    network = (TASK.name, options.model, options.width, options.slices, classes)
+    return refusal(norm, forward, options.shared, shape, network)
 
 
 def check_attackable(net: nn.Module, images: Tensor) -> None:

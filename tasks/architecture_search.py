@@ -12,7 +12,6 @@ report their last epoch, and test images decide nothing.
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +112,7 @@ class ArchitectureSearch:
         return checksum
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
-        """None, or why this norm (or the one of retraining) can not train here; each question is asked once."""
+        """None, or why this norm (or the one of retraining) can not train here."""
         retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
         for each in (norm, retraining):
             if reason := lacking(factory_info(each), self.name):
@@ -131,19 +130,8 @@ class ArchitectureSearch:
             if reason := lacking(info, "a search network", ("conv_weight",)):
                 return reason
         for phase, each, size in phases:
-            # a factory is a partial of (info, constructor, options)
-            key = (
-                *each.args[:2],
-                json.dumps(each.args[2], sort_keys=True),
-                phase,
-                *size,
-                options.norm_batch_size,
-                shape,
-            )
-            if key not in _REFUSALS:
-                shared = options.shared(size[2])
-                _REFUSALS[key] = _refusal(phase, each, size, shared, shape, classes)
-            if (answer := _REFUSALS[key]) is not None:
+            answer = _refusal(phase, each, size, options.shared(size[2]), shape, classes)
+            if answer is not None:
                 return f"in {phase}: {answer}"
         return None
 
@@ -223,8 +211,6 @@ class ArchitectureSearch:
 
 
 TASK = ArchitectureSearch()
-
-_REFUSALS: dict[tuple[Any, ...], str | None] = {}
 
 
 def _scale(options: ArchitectureSearchOptions, data: ImageData) -> dict[str, Any]:
@@ -318,7 +304,7 @@ def _refusal(
             net = DerivedNetwork(TRIAL, channels, cells, auxiliary=auxiliary, **facts)
         try_forward(net, shape, batch // shared, shared, device)
 
-    return refusal(norm, forward, shared, shape)
+    return refusal(norm, forward, shared, shape, (TASK.name, phase, *size, classes))
 
 
 def _load(dataset: str, data_dir: Path, classes: int | None, size: int | None) -> ImageData:

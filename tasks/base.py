@@ -8,7 +8,7 @@ know which norm it trains; a run's settings reach it as a frozen options model, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,19 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def only_used(given: Mapping[str, Any], used: Mapping[str, Any], conditional: Collection[str]) -> dict[str, Any]:
+    """What was given for an options model, with null for every option that the others leave without use, so that a grid
+    over it repeats no run and no table shows it.
+
+    Args:
+        given: option -> value. Null means the default, too, so that a stored record resolves to itself.
+        used: those of the `conditional` options that are in use -> default.
+        conditional: the options that may be without use; each has None as its field's default.
+    """
+    always = {key: value for key, value in given.items() if key not in conditional}
+    return always | {key: default if given.get(key) is None else given[key] for key, default in used.items()}
 
 
 class NormChoice(BaseModel):

@@ -9,10 +9,9 @@ No selection: the reported checkpoint is the last epoch. Test images decide noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -20,16 +19,17 @@ from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, forked_generators
 from tasks import data as datasets
-from tasks.base import Diverged, Options, Outcome, RunContext, Setting
+from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
 from tasks.data.reading import Part, in_order, select, shuffled
 from tasks.fit import (
+    EVALUATION_BATCH,
+    SHIFT_PROBE,
     Evaluation,
     PeakMemory,
     Precision,
-    Schedule,
     StepClock,
     StepOptions,
     composition_shift,
@@ -40,101 +40,41 @@ from tasks.fit import (
     recalibrated,
     recalibration_batches,
     set_learning_rate,
-    sgd,
     train_step,
 )
-from tasks.nets import build_net, check_model
+from tasks.nets import build_net
+from tasks.supervised import SupervisedOptions
 from tasks.trial import lacking, refusal, try_forward
 
-REFERENCE_BATCH = 128
-"""`learning_rate` is per this many images where `scale_learning_rate` is on."""
-EVALUATION_BATCH = 250
 TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
-SHIFT_PROBE = 64
-"""Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 Data = ImageData | FolderData
 
 
-class ClassificationOptions(Options):
-    """Options of one classification run.
+class ClassificationOptions(SupervisedOptions):
+    """Options of one classification run: those of SupervisedOptions, and
 
     Attributes:
-        dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.
-        num_classes: use the first so many classes only; None: all.
-        model: one of tasks.nets.MODELS.
-        width: channels of the first stage of our own nets; None: 16.
-        epochs: passes over the training part; its last images that fill no batch are left out of each.
-        max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
-        batch_size: images per update.
-        norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
-        learning_rate: the schedule's peak, per 128 images.
-        scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
-        momentum: Nesterov.
-        weight_decay: of weights; never of biases.
-        norm_weight_decay: decay every parameter of every norm, too.
-        schedule: see tasks.fit.learning_rate_at.
-        warmup: fraction of all steps before the peak.
         label_smoothing: of the training loss; test_loss is without.
-        augmentation: of training images, see tasks.data.batches.augment.
         zero_init_last_gamma: residual blocks begin as the identity.
         precision: "bfloat16" runs forwards under autocast.
-        channels_last: memory format of images and weights.
         recalibration_images: training images that statistics are re-estimated on.
     """
 
-    dataset: str = "fashion_mnist_mini"
-    num_classes: int | None = Field(None, ge=2)
-    model: str = "resnet8"
-    width: int | None = Field(None, ge=1)
-    epochs: int = Field(10, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(128, ge=1)
-    norm_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
-    scale_learning_rate: bool = True
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    norm_weight_decay: bool = False
-    schedule: Schedule = "cosine"
-    warmup: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
     zero_init_last_gamma: bool = False
     precision: Precision = "float32"
-    channels_last: bool = True
     recalibration_images: int = Field(2000, ge=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationOptions:
-        check_model(self.model, self.width)
-        norm_batch = self.norm_batch_size
-        if norm_batch is not None and self.batch_size % norm_batch:
-            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
-            raise ValueError(
-                f"norm_batch_size {norm_batch} does not divide batch_size {self.batch_size}; "
-                f"allowed: {', '.join(map(str, divisors))}"
-            )
         if self.recalibration_images < self.shared:
             raise ValueError(
                 f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
             )
         return self
-
-    @property
-    def shared(self) -> int:
-        """Images that share statistics: the norm batch."""
-        return self.norm_batch_size or self.batch_size
-
-    @property
-    def slices(self) -> int:
-        return self.batch_size // self.shared
-
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate * (self.batch_size / REFERENCE_BATCH if self.scale_learning_rate else 1)
 
 
 class Classification:
@@ -184,18 +124,13 @@ class Classification:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
-        """None, or why this norm can not train here; the answer is kept for everything that it can depend on."""
+        """None, or why this norm can not train here."""
         if reason := lacking(info, self.name):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         shape = described.image_shape or UNKNOWN_SHAPE
-        fields = (options.model, options.width, options.zero_init_last_gamma, options.batch_size, options.slices)
-        # a factory is a partial of (info, constructor, options)
-        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), *fields, shape, classes)
-        if key not in _REFUSALS:
-            _REFUSALS[key] = _refusal(norm, options, shape, classes)
-        return _REFUSALS[key]
+        return _refusal(norm, options, shape, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
         from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
@@ -212,8 +147,7 @@ class Classification:
             device=context.device,
             generator=context.generator,
         )
-        if options.channels_last:
-            net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=options.memory_format)
         history: list[dict[str, float]] = []
         try:
             # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
@@ -242,8 +176,6 @@ class Classification:
 
 TASK = Classification()
 
-_REFUSALS: dict[tuple[Any, ...], str | None] = {}
-
 
 def _train(
     net: nn.Module,
@@ -254,18 +186,11 @@ def _train(
     history: list[dict[str, float]],
 ) -> dict[str, float]:
     """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
-    optimizer = sgd(
-        net,
-        learning_rate=options.peak_learning_rate,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        norm_weight_decay=options.norm_weight_decay,
-    )
+    optimizer = options.optimizer(net)
     per_step = StepOptions(options.slices, options.label_smoothing, options.precision)
     order, augmentation = context.generator("order"), context.generator("augmentation")
     prepare = _preparation(data, options)
-    steps_per_epoch = len(data.train) // options.batch_size
-    total = min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)
+    total = options.total_steps(len(data.train))
     clock, step, peak = StepClock(context.device), 0, 0.0
     for epoch in range(options.epochs):
         before = sum(clock.seconds)
@@ -342,10 +267,8 @@ def _measure(
 
 
 def _preparation(data: Data, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
-    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
-
     def prepare(images: Tensor) -> Tensor:
-        return normalize(images, data.mean, data.std).contiguous(memory_format=memory_format)
+        return normalize(images, data.mean, data.std).contiguous(memory_format=options.memory_format)
 
     return prepare
 
@@ -381,4 +304,5 @@ def _refusal(
         )
         try_forward(net, shape, options.slices, shared, device)
 
-    return refusal(norm, forward, options.shared, shape)
+    network = (TASK.name, options.model, options.width, options.zero_init_last_gamma, options.slices, classes)
+    return refusal(norm, forward, options.shared, shape, network)

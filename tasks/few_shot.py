@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.episodes import EpisodeSampler, check_episodes, query_pool, variants_needed
 from tasks.data.images import ImageData, Split
 from tasks.fit import (
+    SHIFT_PROBE,
     PeakMemory,
     composition_shift,
     evaluating,
@@ -42,8 +42,6 @@ from tasks.trial import lacking, refusal
 
 UNKNOWN_SHAPE = (3, 64, 64)
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
-SHIFT_PROBE = 64
-"""Test images, at most, that `composition_shift` is measured with: half as probes, half as mates."""
 
 
 class FewShot:
@@ -97,18 +95,13 @@ class FewShot:
         return checksum
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: FewShotOptions) -> str | None:
-        """None, or why this norm can not train here; each question is asked once."""
+        """None, or why this norm can not train here."""
         # what a clone saw as context does not survive its adaptation
         absent = ("domain", "context") if options.method == "maml" else ("domain",)
         if reason := lacking(info, f"{self.name} ({options.method})", absent):
             return reason
         shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
-        # a factory is a partial of (info, constructor, options)
-        key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), options.model, options.width)
-        key = (*key, options.method, options.shared, shape)
-        if key not in _REFUSALS:
-            _REFUSALS[key] = _refusal(norm, options, shape)
-        return _REFUSALS[key]
+        return _refusal(norm, options, shape)
 
     def run(self, norm: NormFactory[nn.Module], options: FewShotOptions, context: RunContext) -> Outcome:
         from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
@@ -166,8 +159,6 @@ class FewShot:
 
 
 TASK = FewShot()
-
-_REFUSALS: dict[tuple[Any, ...], str | None] = {}
 
 
 def _measure(
@@ -243,4 +234,5 @@ def _refusal(norm: NormFactory[nn.Module], options: FewShotOptions, shape: tuple
         with evaluating(net):
             forward_inductive(net, support, query)
 
-    return refusal(norm, forward, options.shared, shape)
+    network = (TASK.name, options.model, options.width, options.method, options.way)
+    return refusal(norm, forward, options.shared, shape, network)

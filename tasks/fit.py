@@ -30,6 +30,10 @@ from tasks.base import Diverged
 
 Schedule = Literal["cosine", "onecycle", "constant", "steps"]
 Precision = Literal["float32", "bfloat16"]
+EVALUATION_BATCH = 250
+"""Images per forward where nothing is learned."""
+SHIFT_PROBE = 64
+"""Images, at most, that a task measures `composition_shift` with: half as probes, half as mates."""
 WARM_UP_STEPS = 5
 """Steps that `StepClock.median` leaves out (a quarter of a shorter run's)."""
 
@@ -271,13 +275,13 @@ def evaluate(
 @contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Within the block every module is in evaluation mode; afterwards each is in the mode it was in."""
-    training = [module for module in net.modules() if module.training]
+    modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 
 import torch
 from torch import nn
@@ -32,16 +33,34 @@ def try_forward(net: nn.Module, shape: tuple[int, int, int], slices: int, shared
 
 
 def refusal(
-    norm: NormFactory[nn.Module], forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
+    norm: NormFactory[nn.Module],
+    forward: Callable[[str, int], None],
+    shared: int,
+    shape: tuple[int, int, int],
+    network: tuple[Hashable, ...],
 ) -> str | None:
-    """The text of the ValueError with which a norm refuses a network, or None.
+    """The text of the ValueError with which a norm refuses a network, or None; each question is asked once.
 
     Args:
         norm: for its name.
         forward: builds the network on the given device and forwards norm batches of the given size in both modes.
         shared: images that share statistics.
         shape: (C, H, W) of an image.
+        network: whatever else the answer can depend on, the task's name first.
     """
+    # a factory is a partial of (info, constructor, options)
+    key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), shared, shape, *network)
+    if key not in _ANSWERS:
+        _ANSWERS[key] = _decide(norm, forward, shared, shape)
+    return _ANSWERS[key]
+
+
+_ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
+
+
+def _decide(
+    norm: NormFactory[nn.Module], forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
+) -> str | None:
     # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
     pair = min(shared, 2)

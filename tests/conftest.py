@@ -4,11 +4,23 @@ A test that is skipped has shown nothing, so it fails the session: leave out the
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Equality to the last bit is promised for a fixed number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

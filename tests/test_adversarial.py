@@ -54,13 +54,7 @@ def planted():
     return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equality to the last bit is promised for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -54,13 +54,7 @@ def planted(sizes=(256, 64, 128), shuffled=False):
     return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equality to the last bit is promised for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -446,7 +440,7 @@ def test_a_refusal_of_fewer_images_than_a_run_has_decides_nothing(own_norms):
 def test_planning_with_few_images_decides_as_with_all(name, model, norm_batch_size, monkeypatch):
     answers = []
     for most in (0, trial.FEW_VALUES):
-        monkeypatch.setattr(classification, "_REFUSALS", {})
+        monkeypatch.setattr(trial, "_ANSWERS", {})
         monkeypatch.setattr(trial, "FEW_VALUES", most)
         answers.append(why_not(name, model=model, batch_size=8, norm_batch_size=norm_batch_size))
     assert answers[0] == answers[1]
@@ -473,8 +467,8 @@ def test_a_defect_is_planned_and_shows_in_its_run(own_norms):
 
 def test_planning_asks_each_question_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(classification, "_REFUSALS", {})
-    monkeypatch.setattr(classification, "_refusal", lambda norm, *rest: asked.append(norm))
+    monkeypatch.setattr(trial, "_ANSWERS", {})
+    monkeypatch.setattr(trial, "_decide", lambda norm, *rest: asked.append(norm))
     for rate in (0.1, 0.2, 0.3):
         why_not("bn", learning_rate=rate)
         why_not("gn", learning_rate=rate)

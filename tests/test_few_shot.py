@@ -63,13 +63,7 @@ def planted(noise=False, test_classes=6):
     return make_data("planted", "planted", parts, kind="synthetic", checksum="0", num_classes=40, disjoint_classes=True)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equality to the last bit is promised for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

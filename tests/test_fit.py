@@ -40,13 +40,7 @@ def steps(net, count=3, slices=1, lr=0.05, seed=0):
     return losses
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Equality to the last bit is promised for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

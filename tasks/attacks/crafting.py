@@ -36,18 +36,16 @@ def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attac
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
     """
-    modules = list(net.named_modules())
-    modes = [(name, module, module.training) for name, module in modules]
-    slots = [(name, values, dict(values)) for name, m in modules for values in (m._parameters, m._buffers)]
-    state = [
-        (f"{n}.{k}".lstrip("."), t, t.detach().clone()) for n, _, own in slots for k, t in own.items() if t is not None
-    ]
+    modes = [(name, module, module.training) for name, module in net.named_modules()]
+    slots = [(name, values, dict(values)) for name, m, _ in modes for values in (m._parameters, m._buffers)]
+    named = [(f"{name}.{key}".lstrip("."), t) for name, _, own in slots for key, t in own.items() if t is not None]
+    state = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
     learned = [t for _, t, _ in state if t.requires_grad]
     gradients = [t.grad for t in learned]
     device = state[0][1].device if state else torch.device("cpu")
     training = mode == "train"
     try:
-        for module in net.modules():
+        for _, module, _ in modes:
             module.training = training
         for parameter in learned:
             parameter.requires_grad_(False)
@@ -101,9 +99,8 @@ def check_examples(examples: Tensor, images: Tensor, epsilon: float, what: str =
         return examples
     detached = examples.detach()
     extremes = torch.stack([(detached - images).abs().max(), -detached.min(), detached.max() - 1])
-    distance, below, above = (
-        extremes.tolist()
-    )  # not a number where any value is not finite, and then no comparison holds
+    # not a number where any value is not finite, and then no comparison holds
+    distance, below, above = extremes.tolist()
     if not (distance <= epsilon + TOLERANCE and below <= TOLERANCE and above <= TOLERANCE):
         raise RuntimeError(
             f"{what} returned an example outside: distance {distance * 255:.6g}/255 of {epsilon * 255:g}/255 allowed, "

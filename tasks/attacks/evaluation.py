@@ -18,10 +18,8 @@ from norms.situation import predict
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.ensemble import BLACK_BOX, Part, Scale, attack
 from tasks.attacks.gradient import cross_entropy, input_gradient, pgd, uniform_start
-from tasks.fit import evaluating
+from tasks.fit import EVALUATION_BATCH, evaluating
 
-BATCH = 250
-"""Images per forward of an evaluation."""
 CONFIDENCE = 0.95
 
 
@@ -110,7 +108,7 @@ def evaluate_robustness(
 
     Args:
         net: images in [0, 1] -> logits (N, K); every attack meets it in evaluation mode.
-        images: (N, C, H, W) in [0, 1], attacked in this order, BATCH at a time.
+        images: (N, C, H, W) in [0, 1], attacked in this order, EVALUATION_BATCH at a time.
         labels: (N,).
         attacks: what is run.
         generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
@@ -181,7 +179,7 @@ def _survivors(
 ) -> Tensor:
     """Bool (N,): right under the attack; images that are not in `which` are not attacked."""
     examples = images.clone()
-    for index in torch.arange(len(images), device=images.device).split(BATCH):
+    for index in torch.arange(len(images), device=images.device).split(EVALUATION_BATCH):
         index = index[which[index]]
         if not len(index):
             continue
@@ -195,12 +193,12 @@ def _survivors(
 @torch.no_grad()
 def _right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with evaluating(net):
-        return torch.cat([predict(net, x).argmax(1) for x in images.split(BATCH)]) == labels
+        return torch.cat([predict(net, x).argmax(1) for x in images.split(EVALUATION_BATCH)]) == labels
 
 
 def _useless(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     found = []
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+    for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
         with crafting(net, "eval", what="the gradient check"):
             gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
         size = gradient.flatten(1).abs().amax(1)

@@ -8,12 +8,9 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
-from tasks.base import Options
-from tasks.fit import Schedule
-from tasks.nets import check_model
+from tasks.base import only_used
+from tasks.supervised import SupervisedOptions
 
-REFERENCE_BATCH = 128
-"""`learning_rate` is per this many images where `scale_learning_rate` is on."""
 LEVELS = 255.0
 OF_METHODS: dict[str, dict[str, Any]] = {
     "pgd": {"crafting_mode": "eval", "step_size": None, "steps": 10},
@@ -32,14 +29,11 @@ OF_PARTS: dict[str, tuple[Any, tuple[Part, ...]]] = {
 MILESTONES = (0.5, 0.75)
 
 
-class AdversarialOptions(Options):
-    """Options of one run: adversarial training, then every attack on a fixed set of test images.
+class AdversarialOptions(SupervisedOptions):
+    """Options of one run, adversarial training and then every attack on a fixed set of test images: those of
+    SupervisedOptions, and
 
     Attributes:
-        dataset: a name from `run_suite.py data list`.
-        num_classes: use the first so many classes only; None: all.
-        model: one of tasks.nets.MODELS.
-        width: channels of the first stage of our own nets; None: the model's own.
         method: "pgd" (Madry et al. 2018) trains on attacked images; "trades" (Zhang et al. 2019) on the images and
             on how far predictions move under attack; "fgsm_rs" (Wong et al. 2020) as pgd with one step from a random
             start; "standard" crafts nothing: the control.
@@ -49,20 +43,7 @@ class AdversarialOptions(Options):
         crafting_mode: of the network while training examples are crafted: "eval" (running statistics) or "train" (the
             batch's own). Nothing that a norm keeps moves either way. It changes results, so it stands in a column.
         trades_beta: weight of the second term of trades, 6 unless given.
-        epochs: passes over the training part; its last images that fill no batch are left out of each.
-        max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
-        batch_size: images per update.
-        norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
-        learning_rate: the schedule's peak, per 128 images.
-        scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
-        momentum: Nesterov.
-        weight_decay: of weights; never of biases.
-        norm_weight_decay: decay every parameter of every norm, too.
-        schedule: see tasks.fit.learning_rate_at.
-        warmup: fraction of all steps before the peak.
         milestones: of the schedule "steps", fractions of all steps, (0.5, 0.75) unless given.
-        augmentation: of training images, see tasks.data.batches.augment.
-        channels_last: memory format of images and weights.
         attack_images: test images that are attacked, the same for every norm and seed.
         pgd_steps, pgd_step_size, pgd_restarts: of PGD in evaluation; step size None: epsilon / 4.
         autoattack: which of AutoAttack's parts.
@@ -73,11 +54,6 @@ class AdversarialOptions(Options):
     repeats no run and no table shows it.
     """
 
-    dataset: str = "fashion_mnist_mini"
-    num_classes: int | None = Field(None, ge=2)
-    model: str = "resnet8"
-    width: int | None = Field(None, ge=1)
-
     method: Literal["pgd", "trades", "fgsm_rs", "standard"] = "pgd"
     epsilon: float = Field(8.0, gt=0, le=LEVELS, allow_inf_nan=False)
     step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -85,21 +61,7 @@ class AdversarialOptions(Options):
     crafting_mode: Literal["eval", "train"] | None = None
     trades_beta: float | None = Field(None, gt=0, allow_inf_nan=False)
 
-    epochs: int = Field(10, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(128, ge=1)
-    norm_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
-    scale_learning_rate: bool = True
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    norm_weight_decay: bool = False
-    schedule: Schedule = "cosine"
-    warmup: float = Field(0.1, ge=0, lt=1)
     milestones: tuple[float, ...] | None = None
-    augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
-    channels_last: bool = True
-
     attack_images: int = Field(1000, ge=2)
     pgd_steps: int = Field(20, ge=1)
     pgd_step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -137,26 +99,8 @@ class AdversarialOptions(Options):
         used = dict(OF_METHODS[checked.method])
         used |= {name: default for name, (default, of) in OF_PARTS.items() if set(of) & set(parts)}
         used |= {"milestones": MILESTONES} if checked.schedule == "steps" else {}
-        conditional = {
-            "autoattack",
-            "milestones",
-            *OF_PARTS,
-            *(name for names in OF_METHODS.values() for name in names),
-        }
-        resolved = {k: v for k, v in given.items() if k not in conditional} | {"autoattack": parts}
-        # null means the default, too, so that a stored record resolves to itself
-        return handler(resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()})
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AdversarialOptions:
-        check_model(self.model, self.width)
-        if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
-            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
-            raise ValueError(
-                f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}; "
-                f"allowed: {', '.join(map(str, divisors))}"
-            )
-        return self
+        conditional = {"milestones", *OF_PARTS, *(name for names in OF_METHODS.values() for name in names)}
+        return handler(only_used({**given, "autoattack": parts}, used, conditional))
 
     def check_classes(self, classes: int) -> None:
         """ValueError where AutoAttack's targeted parts can not attack a network of so many classes."""
@@ -168,19 +112,6 @@ class AdversarialOptions(Options):
             )
         if targeted and self.targets is not None and self.targets > classes - 1:
             raise ValueError(f"targets {self.targets}: a network of {classes} classes has {classes - 1} wrong ones")
-
-    @property
-    def shared(self) -> int:
-        """Images that share statistics: the norm batch."""
-        return self.norm_batch_size or self.batch_size
-
-    @property
-    def slices(self) -> int:
-        return self.batch_size // self.shared
-
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate * (self.batch_size / REFERENCE_BATCH if self.scale_learning_rate else 1)
 
     @property
     def radius(self) -> float:

@@ -17,6 +17,7 @@ from tasks.base import RunContext
 from tasks.data.batches import augment, ordered_batches, shuffled_batches
 from tasks.data.images import ImageData, Split
 from tasks.fit import (
+    EVALUATION_BATCH,
     PeakMemory,
     StepClock,
     StepOptions,
@@ -24,12 +25,10 @@ from tasks.fit import (
     learning_rate_at,
     raise_if_diverged,
     set_learning_rate,
-    sgd,
     train_step,
 )
 from tasks.nets import build_net
 
-EVALUATION_BATCH = 250
 TRADES_START = 0.001
 """Standard deviation of the start of TRADES' crafting: at the image itself the divergence has no gradient."""
 
@@ -62,7 +61,7 @@ def build(norm: NormFactory[nn.Module], data: ImageData, options: AdversarialOpt
         generator=context.generator,
     )
     standardized = Standardized(net, data.mean, data.std, context.device)
-    return standardized.to(memory_format=_memory_format(options))
+    return standardized.to(memory_format=options.memory_format)
 
 
 def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options: AdversarialOptions) -> Tensor:
@@ -149,16 +148,9 @@ def train(
     history: list[dict[str, float]],
 ) -> dict[str, float | None]:
     """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
-    optimizer = sgd(
-        net,
-        learning_rate=options.peak_learning_rate,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        norm_weight_decay=options.norm_weight_decay,
-    )
+    optimizer = options.optimizer(net)
     order, augmentation, starts = (context.generator(purpose) for purpose in ("order", "augmentation", "starts"))
-    steps_per_epoch = len(data.train) // options.batch_size
-    total = min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)
+    total = options.total_steps(len(data.train))
     clock, step, peak = StepClock(context.device), 0, 0.0
     for epoch in range(options.epochs):
         before = sum(clock.seconds)
@@ -205,11 +197,7 @@ def train(
 
 def scaled(images: Tensor, options: AdversarialOptions) -> Tensor:
     """Images (N, C, H, W) on the scale 0 to 255 -> float32 in [0, 1], in the run's memory format."""
-    return (images.float() / 255).contiguous(memory_format=_memory_format(options))
-
-
-def _memory_format(options: AdversarialOptions) -> torch.memory_format:
-    return torch.channels_last if options.channels_last else torch.contiguous_format
+    return (images.float() / 255).contiguous(memory_format=options.memory_format)
 
 
 def in_order(part: Split, options: AdversarialOptions) -> Iterator[tuple[Tensor, Tensor]]:

@@ -38,6 +38,8 @@ from tasks.darts.options import ArchitectureSearchOptions
 from tasks.data.batches import augment, cutout, normalize, ordered_batches, shuffled_batches
 from tasks.data.images import ImageData, Split
 from tasks.fit import (
+    EVALUATION_BATCH,
+    SHIFT_PROBE,
     PeakMemory,
     StepClock,
     StepOptions,
@@ -53,8 +55,6 @@ from tasks.fit import (
     sgd,
 )
 
-EVALUATION_BATCH = 250
-SHIFT_PROBE = 64
 """Test images, at most, that composition shift is measured with: half as probes, half as mates."""
 History = list[dict[str, float]]
 

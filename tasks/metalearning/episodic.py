@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from norms.registry import NormInfo, norm_modules
 from norms.situation import hold, predict, situation
-
-BATCH = 250
-"""Images per forward where statistics do not mix them."""
+from tasks.fit import EVALUATION_BATCH, evaluating
 
 
 def declared(net: nn.Module) -> list[NormInfo]:
@@ -38,16 +36,11 @@ def mixes_in_evaluation(net: nn.Module) -> bool:
 def batch_statistics(net: nn.Module) -> Iterator[None]:
     """Within the block norms use each batch's own statistics and keep nothing; all else (dropout) is in evaluation
     mode. Afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        net.eval()
+    with evaluating(net):
         for _, norm in norm_modules(net):
             norm.train()
         with hold(net):
             yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def forward_together(net: nn.Module, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +57,7 @@ def forward_together(net: nn.Module, support: Tensor, query: Tensor) -> tuple[Te
 
 def forward_alone(net: nn.Module, images: Tensor) -> Tensor:
     """Evaluation outputs (N, *) of images (N, C, H, W), none of which depends on another image."""
-    size = 1 if mixes_in_evaluation(net) else BATCH
+    size = 1 if mixes_in_evaluation(net) else EVALUATION_BATCH
     return torch.cat([predict(net, part) for part in images.split(size)])
 
 

@@ -20,9 +20,8 @@ from norms.situation import hold
 from tasks.base import Diverged
 from tasks.data.episodes import Episode
 from tasks.data.images import Split
-from tasks.fit import keeps_stats
+from tasks.fit import EVALUATION_BATCH, evaluating, keeps_stats
 from tasks.metalearning.episodic import (
-    BATCH,
     batch_statistics,
     forward_alone,
     forward_inductive,
@@ -90,15 +89,10 @@ class Pool:
 
         The caller holds them.
         """
-        modes = [(module, module.training) for module in net.modules()]
-        net.eval()
-        try:
+        with evaluating(net):
             if support is not None:
                 recalibrate(net, [support])
             yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
@@ -163,9 +157,12 @@ def _embed_once(net: nn.Module, episodes: Sequence[Episode], pool: Pool) -> Call
     stored = torch.cat([episode.support for episode in episodes]).unique()
     varied = torch.cat([episode.variant * count + episode.query for episode in episodes]).unique()
     with hold(net), pool.statistics(net, None):
-        plain = torch.cat([forward_alone(net, pool.stored(index)) for index in stored.split(BATCH)])
+        plain = torch.cat([forward_alone(net, pool.stored(index)) for index in stored.split(EVALUATION_BATCH)])
         other = torch.cat(
-            [forward_alone(net, pool.prepare(pool.look_up(i % count, i // count))) for i in varied.split(BATCH)]
+            [
+                forward_alone(net, pool.prepare(pool.look_up(i % count, i // count)))
+                for i in varied.split(EVALUATION_BATCH)
+            ]
         )
 
     def look_up(episode: Episode) -> tuple[Tensor, Tensor]:

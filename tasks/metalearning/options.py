@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from tasks.base import Options
+from tasks.base import Options, only_used
 from tasks.fit import Schedule
 
 Augmentation = Literal["none", "crop", "crop_flip", "affine"]
@@ -102,11 +102,8 @@ class FewShotOptions(Options):
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
-        used = OF_METHODS[checked.method]
         conditional = {name for names in OF_METHODS.values() for name in names}
-        resolved = {k: v for k, v in given.items() if k not in conditional}
-        # null means the default, too, so that a stored record resolves to itself
-        return handler(resolved | {k: default if given.get(k) is None else given[k] for k, default in used.items()})
+        return handler(only_used(given, OF_METHODS[checked.method], conditional))
 
     @model_validator(mode="after")
     def _consistent(self) -> FewShotOptions:
