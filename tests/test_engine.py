@@ -360,9 +360,14 @@ def test_ctrl_c_and_sigterm_stop_workers_and_keep_finished_runs(runner, tmp_path
         time.sleep(0.2)
         os.kill(os.getpid(), how)
 
+    # a shell's background job starts with SIGINT ignored, and the test would wait for ever
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=stop).start()
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130
     assert "1 of 3 runs were finished" in capsys.readouterr().err
     assert_stopped_and_completed_by_the_next_call(runner, tmp_path)
