@@ -394,4 +394,5 @@ def _file_of(build: Callable[..., nn.Module]) -> str:
 def _import_builtin() -> None:
     # Imported here and not at the top: the layer modules import this one to register themselves.
     import norms.batch
+    import norms.domain
     import norms.sample  # noqa: F401

@@ -30,7 +30,7 @@ class RunningStatistics(nn.Module):
     """A module with running mean and variance; a norm inherits from it and calls `track` in training.
 
     Args:
-        size: number of statistics (channels for bn, groups for bgn).
+        size: number of statistics (channels for bn, groups for bgn), or the shape of them.
         momentum: weight of the new value in [0, 1]; None: the average of all batches so far.
         device: where the buffers live.
         dtype: of the parameters; the statistics take it where it is float32 or better, else float32.
@@ -45,7 +45,7 @@ class RunningStatistics(nn.Module):
 
     def __init__(
         self,
-        size: int,
+        size: int | tuple[int, ...],
         momentum: float | None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -89,32 +89,81 @@ class RunningStatistics(nn.Module):
                     running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
 
 
+class DomainStatistics(RunningStatistics):
+    """Running statistics of each domain: `running_mean`, `running_var` (D, C) and `num_batches_tracked` (D,).
+
+    Arguments and errors as RunningStatistics, with the shape (D, C) as size.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        momentum: float | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(shape, momentum, device, dtype)
+        self.register_buffer("num_batches_tracked", torch.zeros(shape[0], device=device, dtype=torch.long))
+
+    def track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:  # type: ignore[override]
+        """Take in the statistics of K norm batches, in order; a domain without values in one is not moved by it.
+
+        Args:
+            mean: (K, D, C) means.
+            var: (K, D, C) unbiased variances.
+            count: (K, D, 1) values that entered each of them.
+        """
+        with torch.no_grad():
+            held = (count > 0).to(mean.dtype)
+            seen = held.sum(0)  # (D, 1)
+            self.num_batches_tracked.add_(seen[:, 0].long())
+            if self.momentum is None:
+                total = self.num_batches_tracked[:, None].clamp(min=1)
+                for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                    running.add_((held * (new - running)).sum(0).div_(total))
+                return
+            age = seen - held.cumsum(0)  # norm batches of the same domain that come after
+            kept = 1 - self.momentum
+            weight = held * self.momentum * torch.pow(torch.full_like(age, kept), age)
+            left = torch.pow(torch.full_like(seen, kept), seen)
+            for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                running.mul_(left).add_((weight * new).sum(0))
+
+
 @dataclass
 class _Pool:
-    """Moments of all values seen so far, from the moments of each norm batch."""
+    """Moments of all values seen so far, from the moments of each norm batch. Counts: one for all, or one per row."""
 
-    count: int = 0
+    count: int | Tensor = 0
     batches: int = 0
     mean: Tensor | None = None
     squares: Tensor | None = None  # sum of squared deviations from the mean
 
-    def add(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         # Chan, Golub and LeVeque: no difference of large sums
         mean, var = (t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in (mean, var))
-        squares = var * max(count - 1, 0)
+        squares = var * _at_least(count - 1, 0)
         self.batches += 1
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = count, mean, squares
             return
         total = self.count + count
-        step = mean - self.mean
-        self.mean = self.mean + step * (count / total)
-        self.squares = self.squares + squares + step.square() * (self.count * count / total)
+        step, share = mean - self.mean, count / _at_least(total, 1)
+        self.mean = self.mean + step * share
+        self.squares = self.squares + squares + step.square() * (self.count * share)
         self.count = total
 
 
+def _at_least(value: int | Tensor, least: int) -> int | Tensor:
+    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
+
+
 def recalibrate(
-    net: nn.Module, batches: Iterable[Tensor], slices: int = 1, forward: Callable[[Tensor], Any] | None = None
+    net: nn.Module,
+    batches: Iterable[Tensor],
+    slices: int = 1,
+    forward: Callable[[Tensor], Any] | None = None,
+    domain: int | None = None,
 ) -> None:
     """Estimate the running statistics of every norm anew, from fresh batches and with fixed weights.
 
@@ -135,13 +184,15 @@ def recalibrate(
 
     A norm of any class takes part if it has `reset_running_stats()` and `momentum` (weight of the new value). Pairs of
     buffers `running_mean*`, `running_var*` are pooled; a norm without `momentum` or without such a pair is reset and
-    then estimates by its own rule.
+    then estimates by its own rule. Of statistics per domain (DomainStatistics) those of domains that no batch holds are
+    kept: AdaBN on the target leaves the source's alone.
 
     Args:
         net: holds norms built by `make_norm`; without one that keeps statistics nothing is forwarded.
         batches: inputs (N, C, *), prepared as in training, on the network's device.
         slices: norm batches in each of them: slice k is x[k::slices].
         forward: called with each batch in place of `net`.
+        domain: of all batches, for norms that ask; None: not told (or told by `forward`).
 
     Raises:
         ValueError: no batches, a batch that `slices` does not divide, a norm that declares statistics but has no
@@ -166,7 +217,7 @@ def recalibrate(
     try:
         net.eval()
         seen = 0
-        with torch.no_grad(), situation(net, slices=slices):
+        with torch.no_grad(), situation(net, domain=domain, slices=slices):
             for _, norm in norms:
                 norm.train()
                 norm.reset_running_stats()  # type: ignore[operator]
@@ -183,6 +234,7 @@ def recalibrate(
             raise ValueError("recalibrate: no batches given, so there is nothing to estimate from")
         for norm, pool in pools:
             _write(norm, pool)
+        _keep_absent(old)
     except BaseException:
         for part, key, buffer, value in old:
             part._buffers[key] = buffer
@@ -195,6 +247,15 @@ def recalibrate(
             part.momentum = momentum
         for module, mode in modes:
             module.training = mode
+
+
+def _keep_absent(old: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+    """Put back what statistics per domain were where no batch held the domain. old: (module, name, buffer, value)."""
+    of_domains = [entry for entry in old if isinstance(entry[0], DomainStatistics)]
+    absent = {id(part): torch.eq(part.num_batches_tracked, 0) for part, *_ in of_domains}  # type: ignore[arg-type]
+    for part, _, buffer, value in of_domains:
+        rows = absent[id(part)]
+        buffer.copy_(torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, buffer))
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -222,7 +283,8 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     before = [norm.__dict__.get("forward") for norm, _ in pools]
     tracking = []
     for norm, pool in pools:
-        if slices > 1 and isinstance(norm, RunningStatistics) and norm.norm_info.slices_at_once:  # type: ignore[union-attr]
+        several = slices > 1 or isinstance(norm, DomainStatistics)
+        if several and isinstance(norm, RunningStatistics) and norm.norm_info.slices_at_once:  # type: ignore[union-attr]
             norm.__dict__["track"] = _Tracker(norm, pool)
             tracking.append(norm)
             continue
@@ -249,8 +311,13 @@ class _Tracker:
     def __init__(self, norm: RunningStatistics, pool: dict[str, _Pool]):
         self.norm, self.pool = norm, pool.setdefault("running_mean", _Pool())
 
-    def __call__(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def __call__(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         mean, var = mean.detach(), var.detach()
+        if isinstance(count, Tensor):  # statistics per domain, of which each norm batch may lack some
+            for one in zip(mean, var, count, strict=True):
+                self.pool.add(*one)
+            self.norm.num_batches_tracked.add_((count > 0).sum((0, 2)))
+            return
         centre = mean.mean(dim=0)
         # the K norm batches as one sample: their own deviations and those of their means, unbiased
         squares = var.sum(dim=0) * (count - 1) + (mean - centre).square_().sum(dim=0) * count
@@ -280,4 +347,4 @@ def _write(norm: nn.Module, pools: dict[str, _Pool]) -> None:
         if pool is None or pool.mean is None or pool.squares is None:
             continue  # never forwarded (an unused branch), or a norm with a rule of its own
         mean.copy_(pool.mean)
-        var.copy_(pool.squares / max(pool.count - 1, 1))
+        var.copy_(pool.squares / _at_least(pool.count - 1, 1))

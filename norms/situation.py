@@ -112,12 +112,44 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
 def predict(net: nn.Module, x: Tensor) -> Tensor:
     """The evaluation forward: logits (N, K) of `x` (N, C, *) with `net` in evaluation mode.
 
+    One forward, unless a norm combines the branches of several domains (it has `branch_distance(x, domain)` and
+    `num_domains`, as bne) and no domain is told: then every branch is forwarded, and the result is the logarithm of
+
+        sum_d w_d softmax(logits_d),   w_d = (1 / W_d) / sum_e (1 / W_e),   W_d the sum of distances over such norms
+
     Raises:
         ValueError: `net` is in training mode.
     """
     if net.training:
         raise ValueError("predict needs the network in evaluation mode; call net.eval() first")
-    return net(x)
+    placing = [norm for _, norm in norm_modules(net) if hasattr(norm, "branch_distance")]
+    if not placing or placing[0].situation.domain is not None:  # type: ignore[union-attr]
+        return net(x)
+    return _combined(net, placing, x)
+
+
+def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
+    """Logarithms of the branches' weighted probabilities (N, K); see `predict`."""
+    told = placing[0].situation
+    assert isinstance(told, Situation)
+    branches, closeness = [], []
+    for domain in range(placing[0].num_domains):  # type: ignore[arg-type]
+        found: list[Tensor] = []
+
+        def look(norm: nn.Module, inputs: tuple[Tensor, ...], domain: int = domain, found: Any = found) -> None:
+            found.append(norm.branch_distance(inputs[0], domain))  # type: ignore[operator]
+
+        handles = [norm.register_forward_pre_hook(look) for norm in placing]
+        try:
+            with situation(net, domain=domain, part=told.part):
+                branches.append(torch.log_softmax(net(x).float(), dim=1))
+        finally:
+            for handle in handles:
+                handle.remove()
+        # a sample that lies exactly on a domain would have a weight of inf / inf
+        closeness.append(-torch.stack(found).sum(0).float().clamp(min=1e-30).log())
+    weights = torch.log_softmax(torch.stack(closeness), dim=0)
+    return torch.logsumexp(torch.stack(branches) + weights[:, :, None], dim=0)
 
 
 @contextlib.contextmanager
