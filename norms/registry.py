@@ -22,7 +22,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,10 @@ def register(
     return add
 
 
-def norm_names() -> list[str]:
-    """All registered names, in order of registration."""
+def norm_names(without: Collection[str] = ()) -> list[str]:
+    """All registered names, in order of registration, less the norms that need any of `without` (see NormInfo)."""
     _import_builtin()
-    return list(_REGISTRY)
+    return [name for name, entry in _REGISTRY.items() if not entry.info.needs & set(without)]
 
 
 def norm_info(name: str) -> NormInfo:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.situation import situation
 from tasks import data as datasets
 from tasks.attacks.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
-from tasks.attacks.options import AdversarialOptions
+from tasks.attacks.options import CLEAN, AdversarialOptions
 from tasks.attacks.training import build, in_order, scaled, train
 from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.images import ImageData, Split, shuffled_order
@@ -29,6 +30,7 @@ from tasks.fit import (
     PeakMemory,
     composition_shift,
     evaluate,
+    needs_domain,
     norm_sizes,
 )
 from tasks.nets import build_net
@@ -81,7 +83,7 @@ class Adversarial:
     )
 
     def setting(self, options: AdversarialOptions) -> Setting:
-        return Setting(options.shared, 1, datasets.dataset_info(options.dataset).image_shape)
+        return Setting(options.shared, options.num_domains, datasets.dataset_info(options.dataset).image_shape)
 
     def data_checksum(self, options: AdversarialOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these attacks can not be run here."""
@@ -101,7 +103,8 @@ class Adversarial:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: AdversarialOptions) -> str | None:
         """None, or why this norm can not be trained or attacked here."""
-        if reason := lacking(info, self.name):
+        absent = ("context",) if options.num_domains == 2 else ("domain", "context")
+        if reason := lacking(info, f"{self.name} ({options.method})", absent):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
@@ -147,7 +150,9 @@ def _measure(
     """Everything that is measured after the last epoch, and what the table has to say about it."""
     attacks = options.attacks(data.num_classes)
     test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
-    final = evaluate(net, in_order(test, options), what="test")  # names the layers where something is not finite
+    final = evaluate(
+        net, in_order(test, options), what="test", domain=options.deployed
+    )  # names the layers where something is not finite
     found = evaluate_robustness(
         net,
         scaled(test.images, options),
@@ -155,6 +160,7 @@ def _measure(
         attacks,
         context.generator,
         lambda fraction: context.report(0.6 + 0.35 * fraction),
+        domain=options.deployed,
     )
     validated = evaluate_robustness(
         net,
@@ -162,6 +168,7 @@ def _measure(
         val.labels,
         pgd_only(attacks),
         lambda purpose: context.generator(f"val {purpose}"),
+        domain=options.deployed,
     )
     low, high = found.interval()
     metrics: dict[str, float | None] = {
@@ -172,9 +179,13 @@ def _measure(
         "pgd_top1": found.top1("pgd"),
         "autoattack_top1": found.top1(*options.autoattack) if options.autoattack else None,
         "val_pgd_top1": validated.top1("pgd"),
-        "composition_shift": composition_shift(net, scaled(test.images[:SHIFT_PROBE], options)),
+        "composition_shift": composition_shift(
+            net, scaled(test.images[:SHIFT_PROBE], options), domain=options.deployed
+        ),
     }
     evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
+    if options.num_domains == 2 and needs_domain(net):
+        evidence["clean_branch_top1"] = evaluate(net, in_order(test, options), what="test, clean", domain=CLEAN).top1
     return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
 
 
@@ -230,11 +241,12 @@ def _refusal(
         net = build_net(
             options.model, norm, num_classes=classes, in_channels=shape[0], width=options.width, device=device
         )
-        try_forward(net, shape, options.slices, shared, device)
-        check_attackable(net.train(), torch.zeros(shared, *shape, device=device))
-        check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
+        try_forward(net, shape, options.slices, shared, device, options.deployed)
+        with situation(net, options.deployed):
+            check_attackable(net.train(), torch.zeros(shared, *shape, device=device))
+            check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
 
-    network = (TASK.name, options.model, options.width, options.slices, classes)
+    network = (TASK.name, options.model, options.width, options.slices, classes, options.deployed)
     return refusal(norm, forward, options.shared, shape, network)
 
 

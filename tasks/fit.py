@@ -117,11 +117,13 @@ class StepOptions:
         slices: norm batches in the SGD batch; slice k is x[k::slices].
         label_smoothing: of the cross entropy.
         precision: "bfloat16" runs forwards under autocast.
+        domain: of the batch, or (N,) of its images, for norms that ask; None: not told.
     """
 
     slices: int = 1
     label_smoothing: float = 0.0
     precision: Precision = "float32"
+    domain: int | Tensor | None = None
 
 
 def train_step(
@@ -153,7 +155,8 @@ def train_step(
     """
 
     def forward() -> Tensor:
-        with situation(net, slices=options.slices), autocast(images.device, options.precision):
+        told = situation(net, domain=options.domain, slices=options.slices)
+        with told, autocast(images.device, options.precision):
             return net(images)
 
     logits = forward()
@@ -196,8 +199,8 @@ def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, mo
     stamped = [(n, m) for n, m in norm_modules(net) if any(m.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves + stamped]
     try:
-        sliced = situation(net, slices=options.slices)
-        with torch.no_grad(), hold(net), sliced, autocast(images.device, options.precision):
+        told = situation(net, domain=options.domain, slices=options.slices)
+        with torch.no_grad(), hold(net), told, autocast(images.device, options.precision):
             net(images)
     finally:
         for handle in handles:
@@ -240,10 +243,11 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     precision: Precision = "float32",
     what: str = "evaluation",
+    domain: int | None = None,
 ) -> Evaluation:
     """Evaluate `net` (switched to evaluation mode and back) on batches of normalized images (N, C, H, W), labels (N,).
 
-    `what` is for the message of Diverged only.
+    `what` is for the message of Diverged only; `domain` is told to norms that ask.
 
     Raises:
         Diverged: the loss of a batch is not finite; names the layers.
@@ -253,13 +257,13 @@ def evaluate(
         correct, loss, count = 0, 0.0, 0
         classes: set[int] = set()
         for images, labels in batches:
-            with autocast(images.device, precision):
+            with situation(net, domain=domain), autocast(images.device, precision):
                 logits = predict(net, images)
             # one transfer per batch, and not every accelerator has float64
             logits, labels = logits.cpu().double(), labels.cpu()
             batch_loss = float(F.cross_entropy(logits, labels, reduction="sum"))
             if not math.isfinite(batch_loss):
-                where = describe_non_finite(net, images, StepOptions(precision=precision))
+                where = describe_non_finite(net, images, StepOptions(precision=precision, domain=domain))
                 raise Diverged(f"{what}: the loss is {batch_loss}; {where}")
             predicted = logits.argmax(1)
             correct += int((predicted == labels).sum())
@@ -285,30 +289,39 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def composition_shift(net: nn.Module, images: Tensor, precision: Precision = "float32") -> float:
+def composition_shift(
+    net: nn.Module, images: Tensor, precision: Precision = "float32", domain: int | None = None
+) -> float:
     """Largest change of one image's evaluation logits when its batch mates change (absolute, in logits).
 
     The first half of `images` (N, C, H, W), N >= 2, is seen beside the second half, and beside the second half with
     its sign flipped. Zero or float noise for a norm that does not mix samples in evaluation.
     """
     probes, mates = images.chunk(2)
-    with evaluating(net), autocast(images.device, precision):
+    with evaluating(net), situation(net, domain=domain), autocast(images.device, precision):
         plain = predict(net, torch.cat([probes, mates]))[: len(probes)]
         other = predict(net, torch.cat([probes, -mates]))[: len(probes)]
     return float((plain.cpu().double() - other.cpu().double()).abs().max())
 
 
 def recalibrated(
-    net: nn.Module, batches: Iterable[Tensor], slices: int = 1, precision: Precision = "float32"
+    net: nn.Module,
+    batches: Iterable[Tensor],
+    slices: int = 1,
+    precision: Precision = "float32",
+    domain: int | None = None,
 ) -> nn.Module:
-    """A copy of `net` whose running statistics are those of `batches` alone, pooled over all norm batches."""
+    """A copy of `net` whose running statistics are those of `batches` alone, pooled over all norm batches.
+
+    With `domain`, norms that keep statistics per domain have those of this domain estimated and keep the others.
+    """
     net = copy.deepcopy(net)
 
     def forward(images: Tensor) -> Tensor:
         with autocast(images.device, precision):
             return net(images)
 
-    recalibrate(net, batches, slices, forward)
+    recalibrate(net, batches, slices, forward, domain)
     return net
 
 
@@ -326,6 +339,11 @@ def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
 def keeps_stats(net: nn.Module) -> bool:
     """Whether any norm of `net` declares running statistics."""
     return any(norm.norm_info.keeps_stats for _, norm in norm_modules(net))  # type: ignore[union-attr]
+
+
+def needs_domain(net: nn.Module) -> bool:
+    """Whether any norm of `net` declares that it needs the domain."""
+    return any("domain" in norm.norm_info.needs for _, norm in norm_modules(net))  # type: ignore[union-attr, operator]
 
 
 # Cost

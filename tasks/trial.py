@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from norms.registry import NormFactory, NormInfo, factory_info
-from norms.situation import situation
+from norms.situation import predict, situation
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
@@ -23,13 +23,16 @@ def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "con
     return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not' if missing else None
 
 
-def try_forward(net: nn.Module, shape: tuple[int, int, int], slices: int, shared: int, device: str) -> None:
-    """One batch of zeros (C, H, W) through `net` in both modes, in norm batches of `shared` images."""
+def try_forward(
+    net: nn.Module, shape: tuple[int, int, int], slices: int, shared: int, device: str, domain: int | None = None
+) -> None:
+    """One batch of zeros (C, H, W) through `net` in both modes, in norm batches of `shared` images of one domain."""
     slices = min(slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
     images = torch.zeros(slices * shared, *shape, device=device)
-    with situation(net.train(), slices=slices):
+    with situation(net.train(), domain=domain, slices=slices):
         net(images)
-    net.eval()(images)
+    with situation(net.eval(), domain=domain):
+        predict(net, images)
 
 
 def refusal(

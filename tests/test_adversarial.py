@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from norms import registry
+from norms.domain import DualBatchNorm
 from norms.registry import factory_info, make_norm, norm_names, register
 from norms.situation import hold
 from results.metrics import METRICS, PRIMARY, VALIDATION
@@ -333,7 +334,7 @@ def test_without_torchattacks_planning_names_the_command_unless_nothing_needs_it
     assert TASK.data_checksum(options(autoattack=()), tmp_path) == "0"
 
 
-@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("name", norm_names(without=["domain"]))
 def test_every_registered_norm_can_be_planned(name):
     factory = norm(name)
     assert TASK.why_not(factory, factory_info(factory), options(norm_batch_size=8)) is None
@@ -360,7 +361,7 @@ def test_a_norm_that_lets_no_gradient_through_is_skipped_with_the_reason(monkeyp
 
 def test_a_norm_that_needs_a_domain_is_skipped_with_the_reason():
     info = registry.NormInfo("dom", "test", 1, False, False, needs=frozenset({"domain"}))
-    assert TASK.why_not(make_norm("ln"), info, options()) == 'norm "dom" needs domain, which adversarial has not'
+    assert TASK.why_not(make_norm("ln"), info, options()) == 'norm "dom" needs domain, which adversarial (pgd) has not'
 
 
 def test_divergence_is_a_result_that_names_the_step(tmp_path):
@@ -372,3 +373,31 @@ def test_the_schedule_of_steps_divides_by_ten_at_each_milestone():
     rates = [learning_rate_at(p, 0.1, "steps", 0.0, (0.5, 0.75)) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert learning_rate_at(0.05, 0.1, "steps", 0.1) == pytest.approx(0.05)
+
+
+# --- norms that tell clean from adversarial images -------------------------------------------------------------------
+
+
+def test_a_norm_that_needs_domains_serves_where_both_kinds_are_trained_on():
+    factory = make_norm("dual_bn", num_domains=2)
+    assert TASK.why_not(factory, factory_info(factory), options(method="trades", norm_batch_size=8)) is None
+    reason = TASK.why_not(factory, factory_info(factory), options(method="pgd", norm_batch_size=8))
+    assert reason == 'norm "dual_bn" needs domain, which adversarial (pgd) has not'
+    assert TASK.setting(options(method="trades")).num_domains == 2
+
+
+def test_trades_tells_dual_bn_which_images_are_clean_and_attacks_the_adversarial_branch(tmp_path, monkeypatch):
+    spec = options(method="trades", autoattack=())
+    seen = []
+    real = DualBatchNorm.forward
+
+    def watched(self, x):
+        seen.append((self.training, self.situation.domain))
+        return real(self, x)
+
+    monkeypatch.setattr(DualBatchNorm, "forward", watched)
+    outcome = TASK.run(make_norm("dual_bn", num_domains=2), spec, context(tmp_path))
+    assert set(seen) == {(True, 0), (True, 1), (False, 0), (False, 1)}
+    assert outcome.evidence["equals"] == "dsbn"
+    assert 0 <= outcome.evidence["clean_branch_top1"] <= 1
+    assert "clean_branch_top1" not in TASK.run(make_norm("bn"), spec, context(tmp_path)).evidence

@@ -23,7 +23,9 @@ TOLERANCE = 1e-6
 
 
 @contextlib.contextmanager
-def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attack") -> Iterator[None]:
+def crafting(
+    net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attack", domain: int | None = None
+) -> Iterator[None]:
     """Within the block `net` is in `mode`, its norms keep nothing, its weights need no gradient, and draws from the
     global generators are undone; afterwards everything is as before, which is verified bit by bit.
 
@@ -32,6 +34,7 @@ def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attac
         mode: "eval": running statistics; "train": the batch's own, as in a training step.
         slices: norm batches in each forwarded batch, in mode "train".
         what: the attack's name, for the message.
+        domain: of the images, for norms that ask; None: not told.
 
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
@@ -49,7 +52,7 @@ def crafting(net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attac
             module.training = training
         for parameter in learned:
             parameter.requires_grad_(False)
-        with forked_generators(device), hold(net), situation(net, slices=slices if training else 1):
+        with forked_generators(device), hold(net), situation(net, domain, slices=slices if training else 1):
             yield
         switched = [name or "the network" for name, module, _ in modes if module.training != training]
     finally:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from norms.situation import predict
+from norms.situation import predict, situation
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.ensemble import BLACK_BOX, Part, Scale, attack
 from tasks.attacks.gradient import cross_entropy, input_gradient, pgd, uniform_start
@@ -103,6 +103,7 @@ def evaluate_robustness(
     attacks: Attacks,
     generator: Callable[[str], torch.Generator],
     report: Callable[[float], None] = lambda fraction: None,
+    domain: int | None = None,
 ) -> Robustness:
     """Attack every correctly classified image with everything.
 
@@ -114,13 +115,14 @@ def evaluate_robustness(
         generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
             that an image has the same start whichever others are still right.
         report: called with the finished fraction in [0, 1].
+        domain: that norms which ask are told of every image, attacked or not: one network is attacked.
 
     Raises:
         RuntimeError: an attack returned an example outside of its ball or changed the network.
         ValueError: no gradient reaches the images; torchattacks is missing.
     """
     epsilon = attacks.epsilon
-    clean = _right(net, images, labels)
+    clean = _right(net, images, labels, domain)
     seeds = part_seeds(attacks, generator)
 
     def fgsm(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
@@ -137,19 +139,19 @@ def evaluate_robustness(
         return run
 
     total = 1 + attacks.pgd_restarts + len(attacks.parts)
-    found = {"fgsm": clean & _survivors(net, images, labels, clean, fgsm, epsilon, "FGSM")}
+    found = {"fgsm": clean & _survivors(net, images, labels, clean, fgsm, epsilon, "FGSM", domain)}
     report(1 / total)
     left = clean
     for restart in range(attacks.pgd_restarts):
         start = uniform_start(images, epsilon, generator(f"attack pgd {restart}"))
-        left = left & _survivors(net, images, labels, left, pgd_from, epsilon, "PGD", start)
+        left = left & _survivors(net, images, labels, left, pgd_from, epsilon, "PGD", domain, start)
         report((2 + restart) / total)
     found["pgd"] = left
     for number, part in enumerate(attacks.parts, 1):
-        found[part] = clean & _survivors(net, images, labels, clean, part_of(part), epsilon, part)
+        found[part] = clean & _survivors(net, images, labels, clean, part_of(part), epsilon, part, domain)
         report((1 + attacks.pgd_restarts + number) / total)
     return Robustness(
-        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _useless(net, images, labels).cpu()
+        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _useless(net, images, labels, domain).cpu()
     )
 
 
@@ -175,6 +177,7 @@ def _survivors(
     run: Attack,
     epsilon: float,
     what: str,
+    domain: int | None,
     start: Tensor | None = None,
 ) -> Tensor:
     """Bool (N,): right under the attack; images that are not in `which` are not attacked."""
@@ -184,22 +187,22 @@ def _survivors(
         if not len(index):
             continue
         x = images[index]
-        with crafting(net, "eval", what=what):
+        with crafting(net, "eval", what=what, domain=domain):
             made = run(net, x, labels[index], None if start is None else start[index])
         examples[index] = check_examples(made, x, epsilon, what)
-    return _right(net, examples, labels)
+    return _right(net, examples, labels, domain)
 
 
 @torch.no_grad()
-def _right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with evaluating(net):
+def _right(net: nn.Module, images: Tensor, labels: Tensor, domain: int | None) -> Tensor:
+    with evaluating(net), situation(net, domain):
         return torch.cat([predict(net, x).argmax(1) for x in images.split(EVALUATION_BATCH)]) == labels
 
 
-def _useless(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _useless(net: nn.Module, images: Tensor, labels: Tensor, domain: int | None) -> Tensor:
     found = []
     for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-        with crafting(net, "eval", what="the gradient check"):
+        with crafting(net, "eval", what="the gradient check", domain=domain):
             gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
         size = gradient.flatten(1).abs().amax(1)
         found.append((size == 0) | ~torch.isfinite(size))

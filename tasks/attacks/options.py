@@ -27,6 +27,8 @@ OF_PARTS: dict[str, tuple[Any, tuple[Part, ...]]] = {
 }
 """Options of AutoAttack's parts: default, and the parts that have it; without such a part they are null."""
 MILESTONES = (0.5, 0.75)
+CLEAN, ADVERSARIAL = 0, 1
+"""Domains of images, for norms that tell them apart (dual_bn), where a method trains on both kinds."""
 
 
 class AdversarialOptions(SupervisedOptions):
@@ -112,6 +114,17 @@ class AdversarialOptions(SupervisedOptions):
             )
         if targeted and self.targets is not None and self.targets > classes - 1:
             raise ValueError(f"targets {self.targets}: a network of {classes} classes has {classes - 1} wrong ones")
+
+    @property
+    def num_domains(self) -> int:
+        """Kinds of images that are trained on: 2 where clean and adversarial ones are forwarded apart, else 1."""
+        return 2 if self.method == "trades" else 1
+
+    @property
+    def deployed(self) -> int | None:
+        """The domain of examples in training and of every image afterwards, since no one tells a deployed network which
+        of its inputs were attacked; None where there is one kind."""
+        return ADVERSARIAL if self.num_domains == 2 else None
 
     @property
     def radius(self) -> float:

@@ -12,7 +12,7 @@ from norms.registry import NormFactory
 from norms.situation import after_update, situation
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.gradient import cross_entropy, divergence, pgd, uniform_start
-from tasks.attacks.options import AdversarialOptions
+from tasks.attacks.options import ADVERSARIAL, CLEAN, AdversarialOptions
 from tasks.base import RunContext
 from tasks.data.batches import augment, ordered_batches, shuffled_batches
 from tasks.data.images import ImageData, Split
@@ -75,9 +75,10 @@ def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options
         options: method (not "standard"), radius, step size, steps, mode, norm batches.
     """
     assert options.crafting_mode is not None
-    with crafting(net, options.crafting_mode, options.slices, f"crafting ({options.method})"):
+    with crafting(net, options.crafting_mode, options.slices, f"crafting ({options.method})", options.deployed):
         if options.method == "trades":
-            with torch.no_grad():
+            slices = options.slices if options.crafting_mode == "train" else 1
+            with torch.no_grad(), situation(net, CLEAN, slices=slices):
                 objective = divergence(net(images))
         else:
             objective = cross_entropy(labels)
@@ -116,7 +117,7 @@ def adversarial_step(
     pgd, fgsm_rs: the cross entropy of the examples. trades: that of the images + beta * KL(images || examples), mean
     over N; both forwards move running statistics once each, images first.
     """
-    per_step = StepOptions(options.slices)
+    per_step = StepOptions(options.slices, domain=options.deployed)
     if start is None:
         return train_step(net, optimizer, images, labels, per_step, progress=progress, step=step)
     examples = craft(net, images, labels, start, options)
@@ -124,8 +125,10 @@ def adversarial_step(
         return train_step(net, optimizer, examples, labels, per_step, progress=progress, step=step)
 
     def forward() -> tuple[Tensor, Tensor]:
-        with situation(net, slices=options.slices):
-            return net(images), net(examples)
+        with situation(net, CLEAN, slices=options.slices):
+            clean = net(images)
+        with situation(net, ADVERSARIAL, slices=options.slices):
+            return clean, net(examples)
 
     clean, attacked = forward()
     target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
@@ -179,7 +182,7 @@ def train(
                 context.report(0.6 * step / total)
         if epoch == 0:
             peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-        val = evaluate(net, in_order(data.val, options), what=f"validation after step {step}")
+        val = evaluate(net, in_order(data.val, options), what=f"validation after step {step}", domain=options.deployed)
         history.append(
             {
                 "epoch": float(epoch + 1),
