@@ -180,7 +180,7 @@ def test_a_failed_download_says_so_and_leaves_nothing(error, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
-    with pytest.raises(ValueError, match=r'"cifar10" could not be downloaded or read: .*Nothing was prepared'):
+    with pytest.raises(ValueError, match=r'"cifar10" could not be downloaded or read: .*Nothing of it was prepared'):
         prepare("cifar10", tmp_path)
     assert not is_prepared("cifar10", tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"downloads"}
@@ -344,7 +344,7 @@ def test_a_few_shot_folder_keeps_its_classes_apart(tmp_path):
     [
         (None, "no such folder"),
         ({}, "no subfolders; expected root/split/class"),
-        ({"train": ""}, '"train" has no class folders'),
+        ({"train": ""}, 'split "train" has no class folders'),
         ({"train": "ab"}, "found train; expected train and test"),
         ({"test": "ab", "val": "ab"}, "expected train and test"),
         ({"train": "ab", "test": "abc"}, 'class "c" is in test but not in train'),
@@ -353,7 +353,10 @@ def test_a_few_shot_folder_keeps_its_classes_apart(tmp_path):
         ({"val": "ab", "valid": "ab", "train": "ab"}, "name one split twice"),
         ({"train": "ab", "photo": "ab"}, "mixes splits .* with other names"),
         ({"photo": "ab"}, 'one subfolder, "photo"'),
-        ({"photo": "ab", "art": "abc"}, 'class "c" is in only one of the domains "art" and "photo"'),
+        (
+            {"photo": "ab", "art": "abc"},
+            'domain "photo" has no class folder "c", which domain "art" has; all domains need',
+        ),
     ],
 )
 def test_an_unsupported_layout_says_what_was_found(tmp_path, layout, message):

@@ -1,7 +1,8 @@
-"""Data sets by name: built-in ones, torchvision's once prepared, and folders of images.
+"""Data sets by name: built-in ones, torchvision's once prepared (some joined as domains), and folders of images.
 
 data = load("glyphs", data_dir, classes=600)       # -> ImageData(train, val, test, mean, std, ...)
 domains = load_domains("digits", data_dir)         # -> {domain: ImageData}
+check_domains("digits", data_dir, domains)         # ValueError where they lack a class, before anything runs
 prepare("cifar10", data_dir)                       # the only call that downloads or decodes
 """
 
@@ -10,9 +11,11 @@ from tasks.data.catalog import (
     DatasetInfo,
     check_classifiable,
     check_disjoint,
+    check_domains,
     checksum,
     dataset_info,
     dataset_names,
+    domain_labels,
     domain_names,
     in_memory,
     is_prepared,
@@ -35,10 +38,12 @@ __all__ = [
     "augment",
     "check_classifiable",
     "check_disjoint",
+    "check_domains",
     "checksum",
     "cutout",
     "dataset_info",
     "dataset_names",
+    "domain_labels",
     "domain_names",
     "in_memory",
     "is_prepared",

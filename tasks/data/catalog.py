@@ -1,23 +1,29 @@
 """Names of data sets -> what they are, whether they are here, and how they are loaded.
 
-Three kinds of names: built-in sets (files in this package), torchvision's sets (downloaded by `prepare`), and folders
-of images (`folder:PATH`, and `imagenet`, whose folder is named when it is prepared).
+Four kinds of names: built-in sets (files in this package), torchvision's sets (downloaded by `prepare`), joined sets
+(several of torchvision's, one domain each), and folders of images (`folder:PATH`, and `imagenet`, whose folder is named
+when it is prepared).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from norms.registry import nearest
 from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
-from tasks.data.prepared import read_manifest, read_set
+from tasks.data.joined import JOINED, joined_checksum, joined_labels, load_joined, missing_members
+from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
 from tasks.data.store import builtin_digest
 
 FOLDER = "folder:"
@@ -115,7 +121,7 @@ _BUILTIN = {
 
 def dataset_names() -> list[str]:
     """Every fixed name; any `folder:PATH` is one more."""
-    return [*_BUILTIN, *DOWNLOADS, "imagenet"]
+    return [*_BUILTIN, *DOWNLOADS, *JOINED, "imagenet"]
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -127,6 +133,14 @@ def dataset_info(name: str) -> DatasetInfo:
     if name in DOWNLOADS:
         d = DOWNLOADS[name]
         return DatasetInfo(name, d.title, "real", d.num_classes, d.image_shape, d.sizes, (), False, how, d.licence)
+    if name in JOINED:
+        joined = JOINED[name]
+        members = [DOWNLOADS[m] for m in joined.members]
+        sizes = {part: sum(m.sizes[part] for m in members) for part in members[0].sizes}
+        shape = (3, *members[0].image_shape[1:])
+        licence = ", ".join(f"{m.licence} ({m.title})" for m in members)
+        classes = len(joined.class_names)
+        return DatasetInfo(name, joined.title, "real", classes, shape, sizes, joined.members, False, how, licence)
     if name == "imagenet":
         how, licence = f"{how} --source FOLDER (with train/ and val/; not downloaded)", "non-commercial research only"
         return DatasetInfo(name, "ImageNet", "real", None, None, {}, (), False, how, licence)
@@ -136,11 +150,15 @@ def dataset_info(name: str) -> DatasetInfo:
 def is_prepared(name: str, data_dir: Path) -> bool:
     """Whether `load` would find the set: always for built-in ones; files are not verified here."""
     _check_name(name)
+    if name in JOINED:
+        return not missing_members(name, data_dir)
     return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
 
 
 def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None) -> None:
     """Download or decode a data set into `data_dir`; nothing to do where that has been done. Nothing else downloads.
+
+    A joined set prepares those of its members that are not prepared.
 
     Args:
         name: one of `dataset_names()` or `folder:PATH`.
@@ -155,7 +173,7 @@ def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int 
     _check_name(name)
     if source is not None and name != "imagenet":
         raise ValueError(f'data set "{name}" takes no source; only imagenet does')
-    if size is not None and (name in _BUILTIN or name in DOWNLOADS):
+    if size is not None and _fixed(name):
         raise ValueError(f'data set "{name}" takes no size; only folders and imagenet do')
     if is_prepared(name, data_dir):
         if size is not None and read_manifest(name, data_dir, _folder(name))["size"] != size:
@@ -165,6 +183,10 @@ def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int 
         return
     if name in DOWNLOADS:
         prepare_download(name, data_dir)
+        return
+    if name in JOINED:
+        for member in missing_members(name, data_dir):
+            prepare_download(member, data_dir)
         return
     if name == "imagenet" and source is None:
         raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
@@ -188,7 +210,9 @@ def load(name: str, data_dir: Path, **options: Any) -> ImageData:
         NotPrepared: the set is not on this machine; nothing replaces it.
     """
     _check_name(name)
-    loader = _BUILTIN[name].load if name in _BUILTIN else _load_prepared
+    loader: Callable[..., ImageData] = load_joined if name in JOINED else _load_prepared
+    if name in _BUILTIN:
+        loader = _BUILTIN[name].load
     known = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
@@ -210,21 +234,76 @@ def load_domains(name: str, data_dir: Path, *, classes: int | None = None) -> di
 
 
 def domain_names(name: str, data_dir: Path) -> tuple[str, ...]:
-    """The domains of a data set, without reading its images. Raises as `load_domains`."""
+    """The domains of a data set, without reading its images.
+
+    Raises:
+        As `load_domains`, but only a folder's domains ask for it to be prepared.
+    """
     _check_name(name)
-    if name in _BUILTIN:
-        domains = _BUILTIN[name].info.domains
+    if _fixed(name):
+        domains = dataset_info(name).domains
     else:
         domains = tuple(d for d in read_manifest(name, data_dir, _folder(name))["domains"] if d)
     if not domains:
-        raise ValueError(f'data set "{name}" has no domains; digits has, and a folder of the form root/domain/class/*')
+        with_domains = [n for n in dataset_names() if dataset_info(n).domains]
+        raise ValueError(
+            f'data set "{name}" has no domains; allowed: {", ".join(with_domains)}, or a folder root/domain/class/*'
+        )
     return domains
+
+
+def domain_labels(name: str, data_dir: Path) -> dict[str, dict[str, Tensor]]:
+    """domain -> part ("train", "val", "test") -> labels, int64 (N,): how many images of which class each domain has.
+
+    Read once per content and kept for the life of the process, labels only: they are shared, so do not change them.
+
+    Raises:
+        As `load_domains`.
+    """
+    domain_names(name, data_dir)
+    return _domain_labels(name, data_dir, checksum(name, data_dir))
+
+
+def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int | None = None) -> None:
+    """Whether these domains can serve one closed set of classes. Reads labels, no images.
+
+    Args:
+        name: as for `load_domains`.
+        data_dir: folder of prepared data sets.
+        used: the domains that will be trained or tested on.
+        classes: the first K classes (default: all).
+
+    Raises:
+        ValueError: the set has no domains, a domain of `used` is unknown (with the nearest), `classes` is not in
+            2..num_classes, or a part of a domain of `used` lacks a class.
+        NotPrepared: as `load`.
+    """
+    domains = domain_names(name, data_dir)
+    for domain in used:
+        check_domain(name, domain, domains)
+    names = _class_names(name, data_dir)
+    _check_classes(name, len(names), classes)
+    labels = domain_labels(name, data_dir)
+    for domain in used:
+        for part in PARTS:
+            counts = torch.bincount(labels[domain][part], minlength=len(names))[:classes]
+            if not counts.all():
+                absent = names[int(counts.argmin())]
+                advice = ""
+                if not _fixed(name):  # its owner can mend this, and what is prepared is not read again by itself
+                    advice = (
+                        f"; give {domain}/{absent} 3 images or more, delete {data_dir / _folder(name)} and prepare it"
+                    )
+                raise ValueError(
+                    f'data set "{name}": the {part} part of domain "{domain}" has no image of class "{absent}"; '
+                    f"every domain needs every class in train, val and test{advice}"
+                )
 
 
 def in_memory(name: str, data_dir: Path) -> bool:
     """Whether `load` holds this set; the others are read by `open_folder`. Raises NotPrepared, or ValueError."""
     _check_name(name)
-    if name in _BUILTIN or name in DOWNLOADS:
+    if _fixed(name):
         return True
     return "index.json" not in read_manifest(name, data_dir, _folder(name))["files"]
 
@@ -236,7 +315,7 @@ def open_folder(name: str, data_dir: Path) -> lazy.FolderData:
         NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`.
     """
     _check_name(name)
-    if name in _BUILTIN or name in DOWNLOADS:
+    if _fixed(name):
         raise ValueError(f'data set "{name}" is not a folder of images: use load')
     return lazy.open_folder(name, data_dir, _folder(name))
 
@@ -248,6 +327,8 @@ def check_classifiable(name: str, data_dir: Path, classes: int | None = None) ->
     NotPrepared as `load` does.
     """
     _check_name(name)
+    if name in JOINED:
+        raise ValueError(_one_domain(name, JOINED[name].members))
     if name in _BUILTIN:
         count = _BUILTIN[name].info.num_classes or 0
     else:
@@ -259,11 +340,10 @@ def check_classifiable(name: str, data_dir: Path, classes: int | None = None) ->
                 "of the first says nothing on the second"
             )
         if manifest["domains"] != [""]:
-            raise ValueError(f'data set "{name}" has domains ({", ".join(manifest["domains"])}); one without is needed')
+            raise ValueError(_one_domain(name, manifest["domains"]))
         if classes is not None and "index.json" in manifest["files"]:
             raise ValueError(f'data set "{name}" is too large for memory and has all its classes or none')
-    if classes is not None and classes > count:
-        raise ValueError(f'data set "{name}" has {count} classes; num_classes={classes} is not in 2..{count}')
+    _check_classes(name, count, classes)
 
 
 def load_disjoint(name: str, data_dir: Path) -> ImageData:
@@ -283,7 +363,7 @@ def check_disjoint(name: str, data_dir: Path) -> None:
         if name != "glyphs":
             read_manifest(name, data_dir, _folder(name))
         return
-    if name in _BUILTIN or name in DOWNLOADS or not read_manifest(name, data_dir, _folder(name))["disjoint_classes"]:
+    if _fixed(name) or not read_manifest(name, data_dir, _folder(name))["disjoint_classes"]:
         raise ValueError(
             f'data set "{name}" is no few-shot one: its parts share classes; allowed: glyphs, omniglot, or a folder '
             "root/split/class/* whose splits share no class (mini-ImageNet, CUB)"
@@ -300,11 +380,47 @@ def checksum(name: str, data_dir: Path) -> str:
     if name in _BUILTIN:
         entry = _BUILTIN[name]
         return hashlib.sha256(f"{builtin_digest(entry.file)}/{entry.rule}".encode()).hexdigest()[:16]
+    if name in JOINED:
+        return joined_checksum(name, data_dir)
     return str(read_manifest(name, data_dir, _folder(name))["checksum"])
 
 
 def _load_prepared(name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None) -> ImageData:
     return read_set(name, data_dir, _folder(name), domain=domain, classes=classes)
+
+
+@functools.lru_cache(maxsize=16)
+def _domain_labels(name: str, data_dir: Path, content: str) -> dict[str, dict[str, Tensor]]:
+    # `content` (the checksum) is part of the cache's key: a plan of 10,000 runs asks for the same labels 10,000 times
+    if name in JOINED:
+        return joined_labels(name, data_dir)
+    if name in _BUILTIN:
+        loaded = load_domains(name, data_dir)
+        return {d: {part: getattr(data, part).labels.clone() for part in PARTS} for d, data in loaded.items()}
+    return {d: read_labels(name, data_dir, _folder(name), domain=d) for d in domain_names(name, data_dir)}
+
+
+def _class_names(name: str, data_dir: Path) -> Sequence[str]:
+    """One per class of a set with domains; the only such built-in set, digits, calls its classes by their numbers."""
+    if name in JOINED:
+        return JOINED[name].class_names
+    if name in _BUILTIN:
+        return tuple(map(str, range(_BUILTIN[name].info.num_classes or 0)))
+    return tuple(read_manifest(name, data_dir, _folder(name))["class_names"])
+
+
+def _check_classes(name: str, count: int, classes: int | None) -> None:
+    if classes is not None and not 2 <= classes <= count:
+        raise ValueError(f'data set "{name}" has {count} classes; num_classes={classes} is not in 2..{count}')
+
+
+def _one_domain(name: str, domains: Sequence[str]) -> str:
+    return f'data set "{name}" has domains ({", ".join(domains)}); one without is needed'
+
+
+def _fixed(name: str) -> bool:
+    """Whether its form is known before it is prepared; a folder's is not."""
+    return name in _BUILTIN or name in DOWNLOADS or name in JOINED
 
 
 def _check_name(name: str) -> None:

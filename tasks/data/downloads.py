@@ -71,7 +71,7 @@ def prepare_download(name: str, data_dir: Path) -> None:
     except (OSError, RuntimeError) as error:  # torchvision's own two ways to say so
         raise ValueError(
             f'data set "{name}" could not be downloaded or read: {type(error).__name__}: {error}. '
-            f"Nothing was prepared; run the command again, or put the publisher's files into {root} yourself"
+            f"Nothing of it was prepared; run the command again, or put the publisher's files into {root} yourself"
         ) from error
     if not entry.disjoint_classes:
         images, labels = parts["train"]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from norms.registry import nearest
 from tasks.data.images import channel_moments, stratified
 from tasks.data.lazy import FolderImages, decode
 from tasks.data.prepared import PARTS, Parts, new_folder, write_manifest, write_set
@@ -58,27 +59,15 @@ def list_folder(root: Path) -> FolderListing:
     tops = _subfolders(root)
     if not tops:
         raise ValueError(f'folder "{root}": no subfolders; expected root/split/class/* or root/domain/class/*')
-    found: dict[str, dict[str, list[str]]] = {}
-    for top in tops:
-        classes = _subfolders(root / top)
-        if not classes:
-            raise ValueError(
-                f'folder "{root}": "{top}" has no class folders; expected root/split/class/* or root/domain/class/*'
-            )
-        found[top] = {c: _images(root, root / top / c) for c in classes}
-        empty = [c for c, images in found[top].items() if not images]
-        if empty:
-            raise ValueError(
-                f'folder "{root}": no image in "{top}/{empty[0]}" (allowed: {", ".join(sorted(SUFFIXES))})'
-            )
-    if all(top.lower() in SPLITS for top in tops):
-        return _as_splits(root, found)
-    if any(top.lower() in SPLITS for top in tops):
+    splits = [top for top in tops if top.lower() in SPLITS]
+    if splits and len(splits) < len(tops):
         raise ValueError(
             f'folder "{root}": {", ".join(tops)} mixes splits ({", ".join(SPLITS)}) with other names; '
             "expected splits only, or domains only"
         )
-    return _as_domains(root, found)
+    kind = "split" if splits else "domain"
+    found = {top: _classes(root, top, kind) for top in tops}
+    return _as_splits(root, found) if splits else _as_domains(root, found)
 
 
 def prepare_folder(name: str, root: Path, data_dir: Path, folder: str, size: int) -> None:
@@ -152,18 +141,22 @@ def _as_splits(root: Path, found: dict[str, dict[str, list[str]]]) -> FolderList
 
 
 def _as_domains(root: Path, found: dict[str, dict[str, list[str]]]) -> FolderListing:
-    first, *others = found
-    if not others:
+    if len(found) < 2:
         raise ValueError(
-            f'folder "{root}": one subfolder, "{first}"; expected splits ({", ".join(SPLITS)}) or at least two domains'
+            f'folder "{root}": one subfolder, "{next(iter(found))}"; '
+            f"expected splits ({', '.join(SPLITS)}) or at least two domains"
         )
-    names = sorted(found[first])
-    for domain in others:
-        different = sorted(set(names) ^ set(found[domain]))
-        if different:
+    names = sorted({c for classes in found.values() for c in classes})
+    for domain, classes in found.items():
+        lacking = [c for c in names if c not in classes]
+        if lacking:
+            having = next(d for d in found if lacking[0] in found[d])
+            # another spelling of the class is one that some other domain lacks in turn
+            odd = [c for c in classes if any(c not in others for others in found.values())]
             raise ValueError(
-                f'folder "{root}": class "{different[0]}" is in only one of the domains "{first}" and "{domain}"; '
+                f'folder "{root}": domain "{domain}" has no class folder "{lacking[0]}", which domain "{having}" has; '
                 "all domains need the same classes (root/class/* without splits is not a supported layout)"
+                f"{nearest(lacking[0], odd)}"
             )
     domains = {}
     for domain, classes in found.items():
@@ -193,6 +186,27 @@ def _decode_all(root: Path, parts: Listing, size: int) -> Parts:
             pixels[i] = decode(root / path, size)
         decoded[part] = (pixels, np.array([label for _, label in images]))
     return decoded
+
+
+def _classes(root: Path, top: str, kind: str) -> dict[str, list[str]]:
+    """class -> its images, of one split or domain; ValueError where there are no classes, or one has no image."""
+    names = _subfolders(root / top)
+    if not names:
+        raise ValueError(
+            f'folder "{root}": {kind} "{top}" has no class folders; expected root/split/class/* or root/domain/class/*'
+        )
+    found = {c: _images(root, root / top / c) for c in names}
+    empty = [c for c, images in found.items() if not images]
+    allowed = f"allowed: {', '.join(sorted(SUFFIXES))}"
+    if len(empty) == len(names) > 1:
+        raise ValueError(
+            f'folder "{root}": {kind} "{top}" has {len(names)} class folders and no image in any of them ({allowed})'
+        )
+    if empty:
+        raise ValueError(
+            f'folder "{root}": no image in "{top}/{empty[0]}" ({kind} "{top}", class "{empty[0]}"; {allowed})'
+        )
+    return found
 
 
 def _subfolders(folder: Path) -> list[str]:

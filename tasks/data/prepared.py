@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from norms.registry import nearest
 from tasks.base import NotPrepared
@@ -95,33 +96,12 @@ def read_set(
     Raises:
         NotPrepared: as read_manifest. ValueError: damaged files, or `domain` is missing, unknown or not applicable.
     """
-    manifest = read_manifest(name, data_dir, folder)
-    if "index.json" in manifest["files"]:
-        raise ValueError(
-            f'data set "{name}" is too large to be held in memory; tasks.data.open_folder decodes it lazily'
-        )
-    domains: list[str] = manifest["domains"]
-    if domain is None and domains != [""]:
-        raise ValueError(
-            f'data set "{name}" has domains; give domain= one of {", ".join(domains)}, or use load_domains'
-        )
-    if domain is not None and (domain not in domains or domains == [""]):
-        allowed = ", ".join(domains) or "none, it has no domains"
-        raise ValueError(f'data set "{name}": unknown domain "{domain}"; allowed: {allowed}{nearest(domain, domains)}')
-    index = domains.index(domain or "")
-    parts = {}
-    for part in PARTS:
-        arrays = []
-        for field in ("images", "labels"):
-            file = f"{index}_{part}_{field}.npy"
-            path = data_dir / folder / file
-            if not path.exists() or _digest(path) != manifest["files"].get(file):
-                raise ValueError(
-                    f"{path}: damaged or missing; delete {path.parent} and run "
-                    f"`python run_suite.py data prepare {name}` again"
-                )
-            arrays.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-        parts[part] = Split(*arrays)
+    manifest = _in_memory_manifest(name, data_dir, folder)
+    index = _domain_index(name, manifest, domain)
+    parts = {
+        part: Split(*(_read_array(name, data_dir / folder, manifest, index, part, f) for f in ("images", "labels")))
+        for part in PARTS
+    }
     return make_data(
         f"{name}/{domain}" if domain else name,
         manifest["title"],
@@ -134,6 +114,57 @@ def read_set(
         disjoint_classes=manifest["disjoint_classes"],
         moments=manifest["moments"][domain or ""],
     )
+
+
+def read_labels(name: str, data_dir: Path, folder: str, *, domain: str | None = None) -> dict[str, Tensor]:
+    """part -> labels, int64 (N,), of one domain of a prepared set, verified; no image is read. Raises as read_set."""
+    manifest = _in_memory_manifest(name, data_dir, folder)
+    index = _domain_index(name, manifest, domain)
+    return {part: _read_array(name, data_dir / folder, manifest, index, part, "labels") for part in PARTS}
+
+
+def check_domain(name: str, domain: str | None, domains: Sequence[str]) -> str:
+    """`domain`, where it is one of `domains`.
+
+    Raises:
+        ValueError: it is None or unknown; the message names those allowed, and the nearest.
+    """
+    if domain is None:
+        raise ValueError(
+            f'data set "{name}" has domains; give domain= one of {", ".join(domains)}, or use load_domains'
+        )
+    if domain not in domains:
+        allowed = ", ".join(domains) or "none, it has no domains"
+        raise ValueError(f'data set "{name}": unknown domain "{domain}"; allowed: {allowed}{nearest(domain, domains)}')
+    return domain
+
+
+def _in_memory_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
+    manifest = read_manifest(name, data_dir, folder)
+    if "index.json" in manifest["files"]:
+        raise ValueError(
+            f'data set "{name}" is too large to be held in memory; tasks.data.open_folder decodes it lazily'
+        )
+    return manifest
+
+
+def _domain_index(name: str, manifest: dict[str, Any], domain: str | None) -> int:
+    """Where the domain stands in the set's order: its files' names begin with it."""
+    domains: list[str] = manifest["domains"]
+    if domains == [""]:
+        if domain is not None:
+            check_domain(name, domain, [])
+        return 0
+    return domains.index(check_domain(name, domain, domains))
+
+
+def _read_array(name: str, folder: Path, manifest: dict[str, Any], index: int, part: str, field: str) -> Tensor:
+    path = folder / f"{index}_{part}_{field}.npy"
+    if not path.exists() or _digest(path) != manifest["files"].get(path.name):
+        raise ValueError(
+            f"{path}: damaged or missing; delete {folder} and run `python run_suite.py data prepare {name}` again"
+        )
+    return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,91 @@
+"""Data sets that are others put together: each member, prepared and stored under its own name, is one domain.
+
+Nothing is stored twice: a joined set has no folder of its own, it is prepared when all of its members are. Gray members
+repeat their channel three times, so that one network takes every domain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tasks.base import NotPrepared
+from tasks.data.images import ImageData, Split, make_data
+from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is known of a joined set.
+
+    Args:
+        title: for tables.
+        members: names of downloaded sets of equal height and width, whose labels mean the same. They name the domains.
+        class_names: one per label, the same for every domain, whatever its publisher calls them.
+    """
+
+    title: str
+    members: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+JOINED = {"mnist_usps_svhn": Joined("MNIST, USPS and SVHN", ("mnist", "usps", "svhn"), tuple("0123456789"))}
+
+
+def load_joined(name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None) -> ImageData:
+    """One domain of a joined set, RGB, every byte verified.
+
+    Raises:
+        NotPrepared: some member is not, be it another domain's. ValueError: as read_set.
+    """
+    entry = JOINED[name]
+    member = check_domain(name, domain, entry.members)
+    checksum = joined_checksum(name, data_dir)
+    data = read_set(member, data_dir, member)
+    repeats = 3 // data.image_shape[0]
+    return make_data(
+        f"{name}/{member}",
+        data.title,
+        {part: _rgb(getattr(data, part)) for part in PARTS},
+        kind=data.kind,
+        checksum=checksum,
+        num_classes=len(entry.class_names),
+        classes=classes,
+        class_names=entry.class_names,
+        moments=(data.mean * repeats, data.std * repeats),
+    )
+
+
+def joined_labels(name: str, data_dir: Path) -> dict[str, dict[str, Tensor]]:
+    """domain -> part -> labels, int64 (N,); no image is read. Raises as load_joined."""
+    joined_checksum(name, data_dir)  # names the joined set where a member is missing
+    return {member: read_labels(member, data_dir, member) for member in JOINED[name].members}
+
+
+def missing_members(name: str, data_dir: Path) -> list[str]:
+    """The members that are not prepared; files are not verified here."""
+    return [m for m in JOINED[name].members if not (data_dir / m / "manifest.json").exists()]
+
+
+def joined_checksum(name: str, data_dir: Path) -> str:
+    """Identity of a joined set: it changes when one member's does.
+
+    Raises:
+        NotPrepared: some member is not prepared; names the joined set's command, and what is missing.
+        ValueError: as read_manifest.
+    """
+    members = JOINED[name].members
+    if missing := missing_members(name, data_dir):
+        raise NotPrepared(
+            f'data set "{name}" is not prepared in {data_dir} ({", ".join(missing)} of {", ".join(members)} missing): '
+            f"run `python run_suite.py data prepare {name}`"
+        )
+    text = "/".join(f"{m}={read_manifest(m, data_dir, m)['checksum']}" for m in members)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rgb(split: Split) -> Split:
+    return Split(split.images.expand(-1, 3, -1, -1).contiguous(), split.labels)
