@@ -13,6 +13,8 @@ _MODULES = {
     "architecture_search": "tasks.architecture_search",
     "adversarial": "tasks.adversarial",
     "few_shot": "tasks.few_shot",
+    "domain_adaptation": "tasks.domain_adaptation",
+    "domain_generalization": "tasks.domain_generalization",
 }
 _TASKS: dict[str, Task] = {}
 

@@ -246,6 +246,17 @@ def build_net(
     return net
 
 
+def without_head(net: nn.Module) -> int:
+    """Replace a backbone's last linear layer, which gives the logits, by the identity: (N, C, H, W) -> features (N, F).
+
+    Returns F.
+    """
+    name, head = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, attribute = name.rpartition(".")
+    setattr(net.get_submodule(parent), attribute, nn.Identity())
+    return head.in_features
+
+
 def check_model(model: str, width: int | None = None) -> None:
     """ValueError for an unknown model (with the nearest), or a width where the model has none."""
     if model not in MODELS:

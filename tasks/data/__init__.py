@@ -24,6 +24,7 @@ from tasks.data.catalog import (
     load_domains,
     open_folder,
     prepare,
+    training_images,
 )
 from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
@@ -57,4 +58,5 @@ __all__ = [
     "prepare",
     "shrink",
     "shuffled_batches",
+    "training_images",
 ]

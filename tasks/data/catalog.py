@@ -300,6 +300,12 @@ def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int |
                 )
 
 
+def training_images(name: str, data_dir: Path, domain: str, classes: int | None = None) -> int:
+    """Images of the first `classes` classes in the training part of a domain. Reads labels, no images."""
+    labels = domain_labels(name, data_dir)[domain]["train"]
+    return len(labels) if classes is None else int((labels < classes).sum())
+
+
 def in_memory(name: str, data_dir: Path) -> bool:
     """Whether `load` holds this set; the others are read by `open_folder`. Raises NotPrepared, or ValueError."""
     _check_name(name)

@@ -1,0 +1,232 @@
+"""Unsupervised domain adaptation: what a norm changes when labels come from one domain and images from two.
+
+The target's labels reach two things: the scores that are reported, and the oracle, which is marked as one. The training
+loop and the rules that choose an epoch are given target images (tasks.adaptation.training, tasks.adaptation.selection).
+
+The headline is the last epoch. Input is normalized by the source's mean and deviation for both domains, so that only
+the network adapts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.situation import predict, situation
+from tasks import data as datasets
+from tasks.adaptation.forward import forward_domains
+from tasks.adaptation.networks import AdaptationNet, build
+from tasks.adaptation.options import SOURCE, DomainAdaptationOptions
+from tasks.adaptation.selection import Prepare, choose, measure, observe, score
+from tasks.adaptation.training import train
+from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.data.batches import augment, normalize
+from tasks.data.images import ImageData
+from tasks.fit import (
+    SHIFT_PROBE,
+    PeakMemory,
+    StepClock,
+    composition_shift,
+    keeps_stats,
+    norm_sizes,
+    recalibrated,
+    recalibration_batches,
+)
+from tasks.trial import lacking, refusal, try_forward
+
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+
+
+class DomainAdaptation:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions, of the last epoch unless said otherwise:
+        target_top1: the target's test part. The gain over the same norm's source-only run is derived in results.
+        target_top1_source_val: the same for the epoch with the best source validation accuracy.
+        target_top1_im: for the epoch with the best `im_score`, which needs no label.
+        target_top1_oracle: for the epoch with the best accuracy on the target's validation part: it uses target labels
+            and is no result of adaptation.
+        target_top1_adabn: after running statistics were re-estimated on target training images at fixed weights
+            (AdaBN, Li et al. 2016, arXiv:1603.04779). Equal to target_top1 for norms without statistics.
+        source_top1, val_top1: the source's test and validation parts.
+        im_score: information maximization on the target's validation images, see tasks.adaptation.losses.
+        composition_shift: see tasks.fit.composition_shift; on the first 64 target test images.
+        step_seconds: median of a training step (of mcd: all its updates on a batch), without data and augmentation.
+        peak_memory_mb: of the first epoch's training steps with the network's own memory.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+
+    The history has one row per epoch, `target_top1` included; nothing but the rules above reads it.
+    """
+
+    name = "domain_adaptation"
+    version = 1
+    options = DomainAdaptationOptions
+    metrics = (
+        "target_top1",
+        "target_top1_source_val",
+        "target_top1_im",
+        "target_top1_oracle",
+        "target_top1_adabn",
+        "source_top1",
+        "val_top1",
+        "im_score",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: DomainAdaptationOptions) -> Setting:
+        shape = datasets.dataset_info(options.dataset).image_shape
+        return Setting(options.shared, options.num_domains, shape)
+
+    def data_checksum(self, options: DomainAdaptationOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these two domains can not serve."""
+        used = (options.source, options.target)
+        datasets.check_domains(options.dataset, data_dir, used, options.num_classes)
+        for domain in used:
+            available = datasets.training_images(options.dataset, data_dir, domain, options.num_classes)
+            if options.batch_size > available:
+                raise ValueError(
+                    f'batch_size {options.batch_size} exceeds the {available} training images of domain "{domain}"'
+                )
+        return datasets.checksum(options.dataset, data_dir)
+
+    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainAdaptationOptions) -> str | None:
+        """None, or why this norm can not train here."""
+        if reason := lacking(info, self.name, ("context",)):
+            return reason
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
+
+    def run(self, norm: NormFactory[nn.Module], options: DomainAdaptationOptions, context: RunContext) -> Outcome:
+        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
+
+        source, target = (
+            datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes).to(
+                context.device
+            )
+            for domain in (options.source, options.target)
+        )
+        memory, clock = PeakMemory(context.device), StepClock(context.device)
+        net = build(
+            norm,
+            options,
+            channels=source.image_shape[0],
+            classes=source.num_classes,
+            device=context.device,
+            generator=context.generator,
+        )
+
+        def prepare(images: Tensor) -> Tensor:
+            return normalize(images, source.mean, source.std).contiguous(memory_format=options.memory_format)
+
+        history: list[dict[str, float]] = []
+        domain = options.target_domain
+        # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            try:
+                for row in train(net, source.train, target.train.images, options, context, prepare, clock):
+                    if not history:
+                        peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
+                    what = f"after epoch {int(row['epoch'])}"
+                    row |= observe(net, source.val, target.val.images, prepare, domain, what)
+                    history.append(row | score(net, target.val, target.test, prepare, domain, what))
+                metrics, evidence = _measure(net, source, target, history, prepare, options, context)
+            except Diverged as error:
+                error.history[:] = history
+                raise
+        parameters, buffers = norm_sizes(net)
+        metrics |= {
+            "step_seconds": clock.median(),
+            "peak_memory_mb": peak,
+            "norm_parameters": float(parameters),
+            "norm_buffers": float(buffers),
+        }
+        kinds = {source.kind, target.kind}
+        evidence |= {
+            "data": kinds.pop() if len(kinds) == 1 else "real and synthetic",
+            "selection": "last epoch",
+            "equals": equivalent(net),
+            "train_images": len(source.train),
+            "target_train_images": len(target.train) if options.num_domains == 2 else 0,
+        }
+        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+
+
+TASK = DomainAdaptation()
+
+
+def _measure(
+    net: AdaptationNet,
+    source: ImageData,
+    target: ImageData,
+    history: list[dict[str, float]],
+    prepare: Prepare,
+    options: DomainAdaptationOptions,
+    context: RunContext,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    domain, last = options.target_domain, history[-1]
+    final = measure(net, source.test, prepare, SOURCE, "source test")
+    metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}
+    chosen = dict(choose(history))
+    metrics |= {f"target_top1_{rule}": history[place]["target_top1"] for rule, place in chosen.items()}
+    metrics |= {
+        "source_top1": final.top1,
+        "target_top1_adabn": last["target_top1"],
+        "composition_shift": composition_shift(net, prepare(target.test.images[:SHIFT_PROBE]), domain=domain),
+    }
+    evidence: dict[str, Any] = {
+        "constant_output": final.constant,
+        "test_images": len(target.test),
+        "chosen_epochs": {rule: place + 1 for rule, place in chosen.items()},
+    }
+    if keeps_stats(net):
+        adapted, count = adabn(net, target.train.images, prepare, options, context)
+        metrics["target_top1_adabn"] = measure(adapted, target.test, prepare, domain, "target test, AdaBN").top1
+        evidence["adabn_images"] = count
+    return metrics, evidence
+
+
+def adabn(
+    net: AdaptationNet, images: Tensor, prepare: Prepare, options: DomainAdaptationOptions, context: RunContext
+) -> tuple[nn.Module, int]:
+    """A copy of `net` with the target's statistics, from its training images (N, C, H, W) alone; and how many it took.
+
+    As recalibration in the other tasks: shuffled, with training augmentation, in the run's norm batches, pooled.
+    """
+    count, group = recalibration_batches(min(options.adabn_images, len(images)), options.shared)
+    chosen = torch.randperm(len(images), generator=context.generator("adabn"))[:count].to(images.device)
+    draws = context.generator("adabn augmentation")
+    batches = (prepare(augment(part, draws, options.augmentation)) for part in images[chosen].split(group))
+    return recalibrated(net, batches, group // options.shared, domain=options.target_domain), count
+
+
+def _refusal(
+    norm: NormFactory[nn.Module], options: DomainAdaptationOptions, shape: tuple[int, int, int], classes: int
+) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes or forwards, or None."""
+
+    def forward(device: str, shared: int) -> None:
+        net = build(norm, options, channels=shape[0], classes=classes, device=device)
+        if options.num_domains == 1:
+            try_forward(net, shape, options.slices, shared, device, SOURCE)
+            return
+        slices = min(options.slices, 2)  # as try_forward
+        images = torch.zeros(slices * shared, *shape, device=device)
+        trial = options.model_copy(update={"batch_size": slices * shared, "norm_batch_size": shared})
+        forward_domains(net, images, images, trial)
+        with situation(net.eval(), options.target_domain):
+            predict(net, images)
+
+    network = (TASK.name, options.model, options.width, options.slices, classes, options.forward)
+    return refusal(norm, forward, options.shared, shape, network)

@@ -1,0 +1,331 @@
+"""Domain generalization: how a network trained on several domains meets one that it has never seen, with each norm.
+
+One domain is left out; the others are trained on by empirical risk minimization, equally many images of each in every
+batch, norms being told which. Nothing of the held-out domain is used: not for weights, statistics, the input's mean and
+deviation, or the choice of an epoch. It is forwarded without a domain, so a norm that can not do without one is
+skipped, and one that places an image between the domains it knows (bne) combines them (norms.situation.predict).
+
+The held-out domain is one option and an axis of grids; its mean, its worst and the columns of a table are derived in
+results. The headline is the last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from norms.registry import NormFactory, NormInfo, forked_generators, nearest
+from norms.situation import predict, situation
+from tasks import data as datasets
+from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.data.batches import augment, normalize, ordered_batches
+from tasks.data.images import ImageData, Split, channel_moments
+from tasks.fit import (
+    EVALUATION_BATCH,
+    SHIFT_PROBE,
+    Evaluation,
+    PeakMemory,
+    StepClock,
+    StepOptions,
+    composition_shift,
+    evaluate,
+    learning_rate_at,
+    norm_sizes,
+    set_learning_rate,
+    train_step,
+)
+from tasks.nets import build_net
+from tasks.supervised import SupervisedOptions
+from tasks.trial import lacking, refusal
+
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+Prepare = Callable[[Tensor], Tensor]
+
+
+class DomainGeneralizationOptions(SupervisedOptions):
+    """Options of one run: those of SupervisedOptions, and
+
+    Attributes:
+        dataset: one with domains.
+        domains: the domains that take part; null: all of a built-in set or of torchvision's. Of a folder they are named
+            here, since a norm is built for a number of domains before any data is read.
+        held_out: one of them, for the test.
+
+    Of SupervisedOptions, `batch_size` and `norm_batch_size` count images of each source domain: a batch holds so many
+    of every one, and so does every norm batch. `epochs` are passes over as many images as the sources have together.
+    """
+
+    dataset: str = "digits"
+    domains: tuple[str, ...] | None = None
+    held_out: str = "blend"
+    batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_domains(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("domains") is None:
+            known = datasets.dataset_info(given.get("dataset", cls.model_fields["dataset"].default)).domains
+            return given | {"domains": known or None}
+        return given
+
+    @model_validator(mode="after")
+    def _sources_are_left(self) -> DomainGeneralizationOptions:
+        if self.domains is None:
+            raise ValueError(f'domains: those of data set "{self.dataset}" are not known before it is read; name them')
+        if len(set(self.domains)) < len(self.domains):
+            raise ValueError(f"domains names one twice: {', '.join(self.domains)}")
+        if self.held_out not in self.domains:
+            raise ValueError(
+                f'held_out "{self.held_out}" is not among the domains; allowed: {", ".join(self.domains)}'
+                f"{nearest(self.held_out, self.domains)}"
+            )
+        if len(self.sources) < 2:
+            raise ValueError(
+                f'with "{self.held_out}" held out of {", ".join(self.domains)}, generalization has '
+                f"{len(self.sources)} source domain{'s' * (len(self.sources) != 1)}"
+                f"{f' ({self.sources[0]})' if self.sources else ''}; two or more are needed"
+            )
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The domains that are trained on; norms know them by their position here."""
+        return tuple(domain for domain in self.domains or () if domain != self.held_out)
+
+
+class DomainGeneralization:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions, of the last epoch unless said otherwise:
+        target_top1: all images of the held-out domain.
+        target_top1_source_val: the same for the epoch with the best `val_top1`.
+        source_top1: mean over the source domains' test parts, each forwarded as of its domain.
+        val_top1: mean over the source domains' validation parts, likewise.
+        composition_shift: see tasks.fit.composition_shift; on the first 64 images of the held-out domain's test part.
+        step_seconds: median of a training step, without data and augmentation.
+        peak_memory_mb: of the first epoch's training steps with the network's own memory.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+
+    The history has one row per epoch, `target_top1` included; no rule but the reported ones reads it.
+    """
+
+    name = "domain_generalization"
+    version = 1
+    options = DomainGeneralizationOptions
+    metrics = (
+        "target_top1",
+        "target_top1_source_val",
+        "source_top1",
+        "val_top1",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: DomainGeneralizationOptions) -> Setting:
+        shape = datasets.dataset_info(options.dataset).image_shape
+        return Setting(options.shared, len(options.sources), shape)
+
+    def data_checksum(self, options: DomainGeneralizationOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these domains can not serve."""
+        datasets.check_domains(options.dataset, data_dir, options.domains or (), options.num_classes)
+        for domain in options.sources:
+            available = datasets.training_images(options.dataset, data_dir, domain, options.num_classes)
+            if options.batch_size > available:
+                raise ValueError(
+                    f'batch_size {options.batch_size} exceeds the {available} training images of domain "{domain}"'
+                )
+        return datasets.checksum(options.dataset, data_dir)
+
+    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
+        """None, or why this norm can not train here, or not be evaluated on a domain that it has not seen."""
+        if reason := lacking(info, self.name, ("context",)):
+            return reason
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
+
+    def run(self, norm: NormFactory[nn.Module], options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
+        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
+
+        def load(domain: str) -> ImageData:
+            data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
+            return data.to(context.device)
+
+        sources, held_out = [load(domain) for domain in options.sources], load(options.held_out)
+        mean, std = channel_moments(torch.cat([data.train.images.cpu() for data in sources]))
+
+        def prepare(images: Tensor) -> Tensor:
+            return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+
+        memory, clock = PeakMemory(context.device), StepClock(context.device)
+        net = build_net(
+            options.model,
+            norm,
+            num_classes=held_out.num_classes,
+            in_channels=held_out.image_shape[0],
+            width=options.width,
+            device=context.device,
+            generator=context.generator,
+        ).to(memory_format=options.memory_format)
+        history: list[dict[str, float]] = []
+        # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            try:
+                for row in train(net, [data.train for data in sources], options, context, prepare, clock):
+                    if not history:
+                        peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
+                    what = f"after epoch {int(row['epoch'])}"
+                    row["val_top1"] = over_sources(net, [data.val for data in sources], prepare, f"validation {what}")
+                    final = on_unseen(net, held_out, prepare, what)
+                    history.append(row | {"target_top1": final.top1})
+                of_sources = over_sources(net, [data.test for data in sources], prepare, "test of the sources")
+            except Diverged as error:
+                error.history[:] = history
+                raise
+        chosen = max(range(len(history)), key=lambda i: (history[i]["val_top1"], -i))
+        parameters, buffers = norm_sizes(net)
+        metrics = {
+            "target_top1": history[-1]["target_top1"],
+            "target_top1_source_val": history[chosen]["target_top1"],
+            "source_top1": of_sources,
+            "val_top1": history[-1]["val_top1"],
+            "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE])),
+            "step_seconds": clock.median(),
+            "peak_memory_mb": peak,
+            "norm_parameters": float(parameters),
+            "norm_buffers": float(buffers),
+        }
+        kinds = {data.kind for data in (*sources, held_out)}
+        evidence = {
+            "data": " and ".join(sorted(kinds)),
+            "selection": "last epoch",
+            "equals": equivalent(net),
+            "constant_output": final.constant,
+            "chosen_epochs": {"source_val": chosen + 1},
+            "train_images": sum(len(data.train) for data in sources),
+            "test_images": sum(len(part) for part in _parts(held_out)),
+        }
+        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+
+
+TASK = DomainGeneralization()
+
+
+def train(
+    net: nn.Module,
+    sources: list[Split],
+    options: DomainGeneralizationOptions,
+    context: RunContext,
+    prepare: Prepare,
+    clock: StepClock,
+) -> Iterator[dict[str, float]]:
+    """Train `net` in place on batches [domain 0; domain 1; ...]; after every epoch a row of its history.
+
+    Args:
+        net: in training mode.
+        sources: training parts, in the order in which norms number the domains.
+        options: of the run.
+        context: draws by name.
+        prepare: images -> input.
+        clock: times the steps.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    optimizer = options.optimizer(net)
+    # on the CPU, where norms look at it without waiting for the device
+    domains = torch.arange(len(sources)).repeat_interleave(options.batch_size)
+    per_step = StepOptions(options.slices, domain=domains)
+    draws = context.generator("augmentation")
+    streams = [
+        _endless(part, options.batch_size, context.generator(f"order of {name}"))
+        for part, name in zip(sources, options.sources, strict=True)
+    ]
+    images_each = sum(len(part) for part in sources) // len(sources)
+    total, step = options.total_steps(images_each), 0
+    for epoch in range(options.epochs):
+        before, loss_sum, seen, rate = sum(clock.seconds), 0.0, 0, 0.0
+        correct = torch.zeros((), dtype=torch.int64, device=context.device)
+        for _ in range(min(images_each // options.batch_size, total - step)):
+            rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
+            set_learning_rate(optimizer, rate)
+            step += 1
+            pairs = [next(stream) for stream in streams]
+            images, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
+            images = prepare(augment(images, draws, options.augmentation))
+            with clock:
+                loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
+            loss_sum += float(loss) * len(labels)
+            correct += right
+            seen += len(labels)
+            if step % 20 == 0:
+                context.report(0.95 * step / total)
+        yield {
+            "epoch": float(epoch + 1),
+            "train_loss": loss_sum / seen,
+            "train_top1": float(correct) / seen,
+            "learning_rate": rate,
+            "seconds": sum(clock.seconds) - before,
+        }
+        if step == total:
+            break
+
+
+def over_sources(net: nn.Module, parts: list[Split], prepare: Prepare, what: str) -> float:
+    """Mean accuracy over one part of each source domain, each forwarded as of its domain."""
+    found = [
+        evaluate(net, _in_order(part, prepare), what=f"{what}, domain {domain}", domain=domain).top1
+        for domain, part in enumerate(parts)
+    ]
+    return sum(found) / len(found)
+
+
+def on_unseen(net: nn.Module, data: ImageData, prepare: Prepare, what: str) -> Evaluation:
+    """All images of a domain that the network does not know."""
+    batches = (batch for part in _parts(data) for batch in _in_order(part, prepare))
+    return evaluate(net, batches, what=f"held-out domain {what}")
+
+
+def _parts(data: ImageData) -> tuple[Split, Split, Split]:
+    return data.train, data.val, data.test
+
+
+def _in_order(part: Split, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+
+
+def _endless(part: Split, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one domain, shuffled anew for every pass, for as long as the largest domain lasts."""
+    while True:
+        yield from datasets.shuffled_batches(part, batch_size, order)
+
+
+def _refusal(
+    norm: NormFactory[nn.Module], options: DomainGeneralizationOptions, shape: tuple[int, int, int], classes: int
+) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes or an unseen domain, or None."""
+    count = len(options.sources)
+
+    def forward(device: str, shared: int) -> None:
+        net = build_net(
+            options.model, norm, num_classes=classes, in_channels=shape[0], width=options.width, device=device
+        )
+        slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
+        images = torch.zeros(count * slices * shared, *shape, device=device)
+        domains = torch.arange(count).repeat_interleave(slices * shared)
+        with situation(net.train(), domain=domains, slices=slices):
+            net(images)
+        predict(net.eval(), images)
+
+    network = (TASK.name, options.model, options.width, options.slices, classes, count)
+    return refusal(norm, forward, options.shared, shape, network)
