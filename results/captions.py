@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from results import summary
 from results.cells import Cell, Row, Table
+from results.derived import GAIN, LARGEST, SOURCE_ONLY, WORST
 from results.frame import ENVIRONMENT, distinct
 from results.grid import Grid, value_text
+from results.metrics import Metric, domain_of
 
 FLOAT_NOISE = 1e-3
 """Changes of logits, at most, that rounding in another order explains."""
 
 
-def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str, ...]:
-    """The sentences under a table of a grid's cells: spread, seeds, holes, marks, tests, common options, evidence."""
+def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Iterable[Metric]) -> tuple[str, ...]:
+    """The sentences under a table of a grid's cells: spread, seeds, holes, marks, tests, common options, evidence.
+
+    Args:
+        grid: the table's.
+        df: the single runs behind it.
+        rows: the table's.
+        shown: the metrics that the table shows.
+    """
     cells = [cell for row in rows for cell in row.cells if cell is not None]
     usual = Table("", "", (), tuple(rows)).usual_n
     lines = []
     seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
-    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else "one run a cell"
+    one = "one seed a cell" if any(grid.domains.values()) else "one run a cell"
+    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else one
     less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
     other = " unless given" if any(c.seeds != usual for c in cells) else ""
     lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
+    lines += _several_runs(grid, {metric.name: metric for metric in shown})
     count, total = grid.holes()
     lines.append(
         f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
@@ -48,6 +59,27 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row]) -> tuple[str
             own = (f"{option}={value_text(option, values[value])}" for option, values in implied.items())
             lines.append(f"With {deciding}={value}: {', '.join(own)}.")
     return (*lines, *chosen(grid, df), *evidence(df))
+
+
+def _several_runs(grid: Grid, shown: Mapping[str, Metric]) -> list[str]:
+    """How the values that need several runs are made."""
+    lines = []
+    sets = dict.fromkeys(tuple(grid.domains[block]) for block in grid.blocks)
+    texts = [f"{', '.join(domains)}: {len(domains)} run{'s' * (len(domains) > 1)}" for domains in sets if domains]
+    if texts and not all(domain_of(name) for name in shown):
+        own = [f", {shown[WORST].title} is their lowest"] if WORST in shown else []
+        largest = " and ".join(shown[name].title for name in LARGEST if name in shown)
+        own += [f", {largest} their largest"] if largest else []
+        lines.append(
+            f"Each seed's value is the mean over the held-out domains ({'; '.join(texts)}){''.join(own)}; "
+            "it needs all of these runs."
+        )
+    if GAIN in shown and any(grid.applies(block, shown[GAIN]) for block in grid.blocks):
+        lines.append(
+            f"{shown[GAIN].title}: target top-1 less that of the {SOURCE_ONLY} run of the same norm, seed and options; "
+            "a hole where that run is one."
+        )
+    return lines
 
 
 def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
@@ -83,7 +115,7 @@ def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
     option = story["option"]
     got: dict[str, list[Any]] = {}
     for row in grid.rows:
-        part = df[df["row"] == row]
+        part = df[(df["task"] == grid.task) & (df["row"] == row)]
         got[grid.labels[row]] = distinct(part[f"selected.{option}"].tolist())
     texts = [
         f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()

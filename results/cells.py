@@ -24,7 +24,8 @@ class Cell:
         std: sample standard deviation (n - 1); None for n < 2.
         n: seeds that gave a value.
         ci95: half the width of the 95 % t-interval; None for n < 2.
-        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that other norms have here.
+        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that other norms have here,
+            or one without some run that the value needs.
         unmeasured: runs that ended well but hold no value of this metric.
         best, second: by the metric's direction, among the cells it stands with.
         difference, difference_std, difference_n: to the reference norm, paired by seed.

@@ -28,10 +28,14 @@ EVIDENCE = ("data", "budget", "selection", "equals")
 ENVIRONMENT = ("commit", "torch", "device", "device_name", "threads")
 """Named without prefix, since tables say when cells differ in them; every other entry is `environment.<name>`."""
 FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "repeats", "stale", "file")
-PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.")
+ENDED = "status."
+"""`status.<metric>`: how a metric of several runs ended (results.derived), since they may have ended differently."""
+PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.", ENDED)
 
 NORM_BATCH = "norm_batch_size"
 DATASET = "dataset"
+METHOD = "method"
+HELD_OUT = "held_out"
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
 """Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
 
@@ -50,7 +54,8 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
         - row: the identity of a table's row, the norm and its options without those that the run's setting fills in;
         - `option.<name>` and `norm.<name>`: task and norm options, mappings with a label by it, others and sequences as
           JSON text, None where a task or norm has no such option;
-        - one column per metric under its own name, in base units and full precision (NaN unless status is "ok");
+        - one column per metric under its own name, in base units and full precision (NaN unless status is "ok"); those
+          that need several runs are added by results.derived;
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
         - commit, torch, device, device_name, threads, `environment.<name>` for the rest of the environment;
         - norm_version, task_version, data_checksum, seconds, finished (UTC), file;

@@ -6,7 +6,7 @@ stand in the block of every norm batch.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +14,14 @@ import pandas as pd
 
 from results import summary
 from results.cells import Cell, Setting
-from results.frame import DATASET, NORM_BATCH, distinct, is_nothing, metric_columns, natural
-from results.metrics import ALWAYS_SHOWN, METRICS, Metric, metric_or_plain
+from results.frame import DATASET, ENDED, METHOD, NORM_BATCH, distinct, is_nothing, metric_columns, natural
+from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of, metric_or_plain
 
 Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 100
-DECIDING = (DATASET, "method")
+DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 
 
@@ -44,6 +44,8 @@ class Grid:
         runs: (row, block) -> seed -> run.
         repeats: (row, block without the norm batch) whose runs stand in every norm batch.
         seeds: block -> every seed that any row has there.
+        of_domains: the metrics of single held-out domains, for each of which a run stands behind a folded one.
+        domains: block -> the held-out domains that its runs are folded from; none where they are single runs.
         metrics: the measured metrics in the vocabulary's order.
         fixed: (option, value) of the options with one value.
         implied: the varying options that another one (of DECIDING) decides: one value for each of its values, whatever
@@ -57,7 +59,10 @@ class Grid:
         names = present_metrics(df)
         self.metrics = [metric_or_plain(name) for name in names]
         options = option_columns(df)
-        records = plain_records(df, [*FIELDS, *options, *names])
+        # without any entry it is of another task
+        ends = [c for c in map(str, df.columns) if c.startswith(ENDED) and df[c].notna().any()]
+        self.of_domains = [c.removeprefix(ENDED) for c in ends if c.startswith(f"{ENDED}{PER_DOMAIN}")]
+        records = plain_records(df, [*FIELDS, *options, *names, *ends])
         others = [o for o in options if o != BATCH_COLUMN]
         # per setting: another norm that an option names may mix samples where the row's own does not
         mixing = {(r["row"], *(r[o] for o in others)) for r in records if r.get(BATCH_COLUMN) is not None}
@@ -73,6 +78,7 @@ class Grid:
             if o not in self.varying and values[o] and values[o][0] is not None
             for name in [o.removeprefix("option.")]
         )
+        self.surplus = int(df.attrs.get("surplus", {}).get(self.task, 0))
         self._arrange(records)
         self.implied = self._implied()
         self._name(records, reference)
@@ -86,7 +92,6 @@ class Grid:
         anywhere = set().union(*batches.values())
         self.runs: dict[tuple[str, Block], dict[int, Run]] = defaultdict(dict)
         self.repeats: set[tuple[str, Block]] = set()
-        self.surplus = 0
         for r in sorted(records, key=lambda r: (r["finished"], str(r["key"]))):
             block = tuple(r[o] for o in self.varying)
             homes = {block}
@@ -99,9 +104,12 @@ class Grid:
                 self.runs[r["row"], home][r["seed"]] = r
         self.blocks = sorted({block for _, block in self.runs}, key=lambda b: tuple(natural(v) for v in b))
         seeds: dict[Block, set[int]] = defaultdict(set)
+        domains: dict[Block, set[str]] = defaultdict(set)
         for (_, block), runs in self.runs.items():
             seeds[block] |= runs.keys()
+            domains[block] |= {domain_of(name) for r in runs.values() for name in self._parts(r)}
         self.seeds = {block: sorted(found) for block, found in seeds.items()}
+        self.domains = {block: sorted(found, key=natural) for block, found in domains.items()}
 
     def _implied(self) -> dict[str, dict[str, dict[Any, Any]]]:
         """deciding option -> implied option -> value of the one -> value of the other."""
@@ -152,19 +160,25 @@ class Grid:
         """Whether a table has a cell here (which may be a hole)."""
         return (row, block) in self.runs or (block in self.seeds and not self.ragged)
 
+    def applies(self, block: Block, metric: Metric) -> bool:
+        """Whether any run of a block could hold this metric: source-only has no gain, a data set no other's domains."""
+        runs = (r for row in self.rows for r in self.runs.get((row, block), {}).values())
+        return any(ended(r, metric.name) is not None for r in runs)
+
     def values(self, row: str, block: Block, metric: Metric) -> dict[int, float]:
         """seed -> value, of the runs that ended well and hold one."""
         runs = self.runs.get((row, block), {})
-        found = {seed: r.get(metric.name) for seed, r in runs.items() if r["status"] == "ok"}
+        found = {seed: r.get(metric.name) for seed, r in runs.items() if ended(r, metric.name) == "ok"}
         return {seed: float(v) for seed, v in found.items() if v is not None}
 
     def cell(self, row: str, block: Block, metric: Metric) -> Cell:
         """The cell of a row, block and metric, compared with the reference, not yet marked."""
         runs = self.runs.get((row, block), {})
         own = self.values(row, block, metric)
-        count = {status: sum(r["status"] == status for r in runs.values()) for status in STATUSES}
+        ends = {seed: ended(r, metric.name) for seed, r in runs.items()}
+        count = Counter(ends.values())
         mean, std, n, ci95 = summary.summarize(own.values())
-        reasons = {str(r["reason"]) for r in runs.values() if r["status"] in ("failed", "skipped")}
+        reasons = {_why(runs[seed], end) for seed, end in ends.items() if end in ("failed", "skipped", "missing")}
         reason = reasons.pop() if len(reasons) == 1 else ""
         same = {str(r["equals"] or "") for r in runs.values() if r["status"] == "ok"}
         equals = same.pop() if len(same) == 1 else ""
@@ -176,7 +190,7 @@ class Grid:
             diverged=count["diverged"],
             failed=count["failed"],
             skipped=count["skipped"],
-            missing=len(self.seeds[block]) - len(runs),
+            missing=len(self.seeds[block]) - len(runs) + count["missing"],
             unmeasured=count["ok"] - n,
             repeated=self.repeated(row, block),
             equals="" if equals == self.norms[row] else equals,
@@ -185,11 +199,15 @@ class Grid:
         if self.reference in (None, row):
             return cell
         against = self.runs.get((str(self.reference), block), {})
-        whole = not any(r["status"] in ("diverged", "failed") for r in (*runs.values(), *against.values()))
+        both = (*runs.values(), *against.values())
+        whole = not any(ended(r, metric.name) in ("diverged", "failed") for r in both)
         return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric, whole)
 
     def holes(self) -> tuple[dict[str, int], int]:
-        """How many runs ended how (missing ones included), and how many there are; repeated ones count once."""
+        """How many runs ended how (missing ones included), and how many there are; repeated ones count once.
+
+        Of a folded row each of its runs counts.
+        """
         count = dict.fromkeys((*STATUSES, "missing"), 0)
         seen = set()
         place = self.varying.index(BATCH_COLUMN) if BATCH_COLUMN in self.varying else None
@@ -199,15 +217,34 @@ class Grid:
                     continue
                 where = without(block, place) if self.repeated(row, block) else block
                 runs = self.runs.get((row, block), {})
+                folded = len(self.domains[block]) or 1
                 for seed in self.seeds[block]:
                     if (row, where, seed) not in seen:
                         seen.add((row, where, seed))
-                        count[runs[seed]["status"] if seed in runs else "missing"] += 1
-        return count, len(seen)
+                        run = runs.get(seed)
+                        ends = ["missing"] * folded if run is None else self._parts(run).values() or [run["status"]]
+                        for end in ends:
+                            count[end] += 1
+        return count, sum(count.values())
+
+    def _parts(self, run: Run) -> dict[str, str]:
+        """Metric of a domain -> how its run ended, of the runs that this one is folded from; empty for a single run."""
+        return {name: end for name in self.of_domains for end in [ended(run, name)] if end is not None}
 
 
 STATUSES = ("ok", "diverged", "failed", "skipped")
 FIELDS = ("norm", "norm_label", "row", "seed", "status", "reason", "key", "equals", "data", "finished", "repeats")
+
+
+def ended(run: Run, metric: str) -> str | None:
+    """How a run ended as far as one metric goes: as the run did, unless the metric has a status of its own."""
+    status: str | None = run.get(f"{ENDED}{metric}", run["status"])
+    return status
+
+
+def _why(run: Run, end: str | None) -> str:
+    """The run's reason, if it is about this end."""
+    return str(run["reason"] or "") if run["status"] in (end, "ok") else ""
 
 
 def current(df: pd.DataFrame) -> pd.DataFrame:
@@ -221,10 +258,16 @@ def option_columns(df: pd.DataFrame) -> list[str]:
 
 
 def present_metrics(df: pd.DataFrame) -> list[str]:
-    """The metrics that some run here measured: the vocabulary's in its order, then others by name."""
+    """The metrics that some run here measured, in the vocabulary's order; single domains follow the worst one, metrics
+    that are not in the vocabulary all others."""
     order = {name: i for i, name in enumerate(METRICS)}
-    found = [name for name in metric_columns(df) if df[name].notna().any()]
-    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+    order_of_domains = order["worst_domain_top1"] + 0.5
+
+    def place(name: str) -> tuple[Any, ...]:
+        domain = domain_of(name)
+        return (order_of_domains, natural(domain), name) if domain else (order.get(name, len(order)), (), name)
+
+    return sorted((name for name in metric_columns(df) if df[name].notna().any()), key=place)
 
 
 def plain_records(df: pd.DataFrame, columns: Sequence[str]) -> list[Run]:

@@ -68,6 +68,44 @@ _VOCABULARY = (
         "The same with statistics from training images without augmentation.",
     ),
     _percent(
+        "target_top1",
+        "target top-1",
+        "Accuracy on the target after the last epoch: its test images, or all of a held-out domain and then the mean "
+        'over these; "target_top1/<domain>" is that of one.',
+    ),
+    Metric(
+        "gain",
+        "gain",
+        "points",
+        True,
+        1,
+        scale=100.0,
+        description="Target top-1 less that of the same norm, seed and options trained on the source only.",
+    ),
+    _percent("worst_domain_top1", "worst domain", "Lowest target top-1 over the held-out domains, seed by seed."),
+    _percent("target_top1_source_val", "target top-1 src. val", "The same at the epoch that source validation chose."),
+    _percent(
+        "target_top1_im",
+        "target top-1 IM",
+        "The same at the epoch that information maximization chose, without any label of the target.",
+    ),
+    _percent(
+        "target_top1_adabn",
+        "target top-1 AdaBN",
+        "The same with running statistics re-estimated on unlabelled training images of the target.",
+    ),
+    Metric(
+        "target_top1_oracle",
+        "target top-1 oracle",
+        "%",
+        None,  # chosen by target labels: no result, and never ranked
+        1,
+        scale=100.0,
+        description="The same at the epoch that labels of the target's validation images chose: what the other rules "
+        "leave, no result.",
+    ),
+    _percent("source_top1", "source top-1", "Accuracy on the test images of the source; of several sources the mean."),
+    _percent(
         "robust_top1", "robust top-1", "Test images right without attack and under every attack, each at its worst."
     ),
     Metric(
@@ -121,6 +159,15 @@ _VOCABULARY = (
         description="Test accuracy of the found architecture less that of random ones, in percentage points.",
     ),
     _percent("val_top1", "val top-1", "Accuracy on the validation part; the only one that may choose anything."),
+    Metric(
+        "im_score",
+        "IM score",
+        "nats",
+        True,
+        3,
+        description="Information maximization on the target's validation images, without labels: entropy of the mean "
+        "prediction less mean entropy of the predictions.",
+    ),
     _percent("val_pgd_top1", "val PGD top-1", "Validation images right without and under PGD."),
     _percent("val_acc", "val acc.", "Mean inductive accuracy over validation episodes."),
     _percent("train_top1", "train top-1", "Accuracy on the training part."),
@@ -161,6 +208,8 @@ PRIMARY: dict[str, str] = {
     "architecture_search": "top1",
     "adversarial": "robust_top1",
     "few_shot": "acc_inductive",
+    "domain_adaptation": "target_top1",
+    "domain_generalization": "target_top1",
 }
 """The metric that ranks norms in a task; a task that is not here is ranked by its first metric with a direction."""
 
@@ -169,19 +218,25 @@ VALIDATION: dict[str, str] = {
     "architecture_search": "val_top1",
     "adversarial": "val_pgd_top1",
     "few_shot": "val_acc",
+    "domain_adaptation": "val_top1",  # of the source: the target's labels choose nothing
+    "domain_generalization": "val_top1",
 }
 """The metric that may choose a hyper-parameter in a task; it comes from validation data."""
 
 
-ALWAYS_SHOWN = frozenset({"crafting_mode"})
+ALWAYS_SHOWN = frozenset({"crafting_mode", "forward"})
 """Task options that stand in a table's headings even with one value, since results can not be read without them."""
+
+PER_DOMAIN = "target_top1/"
+"""What the names of the metrics of single held-out domains begin with; the domain follows."""
 
 
 def metric(name: str) -> Metric:
     """The metric of this name. Raises ValueError with the nearest name for an unknown one."""
-    if name not in METRICS:
+    found = METRICS.get(name) or _of_domain(name)
+    if found is None:
         raise ValueError(f'unknown metric "{name}"; metrics: {", ".join(METRICS)}{nearest(name, METRICS)}')
-    return METRICS[name]
+    return found
 
 
 def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | None = None) -> Metric:
@@ -207,7 +262,18 @@ def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | 
 
 def metric_or_plain(name: str) -> Metric:
     """The metric of this name, or (for a plugin's metric whose plugin is not loaded) one without unit and direction."""
-    return METRICS.get(name) or Metric(name, name.replace("_", " "), digits=4, significant=True)
+    found = METRICS.get(name) or _of_domain(name)
+    return found or Metric(name, name.replace("_", " "), digits=4, significant=True)
+
+
+def domain_of(name: str) -> str:
+    """The domain of a metric "target_top1/<domain>"; "" for any other metric."""
+    return name.removeprefix(PER_DOMAIN) if name.startswith(PER_DOMAIN) else ""
+
+
+def _of_domain(name: str) -> Metric | None:
+    domain = domain_of(name)
+    return _percent(name, domain, f"Target top-1 where {domain} is held out.") if domain else None
 
 
 def primary_metric(task: str, present: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.frame import distinct, natural
+from results.frame import HELD_OUT, distinct, natural
 from results.grid import Run, current, option_columns, plain_records, present_metrics
 from results.metrics import VALIDATION, Metric, metric, metric_or_plain, nearest
 from results.summary import summarize
@@ -35,14 +35,16 @@ def select(
         metric, selection seeds and reported seeds.
 
     Raises:
-        ValueError: unknown option or metric (with the nearest); a task with fewer than two seeds, or with no seed left
-            to choose or to report; a metric without direction.
+        ValueError: unknown option or metric (with the nearest); `held_out`; a task with fewer than two seeds, or with
+            no seed left to choose or to report; a metric without direction.
     """
     df = current(df)
     column = f"option.{option}"
     known = [c.removeprefix("option.") for c in option_columns(df)]
     if option not in known:
         raise ValueError(f'unknown option "{option}"; options: {", ".join(known)}{nearest(option, known)}')
+    if option == HELD_OUT:
+        raise ValueError(f"{option} can not be selected: what counts are all of its values, not the one that does best")
     kept = []
     stories: dict[str, dict[str, Any]] = {}
     for task in distinct(df["task"]):

@@ -8,6 +8,8 @@ What holds in every table:
   holes is never marked: its mean is that of the runs which survived, or over other seeds than the others'.
 - Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
   of comparisons. It can not fall below 2 / 2^n, so five seeds or fewer never carry a mark.
+- Where a task holds out one domain after the other, a seed's value is the mean over all of them (results.derived). Only
+  the sweep over `held_out` shows single runs.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from results import selection, summary
+from results import derived, selection, summary
 from results.captions import chosen, evidence, grid_caption
 from results.cells import Cell, Column, Row, Setting, Table
-from results.frame import NORM_BATCH, distinct, natural
+from results.frame import HELD_OUT, NORM_BATCH, distinct, natural
 from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
@@ -81,7 +83,7 @@ def render_all(
     df = current(df)
     if df.empty:
         raise ValueError("no runs to tabulate")
-    measured = present_metrics(df)
+    measured = present_metrics(_derived(df)) if metrics else []
     for name in metrics or ():
         if name not in measured:
             metric(name)  # a known metric that no run here measured is another mistake than an unknown one
@@ -91,11 +93,12 @@ def render_all(
         _sweepable(df, option)
     if select is not None:
         df = selection.select(df, select)
+    whole = _derived(df)
     result: list[Table] = []
     grids = []
     for task in distinct(df["task"]):
         part = df[df["task"] == task]
-        grid = Grid(part, reference)
+        grid = Grid(whole[whole["task"] == task], reference)
         grids.append(grid)
         names = [m for m in grid.metrics if metrics is None or m.name in metrics]
         if names or metrics is None:
@@ -103,13 +106,16 @@ def render_all(
         swept = [o for o in asked if _options_of(part, o)]
         if sweep is None:
             swept = [o for o in AUTO_SWEEPS if grid.sweeps(o)]
-        primary = primary_metric(task, present_metrics(part))
-        subjects = [m.name for m in names] if metrics is not None else [primary] if primary else []
-        for option, name in itertools.product(swept, subjects):
+        primary = primary_metric(task, [m.name for m in grid.metrics])
+        subjects = names if metrics is not None else [m for m in grid.metrics if m.name == primary]
+        single = present_metrics(part)
+        for option, subject in itertools.product(swept, subjects):
+            if option == HELD_OUT and subject.name not in single:
+                continue  # it takes the runs of all domains
             if f"option.{option}" in grid.varying:
-                result.append(_sweep_table(grid, part, option, _subject(part, name)))
+                result.append(_sweep_table(grid, part, option, subject))
             else:
-                result.append(sweep_table(part, option, name, reference))
+                result.append(sweep_table(part, option, subject.name, reference))
     return [*result, _overall_table(df, grids)]
 
 
@@ -120,8 +126,9 @@ def task_table(df: pd.DataFrame, metrics: Sequence[str] | None = None, reference
         ValueError: no runs, runs of several tasks, or an unknown metric (with the nearest).
     """
     df = _one_task(df)
-    grid = Grid(df, reference)
-    return _task_table(grid, df, grid.metrics if metrics is None else [_subject(df, name) for name in metrics])
+    whole = _derived(df)
+    grid = Grid(whole, reference)
+    return _task_table(grid, df, grid.metrics if metrics is None else [_subject(whole, name) for name in metrics])
 
 
 def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, reference: str = REFERENCE) -> Table:
@@ -129,8 +136,9 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
 
     Args:
         df: one task's runs.
-        option: a task option (with "learning_rate" this is the sensitivity table), or a norm option such as
-            "num_groups": then the norms that have it take part, and their rows are told apart by the others.
+        option: a task option (with "learning_rate" this is the sensitivity table; with "held_out" its values are those
+            of single runs), or a norm option such as "num_groups": then the norms that have it take part, and their
+            rows are told apart by the others.
         metric_name: None: the task's primary metric.
         reference: as in `render_all`.
 
@@ -140,31 +148,43 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     df = _one_task(df)
     _sweepable(df, option)
     task = str(df["task"].iloc[0])
-    name = metric_name or primary_metric(task, present_metrics(df))
-    if name is None:
-        raise ValueError(f'task "{task}" has no metric with a direction; name one of {", ".join(present_metrics(df))}')
-    subject = _subject(df, name)
     column = f"option.{option}"
     of_norm = column not in option_columns(df)
+    whole = _derived(df, fold=option != HELD_OUT)
+    name = metric_name or primary_metric(task, present_metrics(whole))
+    if name is None:
+        raise ValueError(
+            f'task "{task}" has no metric with a direction; name one of {", ".join(present_metrics(whole))}'
+        )
+    subject = _subject(whole, name)
     if of_norm:
         df = _norm_option_as_option(df, option)
-    return _sweep_table(Grid(df, reference, always=column, ragged=of_norm), df, option, subject)
+        whole = _derived(df)
+    return _sweep_table(Grid(whole, reference, always=column, ragged=of_norm), df, option, subject)
 
 
 def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> Table:
     column = f"option.{option}"
     place = grid.varying.index(column)
-    values = list(dict.fromkeys(v for v in distinct(block[place] for block in grid.blocks)))
+    apply = [block for block in grid.blocks if grid.applies(block, subject)] or grid.blocks
+    values = list(dict.fromkeys(v for v in distinct(block[place] for block in apply)))
     columns = tuple(Column(subject, value_text(option, v), option, ((option, value_text(option, v)),)) for v in values)
     others = [*grid.varying[:place], *grid.varying[place + 1 :]]
     rows: list[Row] = []
-    for group in dict.fromkeys(without(block, place) for block in grid.blocks):
+    for group in dict.fromkeys(without(block, place) for block in apply):
         blocks = [(*group[:place], v, *group[place:]) for v in values]
         here = [row for row in grid.rows if any((row, block) in grid.runs for block in blocks)]
-        cells = [[grid.cell(row, b, subject) if grid.expects(row, b) else None for b in blocks] for row in here]
+        shown = [grid.applies(b, subject) for b in blocks]
+        cells = [
+            [
+                grid.cell(row, b, subject) if s and grid.expects(row, b) else None
+                for b, s in zip(blocks, shown, strict=True)
+            ]
+            for row in here
+        ]
         rows += _rows(grid, here, cells, [subject] * len(blocks), _setting(others, group), _kinds(grid, blocks))
     title = f"{grid.task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
-    caption = grid_caption(grid, df, rows)
+    caption = grid_caption(grid, df, rows, [subject])
     name = f"{grid.task}_by_{option}_{subject.name}"
     return Table(name, title, columns, _hoist_equals(rows), caption, grid.task)
 
@@ -181,7 +201,8 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
     df = current(df)
     if df.empty:
         raise ValueError("no runs to tabulate")
-    return _overall_table(df, [Grid(df[df["task"] == task], reference) for task in distinct(df["task"])])
+    whole = _derived(df)
+    return _overall_table(df, [Grid(whole[whole["task"] == task], reference) for task in distinct(df["task"])])
 
 
 def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
@@ -213,7 +234,7 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
     )
     caption = [
         "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
-        f"Ranked by {', '.join(f'{subject.title} in {grid.task}' for grid, subject in grids) or 'nothing'}, "
+        f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids) or 'nothing'}, "
         "each norm by its mean over seeds.",
         "Cells with diverged or failed runs rank behind all others.",
         "A norm without a result in some block of a column has no average there, and the others are ranked without it.",
@@ -222,6 +243,11 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         *evidence(df),
     ]
     return Table("overall", "Overall: average rank", tuple(columns), rows, tuple(caption), show_n=False)
+
+
+def _ranking(grid: Grid, subject: Metric) -> str:
+    over = " (mean over held-out domains)" if any(grid.domains.values()) else ""
+    return f"{subject.title}{over} in {grid.task}"
 
 
 def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[str, Cell]]]) -> list[Cell | None]:
@@ -248,10 +274,15 @@ def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[s
 def _task_table(grid: Grid, df: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
     rows: list[Row] = []
     for block in grid.blocks:
-        cells = [[grid.cell(row, block, subject) for subject in metrics] for row in grid.rows]
+        here = [grid.applies(block, subject) for subject in metrics]
+        cells = [
+            [grid.cell(row, block, subject) if s else None for subject, s in zip(metrics, here, strict=True)]
+            for row in grid.rows
+        ]
         rows += _rows(grid, grid.rows, cells, metrics, _setting(grid.varying, block), _kinds(grid, [block]))
     columns = tuple(Column(subject, subject.heading) for subject in metrics)
-    return Table(grid.task, grid.task, columns, _hoist_equals(rows), grid_caption(grid, df, rows), grid.task)
+    caption = grid_caption(grid, df, rows, metrics)
+    return Table(grid.task, grid.task, columns, _hoist_equals(rows), caption, grid.task)
 
 
 def _rows(
@@ -301,6 +332,12 @@ def _kinds(grid: Grid, blocks: Iterable[Block]) -> set[str]:
     inside = set(blocks)
     found = {str(r["data"] or "") for (_, b), runs in grid.runs.items() if b in inside for r in runs.values()}
     return found - {""}
+
+
+def _derived(df: pd.DataFrame, fold: bool = True) -> pd.DataFrame:
+    """The runs with the metrics that need several of them; after any selection, which works on single runs."""
+    df = derived.with_gain(df)
+    return derived.fold_held_out(df) if fold else df
 
 
 def _one_task(df: pd.DataFrame) -> pd.DataFrame:

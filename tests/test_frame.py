@@ -171,10 +171,11 @@ def test_a_record_in_another_runs_folder_counts_as_damaged(tmp_path):
     assert "holds the record of another run" in df.attrs["damaged"][0]
 
 
-def test_a_metric_with_a_columns_name_is_reported(tmp_path):
-    entry = run().model_copy(update={"metrics": {"seed": 1.0}})
+@pytest.mark.parametrize("name", ["seed", "status.gain"])
+def test_a_metric_with_a_columns_name_is_reported(tmp_path, name):
+    entry = run().model_copy(update={"metrics": {name: 1.0}})
     write_record(tmp_path, entry)
-    assert "a metric can not be named seed" in results.load(tmp_path).attrs["damaged"][0]
+    assert f"a metric can not be named {name}" in results.load(tmp_path).attrs["damaged"][0]
 
 
 def test_a_foreign_folder_is_refused_in_one_line(tmp_path):

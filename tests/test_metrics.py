@@ -3,7 +3,7 @@
 import pytest
 
 from results import metrics
-from results.metrics import METRICS, Metric, add_metric, metric, metric_or_plain, primary_metric
+from results.metrics import METRICS, Metric, add_metric, domain_of, metric, metric_or_plain, primary_metric
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,9 @@ from results.metrics import METRICS, Metric, add_metric, metric, metric_or_plain
         ("step_seconds", 0.01234, "12.3"),
         ("peak_memory_mb", 1234.5678, "1235"),
         ("norm_parameters", 4800.0, "4800"),
+        ("gain", -0.0625, "-6.2"),
+        ("im_score", 1.23456, "1.235"),
+        ("target_top1/photo", 0.5, "50.0"),
         ("composition_shift", 1.234e-7, "1.2e-07"),
         ("composition_shift", 0.0, "0"),
         ("top1", float("inf"), "inf"),
@@ -63,3 +66,21 @@ def test_norms_are_ranked_by_the_tasks_metric_or_the_first_with_a_direction():
     assert primary_metric("classification", ["test_loss", "top1"]) == "top1"
     assert primary_metric("classification", ["norm_buffers", "test_loss", "val_top1"]) == "val_top1"
     assert primary_metric("classification", ["norm_buffers"]) is None
+    for task in ("domain_adaptation", "domain_generalization"):
+        assert primary_metric(task, ["top1", "source_top1", "target_top1", "gain"]) == "target_top1"
+        assert metrics.VALIDATION[task] == "val_top1"
+
+
+def test_a_single_domain_has_a_metric_of_its_own():
+    found = metric("target_top1/art & co")
+    assert found.heading == "art & co (%) ↑"
+    assert found == metric_or_plain("target_top1/art & co")
+    assert "art & co" in found.description
+    assert [domain_of(n) for n in ("target_top1/a/b", "target_top1", "top1")] == ["a/b", "", ""]
+    with pytest.raises(ValueError, match='unknown metric "target_top1/"'):
+        metric("target_top1/")
+
+
+def test_what_the_targets_labels_chose_has_no_better_direction():
+    assert metric("target_top1_oracle").higher_is_better is None
+    assert metric("target_top1_oracle").text(0.5) == "50.0"

@@ -119,7 +119,7 @@ def test_evaluation_uses_the_running_statistics_of_the_told_domain(name):
         mixed = layer(x)
     for d in (0, 1):
         with situation(layer, domain=d):
-            torch.testing.assert_close(mixed[MIXED == d], layer(x)[MIXED == d])
+            torch.testing.assert_close(mixed[d == MIXED], layer(x)[d == MIXED])
 
 
 @pytest.mark.parametrize("domain", [BLOCKS, MIXED], ids=["blocks", "mixed"])
@@ -149,7 +149,7 @@ def test_a_joint_forward_is_two_separate_ones(name):
     parts = []
     for d in (0, 1):
         with situation(separate, domain=d):
-            parts.append(separate(x[BLOCKS == d]))
+            parts.append(separate(x[d == BLOCKS]))
     torch.testing.assert_close(together, torch.cat(parts))
     torch.testing.assert_close(dict(joint.named_buffers()), dict(separate.named_buffers()))
 
@@ -206,7 +206,7 @@ def test_large_means_in_float32_keep_the_variance_right():
         torch.testing.assert_close(layer(x), exact(x.double()).float(), rtol=1e-3, atol=1e-3)
 
 
-# --- what a loop says ---------------------------------------------------------------------------------------------------
+# --- what a loop says -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DOMAIN_NORMS)
@@ -240,7 +240,7 @@ def test_one_value_of_a_domain_is_refused_in_training(name, domain):
         layer(batch(n=4, size=1))
 
 
-# --- prediction for images of no known domain -----------------------------------------------------------------------------
+# --- prediction for images of no known domain -------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -271,7 +271,7 @@ def test_predict_is_the_weighted_sum_of_the_branches_probabilities():
     for d in range(3):
         inputs = {}
         handles = [
-            m.register_forward_hook(lambda module, given, out, key=key: inputs.__setitem__(key, given[0]))
+            m.register_forward_hook(lambda module, given, out, key=key, to=inputs: to.__setitem__(key, given[0]))
             for key, m in (("first", net.first), ("second", net.second))
         ]
         with situation(net, domain=d):
@@ -309,7 +309,7 @@ def test_a_norm_without_branches_to_combine_says_that_it_needs_the_domain():
         predict(trained("dsbn"), batch(dtype=torch.float32))
 
 
-# --- recalibration (AdaBN) ------------------------------------------------------------------------------------------------
+# --- recalibration (AdaBN) --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slices", [1, 2])
@@ -339,6 +339,6 @@ def test_recalibration_on_mixed_batches_pools_each_domain():
 
     recalibrate(layer, batches, forward=forward)
     for d in (0, 1):
-        values = torch.cat([x[MIXED == d] for x in batches]).movedim(1, 0).flatten(1)
+        values = torch.cat([x[d == MIXED] for x in batches]).movedim(1, 0).flatten(1)
         torch.testing.assert_close(layer.running_mean[d], values.mean(1))
         torch.testing.assert_close(layer.running_var[d], values.var(1))

@@ -1,0 +1,386 @@
+"""The task domain_adaptation: label hygiene, AdaBN on planted shifts, selection, equal terms, planning, bad input."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from norms.registry import factory_info, make_norm, norm_names
+from results.metrics import METRICS, PRIMARY, VALIDATION
+from tasks import data as datasets
+from tasks import domain_adaptation, get_task
+from tasks.adaptation import training
+from tasks.adaptation.networks import build
+from tasks.adaptation.options import OF_METHODS, DomainAdaptationOptions
+from tasks.adaptation.selection import RULES, choose, measure
+from tasks.base import Diverged, RunContext
+from tasks.data.batches import normalize
+from tasks.data.images import Split, make_data, shrink
+from tasks.domain_adaptation import TASK, adabn
+from tasks.fit import StepClock
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METHODS = tuple(OF_METHODS)
+DOMAIN_NORMS = ("dsbn", "bne", "transnorm")
+NORM_OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
+SHAPE, CLASSES = (3, 16, 16), 4
+TINY = {"width": 4, "epochs": 2, "batch_size": 32, "learning_rate": 0.4, "augmentation": "crop", "mcd_steps": 1}
+WITH_TARGET_LABELS = {"target_top1", "target_val_top1"}
+
+
+def planted(contrast, seed, labels_from=None):
+    """Classes differ by where a bright bar stands."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = {}
+    for part, size in (("train", 128), ("val", 40), ("test", 60)):
+        labels = torch.arange(size) % CLASSES
+        images = torch.randint(60, (size, *SHAPE), generator=generator)
+        for i, label in enumerate(labels.tolist()):
+            images[i, :, 4 * label : 4 * label + 3] += 150
+        parts[part] = Split((images * contrast).to(torch.uint8), labels)
+    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
+
+
+@pytest.fixture
+def domains(monkeypatch):
+    """The planted domains "mnist" and "blend" in the place of the data set's; a test may change them."""
+    held = {"mnist": planted(1.0, 0), "blend": planted(0.8, 1)}
+    monkeypatch.setattr(
+        domain_adaptation.datasets, "load", lambda name, folder, domain, classes=None: held[domain], raising=True
+    )
+    return held
+
+
+def options(method="dann", **given):
+    tiny = {k: v for k, v in TINY.items() if k not in OF_METHODS["mcd"] or method == "mcd"}
+    return DomainAdaptationOptions(method=method, **{**tiny, **given})
+
+
+def context(tmp_path, seed=0):
+    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
+
+
+def norm(name, spec):
+    facts = {"num_domains": TASK.setting(spec).num_domains} if name in (*DOMAIN_NORMS, "dual_bn") else {}
+    return make_norm(name, **NORM_OPTIONS.get(name, {}), **facts)
+
+
+def run(name, spec, tmp_path, monkeypatch, seed=0):
+    """The outcome, and the weights and statistics that training ended with."""
+    built = []
+
+    def keep(*args, **kwargs):
+        built.append(build(*args, **kwargs))
+        return built[0]
+
+    monkeypatch.setattr(domain_adaptation, "build", keep)
+    outcome = TASK.run(norm(name, spec), spec, context(tmp_path, seed))
+    return outcome, built[0].state_dict()
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def shuffled_labels(data):
+    draw = torch.Generator().manual_seed(5)
+    parts = {}
+    for name in ("train", "val", "test"):
+        part = getattr(data, name)
+        parts[name] = replace(part, labels=part.labels[torch.randperm(len(part), generator=draw)])
+    return replace(data, **parts)
+
+
+# --- label hygiene ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "name"), [*((m, "bn") for m in METHODS), ("dann", "dsbn"), ("mcd", "transnorm")])
+def test_target_labels_touch_the_final_scores_and_the_oracle_and_nothing_else(
+    method, name, domains, tmp_path, monkeypatch
+):
+    spec = options(method, epochs=8, width=8)
+    true, weights = run(name, spec, tmp_path, monkeypatch)
+    domains["blend"] = shuffled_labels(domains["blend"])
+    false, same_weights = run(name, spec, tmp_path, monkeypatch)
+    assert equal(weights, same_weights)
+    measured = ("step_seconds", "peak_memory_mb")
+    for key, value in true.metrics.items():
+        if not key.startswith("target_top1") and key not in measured:
+            assert false.metrics[key] == value, key
+    for one, two in zip(true.history, false.history, strict=True):
+        for key in one.keys() - WITH_TARGET_LABELS - {"seconds"}:
+            assert one[key] == two[key], key
+    chosen = true.evidence["chosen_epochs"], false.evidence["chosen_epochs"]
+    assert {r: e for r, e in chosen[0].items() if r != "oracle"} == {
+        r: e for r, e in chosen[1].items() if r != "oracle"
+    }
+    assert true.metrics["target_top1"] != false.metrics["target_top1"]  # the labels are really others
+
+
+def test_source_only_reads_no_target_image_in_training(domains, tmp_path, monkeypatch):
+    spec = options("source_only")
+    _, weights = run("bn", spec, tmp_path, monkeypatch)
+    domains["blend"] = planted(0.1, 7)
+    _, same_weights = run("bn", spec, tmp_path, monkeypatch)
+    assert equal(weights, same_weights)
+    spec = options("dann")
+    _, weights = run("bn", spec, tmp_path, monkeypatch)
+    domains["blend"] = planted(0.8, 1)
+    _, other = run("bn", spec, tmp_path, monkeypatch)
+    assert not equal(weights, other)  # the planted change would be seen
+
+
+def test_the_training_loop_is_given_target_images_without_labels(domains, tmp_path, monkeypatch):
+    given = []
+    real = training.train
+
+    def watched(net, source, target, *rest):
+        given.append(target)
+        return real(net, source, target, *rest)
+
+    monkeypatch.setattr(domain_adaptation, "train", watched)
+    run("bn", options(), tmp_path, monkeypatch)
+    assert [type(target) for target in given] == [torch.Tensor]
+    assert given[0].dtype == torch.uint8
+
+
+def test_only_the_rules_columns_choose_and_the_earliest_of_equal_ones():
+    history = [
+        {"val_top1": 0.5, "im_score": 1.0, "target_val_top1": 0.2, "target_top1": 0.1},
+        {"val_top1": 0.9, "im_score": 1.5, "target_val_top1": 0.4, "target_top1": 0.2},
+        {"val_top1": 0.9, "im_score": 1.2, "target_val_top1": 0.6, "target_top1": 0.3},
+    ]
+    assert dict(choose(history)) == {"source_val": 1, "im": 1, "oracle": 2}
+    assert set(RULES) == {"source_val", "im", "oracle"}
+
+
+def test_each_rules_metric_is_the_accuracy_of_its_epoch(domains, tmp_path, monkeypatch):
+    outcome, _ = run("bn", options(epochs=4), tmp_path, monkeypatch)
+    for rule, epoch in outcome.evidence["chosen_epochs"].items():
+        assert outcome.metrics[f"target_top1_{rule}"] == outcome.history[epoch - 1]["target_top1"]
+    assert outcome.metrics["target_top1"] == outcome.history[-1]["target_top1"]
+    assert outcome.evidence["selection"] == "last epoch"
+
+
+# --- AdaBN ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """mnist at 16x16, and per norm a network trained on it alone."""
+    data = shrink(datasets.load("digits", tmp_path_factory.mktemp("data"), domain="mnist"), 16)
+    folder, trained = tmp_path_factory.mktemp("run"), {}
+
+    def network(name, epochs):
+        spec = DomainAdaptationOptions(method="source_only", width=8, epochs=epochs, batch_size=64, augmentation="none")
+        if name not in trained:
+            net = build(
+                norm(name, spec), spec, channels=3, classes=10, device="cpu", generator=context(folder).generator
+            )
+            loop = training.train(
+                net, data.train, data.train.images, spec, context(folder), prepare, StepClock(torch.device("cpu"))
+            )
+            list(loop)
+            trained[name] = net
+        return trained[name], spec
+
+    def prepare(images):
+        return normalize(images, data.mean, data.std)
+
+    def accuracies(name, change, epochs=1):
+        """Accuracy on the changed test images, before and after AdaBN on changed training images."""
+        net, spec = network(name, epochs)
+        shifted = replace(data.test, images=change(data.test.images))
+        adapted, _ = adabn(net, change(data.train.images), prepare, spec, context(folder))
+        return tuple(measure(n, shifted, prepare, 0, "test").top1 for n in (net, adapted))
+
+    return accuracies
+
+
+def affine(scale, offset):
+    return lambda images: (images.float() * scale + 255 * offset).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_adabn_without_a_shift_changes_no_more_than_noise(digits):
+    before, after = digits("bn", lambda images: images, epochs=12)
+    assert before > 0.9
+    assert abs(after - before) < 0.02  # twelve of 600 images; their standard error is 0.01
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(0.3, 0.0), (0.3, 0.5)])
+def test_adabn_recovers_most_of_what_a_shift_of_contrast_and_brightness_cost_bn(digits, scale, offset):
+    clean, _ = digits("bn", lambda images: images, epochs=12)
+    before, after = digits("bn", affine(scale, offset), epochs=12)
+    assert before < clean - 0.1
+    assert after > clean - 0.3 * (clean - before)
+
+
+def test_adabn_can_not_repair_inverted_contrast(digits):
+    clean, _ = digits("bn", lambda images: images, epochs=12)
+    _, after = digits("bn", affine(-1, 1), epochs=12)
+    assert after < clean - 0.3
+
+
+@pytest.mark.parametrize("name", ["gn", "ln", "pn"])
+def test_adabn_changes_nothing_for_norms_without_statistics(digits, name):
+    before, after = digits(name, affine(0.3, 0.5))
+    assert before == after
+
+
+# --- equal terms ------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_and_norm_meets_the_same_images_in_the_same_order(domains, tmp_path, monkeypatch):
+    """Sources for all, targets for the methods that see them."""
+    seen = {}
+
+    def noting(kind, real):
+        def step(net, *args, **kwargs):
+            tensors = [a.clone() for a in args if isinstance(a, torch.Tensor) and a.dim() == 4]
+            seen.setdefault(key, []).append(tensors)
+            return real(net, *args, **kwargs)
+
+        return step
+
+    for name in ("adversarial_step", "mcd_step", "train_step"):
+        monkeypatch.setattr(training, name, noting(name, getattr(training, name)))
+    for key in [("dann", "bn"), ("dann", "gn"), ("mcd", "bn"), ("cdan_e", "dsbn"), ("source_only", "ln")]:
+        run(key[1], options(key[0]), tmp_path, monkeypatch)
+    first = seen["dann", "bn"]
+    assert len(first) == 8
+    for other in seen.values():
+        for one, two in zip(first, other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=False))
+
+
+def test_a_run_is_the_same_twice_and_another_with_another_seed(domains, tmp_path, monkeypatch):
+    spec = options("cdan_e")
+    one, two, other = (run("bn", spec, tmp_path, monkeypatch, seed) for seed in (0, 0, 1))
+    assert equal(one[1], two[1])
+    assert not equal(one[1], other[1])
+
+
+def test_an_endless_target_is_shuffled_anew_in_every_pass():
+    images = torch.arange(10).view(10, 1, 1, 1)
+    stream = training._endless(images, 3, torch.Generator().manual_seed(0))
+    passes = [[next(stream).flatten().tolist() for _ in range(3)] for _ in range(2)]
+    assert passes[0] != passes[1]
+    for batches in passes:
+        assert len({i for batch in batches for i in batch}) == 9
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *(("dann", n) for n in norm_names(without=["context"])),
+        ("source_only", "dsbn"),
+        ("mcd", "dsbn"),
+        ("cdan_e", "bne"),
+    ],
+)
+def test_every_declared_metric_is_returned_finite_and_nothing_else(method, name, domains, tmp_path, monkeypatch):
+    outcome, _ = run(name, options(method, epochs=1), tmp_path, monkeypatch)
+    assert tuple(outcome.metrics) == TASK.metrics
+    assert all(isinstance(v, float) and v == v and abs(v) != float("inf") for v in outcome.metrics.values())
+    assert set(TASK.metrics) <= set(METRICS)
+    if not factory_info(norm(name, options())).keeps_stats:
+        assert outcome.metrics["target_top1_adabn"] == outcome.metrics["target_top1"]
+
+
+def test_its_primary_and_validation_metrics_are_its_own():
+    assert PRIMARY[TASK.name] in TASK.metrics
+    assert VALIDATION[TASK.name] == "val_top1"
+    assert get_task("domain_adaptation") is TASK
+
+
+def test_source_only_is_the_same_run_for_bn_and_for_norms_that_are_bn_in_one_domain(domains, tmp_path, monkeypatch):
+    spec = options("source_only")
+    found = {name: run(name, spec, tmp_path, monkeypatch)[0] for name in ("bn", "dsbn", "bne")}
+    for name in ("dsbn", "bne"):
+        assert found[name].evidence["equals"] == "bn"
+        assert found[name].metrics["source_top1"] == pytest.approx(found["bn"].metrics["source_top1"], abs=0.02)
+
+
+def test_divergence_keeps_the_history_and_names_the_step(domains, tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+: the loss is"):
+        TASK.run(make_norm("none"), options(learning_rate=1e6), context(tmp_path))
+
+
+# --- planning and bad input -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", norm_names(without=["context"]))
+def test_every_norm_can_be_planned(name, method):
+    spec = options(method, width=8, norm_batch_size=8)
+    factory = norm(name, spec)
+    assert TASK.why_not(factory, factory_info(factory), spec) is None
+
+
+def test_a_norm_that_needs_a_context_or_refuses_the_shape_is_skipped_with_the_reason():
+    from norms.registry import NormInfo
+
+    info = NormInfo("ctx", "test", 1, False, False, needs=frozenset({"context"}))
+    assert TASK.why_not(make_norm("ln"), info, options()) == 'norm "ctx" needs context, which domain_adaptation has not'
+    factory = make_norm("gn", num_groups=3)
+    reason = TASK.why_not(factory, factory_info(factory), options())
+    assert reason.startswith('norm "gn": gn: num_groups=3 does not divide')
+
+
+def test_unused_options_are_null_and_checked_all_the_same():
+    spec = DomainAdaptationOptions(method="source_only", trade_off=2.0, mcd_steps=3, forward="separate")
+    assert (spec.forward, spec.trade_off, spec.mcd_steps, spec.discriminator_width) == (None, None, None, None)
+    spec = DomainAdaptationOptions(method="mcd")
+    assert (spec.forward, spec.trade_off, spec.mcd_steps) == ("joint", None, 4)
+    assert DomainAdaptationOptions(**spec.model_dump()) == spec
+    with pytest.raises(ValidationError, match="forward"):
+        DomainAdaptationOptions(method="source_only", forward="together")
+
+
+def test_source_only_is_one_domain_and_the_others_two():
+    for method in METHODS:
+        spec = options(method)
+        assert TASK.setting(spec).num_domains == (1 if method == "source_only" else 2)
+        assert spec.target_domain == TASK.setting(spec).num_domains - 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"source": "mnist", "target": "mnist"}, 'source and target are both "mnist"'),
+        ({"method": "dan"}, "source_only"),
+        ({"trade_off": 0}, "greater than 0"),
+        ({"adabn_images": 8}, "below the norm batch of 32"),
+        ({"norm_batch_size": 5}, "does not divide batch_size 32"),
+    ],
+)
+def test_wrong_options_are_refused(given, words):
+    with pytest.raises(ValidationError, match=words):
+        DomainAdaptationOptions(**{**TINY, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target": "blends"}, 'unknown domain "blends".*did you mean "blend"'),
+        ({"dataset": "fashion_mnist_mini"}, "has no domains"),
+        ({"batch_size": 1200, "source": "uci"}, 'batch_size 1200 exceeds the .* training images of domain "uci"'),
+        ({"num_classes": 11}, "num_classes=11 is not in 2..10"),
+        ({"dataset": "mnist_usps_svhn", "target": "svhn"}, "data prepare mnist_usps_svhn"),
+    ],
+)
+def test_data_that_can_not_serve_is_named_before_anything_runs(given, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        TASK.data_checksum(options(**given), tmp_path)
+
+
+@pytest.mark.parametrize("source", ["mnist", "uci", "fonts", "blend"])
+@pytest.mark.parametrize("target", ["mnist", "uci", "fonts", "blend"])
+def test_the_built_in_digits_serve_in_every_direction(source, target, tmp_path):
+    if source != target:
+        assert TASK.data_checksum(options(source=source, target=target), tmp_path)
