@@ -403,9 +403,11 @@ class BatchNormEmbedding(_PerDomain):
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         flat = x.to(wide).reshape(*x.shape[:2], -1)
-        var, mean = torch.var_mean(flat, 2, correction=0)
+        mean = flat.mean(2, keepdim=True)
+        # a norm over the centred values: several times as fast on a CPU as torch's variance, and as exact
+        std = torch.linalg.vector_norm(flat - mean, dim=2) / math.sqrt(flat.shape[2])
         mean_d, std_d = self.running_mean[domain].to(wide), self.running_var[domain].to(wide).sqrt()
-        return ((mean_d - mean).square() + (std_d - var.sqrt()).square()).sum(1)
+        return ((mean_d - mean[..., 0]).square() + (std_d - std).square()).sum(1)
 
 
 @register(

@@ -58,7 +58,8 @@ class DomainGeneralizationOptions(SupervisedOptions):
         held_out: one of them, for the test.
 
     Of SupervisedOptions, `batch_size` and `norm_batch_size` count images of each source domain: a batch holds so many
-    of every one, and so does every norm batch. `epochs` are passes over as many images as the sources have together.
+    of every one, and so does every norm batch; `learning_rate` is per 128 images of all. `epochs` are passes over as
+    many images as the sources have together.
     """
 
     dataset: str = "digits"
@@ -97,6 +98,10 @@ class DomainGeneralizationOptions(SupervisedOptions):
     def sources(self) -> tuple[str, ...]:
         """The domains that are trained on; norms know them by their position here."""
         return tuple(domain for domain in self.domains or () if domain != self.held_out)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return super().peak_learning_rate * (len(self.sources) if self.scale_learning_rate else 1)
 
 
 class DomainGeneralization:
