@@ -56,8 +56,11 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
         lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
     for deciding, implied in grid.implied.items():
         for value in distinct(value for values in implied.values() for value in values):
-            own = (f"{option}={value_text(option, values[value])}" for option, values in implied.items())
-            lines.append(f"With {deciding}={value}: {', '.join(own)}.")
+            # null says that it is not used there
+            used = {option: values[value] for option, values in implied.items() if values[value] is not None}
+            if used:
+                own = ", ".join(f"{option}={value_text(option, given)}" for option, given in used.items())
+                lines.append(f"With {deciding}={value}: {own}.")
     return (*lines, *chosen(grid, df), *evidence(df))
 
 

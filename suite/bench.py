@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.registry import make_norm, norm_names
+from norms.situation import situation
 from results.record import RunRecord, RunSpec, write_record
 from suite import rivals
 from suite.environment import ALLOCATOR_SWITCH, ROOT, set_allocator
@@ -77,9 +78,11 @@ def _contestants(shape: tuple[int, ...]) -> dict[str, nn.Module]:
 
 def _forward_backward(layer: nn.Module, x: Tensor, g: Tensor) -> Callable[[], Any]:
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    halves = torch.arange(len(x)) // (len(x) // 2)  # for norms that ask: half source, half target
 
     def once() -> None:
-        layer(x).backward(g)
+        with situation(layer, halves):
+            layer(x).backward(g)
         x.grad = None
 
     return once

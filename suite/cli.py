@@ -249,12 +249,13 @@ def list_norms(plugin: Plugins = None) -> None:
     from suite.progress import columns
 
     _load_plugins(plugin)
-    rows = [("name", "mixes samples", "keeps statistics", "options", "source")]
+    rows = [("name", "mixes samples", "keeps statistics", "needs", "options", "source")]
     for name in norm_names():
         info = norm_info(name)
         options = ", ".join(f"{k}={v!r}" for k, v in norm_option_defaults(name).items())
+        needs = ", ".join(sorted(info.needs)) or "nothing"
         mixes = "train and eval" if info.mixes_samples_in_eval else "train" if info.mixes_samples else "no"
-        rows.append((name, mixes, "yes" if info.keeps_stats else "no", options, info.source))
+        rows.append((name, mixes, "yes" if info.keeps_stats else "no", needs, options, info.source))
     _print_lines(columns(rows))
 
 

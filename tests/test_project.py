@@ -38,6 +38,12 @@ class FakeCifar10:
         self.targets = [i % 10 for i in range(1200)]
 
 
+FOLDERS_OF_DOMAINS = {
+    "office31": ("amazon", "dslr", "webcam"),
+    "pacs": ("art_painting", "cartoon", "photo", "sketch"),
+}
+
+
 def fake_mini_imagenet(root):
     """Noise in the layout of mini-ImageNet, as few classes and images as its configs can draw episodes from."""
     draw = np.random.default_rng(0)
@@ -46,6 +52,17 @@ def fake_mini_imagenet(root):
             folder = root / part / f"{part}{label}"
             folder.mkdir(parents=True)
             for i in range(20):
+                Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+def fake_domains(root, domains):
+    """Noise in the layout of Office-31 and PACS, enough for one batch of each domain."""
+    draw = np.random.default_rng(0)
+    for domain in domains:
+        for label in ("a", "b"):
+            folder = root / domain / label
+            folder.mkdir(parents=True)
+            for i in range(25):
                 Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
@@ -58,6 +75,11 @@ def test_every_config_plans_without_a_mistake_or_a_skip(config, tmp_path, monkey
         monkeypatch.chdir(tmp_path)
         fake_mini_imagenet(tmp_path / "mini-imagenet")
         prepare("folder:mini-imagenet", tmp_path, size=84)
+    for name, domains in FOLDERS_OF_DOMAINS.items():
+        if name in config.stem:
+            monkeypatch.chdir(tmp_path)
+            fake_domains(tmp_path / name, domains)
+            prepare(f"folder:{name}", tmp_path, size=32)
     planned = plan(config, Overrides(), tmp_path)
     assert planned.runs
     assert planned.skipped == []
