@@ -18,6 +18,7 @@ Axes: N sample, C channel, P position, D domain, K slice, E = K * D pairs of sli
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -222,7 +223,9 @@ class _PerDomain(DomainStatistics):
         if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((images == 1).any()):
             raise ValueError(self._one_value(x))
         share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a pair
-        with torch.autocast(x.device.type, enabled=False):  # which would take products in 16 bits
+        # autocast would take products in 16 bits; the meta device has none
+        exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+        with exact:
             mean = share @ means
             var = share @ (within + (means - mean[where]).square())
         weight, bias = self._affine(domain, wide)

@@ -342,3 +342,28 @@ def test_recalibration_on_mixed_batches_pools_each_domain():
         values = torch.cat([x[d == MIXED] for x in batches]).movedim(1, 0).flatten(1)
         torch.testing.assert_close(layer.running_mean[d], values.mean(1))
         torch.testing.assert_close(layer.running_var[d], values.var(1))
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_one", [True, False])
+@pytest.mark.parametrize("name", DOMAIN_NORMS)
+def test_nothing_is_made_on_another_device(name, of_one):
+    """A forward on a pretended accelerator, whose domains no one may wait to look at."""
+    with torch._subclasses.FakeTensorMode():
+        layer = make_norm(name, num_domains=2)(6, device="cuda")
+        domain = 1 if of_one else torch.empty(12, dtype=torch.long, device="cuda")
+        for mode in (True, False):
+            with situation(layer.train(mode), domain=domain):
+                assert layer(torch.empty(12, 6, 3, 3, device="cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", DOMAIN_NORMS)
+def test_a_training_step_runs_on_the_meta_device(name):
+    layer = make_norm(name, num_domains=2)(6, device="meta")
+    x = torch.empty(12, 6, 3, 3, device="meta", requires_grad=True)
+    for domain in (0, torch.arange(12) // 6, torch.arange(12) % 2):
+        with situation(layer, domain=domain):
+            layer(x).sum().backward()
+    assert x.grad.is_meta
