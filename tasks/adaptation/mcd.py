@@ -73,7 +73,8 @@ def mcd_step(
     first = supervised(features)
     update(first, of_features, of_heads)
     with hold(net):
-        of_source, of_target = forward_domains(net, source, target, options)
+        with torch.no_grad():  # the features are not updated here
+            of_source, of_target = forward_domains(net, source, target, options)
         update(supervised(of_source) - apart(of_target), of_heads)
         for _ in range(options.mcd_steps or 1):
             update(apart(forward_target(net, source, target, options)), of_features)
