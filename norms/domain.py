@@ -142,11 +142,11 @@ class _PerDomain(DomainStatistics):
             return domain
         if domain.shape != x.shape[:1]:
             raise ValueError(f"{name}: domains of shape {tuple(domain.shape)} for a batch of {x.shape[0]}")
-        if domain.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would have to wait
+        if _readable(domain):
             low, high = (int(v) for v in domain.aminmax()) if len(domain) else (0, 0)
             if low < 0 or high >= self.num_domains:
                 raise ValueError(f"{name}: domains {low} to {high} are not in 0 to {self.num_domains - 1}")
-        return domain.to(x.device)
+        return domain.to(x.device, torch.long)  # as a mask or in 8 bits it would index otherwise
 
     def _affine(self, domain: int | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias, (C,) or one row per sample (N, C), in `dtype`."""
@@ -171,18 +171,20 @@ class _PerDomain(DomainStatistics):
             return [(domain, 0, x.shape[0])]
         told = self.situation.domain
         assert isinstance(told, Tensor)
-        if told.device.type != "cpu" or torch.compiler.is_compiling():
+        if not _readable(told):
             return None
         values, lengths = (t.tolist() for t in torch.unique_consecutive(told, return_counts=True))
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        if len(set(values)) < len(values) or any(n % self.situation.slices for n in (*starts, *lengths)):
+        if len(set(values)) < len(values) or any(length % self.situation.slices for length in lengths):
             return None
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
         return list(zip(values, starts, lengths, strict=True))
 
     def _train_runs(self, x: Tensor, runs: list[tuple[int, int, int]]) -> tuple[Tensor, _Moments]:
         """Each domain's samples by bn's own kernels."""
         slices, positions = self.situation.slices, math.prod(x.shape[2:])
         check_slices(x, slices)
+        if not len(x):
+            raise ValueError(self._too_few(x))
         wide = torch.promote_types(x.dtype, torch.float32)
         shape = (slices, self.num_domains, self.num_channels)
         means, variances, images = (torch.zeros(shape, device=x.device, dtype=wide) for _ in range(3))
@@ -190,7 +192,7 @@ class _PerDomain(DomainStatistics):
         for domain, start, length in runs:
             count = length // slices * positions
             if count < 2:
-                raise ValueError(self._one_value(x))
+                raise ValueError(self._too_few(x))
             weight, bias = self._affine(domain, wide)
             part = x.narrow(0, start, length)
             y, mean, var = normalize(part, weight, bias, self.num_channels, slices, self.eps)
@@ -221,7 +223,7 @@ class _PerDomain(DomainStatistics):
         member = (where[:, None] == torch.arange(pairs, device=x.device)).to(wide)  # (N, E)
         images, positions = member.sum(0), math.prod(x.shape[2:])
         if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((images == 1).any()):
-            raise ValueError(self._one_value(x))
+            raise ValueError(self._too_few(x))
         share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a pair
         # autocast would take products in 16 bits; the meta device has none
         exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
@@ -233,9 +235,9 @@ class _PerDomain(DomainStatistics):
         shape = (self.situation.slices, self.num_domains, self.num_channels)
         return y, _Moments(mean.view(shape), var.view(shape), images.view(shape[:2]), positions)
 
-    def _one_value(self, x: Tensor) -> str:
+    def _too_few(self, x: Tensor) -> str:
         return (
-            f"Expected more than 1 value per channel and domain when training, given 1 from x of shape "
+            f"Expected more than 1 value per channel and domain when training, given fewer in x of shape "
             f"{tuple(x.shape)} in {self.situation.slices} norm batch(es)"
         )
 
@@ -244,6 +246,11 @@ class _PerDomain(DomainStatistics):
             f"{self.num_channels}, num_domains={self.num_domains}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.weight is not None}"
         )
+
+
+def _readable(domain: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device, and are values at all."""
+    return domain.device.type == "cpu" and type(domain) is Tensor and not torch.compiler.is_compiling()
 
 
 def _normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -135,7 +135,7 @@ class _Pool:
     """Moments of all values seen so far, from the moments of each norm batch. Counts: one for all, or one per row."""
 
     count: int | Tensor = 0
-    batches: int = 0
+    batches: int | Tensor = 0  # norm batches that held any value
     mean: Tensor | None = None
     squares: Tensor | None = None  # sum of squared deviations from the mean
 
@@ -143,7 +143,7 @@ class _Pool:
         # Chan, Golub and LeVeque: no difference of large sums
         mean, var = (t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in (mean, var))
         squares = var * _at_least(count - 1, 0)
-        self.batches += 1
+        self.batches = self.batches + (count > 0)
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = count, mean, squares
             return
@@ -220,7 +220,8 @@ def recalibrate(
         with torch.no_grad(), situation(net, domain=domain, slices=slices):
             for _, norm in norms:
                 norm.train()
-                norm.reset_running_stats()  # type: ignore[operator]
+                if not isinstance(norm, DomainStatistics):  # there a norm may look at the other domains' meanwhile
+                    norm.reset_running_stats()  # type: ignore[operator]
                 momenta += [(part, part.momentum) for part in norm.modules() if hasattr(part, "momentum")]
                 pools.append((norm, {}))
             for part, _ in momenta:
@@ -234,7 +235,6 @@ def recalibrate(
             raise ValueError("recalibrate: no batches given, so there is nothing to estimate from")
         for norm, pool in pools:
             _write(norm, pool)
-        _keep_absent(old)
     except BaseException:
         for part, key, buffer, value in old:
             part._buffers[key] = buffer
@@ -247,15 +247,6 @@ def recalibrate(
             part.momentum = momentum
         for module, mode in modes:
             module.training = mode
-
-
-def _keep_absent(old: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
-    """Put back what statistics per domain were where no batch held the domain. old: (module, name, buffer, value)."""
-    of_domains = [entry for entry in old if isinstance(entry[0], DomainStatistics)]
-    absent = {id(part): torch.eq(part.num_batches_tracked, 0) for part, *_ in of_domains}  # type: ignore[arg-type]
-    for part, _, buffer, value in of_domains:
-        rows = absent[id(part)]
-        buffer.copy_(torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, buffer))
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -283,8 +274,9 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     before = [norm.__dict__.get("forward") for norm, _ in pools]
     tracking = []
     for norm, pool in pools:
-        several = slices > 1 or isinstance(norm, DomainStatistics)
-        if several and isinstance(norm, RunningStatistics) and norm.norm_info.slices_at_once:  # type: ignore[union-attr]
+        at_once = isinstance(norm, RunningStatistics) and slices > 1 and norm.norm_info.slices_at_once  # type: ignore[union-attr]
+        if at_once or isinstance(norm, DomainStatistics):
+            assert isinstance(norm, RunningStatistics)
             norm.__dict__["track"] = _Tracker(norm, pool)
             tracking.append(norm)
             continue
@@ -316,7 +308,6 @@ class _Tracker:
         if isinstance(count, Tensor):  # statistics per domain, of which each norm batch may lack some
             for one in zip(mean, var, count, strict=True):
                 self.pool.add(*one)
-            self.norm.num_batches_tracked.add_((count > 0).sum((0, 2)))
             return
         centre = mean.mean(dim=0)
         # the K norm batches as one sample: their own deviations and those of their means, unbiased
@@ -346,5 +337,11 @@ def _write(norm: nn.Module, pools: dict[str, _Pool]) -> None:
         pool = pools.get(path)
         if pool is None or pool.mean is None or pool.squares is None:
             continue  # never forwarded (an unused branch), or a norm with a rule of its own
-        mean.copy_(pool.mean)
-        var.copy_(pool.squares / _at_least(pool.count - 1, 1))
+        pooled = (pool.mean, pool.squares / _at_least(pool.count - 1, 1))
+        if isinstance(norm, DomainStatistics):
+            held = torch.as_tensor(pool.count > 0, device=mean.device)
+            pooled = (torch.where(held, pooled[0], mean), torch.where(held, pooled[1], var))
+            tracked = norm.num_batches_tracked
+            tracked.copy_(torch.where(held[:, 0], torch.as_tensor(pool.batches)[:, 0], tracked))
+        mean.copy_(pooled[0])
+        var.copy_(pooled[1])

@@ -123,7 +123,7 @@ def predict(net: nn.Module, x: Tensor) -> Tensor:
     if net.training:
         raise ValueError("predict needs the network in evaluation mode; call net.eval() first")
     placing = [norm for _, norm in norm_modules(net) if hasattr(norm, "branch_distance")]
-    if not placing or placing[0].situation.domain is not None:  # type: ignore[union-attr]
+    if not placing or placing[0].situation.domain is not None or placing[0].num_domains == 1:  # type: ignore[union-attr]
         return net(x)
     return _combined(net, placing, x)
 
@@ -142,12 +142,13 @@ def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
         handles = [norm.register_forward_pre_hook(look) for norm in placing]
         try:
             with situation(net, domain=domain, part=told.part):
-                branches.append(torch.log_softmax(net(x).float(), dim=1))
+                logits = net(x)
         finally:
             for handle in handles:
                 handle.remove()
+        branches.append(torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1))
         # a sample that lies exactly on a domain would have a weight of inf / inf
-        closeness.append(-torch.stack(found).sum(0).float().clamp(min=1e-30).log())
+        closeness.append(-torch.stack(found).sum(0).clamp(min=1e-30).log())
     weights = torch.log_softmax(torch.stack(closeness), dim=0)
     return torch.logsumexp(torch.stack(branches) + weights[:, :, None], dim=0)
 
