@@ -173,7 +173,7 @@ class _PerDomain(DomainStatistics):
         assert isinstance(told, Tensor)
         if not _readable(told):
             return None
-        values, lengths = (t.tolist() for t in torch.unique_consecutive(told, return_counts=True))
+        values, lengths = (t.tolist() for t in torch.unique_consecutive(told.long(), return_counts=True))
         if len(set(values)) < len(values) or any(length % self.situation.slices for length in lengths):
             return None
         starts = [sum(lengths[:i]) for i in range(len(lengths))]

@@ -65,11 +65,11 @@ def literal_alpha(mean, var, eps):
     return len(p) * p / p.sum()
 
 
-def literal_running(layer, domain, means, unbiased, momentum=0.1):
+def literal_running(start, domain, means, unbiased, momentum=0.1):
     """Running statistics after the slices came one after the other."""
-    mean, var = torch.zeros_like(layer.running_mean), torch.ones_like(layer.running_var)
+    mean, var = (value.clone() for value in start)
     slices = len(means)
-    for k, d in itertools.product(range(slices), range(layer.num_domains)):
+    for k, d in itertools.product(range(slices), range(len(mean))):
         if any(domain[i] == d for i in range(k, len(domain), slices)):
             mean[d] = (1 - momentum) * mean[d] + momentum * means[k, d]
             var[d] = (1 - momentum) * var[d] + momentum * unbiased[k, d]
@@ -81,12 +81,15 @@ def literal_running(layer, domain, means, unbiased, momentum=0.1):
 @pytest.mark.parametrize("name", DOMAIN_NORMS)
 def test_training_equals_the_definition_value_by_value(name, domain, slices):
     layer = layer_of(name)
+    with situation(layer, domain=MIXED):  # so that what the layer keeps is not its start
+        layer(batch(seed=30))
+    start = layer.running_mean.clone(), layer.running_var.clone()
     x = batch().requires_grad_()
     told = domain if isinstance(domain, torch.Tensor) else torch.full((12,), domain)
     expected, means, unbiased = literal(layer, x, told, slices)
     pull = batch(seed=7)
     wanted = torch.autograd.grad((expected * pull).sum(), [x, layer.weight, layer.bias])
-    running = literal_running(layer, told, means, unbiased)
+    running = literal_running(start, told, means, unbiased)
     with situation(layer, domain=domain, slices=slices):
         y = layer(x)
     got = torch.autograd.grad((y * pull).sum(), [x, layer.weight, layer.bias])
@@ -195,6 +198,29 @@ def test_a_cumulative_average_counts_each_domains_own_batches():
     assert layer.num_batches_tracked.tolist() == [2, 2]
 
 
+def test_a_cumulative_average_of_a_domain_that_was_never_seen_is_its_start():
+    layer = layer_of("dsbn", momentum=None)
+    with situation(layer, domain=torch.zeros(12, dtype=torch.long)):
+        layer(batch(seed=1))
+    assert torch.equal(layer.running_mean[1], torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(layer.running_var[1], torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool])
+def test_domains_may_be_of_any_integer_type(kind):
+    layer, twin = layer_of("dsbn"), layer_of("dsbn")
+    for mode, domain in itertools.product((True, False), (BLOCKS, MIXED)):
+        with situation(layer.train(mode), domain=domain), situation(twin.train(mode), domain=domain.to(kind)):
+            assert torch.equal(layer(batch()), twin(batch()))
+
+
+@pytest.mark.parametrize("domain", [0, BLOCKS[:0]], ids=["number", "tensor"])
+def test_an_empty_batch_is_refused_in_training(domain):
+    layer = layer_of("dsbn")
+    with situation(layer, domain=domain), pytest.raises(ValueError, match="more than 1 value per channel and domain"):
+        layer(batch()[:0])
+
+
 def test_large_means_in_float32_keep_the_variance_right():
     x = batch(n=64, dtype=torch.float32) + 1000
     domain = torch.arange(64) % 2
@@ -215,7 +241,9 @@ def test_large_means_in_float32_keep_the_variance_right():
     [
         (None, "needs the domain of the images"),
         (2, "domain 2 is not in 0 to 1"),
+        (-1, "domain -1 is not in 0 to 1"),
         (torch.tensor([0, 3] * 6), "0 to 3 are not in 0 to 1"),
+        (torch.tensor([0, -1] * 6), "-1 to 0 are not in 0 to 1"),
         (torch.tensor([0, 1]), "batch of 12"),
     ],
 )
@@ -296,6 +324,43 @@ def test_predict_in_a_told_domain_is_that_branch_and_no_hook_stays():
     assert not any(m._forward_pre_hooks for m in net.modules())
 
 
+def test_predict_with_one_domain_is_a_forward():
+    net, x = trained("bne", 1), batch(seed=20, dtype=torch.float32)
+    assert torch.equal(predict(net, x), net(x))
+
+
+def test_predict_keeps_double_precision():
+    assert predict(trained().double(), batch(seed=20)).dtype == torch.float64
+
+
+def test_a_sample_that_lies_exactly_on_a_domain_is_predicted_by_it():
+    """Its distance is 0 and its weight 1, not 0 / 0."""
+    net, x = trained(), batch(seed=20, dtype=torch.float32)[:1]
+    for norm in (net.first, net.second):
+        norm.branch_distance = lambda given, d: torch.full((1,), float(d))
+    with situation(net, domain=0):
+        expected = net(x).log_softmax(1)
+    torch.testing.assert_close(predict(net, x), expected)
+
+
+def test_predict_leaves_no_hook_when_a_forward_fails():
+    net = trained()
+    handle = net.head.register_forward_pre_hook(lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict(net, batch(seed=20, dtype=torch.float32))
+    handle.remove()
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    assert net.first.situation.domain is None
+
+
+def test_predict_tells_every_branch_the_part_that_was_told():
+    net, told = trained(), []
+    net.second.register_forward_pre_hook(lambda norm, given: told.append((norm.situation.domain, norm.situation.part)))
+    with situation(net, part="query"):
+        predict(net, batch(seed=20, dtype=torch.float32))
+    assert told == [(0, "query"), (1, "query"), (2, "query")]
+
+
 def test_predict_leans_towards_the_domain_that_an_image_is_from():
     net = trained()
     distances = torch.stack(
@@ -327,6 +392,52 @@ def test_recalibration_on_one_domain_pools_its_moments_and_keeps_the_others(name
     for key, buffer in layer.named_buffers():
         assert torch.equal(buffer[0], before[key][0])
     assert layer.num_batches_tracked[1] == 2 * slices
+
+
+def test_recalibration_looks_at_the_other_domains_statistics_as_they_are():
+    """transnorm amplifies channels by both domains: re-estimating the target's statistics from the batches that they
+    came from changes no output, where the source's are kept, and of two layers not those of the second."""
+    first, second = layer_of("transnorm", momentum=1.0), layer_of("transnorm", momentum=1.0)
+    net = nn.Sequential(first, second)
+    x = 3 * batch(seed=1) + 2
+    with situation(net, domain=MIXED):
+        net(x)
+    before = second.running_mean.clone()
+    recalibrate(net, [x[MIXED == 1]], domain=1)
+    torch.testing.assert_close(second.running_mean, before)
+
+
+def test_a_domain_that_only_later_batches_hold_is_pooled_from_those():
+    layer = layer_of("dsbn")
+    domains = iter([0, 0, MIXED])
+    batches = [batch(seed=s) for s in range(3)]
+
+    def forward(x):
+        with situation(layer, domain=next(domains)):
+            return layer(x)
+
+    recalibrate(layer, batches, forward=forward)
+    values = batches[2][MIXED == 1].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(layer.running_mean[1], values.mean(1))
+    torch.testing.assert_close(layer.running_var[1], values.var(1))
+    assert layer.num_batches_tracked.tolist() == [3, 1]
+
+
+def test_a_recalibration_that_fails_leaves_everything_as_it_was():
+    layer = layer_of("transnorm")
+    with situation(layer, domain=MIXED):
+        layer(batch(seed=1))
+    before = copy.deepcopy(layer.state_dict())
+
+    def batches():
+        yield batch(seed=2)
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        recalibrate(layer, batches(), domain=1)
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
+    assert layer.momentum == 0.1
+    assert "track" not in layer.__dict__
 
 
 def test_recalibration_on_mixed_batches_pools_each_domain():
