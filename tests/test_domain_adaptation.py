@@ -6,11 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from norms.batch import BatchNorm
 from norms.registry import factory_info, make_norm, norm_names
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import data as datasets
 from tasks import domain_adaptation, get_task
-from tasks.adaptation import training
+from tasks.adaptation import selection, training
 from tasks.adaptation.networks import build
 from tasks.adaptation.options import OF_METHODS, DomainAdaptationOptions
 from tasks.adaptation.selection import RULES, choose, measure
@@ -18,7 +19,7 @@ from tasks.base import Diverged, RunContext
 from tasks.data.batches import normalize
 from tasks.data.images import Split, make_data, shrink
 from tasks.domain_adaptation import TASK, adabn
-from tasks.fit import StepClock
+from tasks.fit import StepClock, learning_rate_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -227,6 +228,130 @@ def test_adabn_can_not_repair_inverted_contrast(digits):
 def test_adabn_changes_nothing_for_norms_without_statistics(digits, name):
     before, after = digits(name, affine(0.3, 0.5))
     assert before == after
+
+
+def test_adabn_takes_unlabelled_target_training_images_drawn_by_name_and_augmented(domains, tmp_path, monkeypatch):
+    """What is re-estimated on: the target's training part, not its first images, in the run's augmentation, norm
+    batches and domain."""
+    given = []
+    spec = options(adabn_images=96, norm_batch_size=8)
+    monkeypatch.setattr(
+        domain_adaptation, "augment", lambda images, draws, kind: (given.append((images, kind)), images)[1]
+    )
+    told = []
+
+    def recalibrated(net, batches, slices, domain):
+        told.append((len(list(batches)), slices, domain))
+        return net
+
+    monkeypatch.setattr(domain_adaptation, "recalibrated", recalibrated)
+    outcome, _ = run("bn", spec, tmp_path, monkeypatch)
+    assert told == [(1, 12, 1)]  # one forward of twelve norm batches
+    assert outcome.evidence["adabn_images"] == 96
+    images, kind = given[0]
+    assert kind == "crop"
+    pool = {image.numpy().tobytes() for image in domains["blend"].train.images}
+    assert all(image.numpy().tobytes() in pool for image in images)
+    assert not torch.equal(images, domains["blend"].train.images[:96])
+
+
+@pytest.mark.parametrize(("method", "target"), [("dann", 1), ("source_only", 0)])
+def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_the_target(
+    method, target, domains, tmp_path, monkeypatch
+):
+    told = []
+
+    def noting(real):
+        def measure(net, part, prepare, domain, what):
+            told.append((what.partition(" after")[0], domain))
+            return real(net, part, prepare, domain, what)
+
+        return measure
+
+    for module in (domain_adaptation, selection):
+        monkeypatch.setattr(module, "measure", noting(module.measure))
+    run("dsbn", options(method, epochs=1), tmp_path, monkeypatch)
+    assert told == [
+        ("source validation", 0),
+        ("target validation", target),
+        ("target test", target),
+        ("source test", 0),
+        ("target test, AdaBN", target),
+    ]
+
+
+def test_the_label_free_score_and_the_composition_shift_see_target_images_as_of_the_target(
+    domains, tmp_path, monkeypatch
+):
+    """With statistics of the target apart from the source's, the other domain would give other numbers."""
+    spec = options(epochs=3)
+    outcome, _ = run("dsbn", spec, tmp_path, monkeypatch)
+    net = build(
+        norm("dsbn", spec), spec, channels=3, classes=CLASSES, device="cpu", generator=context(tmp_path).generator
+    )
+    source, target = domains["mnist"], domains["blend"]
+
+    def prepare(images):
+        return normalize(images, source.mean, source.std).contiguous(memory_format=torch.channels_last)
+
+    list(
+        training.train(
+            net, source.train, target.train.images, spec, context(tmp_path), prepare, StepClock(torch.device("cpu"))
+        )
+    )
+    scores = [
+        selection.observe(net, source.val, target.val.images, prepare, domain, "")["im_score"] for domain in (0, 1)
+    ]
+    assert outcome.metrics["im_score"] == scores[1] != scores[0]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_optimizers_of_mcd_follow_the_schedule_and_progress_ends_at_one(domains, tmp_path, monkeypatch):
+    seen = []
+    real = training.mcd_step
+
+    def noting(net, of_features, of_heads, *rest, progress, step):
+        seen.append((of_features.param_groups[0]["lr"], of_heads.param_groups[0]["lr"], progress))
+        return real(net, of_features, of_heads, *rest, progress=progress, step=step)
+
+    monkeypatch.setattr(training, "mcd_step", noting)
+    spec = options("mcd")
+    run("bn", spec, tmp_path, monkeypatch)
+    rates = [learning_rate_at((i + 0.5) / 8, spec.peak_learning_rate, "cosine", 0.1) for i in range(8)]
+    assert [a for a, _, _ in seen] == [b for _, b, _ in seen] == pytest.approx(rates)
+    assert [p for _, _, p in seen] == [i / 8 for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_update_is_told_to_norms_once(method, domains, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(BatchNorm, "after_update", lambda self, progress: told.append(progress), raising=False)
+    _, weights = run("bn", options(method), tmp_path, monkeypatch)
+    layers = len([key for key in weights if key.endswith("running_mean")])
+    assert told == [i / 8 for i in range(1, 9) for _ in range(layers)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_norm_batch_changes_what_bn_learns_and_not_what_gn_does(method, domains, tmp_path, monkeypatch):
+    spec, sliced = options(method, epochs=1), options(method, epochs=1, norm_batch_size=8)
+    for name, same in (("bn", False), ("gn", True)):
+        one, two = (run(name, each, tmp_path, monkeypatch)[1] for each in (spec, sliced))
+        assert equal(one, two) is same
+
+
+def test_target_images_are_augmented_by_draws_of_their_own(domains, tmp_path, monkeypatch):
+    """Else the target would change what the source's images look like, from method to method."""
+    seen = []
+    real = training.augment
+    monkeypatch.setattr(
+        training, "augment", lambda images, draws, kind: (seen.append((id(draws), kind)), real(images, draws, kind))[1]
+    )
+    run("bn", options(epochs=1), tmp_path, monkeypatch)
+    assert len(seen) == 8
+    assert {kind for _, kind in seen} == {"crop"}
+    assert len({draws for draws, _ in seen}) == 2
 
 
 # --- equal terms ------------------------------------------------------------------------------------------------------

@@ -195,6 +195,32 @@ def test_every_declared_metric_is_returned_finite_and_nothing_else(name, domains
     assert net.training
 
 
+def test_the_earliest_of_equally_good_epochs_is_the_one_that_validation_chooses(domains, tmp_path, monkeypatch):
+    monkeypatch.setattr(domain_generalization, "over_sources", lambda *given: 0.5)
+    outcome, _ = run("bn", options(epochs=3), tmp_path, monkeypatch)
+    assert outcome.evidence["chosen_epochs"] == {"source_val": 1}
+    assert outcome.metrics["target_top1_source_val"] == outcome.history[0]["target_top1"]
+
+
+def test_the_rate_is_per_128_images_of_all_sources():
+    assert options().peak_learning_rate == pytest.approx(0.8 * 3 * 16 / 128)
+    assert options(scale_learning_rate=False).peak_learning_rate == 0.8
+
+
+def test_sources_of_equal_size_are_not_shuffled_alike(domains, tmp_path, monkeypatch):
+    """Each is drawn from a generator of its own name, so that one more domain moves no other's order."""
+    purposes = []
+    real = RunContext.generator
+
+    def noting(self, purpose, *rest):
+        purposes.append(purpose)
+        return real(self, purpose, *rest)
+
+    monkeypatch.setattr(RunContext, "generator", noting)
+    run("bn", options(epochs=1), tmp_path, monkeypatch)
+    assert [p for p in purposes if p.startswith("order")] == ["order of mnist", "order of uci", "order of fonts"]
+
+
 def test_its_primary_and_validation_metrics_are_its_own():
     assert PRIMARY[TASK.name] in TASK.metrics
     assert VALIDATION[TASK.name] == "val_top1"
