@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.grouping import evaluate, normalize
@@ -97,6 +98,8 @@ class _PerDomain(DomainStatistics):
         domain = self._domain(x)
         if not self.training:
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
+        if self._is_bn(x):
+            return self._amplified(self._train_as_bn(x), self.running_mean, self.running_var, None)
         runs = self._runs(x, domain)
         where = None if isinstance(domain, int) else self._pairs(x, domain)
         if runs is not None:
@@ -202,6 +205,20 @@ class _PerDomain(DomainStatistics):
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         return y, _Moments(means, variances, images[..., 0], positions)
 
+    def _is_bn(self, x: Tensor) -> bool:
+        """Whether bn's own call serves, which also moves the running statistics: then a tie with bn is exact."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        plain = self.num_domains == 1 and self.situation.slices == 1 and not self.observed
+        return plain and self.momentum is not None and self.running_mean.dtype == wide
+
+    def _train_as_bn(self, x: Tensor) -> Tensor:
+        if len(x) * math.prod(x.shape[2:]) < 2:
+            raise ValueError(self._too_few(x))
+        weight, bias = self._affine(0, self.running_mean.dtype)
+        self.num_batches_tracked.add_(1)
+        running = self.running_mean[0], self.running_var[0]
+        return F.batch_norm(x, *running, weight, bias, True, self.momentum, self.eps)  # type: ignore[arg-type]
+
     def _pairs(self, x: Tensor, domain: Tensor) -> Tensor:
         """(N,): the pair of slice and domain of each sample, k * D + d."""
         slices = self.situation.slices
@@ -215,10 +232,8 @@ class _PerDomain(DomainStatistics):
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         over = list(range(2, x.dim()))
-        if over:
-            within, means = torch.var_mean(x.to(wide), over, correction=0)
-        else:
-            within, means = torch.zeros_like(x, dtype=wide), x.to(wide)
+        values = x.to(wide)  # once, so that gradients of a small type are added in the wide one
+        within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
         pairs = self.situation.slices * self.num_domains
         member = (where[:, None] == torch.arange(pairs, device=x.device)).to(wide)  # (N, E)
         images, positions = member.sum(0), math.prod(x.shape[2:])
@@ -231,7 +246,7 @@ class _PerDomain(DomainStatistics):
             mean = share @ means
             var = share @ (within + (means - mean[where]).square())
         weight, bias = self._affine(domain, wide)
-        y = _normalized(x, mean[where], var[where], weight, bias, self.eps)
+        y = _normalized(values, mean[where], var[where], weight, bias, self.eps).to(x.dtype)
         shape = (self.situation.slices, self.num_domains, self.num_channels)
         return y, _Moments(mean.view(shape), var.view(shape), images.view(shape[:2]), positions)
 

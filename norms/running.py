@@ -105,6 +105,11 @@ class DomainStatistics(RunningStatistics):
         super().__init__(shape, momentum, device, dtype)
         self.register_buffer("num_batches_tracked", torch.zeros(shape[0], device=device, dtype=torch.long))
 
+    @property
+    def observed(self) -> bool:
+        """Whether a recalibration takes what `track` is given, in the place of the buffers."""
+        return "track" in self.__dict__
+
     def track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:  # type: ignore[override]
         """Take in the statistics of K norm batches, in order; a domain without values in one is not moved by it.
 

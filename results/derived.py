@@ -19,6 +19,8 @@ from results.metrics import PER_DOMAIN
 from results.summary import summarize
 
 SOURCE_ONLY = "source_only"
+OF_METHODS = frozenset({"forward", "trade_off", "discriminator_width", "mcd_steps"})
+"""Options that belong to a method of adaptation: null for source-only, and no part of what it must agree in."""
 TARGET, GAIN, WORST = "target_top1", "gain", "worst_domain_top1"
 LARGEST = ("composition_shift", "peak_memory_mb")
 """Metrics whose largest value over the held-out domains counts; of all others the mean does."""
@@ -31,8 +33,7 @@ def with_gain(df: pd.DataFrame) -> pd.DataFrame:
     """The current runs, with what adaptation gained in each.
 
     A run's gain is its target top-1 less that of the source-only run of the same task, row and seed which agrees in
-    every option that source-only uses (those that are not null in it), the method apart. Of several the one that
-    agrees in most options counts, then the newest.
+    every option but the method and those in OF_METHODS; of several the newest.
 
     Args:
         df: from `results.load`, or a part of it.
@@ -45,23 +46,16 @@ def with_gain(df: pd.DataFrame) -> pd.DataFrame:
     df = current(df)
     if _METHOD not in df.columns or TARGET not in df.columns or not df[_METHOD].eq(SOURCE_ONLY).any():
         return df
-    options = [c for c in option_columns(df) if c != _METHOD]
+    options = [c for c in option_columns(df) if c != _METHOD and c.removeprefix("option.") not in OF_METHODS]
     runs = plain_records(df, ["task", "row", "seed", "status", "key", "finished", _METHOD, TARGET, *options])
-    # by the options that it uses, so that a run finds its own by one look at each set of names
-    baselines: dict[tuple[str, ...], dict[tuple[Any, ...], Run]] = defaultdict(dict)
-    for run in sorted(runs, key=_age):
-        if run[_METHOD] == SOURCE_ONLY:
-            used = tuple(c for c in options if run[c] is not None)
-            baselines[used][_place(run, used)] = run
-    most_first = sorted(baselines, key=lambda used: (-len(used), used))
-    adapting = {run["task"] for run in runs if run[_METHOD] == SOURCE_ONLY}
+    baselines = {_place(run, options): run for run in sorted(runs, key=_age) if run[_METHOD] == SOURCE_ONLY}
+    adapting = {run["task"] for run in baselines.values()}
     gains: list[tuple[float | None, str | None]] = []
     for run in runs:
         if run[_METHOD] == SOURCE_ONLY or run["task"] not in adapting:
             gains.append((None, None))
         else:
-            found = (baselines[used].get(_place(run, used)) for used in most_first)
-            gains.append(_gain(run, next((baseline for baseline in found if baseline is not None), None)))
+            gains.append(_gain(run, baselines.get(_place(run, options))))
     return df.assign(
         **{
             GAIN: pd.Series([gain for gain, _ in gains], df.index, "float64"),

@@ -32,7 +32,8 @@ class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
 
     A field named `norm_batch_size` (None: the SGD batch) has one meaning everywhere: the images per forward that share
-    statistics. The plan sets it to null for norms that do not mix samples.
+    statistics, where a batch holds several domains those of each. The plan sets it to null for norms that do not mix
+    samples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

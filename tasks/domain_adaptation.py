@@ -60,7 +60,8 @@ class DomainAdaptation:
         peak_memory_mb: of the first epoch's training steps with the network's own memory.
         norm_parameters, norm_buffers: numbers of values in all norms.
 
-    The history has one row per epoch, `target_top1` included; nothing but the rules above reads it.
+    The history has one row per epoch, `target_top1` included; nothing but the rules above reads it. A network whose
+    outputs are not finite on any of these parts, the target's included, ends the run as diverged.
     """
 
     name = "domain_adaptation"
@@ -202,7 +203,8 @@ def adabn(
 ) -> tuple[nn.Module, int]:
     """A copy of `net` with the target's statistics, from its training images (N, C, H, W) alone; and how many it took.
 
-    As recalibration in the other tasks: shuffled, with training augmentation, in the run's norm batches, pooled.
+    As recalibration in the other tasks: shuffled, with training augmentation, in norm batches of as many images as a
+    norm batch of training holds of one domain, pooled.
     """
     count, group = recalibration_batches(min(options.adabn_images, len(images)), options.shared)
     chosen = torch.randperm(len(images), generator=context.generator("adabn"))[:count].to(images.device)

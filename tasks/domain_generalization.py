@@ -58,8 +58,9 @@ class DomainGeneralizationOptions(SupervisedOptions):
         held_out: one of them, for the test.
 
     Of SupervisedOptions, `batch_size` and `norm_batch_size` count images of each source domain: a batch holds so many
-    of every one, and so does every norm batch; `learning_rate` is per 128 images of all. `epochs` are passes over as
-    many images as the sources have together.
+    of every one, and so does every norm batch (a norm that mixes samples shares statistics over all of these; the rule
+    of `bgn` for its groups goes by the images of one). `learning_rate` is per 128 images of all. `epochs` are passes
+    over as many images as the sources have together.
     """
 
     dataset: str = "digits"
@@ -70,13 +71,18 @@ class DomainGeneralizationOptions(SupervisedOptions):
     @model_validator(mode="before")
     @classmethod
     def _all_domains(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("domains") is None:
-            known = datasets.dataset_info(given.get("dataset", cls.model_fields["dataset"].default)).domains
-            return given | {"domains": known or None}
-        return given
+        if not isinstance(given, dict) or given.get("domains") is not None:
+            return given
+        dataset = given.get("dataset", cls.model_fields["dataset"].default)
+        # what is no name at all, the field itself refuses
+        return (
+            given | {"domains": datasets.dataset_info(dataset).domains or None} if isinstance(dataset, str) else given
+        )
 
     @model_validator(mode="after")
     def _sources_are_left(self) -> DomainGeneralizationOptions:
+        if self.domains is None and not self.dataset.startswith("folder:"):
+            raise ValueError(f'data set "{self.dataset}" has no domains; digits and mnist_usps_svhn have, and folders')
         if self.domains is None:
             raise ValueError(f'domains: those of data set "{self.dataset}" are not known before it is read; name them')
         if len(set(self.domains)) < len(self.domains):
@@ -117,7 +123,8 @@ class DomainGeneralization:
         peak_memory_mb: of the first epoch's training steps with the network's own memory.
         norm_parameters, norm_buffers: numbers of values in all norms.
 
-    The history has one row per epoch, `target_top1` included; no rule but the reported ones reads it.
+    The history has one row per epoch, `target_top1` included; no rule but the reported ones reads it. A network whose
+    outputs are not finite on any of these parts ends the run as diverged.
     """
 
     name = "domain_generalization"
@@ -310,7 +317,7 @@ def _in_order(part: Split, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _endless(part: Split, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one domain, shuffled anew for every pass, for as long as the largest domain lasts."""
+    """Batches of one domain, shuffled anew for every pass; a small domain is passed more often than a large one."""
     while True:
         yield from datasets.shuffled_batches(part, batch_size, order)
 

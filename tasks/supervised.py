@@ -17,7 +17,7 @@ REFERENCE_BATCH = 128
 
 
 class SupervisedOptions(Options):
-    """Options that classification and adversarial training share.
+    """Options that the tasks which train one classifier share.
 
     Attributes:
         dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.

@@ -124,15 +124,15 @@ HOLES = {
         ],
         (0.25, "ok"),
     ),
-    "the one that agrees in most counts": (
-        [
-            adapt(value=0.25, method="source_only", trade_off=1.0),
-            adapt(value=0.125, method="source_only"),
-            adapt(value=0.0, method="source_only", trade_off=2.0),
-        ],
-        (0.25, "ok"),
-    ),
+    "of another width": ([adapt(value=0.25, method="source_only", width=8)], (None, "missing")),
 }
+
+
+def test_a_null_option_of_source_only_is_no_wildcard():
+    """null is the model's own width, every class, all steps: a run with a number there has no source-only run yet."""
+    for option in ("width", "max_steps", "num_classes"):
+        found = gains([adapt(method="source_only"), adapt(**{option: 8}), adapt(seed=1, method="source_only")])
+        assert found["bn", 0, "dann", 0.1] == (None, "missing")
 
 
 @pytest.mark.parametrize(("baselines", "gain"), HOLES.values(), ids=HOLES)

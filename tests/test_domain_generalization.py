@@ -273,7 +273,9 @@ def test_all_domains_of_a_known_set_take_part_and_a_folders_are_named():
         ({"domains": ("blend",)}, "0 source domains; two or more"),
         ({"domains": ("mnist", "mnist", "blend")}, "names one twice"),
         ({"dataset": "digit"}, 'unknown data set "digit".*did you mean "digits"'),
-        ({"dataset": "glyphs"}, "are not known before it is read; name them"),
+        ({"dataset": "glyphs"}, 'data set "glyphs" has no domains'),
+        ({"dataset": 5}, "valid string"),
+        ({"dataset": None}, "valid string"),
         ({"norm_batch_size": 5}, "does not divide batch_size 16"),
     ],
 )

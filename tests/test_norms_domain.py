@@ -161,11 +161,12 @@ def test_a_joint_forward_is_two_separate_ones(name):
 def test_with_one_domain_it_is_bn(name):
     layer, bn, x = make_norm(name, num_domains=1)(6), make_norm("bn")(6), batch(dtype=torch.float32)
     factor = 2 if name == "transnorm" else 1  # alpha is 1 where there is nothing to tell apart
-    for _ in range(2):
-        torch.testing.assert_close(layer(x), factor * bn(x))
-    torch.testing.assert_close(layer.running_mean[0], bn.running_mean)
-    torch.testing.assert_close(layer.running_var[0], bn.running_var)
-    torch.testing.assert_close(layer.eval()(x), factor * bn.eval()(x))
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), factor * bn(x), rtol=0, atol=0)
+    assert torch.equal(layer.running_mean[0], bn.running_mean)
+    assert torch.equal(layer.running_var[0], bn.running_var)
+    assert layer.num_batches_tracked.tolist() == [3]
+    torch.testing.assert_close(layer.eval()(x), factor * bn.eval()(x), rtol=0, atol=0)
     if name != "transnorm":
         assert layer.equivalent_to == "bn"
 

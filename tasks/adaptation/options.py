@@ -38,7 +38,8 @@ class DomainAdaptationOptions(SupervisedOptions):
         adabn_images: target training images, at most, that statistics are re-estimated on.
 
     Of SupervisedOptions, `epochs` are passes over the source's training part, and `batch_size` and `norm_batch_size`
-    count images of each domain: a joint forward holds twice as many, half of every norm batch from either domain.
+    count images of each domain: a joint forward holds twice as many, half of every norm batch from either domain. (The
+    rule of `bgn` for its groups goes by the images of one domain, so that a method's gain is not one of groups.)
     """
 
     dataset: str = "digits"
