@@ -184,10 +184,9 @@ def _short(commit: str) -> str:
 
 
 def _words(df: pd.DataFrame, column: str) -> str:
-    values = (
-        [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
-    )
-    return " and ".join(values) or "unrecorded"
+    given = [str(v) for v in distinct(df[column].tolist()) if v is not None and v != ""] if column in df.columns else []
+    # a run over several domains may itself say "real and synthetic"
+    return " and ".join(dict.fromkeys(part for value in given for part in value.split(" and "))) or "unrecorded"
 
 
 def _list(seeds: Sequence[int]) -> str:
