@@ -167,11 +167,11 @@ class _PerDomain(DomainStatistics):
             return evaluate(x, mean, var, weight, bias, self.num_channels, self.eps)
         return _normalized(x, mean.to(wide), var.to(wide), weight, bias, self.eps)
 
-    def _runs(self, x: Tensor, domain: int | Tensor) -> list[tuple[int, int, int]] | None:
-        """(domain, start, length) of each domain's samples where they stand together and every slice cuts them alike;
-        None where they do not, or where looking would have to wait for the device."""
+    def _runs(self, x: Tensor, domain: int | Tensor) -> list[tuple[int, int]] | None:
+        """(domain, length) of each domain's samples, in order, where they stand together and every slice cuts them
+        alike; None where they do not, or where looking would have to wait for the device."""
         if isinstance(domain, int):
-            return [(domain, 0, x.shape[0])]
+            return [(domain, x.shape[0])]
         told = self.situation.domain
         assert isinstance(told, Tensor)
         if not _readable(told):
@@ -179,10 +179,9 @@ class _PerDomain(DomainStatistics):
         values, lengths = (t.tolist() for t in torch.unique_consecutive(told.long(), return_counts=True))
         if len(set(values)) < len(values) or any(length % self.situation.slices for length in lengths):
             return None
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return list(zip(values, starts, lengths, strict=True))
+        return list(zip(values, lengths, strict=True))
 
-    def _train_runs(self, x: Tensor, runs: list[tuple[int, int, int]]) -> tuple[Tensor, _Moments]:
+    def _train_runs(self, x: Tensor, runs: list[tuple[int, int]]) -> tuple[Tensor, _Moments]:
         """Each domain's samples by bn's own kernels."""
         slices, positions = self.situation.slices, math.prod(x.shape[2:])
         check_slices(x, slices)
@@ -192,12 +191,12 @@ class _PerDomain(DomainStatistics):
         shape = (slices, self.num_domains, self.num_channels)
         means, variances, images = (torch.zeros(shape, device=x.device, dtype=wide) for _ in range(3))
         parts = []
-        for domain, start, length in runs:
+        # split, not narrow: its backward is one concatenation
+        for (domain, length), part in zip(runs, x.split([length for _, length in runs]), strict=True):
             count = length // slices * positions
             if count < 2:
                 raise ValueError(self._too_few(x))
             weight, bias = self._affine(domain, wide)
-            part = x.narrow(0, start, length)
             y, mean, var = normalize(part, weight, bias, self.num_channels, slices, self.eps)
             parts.append(y)
             means[:, domain], variances[:, domain] = mean, var * ((count - 1) / count)
