@@ -91,12 +91,7 @@ class DomainAdaptation:
         """Identity of the data. Raises ValueError where these two domains can not serve."""
         used = (options.source, options.target)
         datasets.check_domains(options.dataset, data_dir, used, options.num_classes)
-        for domain in used:
-            available = datasets.training_images(options.dataset, data_dir, domain, options.num_classes)
-            if options.batch_size > available:
-                raise ValueError(
-                    f'batch_size {options.batch_size} exceeds the {available} training images of domain "{domain}"'
-                )
+        datasets.check_batch_size(options.dataset, data_dir, used, options.batch_size, options.num_classes)
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainAdaptationOptions) -> str | None:

@@ -149,12 +149,7 @@ class DomainGeneralization:
     def data_checksum(self, options: DomainGeneralizationOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these domains can not serve."""
         datasets.check_domains(options.dataset, data_dir, options.domains or (), options.num_classes)
-        for domain in options.sources:
-            available = datasets.training_images(options.dataset, data_dir, domain, options.num_classes)
-            if options.batch_size > available:
-                raise ValueError(
-                    f'batch_size {options.batch_size} exceeds the {available} training images of domain "{domain}"'
-                )
+        datasets.check_batch_size(options.dataset, data_dir, options.sources, options.batch_size, options.num_classes)
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainGeneralizationOptions) -> str | None:

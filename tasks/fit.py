@@ -201,7 +201,8 @@ def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, mo
     try:
         told = situation(net, domain=options.domain, slices=options.slices)
         with torch.no_grad(), hold(net), told, autocast(images.device, options.precision):
-            net(images)
+            # as `evaluate` forwards it: norms that combine branches have no other forward without a domain
+            net(images) if net.training else predict(net, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -209,7 +210,7 @@ def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, mo
         "inputs": [] if torch.isfinite(images).all() else ["images"],
         "parameters": [n for n, p in net.named_parameters() if not torch.isfinite(p).all()],
         "buffers": [n for n, b in net.named_buffers() if not torch.isfinite(b).all()],
-        "outputs": outputs,
+        "outputs": list(dict.fromkeys(outputs)),
     }
     parts = [f"{kind} {_first(names, most)}" for kind, names in found.items() if names]
     return "not finite: " + "; ".join(parts) if parts else "every parameter and layer output is finite"

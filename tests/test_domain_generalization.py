@@ -232,6 +232,15 @@ def test_divergence_names_the_step(domains, tmp_path):
         TASK.run(make_norm("none"), options(learning_rate=1e6), context(tmp_path))
 
 
+def test_an_unseen_domain_without_finite_outputs_diverges_by_name_for_bne_too(domains, tmp_path, monkeypatch):
+    """bne has no forward without a domain but the combined one, and the message looks at the network once more."""
+    _, net = run("bne", options(epochs=1), tmp_path, monkeypatch)
+    with torch.no_grad():
+        net.head.weight[0, 0] = float("nan")
+    with pytest.raises(Diverged, match=r"held-out domain now: the loss is nan; not finite: parameters head\.weight"):
+        domain_generalization.on_unseen(net, domains["blend"], lambda images: images.float(), "now")
+
+
 # --- planning and bad input -------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ prepare("cifar10", data_dir)                       # the only call that download
 from tasks.data.batches import AUGMENTATIONS, augment, cutout, normalize, ordered_batches, shuffled_batches
 from tasks.data.catalog import (
     DatasetInfo,
+    check_batch_size,
     check_classifiable,
     check_disjoint,
     check_domains,
@@ -24,7 +25,6 @@ from tasks.data.catalog import (
     load_domains,
     open_folder,
     prepare,
-    training_images,
 )
 from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
@@ -37,6 +37,7 @@ __all__ = [
     "ImageData",
     "Split",
     "augment",
+    "check_batch_size",
     "check_classifiable",
     "check_disjoint",
     "check_domains",
@@ -58,5 +59,4 @@ __all__ = [
     "prepare",
     "shrink",
     "shuffled_batches",
-    "training_images",
 ]

@@ -300,10 +300,15 @@ def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int |
                 )
 
 
-def training_images(name: str, data_dir: Path, domain: str, classes: int | None = None) -> int:
-    """Images of the first `classes` classes in the training part of a domain. Reads labels, no images."""
-    labels = domain_labels(name, data_dir)[domain]["train"]
-    return len(labels) if classes is None else int((labels < classes).sum())
+def check_batch_size(
+    name: str, data_dir: Path, used: Sequence[str], batch_size: int, classes: int | None = None
+) -> None:
+    """ValueError where the training part of a domain of `used`, its first `classes` classes, does not fill a batch."""
+    for domain in used:
+        labels = domain_labels(name, data_dir)[domain]["train"]
+        available = len(labels) if classes is None else int((labels < classes).sum())
+        if batch_size > available:
+            raise ValueError(f'batch_size {batch_size} exceeds the {available} training images of domain "{domain}"')
 
 
 def in_memory(name: str, data_dir: Path) -> bool:
