@@ -121,6 +121,7 @@ class _BatchStatistics(RunningStatistics):
     source="Ioffe & Szegedy 2015, arXiv:1502.03167",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NHW",
     slices_at_once=True,
 )
 class BatchNorm(_BatchStatistics):
@@ -158,6 +159,7 @@ class BatchNorm(_BatchStatistics):
     source="Zhou et al. 2020, arXiv:2012.02782",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NCHW",
     slices_at_once=True,
 )
 class BatchGroupNorm(_BatchStatistics):

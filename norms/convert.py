@@ -110,12 +110,6 @@ def audit_norms(net: nn.Module) -> Audit:
     return Audit(left=left, ours=ours)
 
 
-def equivalent(net: nn.Module) -> str | None:
-    """The name X when every norm of ours in `net` says `equivalent_to == X` (a BGN with G = C says "bn"), else None."""
-    names = {getattr(norm, "equivalent_to", None) for _, norm in norm_modules(net)}
-    return names.pop() if len(names) == 1 else None
-
-
 def _replacement(path: str, old: nn.Module, factory: NormFactory[nn.Module]) -> nn.Module:
     tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
     where = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}

@@ -285,6 +285,7 @@ def _normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bia
     source="Chang et al. 2019, arXiv:1906.03950",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NHW",
     needs="domain",
     slices_at_once=True,
 )
@@ -329,6 +330,7 @@ class DomainSpecificBatchNorm(_PerDomain):
     source="Xie et al. 2019, arXiv:1911.09665",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NHW",
     needs="domain",
     slices_at_once=True,
 )
@@ -373,6 +375,7 @@ class DualBatchNorm(DomainSpecificBatchNorm):
     source="Segu et al. 2020, arXiv:2011.12672",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NHW",
     needs="domain",
     slices_at_once=True,
 )
@@ -439,6 +442,7 @@ class BatchNormEmbedding(_PerDomain):
     source="Wang et al. 2019, NeurIPS, Transferable Normalization",
     mixes_samples=True,
     keeps_stats=True,
+    axes="NCHW",
     exact_gradient=False,
     needs="domain",
     slices_at_once=True,

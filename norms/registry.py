@@ -17,8 +17,10 @@ import contextlib
 import difflib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
+import itertools
 import re
 import sys
 import typing
@@ -36,9 +38,11 @@ NormFactory = functools.partial
 """factory(num_channels, *, affine=True, device=None, dtype=None) -> nn.Module on (N, C, *), shape kept."""
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
+AXES = tuple("".join(parts) for parts in itertools.product(("", "N"), ("", "C"), ("", "HW")))
 SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
 """Facts of a run that a constructor may ask for by naming a parameter so; the plan fills them in before hashing."""
 
+_BUILTIN = ("sample", "batch", "pooled", "adaptive", "activated", "weights", "memory", "streaming", "domain", "context")
 _CONTRACT = {"affine", "device", "dtype", "activation"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -59,6 +63,10 @@ class NormInfo:
         needs: what a call must bring beside x: any of "conv_weight" (called as norm(y, weight=w)), "activation"
             (takes `activation=` at build and applies it), "domain", "context" (read from `self.situation`),
             "second_look" (asks `after_update` to show it the batch again).
+        axes: letters of "NCHW", the axes along which a value's training output depends on other values: "NHW" for bn,
+            "CHW" for gn, "" for none. None: not declared.
+        across_iterations: the statistics of earlier iterations enter the training output in the place of a larger
+            batch. Several norm batches per update would be taken for iterations, so tasks skip such a norm there.
         slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
             once per slice (see norms.situation).
     """
@@ -72,6 +80,8 @@ class NormInfo:
     exact_gradient: bool = True
     compiles: bool = True
     needs: frozenset[str] = frozenset()
+    axes: str | None = None
+    across_iterations: bool = False
     slices_at_once: bool = False
 
 
@@ -130,6 +140,9 @@ def register(
     facts["needs"] = frozenset([needs] if isinstance(needs, str) else needs)
     if facts["needs"] - NEEDS:
         raise ValueError(f'norm "{name}": needs {sorted(facts["needs"] - NEEDS)} is unknown; allowed: {sorted(NEEDS)}')
+    axes = facts.get("axes")
+    if axes is not None and axes not in AXES:
+        raise ValueError(f'norm "{name}": axes "{axes}" are unknown; allowed: {", ".join(filter(None, AXES))} and ""')
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         file = _file_of(build)
@@ -243,6 +256,12 @@ def norm_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
             if not name:
                 return
+
+
+def equivalent(net: nn.Module) -> str | None:
+    """The name X when every norm of ours in `net` says `equivalent_to == X` (a BGN with G = C says "bn"), else None."""
+    names = {getattr(norm, "equivalent_to", None) for _, norm in norm_modules(net)}
+    return names.pop() if len(names) == 1 else None
 
 
 def load_plugin(path: str | Path) -> list[str]:
@@ -393,6 +412,5 @@ def _file_of(build: Callable[..., nn.Module]) -> str:
 
 def _import_builtin() -> None:
     # Imported here and not at the top: the layer modules import this one to register themselves.
-    import norms.batch
-    import norms.domain
-    import norms.sample  # noqa: F401
+    for module in _BUILTIN:
+        importlib.import_module(f"norms.{module}")

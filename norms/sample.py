@@ -81,7 +81,9 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@register(name="none", source="the control: no statistics, affine only", mixes_samples=False, keeps_stats=False)
+@register(
+    name="none", source="the control: no statistics, affine only", mixes_samples=False, keeps_stats=False, axes=""
+)
 class NoNorm(_PerSample):
     """y = x * weight_c + bias_c: what is left of a norm without its statistics.
 
@@ -116,6 +118,7 @@ class NoNorm(_PerSample):
     source="Ulyanov et al. 2016, arXiv:1607.08022",
     mixes_samples=False,
     keeps_stats=False,
+    axes="HW",
 )
 class InstanceNorm(_PerSample):
     """Mean and biased variance over the positions of one channel of one sample.
@@ -146,7 +149,7 @@ class InstanceNorm(_PerSample):
         return _grouped(x, self.num_channels, self.weight, self.bias, self.eps)
 
 
-@register(name="ln", source="Ba et al. 2016, arXiv:1607.06450", mixes_samples=False, keeps_stats=False)
+@register(name="ln", source="Ba et al. 2016, arXiv:1607.06450", mixes_samples=False, keeps_stats=False, axes="CHW")
 class LayerNorm(_PerSample):
     """Mean and biased variance over all channels and positions of one sample; affine per channel.
 
@@ -176,7 +179,7 @@ class LayerNorm(_PerSample):
         return _grouped(x, 1, self.weight, self.bias, self.eps)
 
 
-@register(name="gn", source="Wu & He 2018, arXiv:1803.08494", mixes_samples=False, keeps_stats=False)
+@register(name="gn", source="Wu & He 2018, arXiv:1803.08494", mixes_samples=False, keeps_stats=False, axes="CHW")
 class GroupNorm(_PerSample):
     """Mean and biased variance over the C/G channels of a group and all positions of one sample.
 
@@ -217,7 +220,7 @@ class GroupNorm(_PerSample):
         return f"{super().extra_repr()}, num_groups={self.num_groups}"
 
 
-@register(name="pn", source="Li et al. 2019, arXiv:1907.04312", mixes_samples=False, keeps_stats=False)
+@register(name="pn", source="Li et al. 2019, arXiv:1907.04312", mixes_samples=False, keeps_stats=False, axes="C")
 class PositionalNorm(_PerSample):
     """Mean and *unbiased* variance over the channels at one position of one sample.
 

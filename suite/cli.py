@@ -249,13 +249,14 @@ def list_norms(plugin: Plugins = None) -> None:
     from suite.progress import columns
 
     _load_plugins(plugin)
-    rows = [("name", "mixes samples", "keeps statistics", "needs", "options", "source")]
+    rows = [("name", "mixes samples", "statistics over", "keeps statistics", "needs", "options", "source")]
     for name in norm_names():
         info = norm_info(name)
         options = ", ".join(f"{k}={v!r}" for k, v in norm_option_defaults(name).items())
         needs = ", ".join(sorted(info.needs)) or "nothing"
         mixes = "train and eval" if info.mixes_samples_in_eval else "train" if info.mixes_samples else "no"
-        rows.append((name, mixes, "yes" if info.keeps_stats else "no", needs, options, info.source))
+        over = "?" if info.axes is None else " ".join(info.axes) or "nothing"
+        rows.append((name, mixes, over, "yes" if info.keeps_stats else "no", needs, options, info.source))
     _print_lines(columns(rows))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from norms.situation import situation
 from tasks import data as datasets
 from tasks.attacks.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
@@ -104,7 +104,7 @@ class Adversarial:
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: AdversarialOptions) -> str | None:
         """None, or why this norm can not be trained or attacked here."""
         absent = ("context",) if options.num_domains == 2 else ("domain", "context")
-        if reason := lacking(info, f"{self.name} ({options.method})", absent):
+        if reason := lacking(info, f"{self.name} ({options.method})", absent, options.slices):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
@@ -112,8 +112,6 @@ class Adversarial:
         return _refusal(norm, options, shape, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: AdversarialOptions, context: RunContext) -> Outcome:
-        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
         data = _load(options.dataset, context.data_dir, options.num_classes).to(context.device)
         memory = PeakMemory(context.device)
         net = build(norm, data, options, context)

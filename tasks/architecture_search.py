@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from norms.registry import NormFactory, NormInfo, factory_info, forked_generators
+from norms.registry import NormFactory, NormInfo, equivalent, factory_info, forked_generators
 from tasks import data as datasets
 from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.darts.genotype import CHOICES, Genotype, random_genotype
@@ -130,6 +130,8 @@ class ArchitectureSearch:
             if reason := lacking(info, "a search network", ("conv_weight",)):
                 return reason
         for phase, each, size in phases:
+            if reason := lacking(factory_info(each), phase, slices=size[2] // options.shared(size[2])):
+                return reason
             answer = _refusal(phase, each, size, options.shared(size[2]), shape, classes)
             if answer is not None:
                 return f"in {phase}: {answer}"
@@ -265,8 +267,6 @@ def _equals(
     options: ArchitectureSearchOptions,
 ) -> str | None:
     """The norm that every layer of both networks equals (bgn with one group per channel: bn), or None."""
-    from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
     facts: dict[str, Any] = {
         "in_channels": data.image_shape[0],
         "num_classes": data.num_classes,

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
 from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize
@@ -125,7 +125,7 @@ class Classification:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
         """None, or why this norm can not train here."""
-        if reason := lacking(info, self.name):
+        if reason := lacking(info, self.name, slices=options.slices):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
@@ -133,8 +133,6 @@ class Classification:
         return _refusal(norm, options, shape, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
-        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
         data = _open(options, context)
         memory = PeakMemory(context.device)
         net = build_net(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from norms.situation import predict, situation
 from tasks import data as datasets
 from tasks.adaptation.forward import forward_domains
@@ -96,15 +96,13 @@ class DomainAdaptation:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainAdaptationOptions) -> str | None:
         """None, or why this norm can not train here."""
-        if reason := lacking(info, self.name, ("context",)):
+        if reason := lacking(info, self.name, ("context",), options.slices):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: DomainAdaptationOptions, context: RunContext) -> Outcome:
-        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
         source, target = (
             datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes).to(
                 context.device

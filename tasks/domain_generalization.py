@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, forked_generators, nearest
+from norms.registry import NormFactory, NormInfo, equivalent, forked_generators, nearest
 from norms.situation import predict, situation
 from tasks import data as datasets
 from tasks.base import Diverged, Outcome, RunContext, Setting
@@ -154,15 +154,13 @@ class DomainGeneralization:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
         """None, or why this norm can not train here, or not be evaluated on a domain that it has not seen."""
-        if reason := lacking(info, self.name, ("context",)):
+        if reason := lacking(info, self.name, ("context",), options.slices):
             return reason
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
     def run(self, norm: NormFactory[nn.Module], options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
-        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
         def load(domain: str) -> ImageData:
             data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
             return data.to(context.device)

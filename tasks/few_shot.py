@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, forked_generators
+from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
 from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.episodes import EpisodeSampler, check_episodes, query_pool, variants_needed
@@ -104,8 +104,6 @@ class FewShot:
         return _refusal(norm, options, shape)
 
     def run(self, norm: NormFactory[nn.Module], options: FewShotOptions, context: RunContext) -> Outcome:
-        from norms.convert import equivalent  # here, since it imports torchvision, which planning does not need
-
         data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
         if options.method == "maml":
             import_legacy("learn2learn", "few_shot: method maml")  # here, or the first steps' cost would hold it

@@ -10,17 +10,24 @@ from collections.abc import Callable, Collection, Hashable
 import torch
 from torch import nn
 
-from norms.registry import NormFactory, NormInfo, factory_info
+from norms.registry import NormFactory, NormInfo, equivalent, factory_info
 from norms.situation import predict, situation
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 
 
-def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context")) -> str | None:
-    """None, or that this norm needs what the task has not: any of `absent`."""
+def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context"), slices: int = 1) -> str | None:
+    """None, or that this norm needs what the task has not: any of `absent`, or one norm batch per update."""
     missing = sorted(info.needs & set(absent))
-    return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not' if missing else None
+    if missing:
+        return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not'
+    if slices > 1 and info.across_iterations:
+        return (
+            f'norm "{info.name}" takes statistics from earlier iterations, and would take each of the {slices} norm '
+            "batches of an update for one; lower batch_size together with norm_batch_size"
+        )
+    return None
 
 
 def try_forward(
@@ -33,6 +40,13 @@ def try_forward(
         net(images)
     with situation(net.eval(), domain=domain):
         predict(net, images)
+    refuse_empty(net)
+
+
+def refuse_empty(net: nn.Module) -> None:
+    """ValueError where every norm says that it is `none` in this place, as a fused one without its activation."""
+    if equivalent(net) == "none":
+        raise ValueError("no activation follows any norm here, and without one it does nothing but its affine")
 
 
 def refusal(

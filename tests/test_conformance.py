@@ -84,6 +84,8 @@ LIES = {
         {"mixes samples in train", "mixes samples in eval", "slices"},
     ),
     "claims to mix samples": ("mixes_samples=True, keeps_stats=False", "Honest", "", {"mixes samples in train"}),
+    "claims other axes": ("mixes_samples=False, keeps_stats=False, axes='CHW'", "Honest", "", {"axes"}),
+    "claims a memory over iterations": (f"{STATS}, across_iterations=True", "Running", "", {"earlier iterations"}),
     "claims to mix samples in evaluation": (
         f"{STATS}, mixes_samples_in_eval=True",
         "Running",

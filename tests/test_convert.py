@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
-from norms.convert import Audit, Left, Swapped, audit_norms, convert_norms, equivalent
-from norms.registry import make_norm, norm_modules
+from norms.convert import Audit, Left, Swapped, audit_norms, convert_norms
+from norms.registry import equivalent, make_norm, norm_modules
 
 SWAPPED = [
     (nn.BatchNorm1d(6), (4, 6, 5)),

@@ -28,6 +28,8 @@ FACTS: tuple[Callable[[Subject], Finding], ...] = (
     declared.train_and_eval,
     declared.mixes_samples_in_train,
     declared.mixes_samples_in_eval,
+    declared.axes,
+    declared.earlier_iterations,
     declared.keeps_statistics,
     declared.running_statistics_used_in_eval,
     declared.gradient_first_order,
@@ -87,10 +89,10 @@ def check_norm(name: str, **options: Any) -> list[Check]:
     """
     setting = {"norm_batch_size": BATCH, "num_domains": 2, "image_shape": (3, 4, 4)}
     info = norm_info(name)
-    options = resolve_norm_options(name, options, setting)
+    given, options = options, resolve_norm_options(name, options, setting)
     with torch.random.fork_rng(devices=[]):
         try:
-            subject = find_subject(info, make_norm(name, **options))
+            subject = find_subject(info, make_norm(name, **options), bool(given))
         except Exception as error:  # noqa: BLE001 - whatever a norm under test raises is the finding
             return [Check(name, "builds", "yes", "no", False, line(error))]
         return [_measure(subject, fact) for fact in FACTS]

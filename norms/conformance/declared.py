@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import warnings
@@ -15,6 +16,7 @@ from norms.conformance.subject import (
     TIGHT,
     Finding,
     Subject,
+    batch,
     close,
     grad,
     gradients,
@@ -49,14 +51,46 @@ def _mixing(s: Subject, mode: bool, declared: bool) -> Finding:
     layer, mixes, changes = s.trained().train(mode), False, []
     for n in (BATCH, 64):  # a layer may treat small batches in another way
         x = s.x(n=n)
-        other = torch.cat([x[:1], 3 * s.x(9, n=n)[1:] + 2])
+        # the last sample, since a layer may go from one to the next
+        other = torch.cat([3 * s.x(9, n=n)[1:] + 2, x[-1:]])
         with hold(layer):
-            one = s.call(layer, x)[0]
+            one = s.call(layer, x)[-1]
         with hold(layer):
-            two = s.call(layer, other)[0]
+            two = s.call(layer, other)[-1]
         mixes |= not close(one, two)
         changes.append(f"{(one - two).abs().max().item():.2g} (N={n})")
     return Finding(yes(declared), yes(mixes), f"other batch mates change a sample by {', '.join(changes)}")
+
+
+def axes(s: Subject) -> Finding:
+    """Along which axes the value at the last sample, first channel and first position depends on others."""
+    if s.info.axes is None:
+        return Finding("-", "not declared", "", True)
+    found = set()
+    for channels in (s.channels, 2 * s.channels):  # a group may be a single channel
+        layer, x = s.layer(channels), batch((BATCH, channels, 4, 4), 0, torch.float64)
+        s.train(layer, batch(tuple(x.shape), 1, torch.float64))
+        places = {"N": (slice(0, -1),), "C": (-1, slice(1, None)), "HW": (-1, 0, slice(1, None))}
+        with hold(layer):
+            base = s.call(layer, x)[-1, 0, 0, 0]
+        for letters, place in places.items():
+            offset = torch.zeros_like(x)
+            offset[place] = 1 + noise(offset[place].shape, 3, x.dtype)
+            with hold(layer):
+                if not close(base, s.call(layer, x, offset=offset)[-1, 0, 0, 0]):
+                    found.add(letters)
+    measured = "".join(letters for letters in ("N", "C", "HW") if letters in found)
+    less = s.configured and set(measured) <= set(s.info.axes)
+    return Finding(s.info.axes or "none", measured or "none", "with these options" * less, less or None)
+
+
+def earlier_iterations(s: Subject) -> Finding:
+    """A norm may declare less than it does: batch renormalization moves with its running statistics, too."""
+    x, outputs = s.x(), []
+    for past in ((s.x(1), s.x(2)), (3 * s.x(1) + 2, 2 * s.x(2) - 1)):
+        outputs.append(s.call(s.train(s.layer(), *past), x))
+    depends = not close(outputs[0], outputs[1])
+    return Finding(yes(s.info.across_iterations), yes(depends), "", depends or not s.info.across_iterations)
 
 
 def keeps_statistics(s: Subject) -> Finding:
@@ -204,8 +238,11 @@ def _fuses_activation(s: Subject) -> bool:
     if "activation" not in s.info.needs:
         return False  # nothing is passed at build
     x = s.x()
-    relu, square = (s.call(s.layer(activation=f), x) for f in (nn.ReLU(), nn.Softplus()))
-    return not close(relu, square)
+    outputs = [s.call(s.layer(activation=f), x) for f in (nn.ReLU(), nn.Softplus())]
+    # a norm may replace whatever activation follows by its own, and may refuse a place that has none
+    with contextlib.suppress(ValueError):
+        outputs.append(s.call(s.layer(activation=None), x))
+    return not all(close(outputs[0], other) for other in outputs[1:])
 
 
 def _reads_domain(s: Subject) -> bool:

@@ -5,6 +5,7 @@ Axes: N samples, C channels, then space.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Subject:
     info: NormInfo
     factory: NormFactory[nn.Module]
     channels: int
+    configured: bool = False  # with options, which may leave less of what the norm declares
 
     def layer(self, channels: int | None = None, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
         """A layer whose parameters are moved off their start, where many a mistake is multiplied by 0 or 1."""
@@ -62,10 +64,12 @@ class Subject:
         part: str = "context",
         parameters: dict[str, Tensor] | None = None,
         seed: int | None = 0,
+        offset: Tensor | None = None,
     ) -> Tensor:
         """One forward of x (N, C, *) after seeding, so that a norm that draws does so alike every time.
 
-        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise.
+        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise. `offset` is added to what the norm
+        sees, after the convolution of a norm that has one.
         """
         if seed is not None:
             torch.manual_seed(seed)
@@ -78,6 +82,8 @@ class Subject:
             x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
             if "conv_weight" in self.info.needs:
                 inputs["weight"] = weight
+        if offset is not None:
+            x = x + offset
         labels = torch.arange(len(x)) % 2 if domain is None else domain
         known = next(norm.situation for _, norm in norm_modules(layer))
         assert isinstance(known, Situation)
@@ -87,7 +93,8 @@ class Subject:
     def train(self, layer: nn.Module, *batches: Tensor) -> nn.Module:
         """Training steps without an optimizer, so that statistics and memories fill."""
         layer.train()
-        with torch.no_grad():
+        # a norm may take derivatives with respect to its convolution's weight in its forward
+        with contextlib.nullcontext() if "conv_weight" in self.info.needs else torch.no_grad():
             for i, x in enumerate(batches):
                 self.call(layer, x)
                 after_update(layer, lambda x=x: self.call(layer, x), (i + 1) / len(batches))  # type: ignore[misc]
@@ -98,10 +105,10 @@ class Subject:
         return self.train(self.layer(dtype=dtype, **kwargs), *(self.x(seed, dtype=dtype) for seed in (1, 2, 3)))
 
 
-def find_subject(info: NormInfo, factory: NormFactory[nn.Module]) -> Subject:
+def find_subject(info: NormInfo, factory: NormFactory[nn.Module], configured: bool = False) -> Subject:
     refused: ValueError | None = None
     for channels in CHANNELS:
-        subject = Subject(info, factory, channels)
+        subject = Subject(info, factory, channels, configured)
         try:
             subject.call(subject.layer(), subject.x())
         except ValueError as error:
