@@ -42,7 +42,18 @@ AXES = tuple("".join(parts) for parts in itertools.product(("", "N"), ("", "C"),
 SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
 """Facts of a run that a constructor may ask for by naming a parameter so; the plan fills them in before hashing."""
 
-_BUILTIN = ("sample", "batch", "pooled", "adaptive", "activated", "weights", "memory", "streaming", "domain", "context")
+_BUILTIN = (
+    "sample",
+    "batch",
+    "pooled",
+    "adaptive",
+    "activated",
+    "weights",
+    "memory",
+    "streaming",
+    "domain",
+    "conditional",
+)
 _CONTRACT = {"affine", "device", "dtype", "activation"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
