@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,7 +23,7 @@ from tasks.base import Diverged, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
-from tasks.data.reading import Part, in_order, select, shuffled
+from tasks.data.reading import Part, by_class, in_order, select, shuffled
 from tasks.fit import (
     EVALUATION_BATCH,
     SHIFT_PROBE,
@@ -32,6 +32,7 @@ from tasks.fit import (
     Precision,
     StepClock,
     StepOptions,
+    autocast,
     composition_shift,
     evaluate,
     keeps_stats,
@@ -61,18 +62,32 @@ class ClassificationOptions(SupervisedOptions):
         zero_init_last_gamma: residual blocks begin as the identity.
         precision: "bfloat16" runs forwards under autocast.
         recalibration_images: training images that statistics are re-estimated on.
+        single_class_groups: images x[k::groups] of every training batch x are of one class; None: shuffled. With
+            norm_batch_size = batch_size / groups every norm batch is of one class.
+        final_pass: "class_sorted": after training, running averages move over the training images once more, sorted
+            by class, in norm batches; no weight changes. "none": no such pass.
+
+    The last two are wrong on purpose: they show what a norm's statistics depend on (configs/known_answers.yaml).
     """
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     zero_init_last_gamma: bool = False
     precision: Precision = "float32"
     recalibration_images: int = Field(2000, ge=1)
+    single_class_groups: int | None = Field(None, ge=1)
+    final_pass: Literal["none", "class_sorted"] = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationOptions:
         if self.recalibration_images < self.shared:
             raise ValueError(
                 f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
+            )
+        if self.single_class_groups is not None and self.batch_size % self.single_class_groups:
+            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            raise ValueError(
+                f"single_class_groups {self.single_class_groups} does not divide batch_size {self.batch_size}; "
+                f"allowed: {', '.join(map(str, divisors))}"
             )
         return self
 
@@ -120,7 +135,10 @@ class Classification:
         return Setting(norm_batch_size=options.shared, num_domains=1, image_shape=shape)
 
     def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these options can not be run on it."""
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
+        if options.single_class_groups is not None and not datasets.in_memory(options.dataset, data_dir):
+            raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
@@ -194,7 +212,7 @@ def _train(
         before = sum(clock.seconds)
         loss_sum, seen, rate = 0.0, 0, 0.0
         correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for images, labels in shuffled(data.train, options.batch_size, order):
+        for images, labels in _epoch(data.train, options, order):
             if step == total:
                 break
             # the middle of the step, so that neither the first nor the last rate is 0
@@ -227,7 +245,33 @@ def _train(
         context.report(step / total)
         if step == total:
             break
+    if options.final_pass == "class_sorted":
+        _sorted_pass(net, data.train, options, context, prepare)
     return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+
+
+def _epoch(part: Part, options: ClassificationOptions, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    if options.single_class_groups is None:
+        return shuffled(part, options.batch_size, order)
+    return by_class(part, options.batch_size, options.single_class_groups, order)
+
+
+@torch.no_grad()
+def _sorted_pass(
+    net: nn.Module,
+    part: Part,
+    options: ClassificationOptions,
+    context: RunContext,
+    prepare: Callable[[Tensor], Tensor],
+) -> None:
+    """What momentum averages become when the last images they saw are sorted by class; weights stay."""
+    labels = part.labels.cpu()
+    whole = labels.argsort(stable=True)[: len(labels) // options.shared * options.shared]
+    draws = context.generator("augmentation of the final pass")
+    for index in whole.split(options.shared):
+        images = augment(select(part, index).images.to(context.device), draws, options.augmentation)
+        with autocast(context.device, options.precision):
+            net(prepare(images))
 
 
 def _measure(

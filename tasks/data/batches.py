@@ -52,6 +52,39 @@ def shuffled_batches(
     return ((split.images[index], split.labels[index]) for index in chunks)
 
 
+def single_class_batches(
+    split: Split, batch_size: int, groups: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch in which x[k::groups] of every batch x, for each k, holds images of one class; otherwise as
+    shuffled_batches. Images that do not fill a group or a batch are left out.
+
+    Args:
+        split: what to draw from.
+        batch_size: B, in images; `groups` divides it.
+        groups: single-class groups in a batch.
+        generator: draws the order of the images of each class, then the order of all groups.
+
+    Raises:
+        ValueError: at once, where `groups` does not divide batch_size or the images fill no batch.
+    """
+    if groups < 1 or batch_size % groups:
+        raise ValueError(f"{groups} single-class groups do not divide a batch of {batch_size}")
+    size = batch_size // groups
+    labels = split.labels.cpu()
+    order = torch.randperm(len(labels), generator=generator, device=generator.device).cpu()
+    whole = []
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        whole.append(of_class[: len(of_class) // size * size].view(-1, size))
+    drawn = torch.cat(whole)
+    drawn = drawn[torch.randperm(len(drawn), generator=generator, device=generator.device).cpu()]
+    if len(drawn) < groups:
+        raise ValueError(f"no batch: {len(drawn)} groups of {size} images of one class, {groups} in a batch")
+    batches = drawn[: len(drawn) // groups * groups].view(-1, groups, size)
+    chunks = batches.transpose(1, 2).flatten(1).to(split.labels.device)
+    return ((split.images[index], split.labels[index]) for index in chunks)
+
+
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in stored order, views without a copy; the last batch may be smaller."""
     if batch_size < 1:

@@ -95,6 +95,21 @@ _BUILTIN = {
         1,
         fashion.load_fashion_mnist_mini,
     ),
+    "fashion_shifted": _Builtin(
+        _builtin(
+            "fashion_shifted",
+            fashion.SHIFTED_TITLE,
+            "real and synthetic",
+            10,
+            1,
+            fashion.SIZES,
+            "MIT",
+            fashion.SHIFT_DOMAINS,
+        ),
+        fashion.FILE,
+        1,
+        fashion.load_fashion_shifted,
+    ),
     "digits": _Builtin(
         _builtin(
             "digits",

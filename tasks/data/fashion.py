@@ -14,11 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from norms.registry import nearest
 from tasks.data.images import ImageData, Split, make_data, take_per_class
 from tasks.data.store import read_builtin
 
 FILE = "fashion_mnist_mini.npz"
 TITLE = "Fashion-MNIST mini"
+SHIFTED_TITLE = "Fashion-MNIST mini, shifted"
+SHIFT_DOMAINS = ("original", "shifted")
+SHIFT = (0.5, 96)
+"""a, b of the shifted domain's a * x + b on the scale 0 to 255; nothing is cut off."""
 SIZES = {"train": 6000, "val": 1000, "test": 2000}
 CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -47,6 +52,42 @@ def load_fashion_mnist_mini(checksum: str, *, classes: int | None = None) -> Ima
         num_classes=10,
         classes=classes,
         class_names=CLASSES,
+    )
+
+
+def load_fashion_shifted(checksum: str, *, domain: str = "original", classes: int | None = None) -> ImageData:
+    """fashion_mnist_mini as two domains of the same images, the second of which is a * x + b of the first (SHIFT): a
+    planted shift, which statistics of the right domain undo but for the padding of convolutions.
+
+    Args and errors as load_fashion_mnist_mini, and
+
+    Args:
+        domain: one of SHIFT_DOMAINS.
+
+    Raises:
+        ValueError: unknown domain.
+    """
+    if domain not in SHIFT_DOMAINS:
+        raise ValueError(
+            f'fashion_shifted: unknown domain "{domain}"; allowed: {", ".join(SHIFT_DOMAINS)}'
+            f"{nearest(domain, SHIFT_DOMAINS)}"
+        )
+    data = load_fashion_mnist_mini(checksum, classes=classes)
+    parts = {part: getattr(data, part) for part in SIZES}
+    if domain == "shifted":
+        scale, offset = SHIFT
+        parts = {
+            part: Split((split.images * scale + offset).round().to(torch.uint8), split.labels)
+            for part, split in parts.items()
+        }
+    return make_data(
+        f"fashion_shifted/{domain}",
+        SHIFTED_TITLE,
+        parts,
+        kind="real" if domain == "original" else "synthetic",
+        checksum=checksum,
+        num_classes=data.num_classes,
+        class_names=data.class_names,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tasks.data.batches import ordered_batches, shuffled_batches
+from tasks.data.batches import ordered_batches, shuffled_batches, single_class_batches
 from tasks.data.images import Split
 from tasks.data.lazy import FolderImages, loaded_batches
 
@@ -27,6 +27,17 @@ def shuffled(part: Part, batch_size: int, order: torch.Generator) -> Iterator[tu
     if isinstance(part, FolderImages):
         return loaded_batches(part, batch_size, order, workers=_decoders())
     return shuffled_batches(part, batch_size, order)
+
+
+def by_class(part: Part, batch_size: int, groups: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of batches in groups of one class each, see batches.single_class_batches.
+
+    Raises:
+        ValueError: as there, and for a part that is not held in memory.
+    """
+    if isinstance(part, FolderImages):
+        raise ValueError("batches of single-class groups are drawn from data held in memory only")
+    return single_class_batches(part, batch_size, groups, order)
 
 
 def in_order(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
