@@ -1,19 +1,23 @@
-"""Norms whose statistics cover one sample only: none, in, ln, gn, pn. Training and evaluation are the same.
+"""Norms whose statistics cover one sample only. Training and evaluation are the same.
 
-    none  nothing                                     the control: affine only
-    in    (H, W) per sample and channel               Ulyanov et al. 2016, arXiv:1607.08022
-    ln    (C, H, W) per sample                        Ba et al. 2016, arXiv:1607.06450
-    gn    (C/G, H, W) per sample, G groups            Wu & He 2018, arXiv:1803.08494
-    pn    C per sample and position                   Li et al. 2019, arXiv:1907.04312, "Positional Normalization"
+    none     nothing                                  the control: affine only
+    in       (H, W) per sample and channel            Ulyanov et al. 2016, arXiv:1607.08022
+    ln       (C, H, W) per sample                     Ba et al. 2016, arXiv:1607.06450
+    gn       (C/G, H, W) per sample, G groups         Wu & He 2018, arXiv:1803.08494
+    pn       C per sample and position                Li et al. 2019, arXiv:1907.04312, "Positional Normalization"
+    layer2d  C per sample and position                Liu et al. 2022, arXiv:2201.03545, "A ConvNet for the 2020s"
+    rms      C per sample and position                Zhang & Sennrich 2019, arXiv:1910.07467
 
-    y = (x - mean) / sqrt(var + eps) * weight_c + bias_c        biased variance (pn: unbiased)
+    y = (x - mean) / sqrt(var + eps) * weight_c + bias_c        biased variance (pn: unbiased by default)
+    y = x / sqrt(mean_c x^2 + eps) * weight_c + bias_c          rms
 
 Axes: N sample, C channel, H W (any number of) spatial positions, G group. All affine parameters have shape (C,).
 
 Deliberate differences: ln's affine is per channel and not per element, as in the GN paper's comparison. pn has an
-affine, which the original has not by default; its moments go nowhere else (no moment shortcut). Inputs smaller than
-float32 are computed in float32 and cast back. Where one value alone would be normalized, which gives zero whatever the
-input, in, ln and gn raise a ValueError in training and in evaluation.
+affine, which the original has not by default; its moments go nowhere else (no moment shortcut). rms has a bias, which
+the original has not: affine means weight and bias for every norm here. Inputs smaller than float32 are computed in
+float32 and cast back. Where one value alone would be normalized, which gives zero whatever the input (rms: its sign),
+in, ln and gn raise a ValueError in training and in evaluation, and pn, layer2d and rms when built.
 """
 
 from __future__ import annotations
@@ -58,6 +62,13 @@ class _PerSample(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: more than one value per statistic is needed, given x of shape {tuple(x.shape)}"
             )
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """y * weight_c + bias_c, or y without affine."""
+        if self.weight is None or self.bias is None:
+            return y
+        shape = (-1, *[1] * (y.dim() - 2))
+        return torch.addcmul(self.bias.to(y.dtype).view(shape), y, self.weight.to(y.dtype).view(shape))
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
@@ -105,12 +116,9 @@ class NoNorm(_PerSample):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
         self._check(x, 2)
-        if self.weight is None or self.bias is None:
+        if self.weight is None:
             return x.clone()  # an activation in place after it must not reach the norm's input, as with any other norm
-        shape = (-1, *[1] * (x.dim() - 2))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y = torch.addcmul(self.bias.to(wide).view(shape), x.to(wide), self.weight.to(wide).view(shape))
-        return y.to(x.dtype)
+        return self._scaled(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 @register(
@@ -220,16 +228,111 @@ class GroupNorm(_PerSample):
         return f"{super().extra_repr()}, num_groups={self.num_groups}"
 
 
-@register(name="pn", source="Li et al. 2019, arXiv:1907.04312", mixes_samples=False, keeps_stats=False, axes="C")
-class PositionalNorm(_PerSample):
-    """Mean and *unbiased* variance over the channels at one position of one sample.
+class _OverChannels(_PerSample):
+    """One statistic per sample and position, of all channels there."""
 
-    The official PyTorch code takes the unbiased variance, eps inside the root; so does this.
+    def __init__(
+        self, num_channels: int, eps: float, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+        if num_channels < 2:
+            raise ValueError(
+                f"{type(self).__name__}: statistics over channels need at least 2 of them, "
+                f"given num_channels={num_channels}"
+            )
+
+    def _standardized(self, x: Tensor, unbiased: bool) -> Tensor:
+        """(x - mean) / sqrt(var + eps), with affine, in float32 or better and cast back."""
+        self._check(x, self.num_channels)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        centred = wide - wide.mean(dim=1, keepdim=True)
+        var = centred.square().sum(dim=1, keepdim=True) / (self.num_channels - unbiased)
+        return self._scaled(centred * torch.rsqrt(var + self.eps)).to(x.dtype)
+
+
+@register(name="pn", source="Li et al. 2019, arXiv:1907.04312", mixes_samples=False, keeps_stats=False, axes="C")
+class PositionalNorm(_OverChannels):
+    """Mean and variance over the channels at one position of one sample.
+
+    The official PyTorch code takes the unbiased variance, eps inside the root; so does this by default.
 
     Args:
         num_channels: C, at least 2.
         eps: added to the variance.
+        unbiased: the variance divides by C - 1, as in the official code; False: by C, as in the paper's equation.
         affine: weight and bias per channel (by choice: the original has none by default).
+
+    Raises:
+        ValueError: one channel.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        unbiased: bool = True,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+        self.unbiased = unbiased
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        return self._standardized(x, self.unbiased)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, unbiased={self.unbiased}"
+
+
+@register(name="layer2d", source="Liu et al. 2022, arXiv:2201.03545", mixes_samples=False, keeps_stats=False, axes="C")
+class LayerNorm2d(_OverChannels):
+    """Layer normalization over the channels alone, as ConvNeXt has it: mean and biased variance at each position.
+
+    It is pn with the biased variance and another eps; torchvision.models.convnext.LayerNorm2d for any spatial rank.
+
+    Args:
+        num_channels: C, at least 2.
+        eps: added to the variance.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: one channel.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-6,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps, affine, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        return self._standardized(x, unbiased=False)
+
+
+@register(
+    name="rms", source="Zhang & Sennrich 2019, arXiv:1910.07467", mixes_samples=False, keeps_stats=False, axes="C"
+)
+class RMSNorm(_OverChannels):
+    """Root mean square over the channels at one position of one sample; no mean is subtracted.
+
+        y = x / sqrt(mean_c x^2 + eps) * weight_c + bias_c
+
+    The paper normalizes a vector of hidden units, which here are the channels at a position; its equation has neither
+    eps nor bias.
+
+    Args:
+        num_channels: C, at least 2.
+        eps: added to the mean square.
+        affine: weight and bias per channel.
 
     Raises:
         ValueError: one channel.
@@ -245,17 +348,10 @@ class PositionalNorm(_PerSample):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, affine, device, dtype)
-        if num_channels < 2:
-            raise ValueError(f"pn: statistics over channels need at least 2 of them, given num_channels={num_channels}")
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self._check(x, 2)
+        self._check(x, self.num_channels)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        centred = wide - wide.mean(dim=1, keepdim=True)
-        var = centred.square().sum(dim=1, keepdim=True) / (self.num_channels - 1)
-        y = centred * torch.rsqrt(var + self.eps)
-        if self.weight is not None and self.bias is not None:
-            shape = (-1, *[1] * (x.dim() - 2))
-            y = torch.addcmul(self.bias.to(y.dtype).view(shape), y, self.weight.to(y.dtype).view(shape))
-        return y.to(x.dtype)
+        square = wide.square().mean(dim=1, keepdim=True)
+        return self._scaled(wide * torch.rsqrt(square + self.eps)).to(x.dtype)

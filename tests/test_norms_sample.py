@@ -1,4 +1,4 @@
-"""none, in, ln, gn, pn against literal float64 transcriptions, and the identities between them."""
+"""none, in, ln, gn, pn, layer2d, rms against literal float64 transcriptions, and the identities between them."""
 
 import copy
 import io
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.convnext import LayerNorm2d
 
 from norms.registry import make_norm
 
@@ -18,10 +19,15 @@ def literal(name, x, groups, eps=1e-5):
     y = torch.empty_like(flat)
     n, c, p = flat.shape
     for i in range(n):
-        if name == "pn":
+        if name in ("pn", "layer2d", "rms"):
             for j in range(p):
                 v = flat[i, :, j]
-                y[i, :, j] = (v - v.mean()) / torch.sqrt(((v - v.mean()) ** 2).sum() / (c - 1) + eps)
+                squares = ((v - v.mean()) ** 2).sum()
+                y[i, :, j] = {
+                    "pn": (v - v.mean()) / torch.sqrt(squares / (c - 1) + eps),
+                    "layer2d": (v - v.mean()) / torch.sqrt(squares / c + 1e-6),
+                    "rms": v / torch.sqrt((v**2).sum() / c + eps),
+                }[name]
             continue
         size = {"none": c, "in": 1, "ln": c, "gn": c // groups}[name]
         for start in range(0, c, size):
@@ -44,7 +50,7 @@ def per_channel(p, x):
     return p.view(-1, *[1] * (x.dim() - 2))
 
 
-NAMES = ["none", "in", "ln", "gn", "pn"]
+NAMES = ["none", "in", "ln", "gn", "pn", "layer2d", "rms"]
 SHAPES = [(3, 6, 5), (3, 6, 4, 5), (2, 6, 3, 2, 2)]
 
 
@@ -106,7 +112,7 @@ def test_autocast_gives_the_input_type_back(name):
         assert build(name, 6)(torch.randn(2, 6, 4, 4).bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])  # which subtracts nothing
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "rms")])  # which subtract nothing
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_survives_large_means_in_float32(name, layout):
     torch.manual_seed(0)
@@ -166,13 +172,54 @@ def test_groups_of_gn_run_from_ln_to_in(n, c, h, w, seed):
     torch.testing.assert_close(build("gn", c, groups=c)(x), build("in", c)(x))
 
 
-@pytest.mark.parametrize("name", ["in", "ln", "gn", "pn"])
+@pytest.mark.parametrize("name", ["in", "ln", "gn", "pn", "layer2d"])
 def test_scale_and_shift_of_a_sample_change_nothing(name):
     x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
     layer = build(name, 6)
     factor = torch.tensor([3.0, 7.0], dtype=torch.float64).view(2, 1, 1, 1)
     torch.testing.assert_close(layer(factor * x + 5), layer(x), atol=1e-3, rtol=1e-3)
     assert (layer(x * x) - layer(x)).abs().max() > 0.1
+
+
+def test_rms_ignores_scale_alone():
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    layer = build("rms", 6)
+    torch.testing.assert_close(layer(5 * x), layer(x), atol=1e-3, rtol=1e-3)
+    assert (layer(x + 5) - layer(x)).abs().max() > 0.1
+
+
+def gradients(layer, x, dy):
+    return torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
+
+
+def test_layer2d_is_convnexts_layer_norm_in_outputs_and_gradients():
+    ours, theirs = build("layer2d", 6), LayerNorm2d(6, eps=1e-6)
+    theirs.load_state_dict(ours.state_dict())
+    x, dy = torch.randn(2, 6, 4, 5, requires_grad=True), torch.randn(2, 6, 4, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(gradients(ours, x, dy), gradients(theirs, x, dy))
+
+
+def test_layer2d_is_pn_with_the_biased_variance_to_the_last_bit():
+    x, dy = torch.randn(2, 6, 4, 5, requires_grad=True), torch.randn(2, 6, 4, 5)
+    ours, biased = build("layer2d", 6), make_norm("pn", unbiased=False, eps=1e-6)(6)
+    biased.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x), biased(x))
+    assert all(map(torch.equal, gradients(ours, x, dy), gradients(biased, x, dy)))
+
+
+def test_the_two_variances_of_pn_differ_by_their_factor():
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    unbiased = make_norm("pn", eps=1e-5)(6)
+    biased = make_norm("pn", eps=1e-5 * 5 / 6, unbiased=False)(6)  # a variance 5/6 as large, eps with it
+    torch.testing.assert_close(unbiased(x), biased(x) * (5 / 6) ** 0.5)
+    assert "unbiased=False" in repr(biased)
+
+
+def test_rms_is_torchs_over_the_channels():
+    ours, theirs = make_norm("rms")(6), torch.nn.RMSNorm(6, eps=1e-5)
+    x = torch.randn(2, 6, 4, 5)
+    torch.testing.assert_close(ours(x), theirs(x.movedim(1, -1)).movedim(-1, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,6 +244,9 @@ def test_an_inplace_activation_after_it_leaves_the_input_alone(name):
         (lambda: make_norm("gn")(48), "1, 2, 3, 4, 6, 8, 12, 16, 24, 48"),
         (lambda: make_norm("gn", num_groups=0)(4), "1, 2, 4"),
         (lambda: make_norm("pn")(1), "at least 2"),
+        (lambda: make_norm("layer2d")(1), "at least 2"),
+        (lambda: make_norm("rms")(1), "at least 2"),
+        (lambda: make_norm("rms")(4)(torch.randn(2, 5, 3, 3)), "4 channels"),
         (lambda: make_norm("in")(4)(torch.randn(2, 4, 1, 1)), "more than one value"),
         (lambda: make_norm("in")(4).eval()(torch.randn(2, 4, 1, 1)), "more than one value"),
         (lambda: make_norm("gn", num_groups=4)(4)(torch.randn(2, 4)), "more than one value"),
