@@ -204,9 +204,7 @@ class TaskNorm(nn.Module):
         _check_channels(self, x, self.num_channels)
         part = self.situation.part
         if part is None:
-            raise ValueError(
-                "tasknorm needs to be told context or query (situation(net, part=...)); neither was, as no episode is"
-            )
+            raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
         values, over = x.to(torch.promote_types(x.dtype, torch.float32)), list(range(2, x.dim()))
         var, mean = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
         if part == "context":
