@@ -205,10 +205,14 @@ class TaskNorm(nn.Module):
         part = self.situation.part
         if part is None:
             raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
+        if part == "context" and len(x) * math.prod(x.shape[2:]) < 2:
+            raise ValueError(
+                f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
+            )
         values, over = x.to(torch.promote_types(x.dtype, torch.float32)), list(range(2, x.dim()))
         var, mean = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
         if part == "context":
-            self._keep(x, mean, var)
+            self._keep(mean, var)
         elif not self.context_size:
             raise ValueError("tasknorm: a query before any context; forward the support with part context first")
         wide = values.dtype
@@ -221,16 +225,12 @@ class TaskNorm(nn.Module):
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         return _normalized(values, mean, var, weight, bias, self.eps).to(x.dtype)
 
-    def _keep(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        """The moments of the context set x, from those of its samples (N, C), by Chan's formula."""
-        if len(x) * math.prod(x.shape[2:]) < 2:
-            raise ValueError(
-                f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
-            )
+    def _keep(self, mean: Tensor, var: Tensor) -> None:
+        """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
         # replaced and not changed in place: the graph of the queries of an earlier episode may still need the old ones
         self.context_mean = mean.mean(0)
         self.context_var = (var + (mean - self.context_mean).square()).mean(0)
-        self.context_size = len(x)
+        self.context_size = len(mean)
 
     def after_update(self, progress: float) -> None:
         """Let go of the graph of the step's last context."""

@@ -134,10 +134,11 @@ def maml_step(
 
 def _update(net: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Tensor], images: Tensor, step: int) -> None:
     loss = torch.stack(losses).mean()
-    if needs_context(net) and not math.isfinite(value := loss.item()):
-        # raise_if_diverged would look at the layers in a forward of its own, which has no context
+    if not needs_context(net):
+        raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
+    elif loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        # that one looks at the layers in a forward of its own, which has no context
         raise Diverged(f"step {step}: the loss is {value}")
-    raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
