@@ -51,18 +51,20 @@ class FewShot:
         acc_inductive: no query is seen beside another: evaluation mode, with running statistics or those of the
             support (`inductive_statistics`).
         acc_transductive: norms use the batch statistics of support and queries together (maml: of the queries); equal
-            to acc_inductive for norms that do not mix samples.
+            to acc_inductive for norms that do not mix samples, or are shown the support as a context.
         leak: acc_transductive - acc_inductive.
         ci95: half width of the 95 % interval of acc_inductive over episodes, which ignores that they share images.
         val_acc: as acc_inductive, over `val_episodes` episodes of validation classes.
         composition_shift: see tasks.fit.composition_shift; of the network's outputs (embeddings, where a method has no
-            classifier) on the first 64 test images.
+            classifier) on the first 64 test images. Not measured for norms that need a context.
         step_seconds, peak_memory_mb: of an update, without data and augmentation; of the first tenth of them.
         norm_parameters, norm_buffers: numbers of values in all norms.
 
     Training is in training mode: prototypical networks forward support and queries of an episode as one batch, as the
     published code does, MAML each by itself (tasks.metalearning.maml), imprinting trains a classifier of the training
-    classes. The history has a row for every tenth of the steps.
+    classes. Norms that need a context are shown the support as that, before the queries and apart from them: in every
+    training step, again after MAML's adaptation, and in every test episode; a batch of imprinting's training is the
+    context of its own images. The history has a row for every tenth of the steps.
     """
 
     name = "few_shot"
@@ -96,9 +98,7 @@ class FewShot:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: FewShotOptions) -> str | None:
         """None, or why this norm can not train here."""
-        # what a clone saw as context does not survive its adaptation
-        absent = ("domain", "context") if options.method == "maml" else ("domain",)
-        if reason := lacking(info, f"{self.name} ({options.method})", absent):
+        if reason := lacking(info, f"{self.name} ({options.method})", ("domain",)):
             return reason
         shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape)

@@ -12,13 +12,14 @@ from torch import nn
 
 from norms import registry
 from norms.registry import factory_info, make_norm, norm_names, register
-from norms.situation import hold
+from norms.situation import hold, situation
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import few_shot, get_task
 from tasks.base import Diverged, RunContext
 from tasks.data.episodes import Episode, EpisodeSampler, query_pool
 from tasks.data.images import Split, make_data
 from tasks.few_shot import TASK, FewShotOptions
+from tasks.fit import train_step
 from tasks.metalearning import training
 from tasks.metalearning.episodic import batch_statistics, forward_inductive, forward_together
 from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
@@ -107,8 +108,9 @@ def network(name, method="prototypical", seed=0, **more):
 def warmed(name, method="prototypical"):
     """A network whose running statistics are not the initial ones."""
     net = network(name, method)
-    for seed in range(3):
-        net(3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(seed)) + 1)
+    with situation(net, part="context"):
+        for seed in range(3):
+            net(3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(seed)) + 1)
     return net
 
 
@@ -250,7 +252,7 @@ def test_evaluation_leaves_the_network_as_it_was(name, support_statistics):
 
 
 @pytest.mark.parametrize("name", norm_names(without=["domain"]))
-def test_only_norms_that_mix_samples_tell_the_two_ways_apart(name):
+def test_only_norms_that_mix_queries_tell_the_two_ways_apart(name):
     net = warmed(name)
     support, query = episode_images()
     with torch.no_grad():
@@ -258,7 +260,8 @@ def test_only_norms_that_mix_samples_tell_the_two_ways_apart(name):
             together = forward_together(net, support, query)[1]
         alone = forward_inductive(net.eval(), support, query)[1]
     differs = float((together - alone).abs().max()) > 1e-3
-    assert differs is factory_info(norm(name)).mixes_samples
+    info = factory_info(norm(name))
+    assert differs is (info.mixes_samples and "context" not in info.needs)
 
 
 @pytest.mark.parametrize("support_statistics", [False, True], ids=["running", "support"])
@@ -310,16 +313,100 @@ def contextual(monkeypatch):
     return told
 
 
-@pytest.mark.parametrize("method", ["prototypical"])
-def test_a_norm_that_needs_context_sees_the_support_and_then_the_queries(method, contextual, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "training", "episode"),
+    [
+        ("prototypical", "cq", "cq"),
+        ("maml", "ccq", "ccq"),  # the inner step, and once more with the adapted weights
+        ("imprinting", "c", "cq"),
+    ],
+)
+def test_a_norm_that_needs_context_sees_the_support_and_then_the_queries(
+    method, training, episode, contextual, tmp_path
+):
     spec = options(method=method, steps=1, test_episodes=2, val_episodes=2, meta_batch_size=1, inner_steps=1)
     assert TASK.why_not(make_norm("ctx"), factory_info(make_norm("ctx")), spec) is None
     contextual.clear()
     TASK.run(make_norm("ctx"), spec, context(tmp_path))
-    parts = [part for part, _ in contextual]
-    assert parts[:8] == ["context"] * 4 + ["query"] * 4
-    assert set(parts) == {"context", "query"}
-    assert {size for part, size in contextual if part == "context"} == {3}
+    blocks = training + 4 * episode  # of the four norms each
+    assert "".join(part[0] for part, _ in contextual) == "".join(letter * 4 for letter in blocks)
+    sizes = [size for part, size in contextual if part == "context"]
+    assert set(sizes[4:]) == {3}
+    assert sizes[0] == (16 if method == "imprinting" else 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shot", [1, 3])
+def test_tasknorm_runs_with_every_method_and_repeats_itself_bit_for_bit(method, shot, tmp_path):
+    # running statistics or those of the support: it has none of its own
+    specs = [options(method=method, shot=shot, inductive_statistics=kind) for kind in ("running", "support")]
+    first, second = (TASK.run(make_norm("tasknorm"), spec, context(tmp_path)) for spec in specs)
+    for name in set(TASK.metrics) - set(COST):
+        assert first.metrics[name] == second.metrics[name], name
+    assert first.metrics["leak"] == 0  # its queries never see each other
+    assert first.metrics["composition_shift"] is None
+    assert first.evidence["statistics"] == "none"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tasknorm_tells_separable_classes_apart(method, tmp_path):
+    spec = options(method=method, steps=100, shot=2, learning_rate=3e-3)
+    assert TASK.run(make_norm("tasknorm"), spec, context(tmp_path)).metrics["acc_inductive"] > 0.95
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_divergence_with_a_context_is_a_result_too(method, tmp_path, monkeypatch):
+    real = training.build
+
+    def spoiled(*arguments):
+        net = real(*arguments)
+        with torch.no_grad():
+            next(net.parameters()).fill_(math.nan)
+        return net
+
+    monkeypatch.setattr(few_shot, "build", spoiled)
+    with pytest.raises(Diverged, match=r"step 1: the loss is nan"):
+        TASK.run(make_norm("tasknorm"), options(method=method), context(tmp_path))
+
+
+def test_queries_after_a_context_are_forwarded_together():
+    net, (support, query) = warmed("tasknorm").eval(), episode_images()
+    sizes = []
+    net.embedding.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    with torch.no_grad():
+        together = forward_inductive(net, support, query)[1]
+        single = [forward_inductive(net, support, image[None])[1] for image in query]
+    assert sizes[:2] == [len(support), len(query)]
+    torch.testing.assert_close(together, torch.cat(single))
+
+
+@pytest.mark.parametrize("method", ["prototypical", "maml"])
+def test_an_episode_leaves_nothing_for_the_next_one(method):
+    net = warmed("tasknorm", method)
+    part = planted(noise=True).test
+    episodes = EpisodeSampler(part.labels, 3, 1, 4).draw_many(8, torch.Generator().manual_seed(0))
+    pool = Pool(part, query_pool(part, 1, "none", torch.Generator()), lambda x: x.float() / 255)
+
+    def accuracies(chosen):
+        if method == "maml":
+            return Maml(net, 0.1, 2, True, "shared", None).evaluate(chosen, pool, 2, True, False).inductive
+        return evaluate_episodes(net, prototypical, chosen, pool, 3).inductive
+
+    forwards, backwards = accuracies(episodes), accuracies(episodes[::-1])
+    assert len(forwards.unique()) > 1
+    assert torch.equal(forwards, backwards.flip(0))
+
+
+def test_an_update_of_imprinting_is_that_of_every_classifier():
+    images, labels = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+    nets = [network("bn", "imprinting") for _ in range(2)]
+    for net, step in zip(nets, (training.imprinting_step, train_step), strict=True):
+        optimizer = torch.optim.Adam(net.parameters())
+        results = [step(net, optimizer, images, labels) for _ in range(3)]
+        net.result = results
+    assert nets[0].result == nets[1].result
+    states = [net.state_dict() for net in nets]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 # Runs

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from norms import registry
 from norms.registry import make_norm, norm_modules, norm_names, register
+from norms.situation import situation
 from tasks import few_shot
 from tasks.base import RunContext
 from tasks.data.episodes import EpisodeSampler, query_pool
@@ -107,6 +110,40 @@ def test_norms_are_told_the_support_of_every_step_and_then_the_queries(noting):
     noting.clear()
     runner.evaluate(episodes, pool, STEPS, True, False)
     assert noting == ["context"] * 4 * STEPS + ["query"] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first_order", [True, False], ids=["first", "second"])
+def test_maml_normalizes_queries_by_the_support_at_the_adapted_weights(kind, first_order):
+    """Loss and gradients against MAML written with torch.func, two episodes in a row."""
+    net = build("tasknorm").double()
+    runner = Maml(net, RATE, STEPS, first_order, kind, StepStatistics(net, STEPS) if kind == "per_step" else None)
+    plain = copy.deepcopy(net)
+
+    def forward(parameters, images, part):
+        with situation(plain, part=part):
+            return functional_call(plain, parameters, (images,))
+
+    episodes, pool = problem(2)
+    for episode in episodes:
+        support, query = pool.support(episode).double(), pool.query(episode).double()
+        loss, logits = runner.meta_loss(support, episode.support_labels, query, episode.query_labels)
+        found = torch.autograd.grad(loss, list(net.parameters()))
+        parameters = start = {name: p.detach().clone().requires_grad_() for name, p in plain.named_parameters()}
+        for _ in range(STEPS):
+            inner = F.cross_entropy(forward(parameters, support, "context"), episode.support_labels)
+            slopes = torch.autograd.grad(inner, list(parameters.values()), create_graph=not first_order)
+            parameters = {k: p - RATE * s for (k, p), s in zip(parameters.items(), slopes, strict=True)}
+        forward(parameters, support, "context")
+        expected = forward(parameters, query, "query")
+        torch.testing.assert_close(logits, expected)
+        loss = F.cross_entropy(expected, episode.query_labels)
+        torch.testing.assert_close(found, torch.autograd.grad(loss, list(start.values())))
+    kept = [b for _, norm in norm_modules(net) for b in norm.buffers()]
+    kept += (
+        [] if runner.sets is None else [b for one in runner.sets.sets for part in one.values() for b in part.values()]
+    )
+    assert not any(b.requires_grad for b in kept)
 
 
 def test_queries_are_forwarded_one_by_one_where_a_norm_mixes_them_in_evaluation(noting):

@@ -98,6 +98,9 @@ def keeps_statistics(s: Subject) -> Finding:
     start = state(layer)
     s.train(layer, s.x(1), s.x(2))
     moved = not same(start, state(layer))
+    if "context" in s.info.needs:
+        # what a context set left behind is replaced by the next one's: a statistic is what outlives it
+        moved = not same(state(layer), state(s.train(s.layer(), s.x(3), s.x(2))))
     layer.eval()
     before = state(layer)
     with torch.no_grad():
@@ -231,7 +234,10 @@ def needs(s: Subject) -> Finding:
         "context": _reads_context(s),
         "second_look": _looks_again(s),
     }
-    return Finding(listed(s.info.needs), listed(name for name, yes in found.items() if yes))
+    measured = listed(name for name, yes in found.items() if yes)
+    if found["context"] and _queries_see_each_other(s):
+        measured += ", and queries see each other"  # then the context would not be all that they are normalized by
+    return Finding(listed(s.info.needs), measured)
 
 
 def _fuses_activation(s: Subject) -> bool:
@@ -265,6 +271,18 @@ def _reads_context(s: Subject) -> bool:
         s.call(layer, context, part="context")
         outputs.append(s.call(layer, s.x(), part="query"))
     return not close(outputs[0], outputs[1])
+
+
+def _queries_see_each_other(s: Subject) -> bool:
+    other = torch.cat([3 * s.x(9)[1:] + 2, s.x()[-1:]])
+    for mode in (True, False):
+        layer, outputs = s.layer().train(mode), []
+        for x in (s.x(), other):
+            s.call(layer, s.x(1), part="context")
+            outputs.append(s.call(layer, x, part="query")[-1])
+        if not close(outputs[0], outputs[1]):
+            return True
+    return False
 
 
 def _looks_again(s: Subject) -> bool:

@@ -24,12 +24,14 @@ def needs_context(net: nn.Module) -> bool:
     return any("context" in info.needs for info in declared(net))
 
 
-def mixes_in_training(net: nn.Module) -> bool:
-    return any(info.mixes_samples for info in declared(net))
+def mixes_queries_in_training(net: nn.Module) -> bool:
+    """Whether queries of one batch see each other in training mode; after a context they do not (norms.conformance)."""
+    return any(info.mixes_samples and "context" not in info.needs for info in declared(net))
 
 
-def mixes_in_evaluation(net: nn.Module) -> bool:
-    return any(info.mixes_samples_in_eval for info in declared(net))
+def mixes_queries_in_evaluation(net: nn.Module) -> bool:
+    """The same in evaluation mode."""
+    return any(info.mixes_samples_in_eval and "context" not in info.needs for info in declared(net))
 
 
 @contextlib.contextmanager
@@ -41,6 +43,13 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
             norm.train()
         with hold(net):
             yield
+
+
+def show_context(net: nn.Module, support: Tensor) -> None:
+    """Let the norms that need it see the support; without any nothing is forwarded."""
+    if needs_context(net):
+        with situation(net, part="context"):
+            net(support)
 
 
 def forward_together(net: nn.Module, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +65,9 @@ def forward_together(net: nn.Module, support: Tensor, query: Tensor) -> tuple[Te
 
 
 def forward_alone(net: nn.Module, images: Tensor) -> Tensor:
-    """Evaluation outputs (N, *) of images (N, C, H, W), none of which depends on another image."""
-    size = 1 if mixes_in_evaluation(net) else EVALUATION_BATCH
+    """Evaluation outputs (N, *) of images (N, C, H, W), none of which depends on another image. Norms that need a
+    context have seen it, and are told that these are queries."""
+    size = 1 if mixes_queries_in_evaluation(net) else EVALUATION_BATCH
     return torch.cat([predict(net, part) for part in images.split(size)])
 
 

@@ -2,7 +2,8 @@
 
 Inductive: each query is predicted without the others. Where evaluation does not mix samples every image is embedded
 once and serves all episodes; it is the same number as a forward per episode. Transductive: norms use the statistics of
-support and queries together, which only norms that mix samples can tell from the inductive way.
+support and queries together, which only norms that mix samples can tell from the inductive way. A norm that is shown
+the support as its context never mixes queries, so its two ways are one, with a forward per episode.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tasks.metalearning.episodic import (
     forward_alone,
     forward_inductive,
     forward_together,
-    mixes_in_training,
+    mixes_queries_in_training,
     needs_context,
 )
 from tasks.metalearning.heads import Head
@@ -130,7 +131,7 @@ def evaluate_episodes(
     """
     inductive: list[Tensor] = []
     together: list[Tensor] = []
-    mixing = transductive and mixes_in_training(net)
+    mixing = transductive and mixes_queries_in_training(net)
     apart = needs_context(net) or (support_statistics and keeps_stats(net))
     embedded = None if apart else _embed_once(net, episodes, pool)
 

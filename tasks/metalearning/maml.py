@@ -5,6 +5,10 @@
 First order treats the inner gradients as constants. Norms are in training mode in every forward of training, so
 support and queries are normalized each by their own batch; what that does to running statistics is the option
 `inner_statistics` (see tasks.metalearning.options).
+
+A norm that needs a context is told each inner forward of the support as one. What it kept of the last of them belongs
+to theta_{K-1} (and its graph is gone where the order is first), so the support is shown once more at theta_K before the
+queries: one more forward of the support per episode, for such norms alone.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 from norms.registry import norm_modules
 from norms.situation import hold, situation
 from tasks.data.episodes import Episode
-from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_in_training
+from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_queries_in_training, show_context
 from tasks.metalearning.evaluation import Accuracy, Pool, episode_accuracy
 from tasks.requirements import import_legacy
 
@@ -55,7 +59,8 @@ class StepStatistics:
             yield
         finally:
             for (name, part), (_, own) in zip(_parts(net), before, strict=True):
-                self.sets[index][name] = dict(part._buffers)
+                # the graph of what a norm keeps of a context ends with its step
+                self.sets[index][name] = {k: None if b is None else b.detach() for k, b in part._buffers.items()}
                 part._buffers.update(own)
 
 
@@ -122,8 +127,10 @@ class Maml:
     ) -> tuple[Tensor, Tensor]:
         """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
         learner = self.adapted(support, support_labels, steps=self.steps, training=True)
-        with self.statistics_of(learner.module, self.steps), situation(learner.module, part="query"):
-            logits = learner(query)
+        with self.statistics_of(learner.module, self.steps):
+            show_context(learner.module, support)
+            with situation(learner.module, part="query"):
+                logits = learner(query)
         _hand_back(learner.module, self.net)
         return F.cross_entropy(logits, query_labels), logits
 
@@ -141,9 +148,10 @@ class Maml:
             net = learner.module
             with torch.no_grad(), self.statistics_of(net, self.steps), situation(net, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):
+                    show_context(net, support)
                     alone = forward_alone(net, query)
                 inductive.append(episode_accuracy(alone, truth, len(inductive)))
-                if transductive and mixes_in_training(net):
+                if transductive and mixes_queries_in_training(net):
                     with batch_statistics(net):
                         together.append(episode_accuracy(net(query), truth, len(together)))
         return Accuracy.of(inductive, together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import NormFactory
-from norms.situation import after_update
-from tasks.base import RunContext
+from norms.situation import after_update, situation
+from tasks.base import Diverged, RunContext
 from tasks.data.batches import augment, normalize, shuffled_batches
 from tasks.data.episodes import EpisodeSampler, variants_needed
 from tasks.data.images import ImageData, Split
@@ -23,9 +24,8 @@ from tasks.fit import (
     parameter_groups,
     raise_if_diverged,
     set_learning_rate,
-    train_step,
 )
-from tasks.metalearning.episodic import forward_together
+from tasks.metalearning.episodic import forward_together, needs_context
 from tasks.metalearning.heads import prototypical
 from tasks.metalearning.maml import Maml, StepStatistics
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
@@ -89,6 +89,29 @@ def prototypical_step(
     return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
 
 
+def imprinting_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One update of the classifier of the training classes; arguments and results as `prototypical_step`'s. A batch is
+    the context of its own images."""
+
+    def forward() -> Tensor:
+        with situation(net, part="context"):
+            return net(images)
+
+    logits = forward()
+    loss = F.cross_entropy(logits, labels)
+    _update(net, optimizer, [loss], images, step)
+    after_update(net, forward, progress)
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
 def maml_step(
     maml: Maml,
     optimizer: torch.optim.Optimizer,
@@ -111,7 +134,11 @@ def maml_step(
 
 def _update(net: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Tensor], images: Tensor, step: int) -> None:
     loss = torch.stack(losses).mean()
-    raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
+    if not needs_context(net):
+        raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
+    elif loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        # that one looks at the layers in a forward of its own, which has no context
+        raise Diverged(f"step {step}: the loss is {value}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -141,7 +168,7 @@ def train(
         if batches is not None:
             images, labels = next(batches)
             with clock:
-                loss, correct = train_step(net, optimizer, images, labels, progress=progress, step=step)
+                loss, correct = imprinting_step(net, optimizer, images, labels, progress=progress, step=step)
             count = len(labels)
         else:
             assert episodes is not None
