@@ -25,6 +25,9 @@ import typer
 from suite.environment import ROOT, commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
+    import torch
+
+    from norms.convert import Audit
     from results.record import RunSpec
     from suite.engine import Event
     from suite.progress import Progress
@@ -223,6 +226,53 @@ def check(
     return 1 if false else 0
 
 
+@app.command("convert-report")
+def convert_report(
+    model: Annotated[str, typer.Argument(help="A classification model of torchvision, or timm:NAME.")],
+    norm: Annotated[str, typer.Argument(help="The norm to put in.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the norm, such as num_groups=8 (repeatable)."),
+    ] = None,
+    plugin: Plugins = None,
+) -> int:
+    """Put a norm into an existing model, and show what was swapped and what was not; exit 1 when a norm is left.
+
+    The model has random weights. It is forwarded once in both modes, on torch's meta device where model and norm can be
+    (nothing is computed then), else on the CPU. A model whose norms are all channels-last (ViT, Swin) is refused.
+    """
+    import torch
+
+    from norms.convert import converted
+    from norms.registry import make_norm, norm_label
+
+    _load_plugins(plugin)
+    given = _parse_options(options)
+    factory, label = make_norm(norm, **given), norm_label(norm, given)
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                net, shape = _foreign_model(model)
+                net, audit = converted(net, factory)
+                if audit.swapped:
+                    for mode in (True, False):
+                        net.train(mode)(torch.zeros(4, *shape))
+            break
+        except ValueError as error:
+            raise ValueError(f'"{model}" with norm "{label}": {error}' if model not in str(error) else error) from error
+        except (NotImplementedError, RuntimeError):  # values are read somewhere, and there are none on "meta"
+            if device == "cpu":
+                raise
+    if not audit.swapped:
+        left = ", ".join(f"{found.path} ({found.old})" for found in audit.left)
+        why = (
+            "all its norms are channels-last, which no norm here can replace" if audit.channels_last else "none can be"
+        )
+        raise ValueError(f'"{model}": {why}: {left}' if left else f'"{model}" has no norm to swap')
+    _print_lines(_audit_lines(audit, model, label))
+    return 0 if audit.complete else 1
+
+
 @app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
@@ -391,6 +441,73 @@ def _show_tables(
     width = shutil.get_terminal_size((120, 24)).columns
     print(tables_text(rendered, width))
     return files
+
+
+def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
+    from suite.config import parse_value
+
+    given = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f'--option "{text}": KEY=VALUE is needed')
+        try:
+            given[key.strip()] = parse_value(value)
+        except ValueError as error:
+            raise ValueError(f'--option "{text}": {error}') from error
+    return given
+
+
+def _foreign_model(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """A model of torchvision or timm without trained weights, and the shape of its images."""
+    from norms.registry import nearest
+
+    if name.startswith("timm:"):
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError(f'model "{name}" needs timm: {sys.executable} -m pip install timm') from error
+        known = [f"timm:{each}" for each in timm.list_models()]
+        if name.partition(".")[0] not in known:
+            raise ValueError(f'unknown model "{name}"; see timm.list_models(){nearest(name, known)}')
+        net = timm.create_model(name.removeprefix("timm:"), pretrained=False)
+        return net, tuple(net.default_cfg["input_size"])
+    import torchvision
+
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        raise ValueError(
+            f'unknown model "{name}"; torchvision.models.list_models(), or timm:NAME{nearest(name, known)}'
+        )
+    # the two whose constructors warn that their own initialization is slow
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    size = 299 if name == "inception_v3" else 224
+    return torchvision.models.get_model(name, weights=None, **quick), (3, size, size)
+
+
+def _audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
+    from suite.progress import columns
+
+    yield f"{model} -> {norm}: {len(audit.swapped)} norms swapped, {len(audit.left)} left"
+    kinds = Counter((found.old, ", ".join(found.carried) or "nothing") for found in audit.swapped)
+    yield from columns([("swapped", "", "carried over"), *((old, str(n), what) for (old, what), n in kinds.items())])
+    if audit.left:
+        yield from columns([("left", "", "why"), *audit.left])
+    if audit.before is not None and audit.after is not None:
+        sizes = zip(audit.before._fields, audit.before, audit.after, strict=True)
+        rows = [(name.replace("norm_", "of norms: "), f"{old:,}", f"{new:,}") for name, old, new in sizes]
+        yield from columns([("elements", "before", "after"), *rows])
+    if audit.removed:
+        rows = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
+        yield from columns([(f"{len(rows)} activations that the norm brings", ""), *rows])
+    if audit.rewired:
+        rows = [(rewired.conv, f"{rewired.how} for {rewired.norm}") for rewired in audit.rewired]
+        yield from columns([(f"{len(rows)} convolutions whose weight is", ""), *rows])
+    if audit.plain:
+        yield f"{len(audit.plain)} norms without a convolution before them, whose weight they would transform:"
+        yield from (f"{path}" for path in audit.plain)
+    if not audit.complete:
+        yield f"incomplete: {len(audit.left)} norms of {model} are not ours"
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:

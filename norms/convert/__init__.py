@@ -1,0 +1,150 @@
+"""Swap the norms of any existing model for a registered one, and say what was swapped and what was not.
+
+A model of another library is comparable only if every one of its norms is ours: `converted` replaces what it knows how
+to replace and lists the rest with the reason, `audit_norms` reads a network without changing it. What means the same in
+the old norm and the new layer is carried over (see norms.convert.layers); all else starts anew. Biases of convolutions
+before a norm are left as they are.
+
+A norm that brings an activation takes the place of the norm and of the activation that directly follows it, and a norm
+that works with the convolution's weight is paired with the convolution before it, as tasks.nets.ConvNormAct does. What
+follows and precedes is read from the network's graph (norms.convert.graph). The network stays the same object unless
+its forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the
+same modules under the same names takes its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from norms.convert.audit import (
+    Audit,
+    Left,
+    Removed,
+    Rewired,
+    Size,
+    Swapped,
+    audit_norms,
+    inside_ours,
+    is_channelwise,
+    is_ours,
+    num_channels,
+    size,
+    why_left,
+)
+from norms.convert.graph import Graphs, wants
+from norms.convert.layers import own_activation, replacement
+from norms.registry import NormFactory, factory_info
+
+__all__ = ["Audit", "Left", "Removed", "Rewired", "Size", "Swapped", "audit_norms", "convert_norms", "converted"]
+
+
+class _Place(NamedTuple):
+    path: str
+    parent: nn.Module
+    name: str
+    old: nn.Module
+
+
+def convert_norms(net: nn.Module, factory: NormFactory[nn.Module]) -> Audit:
+    """As `converted`, in place: for every norm that needs no more than x, and for others where that is enough.
+
+    Raises:
+        ValueError: as `converted`; or the forward of `net` itself would have to change (`net` is unchanged then).
+    """
+    return _convert(net, factory, in_place=True)[1]
+
+
+def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Module, Audit]:
+    """Replace every channel-wise norm of `net` by a layer of `factory`.
+
+    The new layer has the old one's number of channels, device, dtype, mode and `affine` (a FrozenBatchNorm2d, whose
+    affine is constant, becomes a learned one), and what means the same in both; a norm that is used in several places
+    stays one shared layer. Norms built by `make_norm` are left as they are. Everything is looked up and built before
+    the first layer is put in, so a refusal leaves `net` unchanged.
+
+    Args:
+        net: any module; itself a norm only if it holds it as a child (`nn.Sequential(norm)`).
+        factory: from `make_norm`.
+
+    Returns:
+        The network and the audit. The network is `net` itself, changed in place, or a torch.fx.GraphModule that holds
+        its modules; `net` must not be used any more then.
+
+    Raises:
+        ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; what a layer refuses (with the
+            path of the norm it was to replace); for a norm that needs its surroundings: a network that torch.fx can
+            not trace, and for one that needs the convolution's weight: a norm that no convolution directly precedes.
+    """
+    return _convert(net, factory, in_place=False)
+
+
+def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) -> tuple[nn.Module, Audit]:
+    info, before = factory_info(factory), size(net)
+    if is_channelwise(net) and not is_ours(net):
+        raise ValueError(f"{type(net).__name__} is a norm itself and has no parent to be swapped in; wrap it")
+    places = _places(net)
+    paths: dict[nn.Module, str] = {}
+    for place in places:
+        paths.setdefault(place.old, place.path)
+
+    # looked up and built first: a refusal leaves the network as it was
+    fuses = "activation" in info.needs
+    graphs = Graphs(net) if paths and info.needs & {"activation", "conv_weight"} else None
+    activations = graphs.activations(paths) if graphs is not None and fuses else {}
+    new: dict[nn.Module, nn.Module] = {}
+    swapped = []
+    for old, path in paths.items():
+        new[old], carried = replacement(path, old, factory, activations.get(old))
+        swapped.append(Swapped(path, type(old).__name__, num_channels(old), carried))
+    if graphs is None and any(any(wants(layer)) for layer in new.values()):
+        graphs = Graphs(net)
+    removed = [
+        Removed(f"{paths[old]}.act ({type(old.act).__name__})", paths[old])
+        for old in paths
+        if fuses and own_activation(old)
+    ]
+    result, rewired = net, []
+    plain: list[str] = []
+    rewrite = False
+    if graphs is not None:
+        removal = graphs.removal(activations)
+        pairs, plain = graphs.pairs(new)
+        rewrite = bool(pairs) or removal.in_graph
+        if rewrite and in_place:
+            raise ValueError(
+                f'norm "{info.name}" changes the forward of {type(net).__name__}, which can not be done in place; '
+                "norms.convert.converted returns the network that does it"
+            )
+        removed += removal.removed
+    for place in places:
+        setattr(place.parent, place.name, new[place.old])
+    if graphs is not None:
+        _put_identities(net, removal.whole)
+        if rewrite:
+            graphs.remove(removal)
+            rewired = graphs.join(pairs)
+            result = graphs.build()
+    found = audit_norms(result)
+    return result, replace(found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, before=before)
+
+
+def _places(net: nn.Module) -> list[_Place]:
+    """Every attribute that holds a norm to be swapped."""
+    inside = inside_ours(net)
+    return [
+        _Place(f"{path}.{name}" if path else name, parent, name, child)
+        for path, parent in net.named_modules(remove_duplicate=False)
+        if parent not in inside
+        for name, child in parent._modules.items()  # named_children would skip a second name of the same module
+        if child is not None and child not in inside and is_channelwise(child) and why_left(child) is None
+    ]
+
+
+def _put_identities(net: nn.Module, modules: set[nn.Module]) -> None:
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in modules:
+                setattr(parent, name, nn.Identity())

@@ -1,0 +1,323 @@
+"""What surrounds a norm, read from the network's graph (torch.fx), and the graph rewritten around the new norms.
+
+The graph is traced in training and in evaluation mode, since a forward may ask for the mode (GoogLeNet's auxiliary
+heads, functional dropout); where the two differ the rewritten network keeps both and `train()` chooses.
+
+Followed through: containers, convolution blocks, functional and method calls, modules used in several places, and
+`nn.Identity`. Kept whole: norms, convolutions, activations, and every module without any of them inside, so that its
+own dependence on mode or values (stochastic depth) stays its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import DualGraphModule
+
+from norms.convert.audit import Removed, Rewired, is_channelwise, is_ours, own_parts
+from norms.convert.layers import ACTIVATIONS, NormDropAct, does_nothing, out_of_place, own_activation
+from norms.registry import NormInfo
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_FUNCTIONS: Mapping[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.leaky_relu: nn.LeakyReLU,
+    F.elu: nn.ELU,
+    F.celu: nn.CELU,
+    F.selu: nn.SELU,
+    F.silu: nn.SiLU,
+    F.gelu: nn.GELU,
+    F.mish: nn.Mish,
+    F.hardswish: nn.Hardswish,
+    F.hardtanh: nn.Hardtanh,
+    F.softplus: nn.Softplus,
+}
+"""Each module's constructor takes what its function takes after x, in the same order and under the same names."""
+_METHODS: Mapping[Any, type[nn.Module]] = {"relu": nn.ReLU, "relu_": nn.ReLU}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            _is_looked_for(m)
+            or super().is_leaf_module(m, module_qualified_name)
+            or not any(_is_looked_for(part) for part in m.modules())
+        )
+
+
+def _is_looked_for(module: nn.Module) -> bool:
+    return is_ours(module) or is_channelwise(module) or isinstance(module, CONVOLUTIONS + ACTIVATIONS)
+
+
+class Removal(NamedTuple):
+    """Activations to take out.
+
+    Attributes:
+        removed: what to say of them.
+        nodes: their calls.
+        whole: modules of which no other call remains, so that an `nn.Identity` may take their place.
+        in_graph: there is more than these: functions, or modules that are used elsewhere, too.
+    """
+
+    removed: list[Removed]
+    nodes: dict[fx.Node, fx.Graph]
+    whole: set[nn.Module]
+    in_graph: bool
+
+
+class Pair(NamedTuple):
+    graph: fx.Graph
+    call: fx.Node
+    conv: fx.Node
+    old: nn.Module
+    layer: nn.Module
+
+
+class Graphs:
+    """The graph of `net`: one, or one for training and one for evaluation where they differ.
+
+    Args:
+        net: the network with its old norms. It is not changed before `build`.
+
+    Raises:
+        ValueError: the forward can not be traced, since it depends on values or shapes; with torch.fx's own words.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.net = net
+        modes = {module: module.training for module in net.modules()}
+        attributes = set(net.__dict__)
+        graphs = []
+        try:
+            for mode in (True, False):
+                net.train(mode)
+                graphs.append(_Tracer().trace(net, concrete_args=_defaults(net)))
+        except Exception as error:
+            for name in set(net.__dict__) - attributes:  # constants that the tracer stows away
+                delattr(net, name)
+            raise ValueError(
+                f"{type(net).__name__} can not be traced by torch.fx, so what surrounds its norms is not known: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        train, evaluation = graphs
+        same = train.python_code("self").src == evaluation.python_code("self").src
+        self.graphs: Sequence[fx.Graph] = [train] if same else [train, evaluation]
+        self._paths = {module: path for path, module in net.named_modules()}
+
+    def activations(self, norms: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+        """norm -> what directly follows it, as a new module, for each of `norms` that is followed by an activation.
+
+        "Directly" is: the norm's output goes nowhere else, at every place where the norm is called. A norm that applies
+        an activation itself is no member: nothing after it is its.
+        """
+        found = {}
+        for norm in norms:
+            if _applies_something(norm):
+                continue
+            following = [self._activation(self._follower(call)) for _, call in self._calls(norm)]
+            if following and following[0] is not None and len({repr(module) for module in following}) == 1:
+                found[norm] = following[0]
+        return found
+
+    def removal(self, norms: Iterable[nn.Module]) -> Removal:
+        """How to take the activations that follow `norms` out of the network; nothing is changed yet."""
+        calls = [(norm, graph, call) for norm in norms for graph, call in self._calls(norm)]
+        nodes = {node: graph for _, graph, call in calls if (node := self._follower(call)) is not None}
+        modules = {module for node in nodes if (module := self._module(node)) is not None}
+        whole = {module for module in modules if all(call in nodes for _, call in self._calls(module))}
+        names: dict[Removed, None] = {}
+        for norm, _, call in calls:
+            node = self._follower(call)
+            assert node is not None
+            module = self._module(node)
+            name = getattr(node.target, "__name__", str(node.target))
+            name = name if module is None else f"{node.target} ({type(module).__name__})"
+            names[Removed(name, self._paths[norm])] = None
+        return Removal(list(names), nodes, whole, in_graph=any(self._module(node) not in whole for node in nodes))
+
+    def pairs(self, new: Mapping[nn.Module, nn.Module]) -> tuple[list[Pair], list[str]]:
+        """The convolutions that feed the old norms, whose new layers work with their weights; nothing is changed yet.
+
+        A convolution directly precedes a norm if its output goes there and nowhere else, identities passed over.
+
+        Args:
+            new: old norm -> new layer.
+
+        Returns:
+            The pairs, and the paths of the norms that no convolution precedes at some call.
+
+        Raises:
+            ValueError: a layer that is called with the weight, and finds none, several, or one that is not simply
+                convolved with.
+        """
+        pairs, without = [], []
+        for old, layer in new.items():
+            transforms, passes = wants(layer)
+            calls = list(self._calls(old)) if transforms or passes else []
+            fed = [(graph, call, self._feeding(call)) for graph, call in calls]
+            found = [Pair(graph, call, conv, old, layer) for graph, call, conv in fed if conv is not None]
+            if passes:
+                self._check_passed(old, layer, found, fed)
+            pairs += found
+            without += [self._paths[old]] if len(found) < len(fed) else []
+        return pairs, without
+
+    def remove(self, removal: Removal) -> None:
+        for node, graph in removal.nodes.items():
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            graph.erase_node(node)
+
+    def join(self, pairs: Iterable[Pair]) -> list[Rewired]:
+        """Let each pair be computed as one, by `convolved_and_normalized`."""
+        rewired: dict[Rewired, None] = {}
+        for graph, call, conv, old, layer in pairs:
+            path = self._paths[old]
+            with graph.inserting_before(call):
+                parts = (graph.get_attr(str(conv.target)), graph.get_attr(path), conv.args[0])
+                node = graph.call_function(convolved_and_normalized, parts)
+            node.meta["is_wrapped"] = True  # stays one node where a pickled network is traced again
+            call.replace_all_uses_with(node)
+            while call is not conv:  # and identities between
+                (before,) = call.all_input_nodes
+                graph.erase_node(call)
+                call = before
+            graph.erase_node(conv)
+            how = [word for word, true in zip(("transformed", "passed"), wants(layer), strict=True) if true]
+            rewired[Rewired(str(conv.target), path, " and ".join(how))] = None
+        return list(rewired)
+
+    def build(self) -> fx.GraphModule:
+        """The network with the graph as it is now: the same modules under the same names."""
+        name = type(self.net).__name__
+        for graph in self.graphs:
+            graph.lint()
+        if len(self.graphs) == 1:
+            module = fx.GraphModule(self.net, self.graphs[0], class_name=name)
+        else:
+            module = DualGraphModule(self.net, *self.graphs, class_name=name)
+        for path, part in self.net.named_modules():  # what no mode calls still belongs to the network
+            parent, _, attribute = path.rpartition(".")
+            if path and not _has(module, path) and _has(module, parent):
+                setattr(module.get_submodule(parent), attribute, part)
+        module.train(self.net.training)
+        for path, part in module.named_modules():
+            part.training = self.net.get_submodule(path).training
+        return module
+
+    def _check_passed(self, old: nn.Module, layer: nn.Module, found: list[Pair], fed: Sequence[Any]) -> None:
+        info = inner_norm(layer).norm_info
+        assert isinstance(info, NormInfo)
+        what = f'norm "{info.name}" needs the weight of the convolution before it; {self._paths[old]}'
+        if len(found) < len(fed):
+            raise ValueError(f"{what} ({type(old).__name__}) has no convolution before it that feeds it alone")
+        if len(fed) > len(self.graphs):
+            raise ValueError(f"{what} ({type(old).__name__}) is called in several places")
+        for pair in found:
+            conv = self.net.get_submodule(str(pair.conv.target))
+            if type(conv).forward not in [kind.forward for kind in CONVOLUTIONS]:
+                raise ValueError(
+                    f"{what} follows {pair.conv.target}, a {type(conv).__name__}, whose own forward may convolve with "
+                    "another weight than it holds"
+                )
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _calls(self, module: nn.Module) -> Iterator[tuple[fx.Graph, fx.Node]]:
+        path = self._paths[module]
+        for graph in self.graphs:
+            for node in graph.find_nodes(op="call_module", target=path):
+                yield graph, node
+
+    def _follower(self, node: fx.Node) -> fx.Node | None:
+        """The one node that takes the output of `node`, identities passed over; None where several or none do."""
+        while len(node.users) == 1:
+            (node,) = node.users
+            if not isinstance(self._module(node), nn.Identity):
+                return node
+        return None
+
+    def _feeding(self, call: fx.Node) -> fx.Node | None:
+        """The call of a convolution whose output goes to `call` and nowhere else."""
+        node = call
+        while len(node.all_input_nodes) == 1:
+            (node,) = node.all_input_nodes
+            module = self._module(node)
+            if len(node.users) > 1 or len(node.args) != 1:
+                return None
+            if isinstance(module, CONVOLUTIONS):
+                return node
+            if not isinstance(module, nn.Identity):
+                return None
+        return None
+
+    def _activation(self, node: fx.Node | None) -> nn.Module | None:
+        """The activation that a node applies to its one input, as a new module."""
+        if node is None or node.all_input_nodes != [node.args[0]]:  # another tensor takes part
+            return None
+        module = self._module(node)
+        if module is not None:
+            return out_of_place(module) if isinstance(module, ACTIVATIONS) else None
+        functions = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
+        kind = functions.get(node.target)
+        return None if kind is None else out_of_place(kind(*node.args[1:], **node.kwargs))
+
+
+def convolved_and_normalized(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)), with the convolution's weight going through or to the norm as the norm asks for it.
+
+    The weight is passed by call and never stored: a cloned network would see the stale one.
+    """
+    transforms, passes = wants(norm)
+    weight: Any = conv.weight
+    if transforms:
+        weight = inner_norm(norm).transform_weight(weight)  # type: ignore[operator]
+    # as modules, so that hooks and a forward of their own (timm's padding "same") count
+    y = torch.func.functional_call(conv, {"weight": weight}, (x,)) if transforms else conv(x)
+    return norm(y, weight=weight) if passes else norm(y)
+
+
+fx.wrap("convolved_and_normalized")
+
+
+def inner_norm(layer: nn.Module) -> nn.Module:
+    return layer.norm if isinstance(layer, NormDropAct) else layer
+
+
+def wants(layer: nn.Module) -> tuple[bool, bool]:
+    """(it transforms the convolution's weight, it is called with the weight)."""
+    norm = inner_norm(layer)
+    info = norm.norm_info
+    assert isinstance(info, NormInfo)
+    return hasattr(norm, "transform_weight"), "conv_weight" in info.needs
+
+
+def _applies_something(norm: nn.Module) -> bool:
+    parts = own_parts(norm)
+    return parts is not None and (own_activation(norm) is not None or not all(does_nothing(part) for part in parts))
+
+
+def _defaults(net: nn.Module) -> dict[str, Any]:
+    """The forward's own defaults, so that `if mask is not None` is decided as in a plain call."""
+    parameters = inspect.signature(type(net).forward).parameters.values()
+    return {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str | None)}
+
+
+def _has(net: nn.Module, path: str) -> bool:
+    try:
+        net.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""One new layer in the place of an old norm, with what means the same in both carried over."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
+from norms.registry import NormFactory, NormInfo, factory_info, norm_option_defaults
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Softplus),
+)
+"""What a norm may bring itself. Gates (sigmoid, tanh, hardsigmoid) are none of them: a norm that replaces the
+activation by its own would open the gate. Nor is PReLU, whose learned slope has a place of its own in the network."""
+
+
+class NormDropAct(nn.Module):
+    """act(drop(norm(x))): stands for a norm of timm that applies the two itself, where our norm does not."""
+
+    def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module):
+        super().__init__()
+        self.norm, self.drop, self.act = norm, drop, act
+
+    def forward(self, x: Tensor, **inputs: Any) -> Tensor:
+        return self.act(self.drop(self.norm(x, **inputs)))
+
+
+def replacement(
+    path: str, old: nn.Module, factory: NormFactory[nn.Module], activation: nn.Module | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The layer that takes `old`'s place, and the names of what it took over.
+
+    Args:
+        path: of the old norm, for messages.
+        old: a channel-wise norm.
+        factory: from `make_norm`.
+        activation: what directly follows, and only what the new norm is to apply itself; None for a norm that fuses
+            no activation. An activation inside `old` is handled here.
+
+    Raises:
+        ValueError: what the layer refuses, with the path.
+    """
+    tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
+    given: dict[str, Any] = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
+    fuses = "activation" in factory_info(factory).needs
+    drop, act = own_parts(old) or (nn.Identity(), nn.Identity())
+    if fuses and own_activation(old) is not None:
+        activation, act = own_activation(old), nn.Identity()
+    if fuses:
+        given["activation"] = activation
+    affine = is_frozen(old) or getattr(old, "weight", None) is not None
+    try:
+        layer = factory(num_channels(old), affine=affine, **given)
+    except ValueError as error:
+        raise ValueError(f"{path} ({type(old).__name__}): {error}") from error
+    carried = _carry(old, layer)
+    layer.train(old.training)
+    if does_nothing(drop) and does_nothing(act):
+        return layer, carried
+    whole = NormDropAct(layer, drop, act)
+    whole.training = old.training
+    return whole, carried
+
+
+def own_activation(old: nn.Module) -> nn.Module | None:
+    """The activation inside a norm, as a new module that does not work in place, if a fused norm can take it over."""
+    parts = own_parts(old)
+    if parts is None or not does_nothing(parts[0]) or not isinstance(parts[1], ACTIVATIONS):
+        return None
+    return out_of_place(parts[1])
+
+
+def out_of_place(activation: nn.Module) -> nn.Module:
+    """The same activation without parameters as a new module: a norm may need its own output for the backward pass."""
+    new = copy.deepcopy(activation)
+    if hasattr(new, "inplace"):
+        new.inplace = False  # type: ignore[assignment]
+    return new
+
+
+@torch.no_grad()
+def _carry(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+    """Take over from the old norm what means the same in the new one; the names of it.
+
+    weight and bias: in every norm they are scale and shift per channel after the normalization.
+
+    Running statistics: the new layer's mean the same if it keeps a mean and a variance per channel over (N, H, W) of
+    its plain input: its declared axes say over what, `transform_weight` would change the input, and a memory over
+    iterations has other statistics than its buffers tell.
+
+    eps and momentum: where the new layer is the same function as the old norm, so that the network stays the same
+    function; an eps or momentum that was given to the factory counts more.
+    """
+    info = new.norm_info
+    assert isinstance(info, NormInfo)
+    carried = []
+    for name in ("weight", "bias"):
+        before, after = getattr(old, name, None), getattr(new, name, None)
+        if isinstance(before, Tensor) and isinstance(after, nn.Parameter) and after.shape == before.shape:
+            after.copy_(before)
+            if isinstance(before, nn.Parameter):
+                after.requires_grad_(before.requires_grad)
+            carried.append(name)
+    if _batch_statistics(new, info) and is_batch(old):
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        before, after = dict(old.named_buffers(recurse=False)), dict(new.named_buffers(recurse=False))
+        if all(name in before and after[name].shape == before[name].shape for name in names[:2]):
+            for name in names:
+                if name in before and name in after:
+                    after[name].copy_(before[name])
+                    carried.append(name)
+    if _same_function(old, new, info):
+        defaults = norm_option_defaults(info.name)
+        for name in ("eps", "momentum"):
+            if name in defaults and hasattr(old, name) and getattr(new, name, None) == defaults[name]:
+                setattr(new, name, getattr(old, name))
+                carried.append(name)
+    return tuple(carried)
+
+
+def _batch_statistics(new: nn.Module, info: NormInfo) -> bool:
+    """The layer's running statistics are those of a batch norm of its input."""
+    buffers = dict(new.named_buffers(recurse=False))
+    return (
+        {"running_mean", "running_var"} <= buffers.keys()
+        and (info.axes == "NHW" or _meaning(new, info) == "bn")
+        and info.mixes_samples
+        and info.keeps_stats
+        and not info.across_iterations
+        and not hasattr(new, "transform_weight")
+    )
+
+
+def _meaning(new: nn.Module, info: NormInfo) -> str:
+    """The registered norm that the layer equals as it is configured."""
+    return getattr(new, "equivalent_to", None) or info.name
+
+
+def _same_function(old: nn.Module, new: nn.Module, info: NormInfo) -> bool:
+    meaning, groups = _meaning(new, info), getattr(new, "num_groups", None)
+    if is_batch(old):
+        return meaning == "bn" and getattr(old, "running_mean", None) is not None
+    if isinstance(old, nn.GroupNorm):
+        one_each = {1: "ln", old.num_channels: "in"}.get(old.num_groups)
+        return meaning == one_each or (meaning == "gn" and groups == old.num_groups)
+    if isinstance(old, _InstanceNorm):
+        return not old.track_running_stats and (meaning == "in" or (meaning == "gn" and groups == old.num_features))
+    return is_layer2d(old) and meaning == "layer2d"
+
+
+def does_nothing(part: nn.Module) -> bool:
+    return isinstance(part, nn.Identity) or (isinstance(part, nn.modules.dropout._DropoutNd) and part.p == 0)
