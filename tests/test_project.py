@@ -1,5 +1,6 @@
 """The project as a whole: packages, configs and what the README tells a reader to type."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from norms.conformance import check_norm
 from norms.registry import load_plugin, norm_names
 from suite.plan import Overrides, plan
+from tasks import task_names
 from tasks.data import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,8 +68,18 @@ def fake_domains(root, domains):
                 Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
+def fake_imagenet(root):
+    """Noise in the layout of ImageNet."""
+    draw = np.random.default_rng(0)
+    for part, label in itertools.product(("train", "val"), ("a", "b")):
+        folder = root / part / label
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_plans_without_a_mistake_or_a_skip(config, tmp_path, monkeypatch):
+def test_every_config_plans_without_a_mistake_and_skips_what_it_says(config, tmp_path, monkeypatch):
     if "cifar10" in config.stem:
         monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar10)
         prepare("cifar10", tmp_path)
@@ -80,15 +92,29 @@ def test_every_config_plans_without_a_mistake_or_a_skip(config, tmp_path, monkey
             monkeypatch.chdir(tmp_path)
             fake_domains(tmp_path / name, domains)
             prepare(f"folder:{name}", tmp_path, size=32)
+    if "imagenet_resnet" in config.stem:
+        fake_imagenet(tmp_path / "source")
+        prepare("imagenet", tmp_path, source=tmp_path / "source")
     planned = plan(config, Overrides(), tmp_path)
     assert planned.runs
-    assert planned.skipped == []
+    # only the grid over all norms holds norms that a task can not serve
+    assert bool(planned.skipped) is (config.stem == "all_norms")
     assert planned.budget in ("reduced", "full")
 
 
 def test_quick_holds_every_norm_of_tier_one(tmp_path):
     planned = plan(ROOT / "configs" / "quick.yaml", Overrides(), tmp_path)
     assert {spec.norm for spec in planned.runs} >= {"none", "bn", "in", "ln", "gn", "pn", "bgn"}
+
+
+def test_all_norms_holds_every_registered_norm_and_every_task(tmp_path):
+    planned = plan(ROOT / "configs" / "all_norms.yaml", Overrides(), tmp_path)
+    planned_norms = {spec.norm for spec in planned.runs}
+    assert planned_norms == set(norm_names())
+    assert {spec.task for spec in planned.runs} == set(task_names())
+    for task in task_names():
+        held = {spec.norm for spec in [*planned.runs, *(spec for spec, _ in planned.skipped)] if spec.task == task}
+        assert held == set(norm_names()), task
 
 
 def test_the_norm_in_the_readme_is_twenty_lines_and_keeps_what_it_declares(tmp_path, monkeypatch):
