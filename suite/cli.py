@@ -193,16 +193,25 @@ def tables(
 
 @app.command()
 def check(
-    norms: Annotated[list[str] | None, typer.Argument(help="Norms to check.  [default: all]")] = None,
+    norms: Annotated[
+        list[str] | None, typer.Argument(help="Norms to check.  [default: those of the plugins, else all]")
+    ] = None,
+    all_norms: Annotated[bool, typer.Option("--all", help="Every registered norm, plugins' included.")] = False,
+    device: Annotated[str, typer.Option(help="Where the layers are measured: cpu, cuda, ...")] = "cpu",
     plugin: Plugins = None,
 ) -> int:
     """Measure what norms declare about themselves; exit 1 when a declared fact is false."""
+    import torch
+
     from norms.conformance import check_norm
     from norms.registry import norm_info, norm_names
     from suite.progress import columns
 
     own = _load_plugins(plugin)
-    chosen = list(norms or own or norm_names())
+    _check_device(device)
+    if all_norms and norms:
+        raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
+    chosen = norm_names() if all_norms else list(norms or own or norm_names())
     mistakes = []
     for name in chosen:
         try:
@@ -213,7 +222,8 @@ def check(
         raise ValueError("\n".join(mistakes))
     false = []
     for name in chosen:
-        checks = check_norm(name)
+        with torch.device(device):
+            checks = check_norm(name)
         print(f"{name}: {norm_info(name).source}")
         rows = [("", "fact", "declared", "measured", "")]
         rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]

@@ -76,7 +76,9 @@ class Check:
 
 
 def check_norm(name: str, **options: Any) -> list[Check]:
-    """Measure every fact of a registered norm, as configured by `options`, on the CPU. A few seconds, mostly compiling.
+    """Measure every fact of a registered norm, as configured by `options`, on torch's default device.
+
+    A second or a few, mostly compiling.
 
     A norm that asks for facts of a run (norm_batch_size, num_domains, image_shape) gets those of the checks, where
     `options` does not name them; what it declares to need (conv_weight, activation, domain, context) is supplied.

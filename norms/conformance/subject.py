@@ -120,7 +120,9 @@ def find_subject(info: NormInfo, factory: NormFactory[nn.Module], configured: bo
 
 
 def noise(shape: torch.Size | tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """Drawn on the CPU, so that every device sees the same numbers."""
+    draw = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return draw.to(torch.get_default_device(), dtype)
 
 
 def batch(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
