@@ -347,8 +347,8 @@ class MovingAverageBatchNorm(_Streaming):
     Read in the official code (its MABN.py). Differences: the average is over as many batches as there were, as long as
     they are fewer than `buffer_size`, and r stays 1 for so long (the code is past both before its warm-up ends);
     `running` starts at the first batch's chi (as in the code for ImageNet, cls/networks/MABN.py) and not at 1; psi
-    counts its own iterations, so that a forward without a backward leaves no gap in it. The code has no moving average of
-    psi beside the simple one, and neither have we.
+    counts its own iterations, so that a forward without a backward leaves no gap in it. Of psi the code takes no other
+    average than the simple one.
 
     `running_var` is `running`, and `running_mean` is 0, after training; recalibration puts mean and variance of the
     batches there. `running_mean`^2 + `running_var` is the second moment either way.
