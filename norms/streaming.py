@@ -323,6 +323,7 @@ def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor) -
     axes="NHW",
     needs={"conv_weight"},
     exact_gradient=False,
+    compiles=False,
     across_iterations=True,
 )
 class MovingAverageBatchNorm(_Streaming):
@@ -346,7 +347,8 @@ class MovingAverageBatchNorm(_Streaming):
     Read in the official code (its MABN.py). Differences: the average is over as many batches as there were, as long as
     they are fewer than `buffer_size`, and r stays 1 for so long (the code is past both before its warm-up ends);
     `running` starts at the first batch's chi (as in the code for ImageNet, cls/networks/MABN.py) and not at 1; psi
-    counts its own iterations, so that a forward without a backward leaves no gap in it.
+    counts its own iterations, so that a forward without a backward leaves no gap in it. Of psi the code takes no other
+    average than the simple one.
 
     `running_var` is `running`, and `running_mean` is 0, after training; recalibration puts mean and variance of the
     batches there. `running_mean`^2 + `running_var` is the second moment either way.
@@ -430,6 +432,9 @@ class MovingAverageBatchNorm(_Streaming):
             return evaluate(x, nothing, square, self.weight, self.bias, self.num_channels, self.eps)
         mean, var = (t[0] for t in _moments(x, 1))
         rstd, factor, averaged = self._take(mean, var, count)
+        if torch.compiler.is_compiling():
+            # in one graph the backward would compute rstd and factor anew, from the statistics that they have moved
+            torch._dynamo.graph_break()
         scale = torch.ones_like(rstd) if self.weight is None else self.weight.to(rstd.dtype)
         shift = torch.zeros_like(rstd) if self.bias is None else self.bias.to(rstd.dtype)
         history, seen = self.psi_history, self.num_backwards_tracked
@@ -483,6 +488,17 @@ def _recurrence(start: Tensor, keep: Tensor, new: Tensor) -> tuple[Tensor, Tenso
     return s[:-1], s[-1]
 
 
+def _layer_scale(mean_y: Tensor, var_y: Tensor, weight: Tensor, bias: Tensor, eps: float | None) -> Tensor:
+    """1 / sqrt(mean over (C, H, W) of (y * weight + bias)^2 + eps) of each sample (N, 1), from moments of y (N, C).
+
+    1 where eps is None: no layer scaling.
+    """
+    if eps is None:
+        return torch.ones_like(mean_y[:, :1])
+    square = var_y * weight.square() + torch.addcmul(bias, mean_y, weight).square()
+    return torch.rsqrt(square.mean(1, keepdim=True) + eps)
+
+
 class _Controlled(torch.autograd.Function):
     """online's affine output, divided by its layer's root mean square or not, and the control process in its backward.
 
@@ -505,25 +521,22 @@ class _Controlled(torch.autograd.Function):
     ) -> Tensor:
         """mean, rstd and moments (own mean and biased variance of each sample): (N, C); eps None: no layer scaling."""
         own_mean, own_var = moments
-        mean_y = (own_mean - mean) * rstd
-        square_y = own_var * rstd.square() + mean_y.square()
-        scale = rstd * weight
-        length = torch.ones_like(scale[:, :1])
-        if eps is not None:
-            square = own_var * scale.square() + torch.addcmul(bias, mean_y, weight).square()
-            length = torch.rsqrt(square.mean(1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, square_y, length)
-        ctx.errors, ctx.gain, ctx.scaled = errors, gain, eps is not None
+        mean_y, var_y = (own_mean - mean) * rstd, own_var * rstd.square()
+        ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, var_y)
+        ctx.errors, ctx.gain, ctx.eps = errors, gain, eps
+        scale, length = rstd * weight, _layer_scale(mean_y, var_y, weight, bias, eps)
         return _linear(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd, mean_y, square_y, length = ctx.saved_tensors
+        x, weight, bias, mean, rstd, mean_y, var_y = ctx.saved_tensors
         dy, gain = grads[0], ctx.gain
+        square_y = var_y + mean_y.square()
+        length = _layer_scale(mean_y, var_y, weight, bias, ctx.eps)
         # means over positions of dz * y and dz, dz the gradient of the affine output z
         product, total = (t * length for t in _products(dy, x, mean, rstd))
         pull = torch.zeros_like(length)
-        if ctx.scaled:
+        if ctx.eps is not None:
             # dz = length * (dy - length * z * mean of dy * length * z)
             pull = length.square() * (weight * product + bias * total).mean(1, keepdim=True)
             product = product - pull * (weight * square_y + bias * mean_y)
