@@ -485,6 +485,64 @@ def test_the_setting_names_norm_batch_and_image_shape(options, expected):
     assert TASK.setting(TASK.options(**(TINY | options))) == Setting(expected, 1, SHAPE)
 
 
+# Wrong on purpose
+
+
+def test_a_final_pass_over_sorted_images_moves_running_averages_and_nothing_else():
+    plain, moved = (run("bn", norm_batch_size=8, final_pass=kind) for kind in ("none", "class_sorted"))
+    assert [row["train_loss"] for row in plain.history] == [row["train_loss"] for row in moved.history]
+    assert moved.metrics["test_loss"] != plain.metrics["test_loss"]
+    # recalibration forgets it, so that what is left is the same network
+    assert moved.metrics["top1_recalibrated"] == plain.metrics["top1_recalibrated"]
+    assert results(run("gn", final_pass="class_sorted"))[0] == results(run("gn"))[0]
+
+
+def test_a_final_pass_takes_whole_norm_batches_sorted_by_class(monkeypatch, data):
+    seen = []
+    net = make_norm("bn")(1).train()
+    monkeypatch.setattr(net, "forward", seen.append)
+    options = TASK.options(**(TINY | {"norm_batch_size": 16, "batch_size": 32}))
+    context = RunContext(torch.device("cpu"), 0, None, None)
+    classification._sorted_pass(net, data.value.train, options, context, lambda images: images)
+    expected = data.value.train.images[data.value.train.labels.argsort(stable=True)]
+    assert torch.equal(torch.cat(seen), expected)
+    assert {len(x) for x in seen} == {16}
+
+
+def test_groups_of_one_class_reach_the_norm_as_its_norm_batches(monkeypatch):
+    batches = []
+    train_step = classification.train_step
+
+    def watch(net, optimizer, images, labels, *args, **kwargs):
+        batches.append((images, labels))
+        return train_step(net, optimizer, images, labels, *args, **kwargs)
+
+    monkeypatch.setattr(classification, "train_step", watch)
+    for name in ("bn", "gn"):
+        run(name, norm_batch_size=8 if name == "bn" else None, single_class_groups=4, epochs=1)
+    half = len(batches) // 2
+    for (images, labels), (others, other_labels) in zip(batches[:half], batches[half:], strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+        for k in range(4):
+            assert len(labels[k::4].unique()) == 1
+
+
+def test_groups_of_one_class_are_refused_where_images_are_decoded_while_read(monkeypatch):
+    monkeypatch.setattr(classification.datasets, "check_classifiable", lambda *args: None)
+    monkeypatch.setattr(classification.datasets, "in_memory", lambda *args: False)
+    with pytest.raises(ValueError, match='single_class_groups: data set "planted" is not held in memory'):
+        TASK.data_checksum(TASK.options(**(TINY | {"single_class_groups": 4})), Path())
+
+
+@pytest.mark.parametrize("name", ["mbn", "cbn", "mabn", "online"])
+def test_a_norm_with_a_memory_over_iterations_needs_one_norm_batch_per_update(name):
+    assert why_not(name, norm_batch_size=32) is None
+    reason = why_not(name, norm_batch_size=8)
+    assert "earlier iterations" in reason
+    assert "each of the 4 norm batches" in reason
+
+
 # Options
 
 
@@ -494,6 +552,8 @@ def test_the_setting_names_norm_batch_and_image_shape(options, expected):
         ({"norm_batch_size": 3}, "norm_batch_size 3 does not divide batch_size 128; allowed: 1, 2, 4, 8"),
         ({"model": "resnet9"}, 'unknown model "resnet9".*did you mean "resnet'),
         ({"model": "resnet18", "width": 8}, "no width option"),
+        ({"single_class_groups": 3}, "single_class_groups 3 does not divide batch_size 128; allowed: 1, 2, 4, 8"),
+        ({"final_pass": "sorted"}, "final_pass"),
         ({"recalibration_images": 50}, "recalibration_images 50 is below the norm batch of 128"),
         ({"augmentation": "flip"}, "augmentation"),
         ({"learning_rate": 0}, "greater than 0"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tasks.data import AUGMENTATIONS, Split, augment, cutout, normalize, ordered_batches, shrink, shuffled_batches
+from tasks.data.batches import single_class_batches
 from tasks.data.images import make_data
 
 
@@ -199,3 +200,29 @@ def test_a_split_moves_and_selects_whole(split):
     assert {t.device.type for t in (moved.images, moved.labels, moved.groups)} == {"meta"}
     part = split.select(split.labels > 40)
     assert part.images[:, 0, 0, 0].tolist() == part.labels.tolist() == list(range(41, 50))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_every_group_of_a_batch_is_of_one_class_and_no_image_comes_twice(groups):
+    labels = torch.arange(203) % 3
+    split = Split(torch.arange(203, dtype=torch.uint8).view(-1, 1, 1, 1), labels)
+    batches = list(single_class_batches(split, 8, groups, torch.Generator().manual_seed(0)))
+    size = 8 // groups
+    assert len(batches) == sum(n // size for n in labels.bincount().tolist()) // groups
+    for images, of in batches:
+        assert images.shape == (8, 1, 1, 1)
+        assert torch.equal(labels[images.flatten().long()], of)
+        for k in range(groups):
+            assert len(set(of[k::groups].tolist())) == 1
+    seen = torch.cat([images.flatten() for images, _ in batches])
+    assert len(seen.unique()) == len(seen)
+    mixed = [len(set(of.tolist())) for _, of in batches]
+    assert (max(mixed) > 1) is (groups > 1)
+
+
+def test_single_class_batches_that_can_not_be_drawn_are_refused_at_once():
+    split = Split(torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.arange(9) % 3)
+    with pytest.raises(ValueError, match="3 single-class groups do not divide a batch of 8"):
+        single_class_batches(split, 8, 3, torch.Generator())
+    with pytest.raises(ValueError, match="no batch: 0 groups of 4 images of one class, 2 in a batch"):
+        single_class_batches(split, 8, 2, torch.Generator())

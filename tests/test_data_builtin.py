@@ -13,7 +13,7 @@ from tasks.data import checksum, dataset_info, load, load_domains
 from tasks.data import store as store_module
 from tasks.data.digits import DOMAINS, cut_in_order, font_views
 from tasks.data.faces import FACE_FAMILIES, FACES, MADE_WITH
-from tasks.data.fashion import read_idx
+from tasks.data.fashion import SHIFT, read_idx
 from tasks.data.glyphs import FEWEST_FACES, class_parts
 from tasks.data.images import channel_moments, random_words, shuffled_order, stratified, take_per_class
 from tasks.data.rebuild import main, rebuild
@@ -334,3 +334,21 @@ def test_checksums_are_read_once_per_version_of_the_file(tmp_path, monkeypatch):
     for _ in range(5):
         builtin_digest("glyphs.npz", tmp_path)
     assert len(reads) == 1
+
+
+def test_the_shifted_domain_is_a_positive_affine_map_of_the_original():
+    original, shifted = load_domains("fashion_shifted", Path()).values()
+    mini = load("fashion_mnist_mini", Path())
+    for part in ("train", "val", "test"):
+        one, two = getattr(original, part), getattr(shifted, part)
+        assert torch.equal(one.images, getattr(mini, part).images)
+        assert torch.equal(one.labels, two.labels)
+        scale, offset = SHIFT
+        assert scale > 0
+        exact = scale * one.images.double() + offset
+        assert exact.min() >= 0
+        assert exact.max() <= 255
+        assert (two.images.double() - exact).abs().max() <= 0.5
+    assert (original.kind, shifted.kind) == ("real", "synthetic")
+    with pytest.raises(ValueError, match=r'unknown domain "shift"; .*did you mean "shifted"'):
+        load("fashion_shifted", Path(), domain="shift")
