@@ -380,6 +380,9 @@ class CrossIterationBatchNorm(_Remembering):
             )
         if not self.training:
             return self._evaluate(x)
+        differentiable = self.buffer_num > 0 and torch.is_grad_enabled()
+        if differentiable and weight.requires_grad and not x.requires_grad:
+            raise ValueError(_UNRELATED)
         plain = self.buffer_num == 0 or self.progress < self.burn_in
         if plain and not self.eps_outside:
             return super().forward(x)
@@ -394,9 +397,9 @@ class CrossIterationBatchNorm(_Remembering):
             rstd = torch.rsqrt(combined + self.eps)
         y = self._normalized(values, var, shift, rstd).to(x.dtype)
         mean, var = mean.detach(), var.detach()
+        if not plain and differentiable:
+            self._push(mean, var, weight.detach(), *self._derivatives(x, weight, mean, count))
         self.track(mean[None], var[None] * (count / (count - 1)), count)
-        if not plain and torch.is_grad_enabled():
-            self._push(x, weight, mean, var, count)
         return y
 
     def _evaluate(self, x: Tensor) -> Tensor:
@@ -423,17 +426,14 @@ class CrossIterationBatchNorm(_Remembering):
         # what is not used may be of any size, and 0 times infinity is no number
         return _Past.of(torch.where(use, mean + moved, 0), torch.where(use, var, 0), use.to(dtype))
 
-    def _push(self, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, count: int) -> None:
-        """The batch enters the history, in the place of the oldest entry."""
-        dmean, dvar = self._derivatives(x, weight, mean, count)
-        with torch.no_grad():
-            place = (self.past_count % self.buffer_num)[None]  # an average has no order, so the buffers are a ring
-            for name, new in zip(
-                ("past_mean", "past_var", *_PER_WEIGHT), (mean, var, weight.detach(), dmean, dvar), strict=True
-            ):
-                kept = self.get_buffer(name)
-                kept.index_copy_(0, place, new.reshape(1, *kept.shape[1:]).to(kept.dtype))
-            self.past_count.add_(1)
+    @torch.no_grad()
+    def _push(self, *entry: Tensor) -> None:
+        """The batch's mean, variance, weight and their derivatives by it, in the place of the oldest entry."""
+        place = (self.past_count % self.buffer_num)[None]  # an average has no order, so the buffers are a ring
+        for name, new in zip(("past_mean", "past_var", *_PER_WEIGHT), entry, strict=True):
+            kept = self.get_buffer(name)
+            kept.index_copy_(0, place, new.reshape(1, *kept.shape[1:]).to(kept.dtype))
+        self.past_count.add_(1)
 
     def _derivatives(self, x: Tensor, weight: Tensor, mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """d mean_c / dW_c and d var_c / dW_c, of the shape of `weight`.
@@ -444,17 +444,16 @@ class CrossIterationBatchNorm(_Remembering):
         """
         if not weight.requires_grad:
             return torch.zeros_like(weight), torch.zeros_like(weight)
+        unit = 2.0 ** -math.floor(math.log2(count))  # near 1 / n, and exact in 16 bits
         with torch.no_grad():
-            over_mean = torch.full_like(x, 1 / count)
-            over_var = ((x - mean.view(-1, *[1] * (x.dim() - 2))) * (2 / count)).to(x.dtype)
+            over_mean = torch.full_like(x, unit)
+            over_var = ((x - mean.view(-1, *[1] * (x.dim() - 2))) * (2 * unit)).to(x.dtype)
         found = []
         for pull in (over_mean, over_var):
-            derivative = None
-            if x.requires_grad:
-                (derivative,) = torch.autograd.grad(x, weight, pull, retain_graph=True, allow_unused=True)
+            (derivative,) = torch.autograd.grad(x, weight, pull, retain_graph=True, allow_unused=True)
             if derivative is None:
-                raise ValueError("cbn: x does not depend on the weight that was passed, as far as autograd knows")
-            found.append(derivative)
+                raise ValueError(_UNRELATED)
+            found.append(derivative * (1 / (count * unit)))
         return found[0], found[1]
 
     @torch.no_grad()
@@ -481,5 +480,6 @@ class CrossIterationBatchNorm(_Remembering):
         )
 
 
+_UNRELATED = "cbn: x does not depend on the weight that was passed, as far as autograd knows"
 _PER_WEIGHT = ("past_weight", "past_dmean", "past_dvar")
 """Buffers (B, C, K) of cbn's history."""
