@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +51,29 @@ def _column(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter[:, None]
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (N, C) of each channel of each sample of x (N, C, P)."""
-    mean = x.mean(dim=2, keepdim=True)
-    return mean.squeeze(2), (x - mean).square().mean(dim=2)
+class _Moments(torch.autograd.Function):
+    """Mean and biased variance (N, C) of each channel of each sample of x (N, C, P).
+
+    The derivative, written down: the chain through differentiable operations goes over memory twice as often, which is
+    a quarter of an evonorm's time. It is itself differentiable.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(dim=2)
+        return mean, (x - mean[..., None]).square().mean(dim=2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        d_mean, d_var = d_mean[..., None] / x.shape[2], d_var[..., None] * (2 / x.shape[2])
+        return torch.addcmul(d_mean, x - mean[..., None], d_var)
 
 
 def _pooled(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -198,7 +217,7 @@ class EvoNormB0(BatchNorm):
         flat = _flat(x)
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)
-        mean, var = _moments(flat)  # (N, C)
+        mean, var = _Moments.apply(flat)  # (N, C)
         batch = self._batch_variance(x, mean, var) if self.training else self.running_var.to(flat.dtype)
         std, instance = torch.sqrt(batch + self.eps)[..., None], torch.sqrt(var + self.eps)[..., None]
         # max(std, vx + instance) as relu(vx + instance - std) + std, see frn
@@ -285,7 +304,7 @@ class EvoNormS0(GroupNorm):
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)
         each = (x.shape[0], self.num_groups, self.num_channels // self.num_groups)
-        mean, var = _moments(flat)
+        mean, var = _Moments.apply(flat)
         var = _pooled(mean.view(each), var.view(each), 2)[1]  # (N, G)
         scale = torch.rsqrt(var + self.eps)[..., None].expand(each).reshape(*x.shape[:2], 1)
         gated = flat * torch.sigmoid(flat * self.v.to(flat.dtype)[:, None])
