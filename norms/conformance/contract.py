@@ -220,10 +220,13 @@ def autocast(s: Subject) -> Finding:
             two.copy_(one)
     x = (100 + 2 * s.x()).to(torch.bfloat16)
     worst, got = 0.0, x.dtype
+    # a transformed weight is no identity, and the convolution rounds it and its result to 16 bits: not the norm's doing
+    alone = hasattr(layer, "transform_weight") and "conv_weight" not in s.info.needs
+    call = (lambda layer, x: layer(x)) if alone else s.call
     for mode in (True, False):
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            y = s.call(layer.train(mode), x)
-        expected = s.call(exact.train(mode), x.double())
+            y = call(layer.train(mode), x)
+        expected = call(exact.train(mode), x.double())
         got = y.dtype
         if not y.isfinite().all():
             return Finding("right", f"not finite in {mode_name(mode)}")
