@@ -291,6 +291,20 @@ def test_a_dropout_inside_a_norm_stays_between_norm_and_activation(own_norms):
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
+class DoublesNot(nn.Module):
+    def __init__(self, num_channels, *, affine: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x):
+        return x * self.weight[:, None, None]
+
+
+class DoublesWeight(DoublesNot):
+    def transform_weight(self, weight):
+        return 2 * weight
+
+
 @pytest.fixture
 def own_norms(monkeypatch):
     registry.norm_names()
@@ -321,23 +335,9 @@ def own_norms(monkeypatch):
         def forward(self, x, *, weight):
             return super().forward(x) + weight.sum(tuple(range(1, weight.dim())))[:, None, None]
 
-    class Doubles(nn.Module):
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(num_channels))
-
-        def forward(self, x):
-            return x * self.weight[:, None, None]
-
-    @register(name="doubles", source="test", mixes_samples=False, keeps_stats=False)
-    class DoublesWeight(Doubles):
-        def transform_weight(self, weight):
-            return 2 * weight
-
-    @register(name="doubles_not", source="test", mixes_samples=False, keeps_stats=False)
-    class DoublesNot(Doubles):
-        pass
-
+    plain = {"source": "test", "mixes_samples": False, "keeps_stats": False}
+    register(name="doubles", **plain)(DoublesWeight)
+    register(name="doubles_not", **plain)(DoublesNot)
     register(name="fake_memory", across_iterations=True, **facts)(type("Memory", (BatchNorm,), {}))
     register(name="fake_alike", **facts)(type("Alike", (BatchNorm,), {}))
 
@@ -487,7 +487,7 @@ def test_the_norm_is_given_the_weight_that_made_its_input(own_norms, padding, be
 
 
 @pytest.mark.parametrize("name", ["sees_weight", "doubles"])
-def test_a_copy_works_with_its_own_weight(own_norms, name, tmp_path):
+def test_a_copy_works_with_its_own_weight(own_norms, name):
     new, _ = converted(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), make_norm(name))
     x = torch.randn(4, 3, 5, 5)
     clone = copy.deepcopy(new)
@@ -499,6 +499,14 @@ def test_a_copy_works_with_its_own_weight(own_norms, name, tmp_path):
     assert torch.allclose(new(x), y, atol=1e-6)
     expected = 6 * x.sum(1, keepdim=True).expand(-1, 4, -1, -1) if name == "doubles" else None
     assert expected is None or torch.allclose(y, expected, atol=1e-4)
+
+
+def test_a_pickled_network_still_transforms_the_weight_that_it_has(own_norms):
+    new, _ = converted(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), make_norm("doubles"))
+    again = pickle.loads(pickle.dumps(new))  # noqa: S301
+    with torch.no_grad():
+        again.get_parameter("0.weight").fill_(3)
+    assert again(torch.ones(1, 3, 2, 2)).unique().tolist() == [18]
 
 
 def test_a_weight_is_transformed_only_before_a_norm(own_norms):

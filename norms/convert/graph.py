@@ -75,12 +75,12 @@ class GraphOfEachMode(DualGraphModule):
         raise TypeError(f"{type(self).__name__} has a graph for each mode and can not be pickled; save its state_dict")
 
 
-def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any]) -> None:
-    """Give `module` the parts of `of` that none of its graphs calls, and the mode of every part."""
+def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Give `module` the parts of `of` that none of its graphs calls (copies, with the memo of a copy), and all modes."""
     for path, part in of.named_modules():
         parent, _, attribute = path.rpartition(".")
         if path and not _has(module, path) and _has(module, parent):
-            setattr(module.get_submodule(parent), attribute, copy.deepcopy(part, memo) if memo else part)
+            setattr(module.get_submodule(parent), attribute, part if memo is None else copy.deepcopy(part, memo))
     module.train(of.training)
     for path, part in of.named_modules():
         if _has(module, path):
@@ -114,8 +114,10 @@ class Pair(NamedTuple):
 class Graphs:
     """The graph of `net`: one, or one for training and one for evaluation where they differ.
 
+    Arguments of the forward that have a default of None, a number or text are fixed to it.
+
     Args:
-        net: the network with its old norms. It is not changed before `build`.
+        net: the network with its old norms.
 
     Raises:
         ValueError: the forward can not be traced, since it depends on values or shapes; with torch.fx's own words.
@@ -236,7 +238,7 @@ class Graphs:
             module = fx.GraphModule(self.net, self.graphs[0], class_name=name)
         else:
             module = GraphOfEachMode(self.net, *self.graphs, class_name=name)
-        _complete(module, self.net, {})
+        _complete(module, self.net)
         return module
 
     def _check_passed(self, old: nn.Module, layer: nn.Module, found: list[Pair], fed: Sequence[Any]) -> None:
