@@ -76,7 +76,7 @@ class GraphOfEachMode(DualGraphModule):
 
 
 def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None = None) -> None:
-    """Give `module` the parts of `of` that none of its graphs calls (copies, with the memo of a copy), and all modes."""
+    """Give `module` the parts of `of` that none of its graphs calls (copied where a memo is given), and all modes."""
     for path, part in of.named_modules():
         parent, _, attribute = path.rpartition(".")
         if path and not _has(module, path) and _has(module, parent):
