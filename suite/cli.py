@@ -480,8 +480,8 @@ def _foreign_model(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
         known = [f"timm:{each}" for each in timm.list_models()]
         if name.partition(".")[0] not in known:
             raise ValueError(f'unknown model "{name}"; see timm.list_models(){nearest(name, known)}')
-        net = timm.create_model(name.removeprefix("timm:"), pretrained=False)
-        return net, tuple(net.default_cfg["input_size"])
+        net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False)
+        return net, tuple(net.pretrained_cfg["input_size"])
     import torchvision
 
     known = torchvision.models.list_models(torchvision.models)
@@ -508,11 +508,11 @@ def _audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
         rows = [(name.replace("norm_", "of norms: "), f"{old:,}", f"{new:,}") for name, old, new in sizes]
         yield from columns([("elements", "before", "after"), *rows])
     if audit.removed:
-        rows = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
-        yield from columns([(f"{len(rows)} activations that the norm brings", ""), *rows])
+        pairs = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
+        yield from columns([(f"{len(pairs)} activations that the norm brings", ""), *pairs])
     if audit.rewired:
-        rows = [(rewired.conv, f"{rewired.how} for {rewired.norm}") for rewired in audit.rewired]
-        yield from columns([(f"{len(rows)} convolutions whose weight is", ""), *rows])
+        pairs = [(rewired.conv, f"{rewired.how} for {rewired.norm}") for rewired in audit.rewired]
+        yield from columns([(f"{len(pairs)} convolutions whose weight is", ""), *pairs])
     if audit.plain:
         yield f"{len(audit.plain)} norms without a convolution before them, whose weight they would transform:"
         yield from (f"{path}" for path in audit.plain)

@@ -190,6 +190,15 @@ BAD = [
     (["bench", "layer"], ['unknown benchmark "layer"', 'did you mean "layers"']),
     (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
     (["lst"], ["lst"]),
+    (["convert-report", "resnt18", "bn"], ['unknown model "resnt18"', 'did you mean "resnet18"']),
+    (["convert-report", "timm:resnt18", "bn"], ['unknown model "timm:resnt18"', 'did you mean "timm:resnet18"']),
+    (["convert-report", "resnet18", "bm"], ['unknown norm "bm"', 'did you mean "bn"']),
+    (["convert-report", "resnet18", "gn", "--option", "groups=8"], ['unknown option "groups"', "num_groups"]),
+    (["convert-report", "resnet18", "gn", "--option", "8"], ['--option "8"', "KEY=VALUE"]),
+    (["convert-report", "resnet18", "gn", "--option", "num_groups=48"], ['"resnet18"', "bn1", "48 does not divide 64"]),
+    (["convert-report", "alexnet", "bn"], ['"alexnet" has no norm']),
+    (["convert-report", "vit_b_16", "bn"], ['"vit_b_16"', "channels-last", "encoder.ln (LayerNorm)"]),
+    (["convert-report", "timm:vit_tiny_patch16_224", "bn"], ["channels-last", "blocks.11.norm2 (LayerNorm)"]),
 ]
 
 
@@ -208,6 +217,48 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_runs(suite, config, tmp_p
         assert part in line
     assert not made(tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_conversion_is_reported_in_full(suite, tmp_path):
+    code, out, err = suite("convert-report", "resnet18", "gn", "--option", "num_groups=8")
+    assert (code, err) == (0, [])
+    assert out[0] == "resnet18 -> gn(num_groups=8): 20 norms swapped, 0 left"
+    assert [line.split() for line in out if line.startswith(("BatchNorm2d", "buffers"))] == [
+        ["BatchNorm2d", "20", "weight,", "bias"],
+        ["buffers", "9,620", "0"],
+    ]
+
+    own = tmp_path / "own.py"
+    formula = "return x if self.activation is None else self.activation(x)"
+    text = NORM.format(name="cli_fused", facts=", needs='activation'", formula=formula)
+    own.write_text(
+        text.replace("affine: bool = True", "affine: bool = True, activation=None").replace(
+            "self.scale = scale", "self.activation = activation"
+        )
+    )
+    code, out, err = suite("convert-report", "timm:test_efficientnet", "cli_fused", "--plugin", own)
+    assert (code, err) == (0, [])
+    assert "9 activations that the norm brings" in out
+    assert any(line.split() == ["bn1.act", "(SiLU)", "after", "bn1"] for line in out)
+
+
+def test_a_conversion_that_leaves_norms_names_them_and_exits_with_1(suite):
+    code, out, err = suite("convert-report", "convnext_tiny", "ln")
+    assert (code, err) == (1, [])
+    assert sum(line.startswith("features.") and "channels-last" in line for line in out) == 18
+    assert out[-1] == "incomplete: 18 norms of convnext_tiny are not ours"
+
+
+def test_a_model_that_torch_can_not_build_without_values_is_converted_on_the_cpu(suite):
+    code, out, _ = suite("convert-report", "regnet_x_400mf", "bn")
+    assert (code, out[0]) == (0, "regnet_x_400mf -> bn: 71 norms swapped, 0 left")
+
+
+def test_without_timm_the_command_that_installs_it_is_named(suite, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    code, out, (line,) = suite("convert-report", "timm:resnet18", "bn")
+    assert (code, out) == (2, [])
+    assert "pip install timm" in line
 
 
 def test_five_mistakes_are_five_lines(suite, tmp_path):

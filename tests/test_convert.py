@@ -1,6 +1,7 @@
 """Every norm of a foreign model is swapped or listed with the reason why not."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
-from norms.convert import Audit, Left, Swapped, audit_norms, convert_norms
-from norms.registry import equivalent, make_norm, norm_modules
+from norms import registry
+from norms.batch import BatchNorm
+from norms.convert import Audit, Left, Removed, Rewired, Size, Swapped, audit_norms, convert_norms, converted
+from norms.registry import equivalent, make_norm, norm_modules, register
 
 SWAPPED = [
     (nn.BatchNorm1d(6), (4, 6, 5)),
@@ -27,9 +30,9 @@ SWAPPED = [
 ]
 
 LEFT = [
-    (nn.LayerNorm(6), "last axes"),
-    (nn.LayerNorm((6, 3, 3)), "last axes"),
-    (nn.RMSNorm(6), "last axes"),
+    (nn.LayerNorm(6), "channels-last"),
+    (nn.LayerNorm((6, 3, 3)), "several last axes"),
+    (nn.RMSNorm(6), "channels-last"),
     (nn.LocalResponseNorm(2), "local response"),
     (nn.LazyBatchNorm2d(), "not known before a first forward"),
     (type("FancyNorm2d", (nn.Module,), {})(), "not a norm class of torch"),
@@ -45,7 +48,8 @@ def name_of(value):
 def test_a_channelwise_norm_is_swapped_in_place(old, shape, mode):
     net = nn.Sequential(nn.Identity(), copy.deepcopy(old).train(mode)).to(torch.float64)
     audit = convert_norms(net, make_norm("ln"))
-    assert audit == Audit([Swapped("1", type(old).__name__, 6)], [], [("1", "ln")])
+    affine = ("weight", "bias") if getattr(old, "weight", None) is not None else ()
+    assert audit == Audit([Swapped("1", type(old).__name__, 6, affine)], [], [("1", "ln")])
     assert audit.complete
     assert net[1].training is mode
     assert (net[1].weight is None) is (getattr(old, "weight", None) is None)
@@ -65,13 +69,20 @@ def test_a_norm_that_can_not_be_swapped_is_listed_with_the_reason(old, why):
     assert why in reason
 
 
+def test_channels_last_norms_are_told_apart():
+    net = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm((4, 4)), nn.LocalResponseNorm(2), nn.BatchNorm2d(4))
+    audit = convert_norms(net, make_norm("bn"))
+    assert [left.path for left in audit.left] == ["0", "1", "2"]
+    assert [left.path for left in audit.channels_last] == ["0"]
+
+
 @pytest.mark.parametrize("build", ["resnet18", "mobilenet_v2", "densenet121", "convnext_tiny"])
 def test_models_of_torchvision_are_read_whole(build):
     with torch.device("meta"):
         net = getattr(torchvision.models, build)()
         before = audit_norms(net)
         assert before.ours == []
-        assert {why for _, _, why in before.left if "last axes" not in why} <= {"not swapped"}
+        assert {why for _, _, why in before.left if "channels-last" not in why} <= {"not swapped"}
         audit = convert_norms(net, make_norm("gn", num_groups=1))
         y = net(torch.empty(2, 3, 64, 64))
     assert y.shape == (2, 1000)
@@ -99,7 +110,7 @@ def test_a_shared_norm_stays_shared():
     audit = convert_norms(net, make_norm("bn"))
     assert net["a"] is net["b"][0]
     assert net["a"] is not norm
-    assert audit.swapped == [Swapped("a", "BatchNorm2d", 4)]
+    assert [(s.path, s.old, s.num_channels) for s in audit.swapped] == [("a", "BatchNorm2d", 4)]
     assert audit.complete
 
 
@@ -110,7 +121,7 @@ def test_norms_of_ours_and_their_parts_are_left_alone():
     audit = convert_norms(net, make_norm("none"))
     assert net[0] is ours
     assert type(ours.inner) is nn.BatchNorm2d
-    assert audit == Audit([Swapped("1", "BatchNorm2d", 4)], [], [("0", "bn"), ("1", "none")])
+    assert audit == Audit([Swapped("1", "BatchNorm2d", 4, ("weight", "bias"))], [], [("0", "bn"), ("1", "none")])
 
 
 def test_a_layer_that_refuses_leaves_the_model_unchanged_and_is_named():
@@ -140,3 +151,409 @@ def test_equivalent_names_another_norm_only_if_every_layer_is_that_norm():
     assert equivalent(nn.Sequential(make_norm("bn")(8))) is None
     assert equivalent(nn.Sequential(nn.Conv2d(3, 3, 1))) is None
     assert len(list(norm_modules(nn.Sequential(bgn(8), bgn(16))))) == 2
+
+
+# --- what is carried over ---------------------------------------------------------------------------------------------
+
+
+def trained(net, seed=0):
+    """Every parameter and statistic as training might leave it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif tensor.dim() < 2:
+                low, high = (0.5, 2) if name.endswith(("running_var", "weight")) else (-1, 1)
+                tensor.uniform_(low, high, generator=generator)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "options"),
+    [
+        (nn.BatchNorm2d(6, eps=1e-2, momentum=0.3), "bn", {}),
+        (nn.BatchNorm2d(6, eps=1e-2, momentum=0.3, affine=False), "bn", {}),
+        (nn.BatchNorm2d(6, eps=1e-2, momentum=None), "bgn", {"num_groups": 6}),
+        (nn.SyncBatchNorm(6, eps=1e-2), "bn", {}),
+        (FrozenBatchNorm2d(6, eps=1e-2), "bn", {}),
+        (nn.GroupNorm(3, 6, eps=1e-2), "gn", {"num_groups": 3}),
+        (nn.GroupNorm(1, 6, eps=1e-2), "ln", {}),
+        (nn.GroupNorm(6, 6, eps=1e-2), "in", {}),
+        (nn.InstanceNorm2d(6, eps=1e-2, affine=True), "in", {}),
+        (nn.InstanceNorm2d(6, eps=1e-2), "gn", {"num_groups": 6}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_the_same_norm_is_the_same_function_and_trains_alike(old, name, options):
+    net = trained(nn.Sequential(copy.deepcopy(old))).double()
+    new = copy.deepcopy(net)
+    (swapped,) = convert_norms(new, make_norm(name, **options)).swapped
+    assert "eps" in swapped.carried
+    x = 2 * torch.randn(4, 6, 5, 5, dtype=torch.float64) + 1
+    # a frozen norm does not train as a learned one does, and torch's synchronized one not on the CPU
+    if not isinstance(old, FrozenBatchNorm2d | nn.SyncBatchNorm):
+        assert torch.allclose(net(x), new(x), rtol=1e-9)
+        if isinstance(old, nn.BatchNorm2d):
+            assert all(torch.allclose(t, new[0].get_buffer(n)) for n, t in net[0].named_buffers())
+    assert torch.allclose(net.eval()(x), new.eval()(x), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "options", "carried"),
+    [
+        (nn.BatchNorm2d(6, eps=1e-2), "gn", {"num_groups": 3}, "weight bias"),
+        (nn.BatchNorm2d(6, eps=1e-2), "bgn", {"num_groups": 3}, "weight bias"),
+        (nn.BatchNorm2d(6, track_running_stats=False), "bn", {}, "weight bias"),
+        (nn.InstanceNorm2d(6, affine=True, track_running_stats=True), "bn", {}, "weight bias"),
+        (nn.InstanceNorm2d(6, track_running_stats=True), "in", {}, ""),
+        (nn.GroupNorm(2, 6), "gn", {"num_groups": 3}, "weight bias"),
+        (LayerNorm2d(6), "pn", {}, "weight bias"),
+        (nn.BatchNorm2d(6), "dsbn", {}, ""),
+        (FrozenBatchNorm2d(6), "bn", {}, "weight bias running_mean running_var eps"),
+        (nn.BatchNorm2d(6), "bn", {"eps": 0.5}, "weight bias running_mean running_var num_batches_tracked momentum"),
+        (nn.BatchNorm2d(6), "fake_memory", {}, "weight bias"),
+        (nn.BatchNorm2d(6), "fake_alike", {}, "weight bias running_mean running_var num_batches_tracked"),
+    ],
+)
+def test_nothing_is_carried_over_that_means_something_else(own_norms, old, name, options, carried):
+    net = trained(nn.Sequential(copy.deepcopy(old)))
+    before = copy.deepcopy(net[0])
+    (swapped,) = convert_norms(net, make_norm(name, **options)).swapped
+    assert swapped.carried == tuple(carried.split())
+    fresh = make_norm(name, **options)(6)
+    for key in ("weight", "bias", "running_mean", "running_var", "eps"):
+        if hasattr(fresh, key) and getattr(net[0], key) is not None:
+            expected, found = getattr(before if key in swapped.carried else fresh, key), getattr(net[0], key)
+            assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected)), key
+
+
+def test_frozen_parameters_stay_frozen():
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    net[0].requires_grad_(False)
+    convert_norms(net, make_norm("gn", num_groups=2))
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+
+
+# --- norms of timm, by their structure --------------------------------------------------------------------------------
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's: the norm itself applies what follows."""
+
+    def __init__(self, channels, act, drop=None):
+        super().__init__(channels)
+        self.drop, self.act = drop or nn.Identity(), act
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class FrozenBatchNormAct2d(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.eps = 1e-2
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 1)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return self.act(self.drop(x))
+
+
+@pytest.mark.parametrize(
+    "old",
+    [NormAct(4, nn.SiLU(inplace=True)), NormAct(4, nn.Identity()), NormAct(4, nn.Sigmoid()), FrozenBatchNormAct2d(4)],
+    ids=["silu", "identity", "sigmoid", "frozen"],
+)
+@pytest.mark.parametrize("name", ["bn", "bn_act"])
+def test_a_norm_with_its_own_activation_keeps_the_function(own_norms, old, name):
+    net = trained(nn.Sequential(nn.Conv2d(3, 4, 1), copy.deepcopy(old), nn.Identity(), nn.ReLU())).eval()
+    new, audit = converted(copy.deepcopy(net), make_norm(name))
+    assert audit.complete
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.allclose(new(x), net(x), atol=1e-6)
+    inside = [] if name == "bn" or isinstance(old.act, nn.Sigmoid) else [f"1.act ({type(old.act).__name__})"]
+    # what follows a norm that ends in a gate is not the norm's; a norm without an activation of its own has the next
+    expected = [r for r in inside if "Identity" not in r] or (["3 (ReLU)"] if inside else [])
+    assert audit.removed == [Removed(activation, "1") for activation in expected]
+
+
+def test_a_dropout_inside_a_norm_stays_between_norm_and_activation(own_norms):
+    net = nn.Sequential(NormAct(4, nn.ReLU(), nn.Dropout(0.5)))
+    for name in ("bn", "bn_act"):
+        new, audit = converted(copy.deepcopy(net), make_norm(name))
+        assert audit.removed == []
+        assert [type(part).__name__ for part in new[0].children()][1:] == ["Dropout", "ReLU"]
+
+
+# --- activations ------------------------------------------------------------------------------------------------------
+
+
+class DoublesNot(nn.Module):
+    def __init__(self, num_channels, *, affine: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x):
+        return x * self.weight[:, None, None]
+
+
+class DoublesWeight(DoublesNot):
+    def transform_weight(self, weight):
+        return 2 * weight
+
+
+@pytest.fixture
+def own_norms(monkeypatch):
+    registry.norm_names()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    facts = {"source": "test", "mixes_samples": True, "keeps_stats": True, "axes": "NHW"}
+
+    @register(name="bn_act", needs="activation", slices_at_once=True, **facts)
+    class BatchNormAct(BatchNorm):
+        """Exactly batch normalization and then its activation."""
+
+        equivalent_to = "bn"
+
+        def __init__(self, num_channels, *, eps: float = 1e-5, affine: bool = True, activation=None):
+            super().__init__(num_channels, eps=eps, affine=affine)
+            self.activation = activation
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y if self.activation is None else self.activation(y)
+
+    @register(name="sees_weight", needs="conv_weight", slices_at_once=True, **facts)
+    class SeesWeight(BatchNorm):
+        """Batch normalization that adds up the weight it was given, so that a wrong one shows."""
+
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+
+        def forward(self, x, *, weight):
+            return super().forward(x) + weight.sum(tuple(range(1, weight.dim())))[:, None, None]
+
+    plain = {"source": "test", "mixes_samples": False, "keeps_stats": False}
+    register(name="doubles", **plain)(DoublesWeight)
+    register(name="doubles_not", **plain)(DoublesNot)
+    register(name="fake_memory", across_iterations=True, **facts)(type("Memory", (BatchNorm,), {}))
+    register(name="fake_alike", **facts)(type("Alike", (BatchNorm,), {}))
+
+
+class Block(nn.Module):
+    """Activations of every kind: a function, a method, a module used twice, one after a sum, one after a fork."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(6))
+        self.relu = nn.ReLU(inplace=True)
+        self.silu = nn.Sequential(nn.Identity(), nn.SiLU())
+
+    def forward(self, x):
+        c, n = self.convs, self.norms
+        a = nn.functional.leaky_relu(n[0](c[0](x)), 0.3)
+        b = n[1](c[1](a)).relu()
+        d = self.relu(n[2](c[2](b)))
+        e = self.silu(n[3](c[3](d)))
+        f = n[4](c[4](e))
+        g = torch.sigmoid(n[5](c[5](f)))
+        return self.relu(f + e) * torch.relu(f) * g
+
+
+def test_exactly_the_directly_following_activations_are_removed_and_the_function_stays(own_norms):
+    net = trained(Block())
+    new, audit = converted(copy.deepcopy(net), make_norm("bn_act"))
+    assert audit.removed == [
+        Removed("leaky_relu", "norms.0"),
+        Removed("relu", "norms.1"),
+        Removed("relu (ReLU)", "norms.2"),
+        Removed("silu.1 (SiLU)", "norms.3"),
+    ]
+    brought = [str(norm.activation) for _, norm in norm_modules(new)]
+    assert brought == ["LeakyReLU(negative_slope=0.3)", "ReLU()", "ReLU()", "SiLU()", "None", "None"]
+    assert isinstance(new, torch.fx.GraphModule)
+    assert new.state_dict().keys() == net.state_dict().keys()
+    x = torch.randn(4, 4, 5, 5)
+    for mode in (True, False):
+        assert torch.allclose(new.train(mode)(x), net.train(mode)(x), atol=1e-5)
+
+
+def test_activations_that_are_modules_of_their_own_are_removed_in_place(own_norms):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.BatchNorm2d(4))
+    expected = copy.deepcopy(net)
+    audit = convert_norms(net, make_norm("bn_act"))
+    assert audit.removed == [Removed("2 (ReLU)", "1")]
+    assert [type(part).__name__ for part in net] == ["Conv2d", "BatchNormAct", "Identity", "BatchNormAct"]
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.allclose(net(x), expected(x), atol=1e-6)
+
+
+def test_a_shared_norm_brings_the_activation_only_if_it_follows_everywhere(own_norms):
+    class Shared(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            self.norm, self.first, self.second = nn.BatchNorm2d(4), nn.ReLU(), second
+
+        def forward(self, x):
+            return self.second(self.norm(self.first(self.norm(x))))
+
+    for second, removed in ((nn.ReLU(), 2), (nn.SiLU(), 0), (nn.Identity(), 0)):
+        net = Shared(second).eval()
+        new, audit = converted(copy.deepcopy(net), make_norm("bn_act"))
+        assert len(audit.removed) == removed
+        x = torch.randn(2, 4, 3, 3)
+        assert torch.allclose(new(x), net(x), atol=1e-6)
+
+
+class ByMode(nn.Module):
+    """Another graph in each mode, and a part that only one of them uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.extra, self.unused = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), nn.Linear(2, 2)
+
+    def forward(self, x, scale=None):
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        if self.training:
+            x = nn.functional.relu(self.extra(x))
+        return x if scale is None else x * scale
+
+
+def test_a_forward_that_asks_for_the_mode_keeps_both(own_norms):
+    for mode in (True, False):
+        net = trained(ByMode()).train(mode)
+        net.extra.eval()
+        new, audit = converted(copy.deepcopy(net), make_norm("bn_act"))
+        assert len(audit.removed) == 2
+        assert new.training is mode
+        assert not new.extra.training
+        assert new.state_dict().keys() == net.state_dict().keys()
+        x = torch.randn(4, 3, 5, 5)
+        for again in (True, False, True):
+            assert torch.allclose(new.train(again)(x), net.train(again)(x), atol=1e-5)
+            clone = copy.deepcopy(new)
+            assert torch.allclose(clone(x), copy.deepcopy(net)(x), atol=1e-5)
+            assert {path: part.training for path, part in clone.named_modules()} == {
+                path: part.training for path, part in new.named_modules()
+            }
+            assert clone.state_dict().keys() == net.state_dict().keys()
+        with pytest.raises(TypeError, match="state_dict"):
+            pickle.dumps(new)
+
+
+class Asks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(x).relu() if x.sum() > 0 else x
+
+
+def test_what_can_not_be_followed_is_refused_and_nothing_changed(own_norms):
+    net = nn.Sequential(Asks()).eval()
+    with pytest.raises(ValueError, match=r"Sequential can not be traced by torch\.fx.*control flow"):
+        converted(net, make_norm("bn_act"))
+    block = Block()
+    with pytest.raises(ValueError, match=r'norm "bn_act" changes the forward of Block.*converted'):
+        convert_norms(block, make_norm("bn_act"))
+    assert type(net[0].norm) is nn.BatchNorm2d
+    assert not net[0].norm.training
+    assert {type(norm) for norm in block.norms} == {nn.BatchNorm2d}
+    assert converted(net, make_norm("gn", num_groups=2))[0] is net  # nothing has to be known of what surrounds it
+
+
+# --- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [{"padding": 1}, {"padding": 1, "padding_mode": "circular", "bias": False}])
+@pytest.mark.parametrize("between", [nn.Identity(), None])
+def test_the_norm_is_given_the_weight_that_made_its_input(own_norms, padding, between):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, **padding), between or nn.Identity(), nn.BatchNorm2d(4), nn.ReLU())
+    new, audit = converted(copy.deepcopy(net), make_norm("sees_weight"))
+    assert audit.rewired == [Rewired("0", "2", "passed")]
+    assert new.state_dict().keys() == net.state_dict().keys()
+    x = torch.randn(4, 3, 5, 5)
+    weight = net[0].weight
+    expected = torch.relu(net[:3](x) + weight.sum((1, 2, 3))[:, None, None])
+    assert torch.allclose(new(x), expected, atol=1e-5)
+    (new(x).square().sum()).backward()
+    expected.square().sum().backward()
+    assert torch.allclose(new.get_parameter("0.weight").grad, weight.grad, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sees_weight", "doubles"])
+def test_a_copy_works_with_its_own_weight(own_norms, name):
+    new, _ = converted(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), make_norm(name))
+    x = torch.randn(4, 3, 5, 5)
+    clone = copy.deepcopy(new)
+    with torch.no_grad():
+        clone.get_parameter("0.weight").fill_(3)
+        clone.get_parameter("0.bias").fill_(0)
+    y = clone(x)
+    new.load_state_dict(clone.state_dict())
+    assert torch.allclose(new(x), y, atol=1e-6)
+    expected = 6 * x.sum(1, keepdim=True).expand(-1, 4, -1, -1) if name == "doubles" else None
+    assert expected is None or torch.allclose(y, expected, atol=1e-4)
+
+
+def test_a_pickled_network_still_transforms_the_weight_that_it_has(own_norms):
+    new, _ = converted(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), make_norm("doubles"))
+    again = pickle.loads(pickle.dumps(new))  # noqa: S301
+    with torch.no_grad():
+        again.get_parameter("0.weight").fill_(3)
+    assert again(torch.ones(1, 3, 2, 2)).unique().tolist() == [18]
+
+
+def test_a_weight_is_transformed_only_before_a_norm(own_norms):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in "abc")
+            self.one, self.two, self.three = (nn.BatchNorm2d(4) for _ in "abc")
+
+        def forward(self, x):
+            x = self.one(self.a(x))
+            y = self.b(x)
+            return self.two(y) + y + self.three(self.c(x).relu())  # y goes to two places, and relu is no convolution
+
+    net = Net()
+    literal = copy.deepcopy(net)
+    with torch.no_grad():
+        literal.a.weight.mul_(2)
+    convert_norms(literal, make_norm("doubles_not"))
+    new, audit = converted(net, make_norm("doubles"))
+    assert audit.rewired == [Rewired("a", "one", "transformed")]
+    assert audit.plain == ["two", "three"]
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(new(x), literal(x), atol=1e-5)
+
+
+def test_a_norm_that_finds_no_convolution_of_its_own_is_refused_by_its_path(own_norms):
+    class Padded(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    def two_places():
+        conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        return nn.Sequential(conv, norm, conv, norm)
+
+    for net, message in (
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), r"; 2 \(BatchNorm2d\) has no convolution"),
+        (nn.Sequential(Padded(3, 4, 1), nn.BatchNorm2d(4)), "; 1 follows 0, a Padded"),
+        (two_places(), "called in several places"),
+    ):
+        with pytest.raises(ValueError, match=f'norm "sees_weight" needs the weight.*{message}'):
+            converted(net, make_norm("sees_weight"))
+        assert isinstance(net[-1], nn.BatchNorm2d)
+
+
+def test_the_audit_counts_elements_before_and_after():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LayerNorm(7))
+    audit = convert_norms(net, make_norm("gn", num_groups=2))
+    assert audit.before == Size(16 + 8 + 14, 9, 22, 9)
+    assert audit.after == Size(16 + 8 + 14, 0, 22, 0)

@@ -35,7 +35,7 @@ from norms.convert.audit import (
     why_left,
 )
 from norms.convert.graph import Graphs, wants
-from norms.convert.layers import own_activation, replacement
+from norms.convert.layers import ACTIVATIONS, own_activation, replacement
 from norms.registry import NormFactory, factory_info
 
 __all__ = ["Audit", "Left", "Removed", "Rewired", "Size", "Swapped", "audit_norms", "convert_norms", "converted"]
@@ -62,8 +62,9 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
 
     The new layer has the old one's number of channels, device, dtype, mode and `affine` (a FrozenBatchNorm2d, whose
     affine is constant, becomes a learned one), and what means the same in both; a norm that is used in several places
-    stays one shared layer. Norms built by `make_norm` are left as they are. Everything is looked up and built before
-    the first layer is put in, so a refusal leaves `net` unchanged.
+    stays one shared layer. Norms built by `make_norm` are left as they are. Activation modules work out of place from
+    then on, since a norm may need its own output for the backward pass (functional ones stay as they are). Everything
+    is looked up and built before the first layer is put in, so a refusal leaves `net` unchanged.
 
     Args:
         net: any module; itself a norm only if it holds it as a child (`nn.Sequential(norm)`).
@@ -127,6 +128,9 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
             graphs.remove(removal)
             rewired = graphs.join(pairs)
             result = graphs.build()
+    for module in result.modules():
+        if isinstance(module, ACTIVATIONS) and hasattr(module, "inplace"):
+            module.inplace = False
     found = audit_norms(result)
     return result, replace(found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, before=before)
 

@@ -10,6 +10,7 @@ own dependence on mode or values (stochastic depth) stays its own.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -58,6 +59,34 @@ def _is_looked_for(module: nn.Module) -> bool:
     return is_ours(module) or is_channelwise(module) or isinstance(module, CONVOLUTIONS + ACTIVATIONS)
 
 
+class GraphOfEachMode(DualGraphModule):
+    """A network that has one graph for training and one for evaluation; `train()` chooses.
+
+    A copy stays in its mode and keeps the modules that no graph calls, which torchvision's does not. Pickled, one of
+    the graphs would be lost, so this raises a TypeError; its state_dict has the names of the network it stands for.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphOfEachMode:
+        new = super().__deepcopy__(memo)
+        _complete(new, self, memo)
+        return new
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{type(self).__name__} has a graph for each mode and can not be pickled; save its state_dict")
+
+
+def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Give `module` the parts of `of` that none of its graphs calls (copied where a memo is given), and all modes."""
+    for path, part in of.named_modules():
+        parent, _, attribute = path.rpartition(".")
+        if path and not _has(module, path) and _has(module, parent):
+            setattr(module.get_submodule(parent), attribute, part if memo is None else copy.deepcopy(part, memo))
+    module.train(of.training)
+    for path, part in of.named_modules():
+        if _has(module, path):
+            module.get_submodule(path).training = part.training
+
+
 class Removal(NamedTuple):
     """Activations to take out.
 
@@ -85,8 +114,10 @@ class Pair(NamedTuple):
 class Graphs:
     """The graph of `net`: one, or one for training and one for evaluation where they differ.
 
+    Arguments of the forward that have a default of None, a number or text are fixed to it.
+
     Args:
-        net: the network with its old norms. It is not changed before `build`.
+        net: the network with its old norms.
 
     Raises:
         ValueError: the forward can not be traced, since it depends on values or shapes; with torch.fx's own words.
@@ -200,20 +231,14 @@ class Graphs:
 
     def build(self) -> fx.GraphModule:
         """The network with the graph as it is now: the same modules under the same names."""
-        name = type(self.net).__name__
         for graph in self.graphs:
             graph.lint()
+        name = type(self.net).__name__
         if len(self.graphs) == 1:
             module = fx.GraphModule(self.net, self.graphs[0], class_name=name)
         else:
-            module = DualGraphModule(self.net, *self.graphs, class_name=name)
-        for path, part in self.net.named_modules():  # what no mode calls still belongs to the network
-            parent, _, attribute = path.rpartition(".")
-            if path and not _has(module, path) and _has(module, parent):
-                setattr(module.get_submodule(parent), attribute, part)
-        module.train(self.net.training)
-        for path, part in module.named_modules():
-            part.training = self.net.get_submodule(path).training
+            module = GraphOfEachMode(self.net, *self.graphs, class_name=name)
+        _complete(module, self.net)
         return module
 
     def _check_passed(self, old: nn.Module, layer: nn.Module, found: list[Pair], fed: Sequence[Any]) -> None:
