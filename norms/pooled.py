@@ -58,10 +58,13 @@ class GhostBatchNorm(ChannelStatistics):
 
         y = (x - mean_bc) / sqrt(var_bc + eps) * weight_c + bias_c        mean, var of channel c over sub-batch b
 
-    Sub-batches are chunks of consecutive images, as in the official code, and running statistics move as if they had
-    come one after the other, which is the paper's weighted update. All have `ghost_batch_size` images but the last,
-    which takes what is left over, too: none is smaller than asked for (the official code leaves a division with a rest
-    to torch.chunk). A batch of less than two of them is one whole, and the layer is then bn.
+    A batch of N images is cut into B = N // ghost_batch_size sub-batches (at least 1), of which number b is x[b::B]:
+    none is smaller than asked for, and where there is a remainder, their sizes differ by one at most. Running
+    statistics move as if they had come one after the other, which is the paper's weighted update. A batch of less than
+    two sub-batches is one whole, and the layer is then bn.
+
+    The official code takes chunks of consecutive images of a shuffled batch. There it makes no difference; but a batch
+    that is sorted, by class or by domain, would be normalized class by class or domain by domain.
 
     A sub-batch is a part of a norm batch: of slice k, x[k::K], where `situation` says K slices.
 
@@ -99,10 +102,17 @@ class GhostBatchNorm(ChannelStatistics):
         self.check(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        full = max(1, x.shape[0] // self.ghost_batch_size) - 1
-        sizes = [self.ghost_batch_size] * full + [x.shape[0] - full * self.ghost_batch_size]
-        parts = [self.train_on(part, weight, bias) for part in x.split(sizes)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        images = x.shape[0]
+        parts = max(1, images // self.ghost_batch_size)
+        longer = images % parts  # the first sub-batches have one image more
+        if not longer:
+            return self.train_on(x, weight, bias, parts)
+        # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
+        # number b are every `longer`-th one from b.
+        order = sorted(range(images), key=lambda i: i % parts >= longer)
+        first, second = x[order].tensor_split([longer * (images // parts + 1)])
+        y = torch.cat((self.train_on(first, weight, bias, longer), self.train_on(second, weight, bias, parts - longer)))
+        return y[sorted(range(images), key=order.__getitem__)]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
