@@ -79,6 +79,8 @@ class GhostBatchNorm(ChannelStatistics):
         ValueError: a sub-batch of less than one image; (forward, training) one value per channel of a sub-batch.
     """
 
+    tracks_parts = True
+
     def __init__(
         self,
         num_channels: int,

@@ -35,10 +35,15 @@ class RunningStatistics(nn.Module):
         device: where the buffers live.
         dtype: of the parameters; the statistics take it where it is float32 or better, else float32.
 
+    Attributes:
+        tracks_parts: a norm batch may be handed to `track` in parts, each with statistics of its own (ghost), so that
+            recalibration must take them there: the buffers would show the last one only.
+
     Raises:
         ValueError: a momentum outside [0, 1].
     """
 
+    tracks_parts: bool = False
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -273,15 +278,16 @@ def _pairs(norm: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
 def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> Iterator[None]:
     """Within the block the statistics of every norm batch are pooled.
 
-    A norm that computes all slices at once hands them to `track`, where they are taken; any other is called once per
-    norm batch, and its buffers are read after each call.
+    A norm that computes all slices at once, or has parts of a norm batch, hands them to `track`, where they are taken;
+    any other is called once per norm batch, and its buffers are read after each call.
     """
     before = [norm.__dict__.get("forward") for norm, _ in pools]
     tracking = []
     for norm, pool in pools:
-        at_once = isinstance(norm, RunningStatistics) and slices > 1 and norm.norm_info.slices_at_once  # type: ignore[union-attr]
-        if at_once or isinstance(norm, DomainStatistics):
-            assert isinstance(norm, RunningStatistics)
+        at_once = slices > 1 and norm.norm_info.slices_at_once  # type: ignore[union-attr]
+        if isinstance(norm, DomainStatistics) or (
+            isinstance(norm, RunningStatistics) and (at_once or norm.tracks_parts)
+        ):
             norm.__dict__["track"] = _Tracker(norm, pool)
             tracking.append(norm)
             continue

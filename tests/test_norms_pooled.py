@@ -256,6 +256,18 @@ def test_ghost_divides_each_slice():
     assert ghost.num_batches_tracked == 4
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_recalibrated_ghost_has_the_moments_of_all_sub_batches(slices):
+    batches = [torch.randn(10, 6, 3, 3, dtype=torch.float64) * (i + 1) + i for i in range(3)]
+    ghost, bn = build("ghost", {"ghost_batch_size": 2}, dtype=torch.float64), build("bn", {}, dtype=torch.float64)
+    for norm in (ghost, bn):
+        recalibrate(norm, batches, slices)
+    torch.testing.assert_close(ghost.running_mean, bn.running_mean)
+    torch.testing.assert_close(ghost.running_var, bn.running_var)
+    assert ghost.num_batches_tracked == (15 if slices == 1 else 12)
+    assert "track" not in ghost.__dict__
+
+
 def test_images_of_other_sub_batches_do_not_matter():
     ghost, x = build("ghost", {"ghost_batch_size": 2}), torch.randn(6, 6, 3, 3)
     other = 3 * x + 1

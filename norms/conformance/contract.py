@@ -192,16 +192,16 @@ def recalibrate(s: Subject) -> Finding:
     """With the statistics of one batch, evaluation gives that batch the output that training, gone on with, gives it.
 
     Training after the recalibration, since earlier iterations may enter a training output, and evaluation is not to
-    know them. 1,024 positions per channel and one per cent of tolerance: buffers hold the unbiased variance, formulas
-    the biased.
+    know them. 512 positions per channel and one per cent of tolerance: buffers hold the unbiased variance, formulas the
+    biased. No more than 32 samples, which ghost takes as one whole by default: its parts have statistics of their own.
     """
-    x = torch.cat([s.x(1, n=32), s.x(2, n=32) + 1])
+    x = torch.cat([s.x(1, n=16), s.x(2, n=16) + 1])
     layer = s.trained()
     before = state(layer)
     if not s.info.keeps_stats:
         running.recalibrate(_Net(s, layer), [x])
         return Finding("no-op", "no-op" if same(before, state(layer)) else "changes buffers")
-    for batches in ([x], [x[:32], x[32:]]):
+    for batches in ([x], [x[:16], x[16:]]):
         net = _Net(s, copy.deepcopy(layer))
         running.recalibrate(net, batches)
         if not net.training:
