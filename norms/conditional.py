@@ -43,6 +43,9 @@ class SandwichBatchNorm(RunningStatistics):
     search, is not told by any task here. As in the official code `domain_weight` starts as Normal(1, 0.02) and
     `domain_bias` as 0; with `domain_weight` 1 it is bn.
 
+    This is the official code's general layer. What it uses in adversarial training (SaAuxBN) and in architecture search
+    has the two affines, too, but statistics per condition; the paper's robust accuracies are of that one.
+
     Args:
         num_channels: C.
         num_domains: D; a run fills it in. With 1 no domain need be told.

@@ -515,6 +515,21 @@ def test_tasknorm_in_other_formats_and_types():
 
 
 @pytest.mark.parametrize("name", ["sabn", "tasknorm"])
+@pytest.mark.parametrize("of_one", [True, False])
+def test_nothing_is_made_on_another_device(name, of_one):
+    """Forwards on a pretended accelerator, which no one may wait for."""
+    with torch._subclasses.FakeTensorMode():
+        layer = make_norm(name)(3, device="cuda")
+        x = torch.empty(6, 3, 4, 2, device="cuda")
+        domain = 1 if of_one else torch.empty(6, dtype=torch.long, device="cuda")
+        for mode in (True, False):
+            for part in ("context", "query"):
+                with situation(layer.train(mode), domain, part):
+                    assert layer(x).device.type == "cuda"
+        assert all(b.device.type == "cuda" for b in layer.buffers())
+
+
+@pytest.mark.parametrize("name", ["sabn", "tasknorm"])
 def test_a_training_step_runs_on_the_meta_device(name):
     layer = make_norm(name)(3, device="meta")
     x = torch.zeros(4, 3, 2, 2, device="meta", requires_grad=True)
