@@ -55,6 +55,13 @@ def normalize(
         mean: (K, G) without gradient.
         var: (K, G) without gradient; unbiased, as running statistics want it.
     """
+    layout = memory_format(x)
+    if x.is_cuda and layout != torch.contiguous_format:
+        if groups == x.shape[1] and slices == 1:
+            return _as_it_lies(x, weight, bias, eps)
+        # reading channels innermost in units is made for a CPU's caches; here a copy costs less
+        y, mean, var = normalize(x.contiguous(), weight, bias, groups, slices, eps)
+        return y.contiguous(memory_format=layout), mean, var
     blocks = Blocks.of(x, groups, slices)
     if blocks.whole:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -72,6 +79,15 @@ def normalize(
     return y, mean, var * (blocks.count / (blocks.count - 1))
 
 
+def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`normalize` with one group per channel and one slice, by the kernel for the layout that x has."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean, var = x.new_zeros((2, x.shape[1]), dtype=wide).unbind()
+    scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
+    y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, eps)  # momentum 1 leaves the batch's own statistics
+    return y, mean[None], var[None]
+
+
 def evaluate(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> Tensor:
@@ -81,6 +97,9 @@ def evaluate(
     if groups == x.shape[1]:
         scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
         return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
+    layout = memory_format(x)
+    if x.is_cuda and layout != torch.contiguous_format:
+        return evaluate(x.contiguous(), mean, var, weight, bias, groups, eps).contiguous(memory_format=layout)
     blocks = Blocks.of(x, groups, 1)
     mean, var = blocks.spread(torch.stack((mean, var))[:, None])
     if blocks.interleaved:
@@ -242,7 +261,6 @@ class Blocks:
 
     def sums(self, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """(2, K * U): sums of dy * (x - mean) * rstd and of dy. mean, rstd: (K * U,)."""
-        kernel = torch.ops.aten.native_batch_norm_backward.default
         columns = [(mean, rstd)]
         if self.sample_by_sample:
             columns = list(zip(*(s.view(-1, self.channels).unbind() for s in (mean, rstd)), strict=True))
@@ -250,9 +268,7 @@ class Blocks:
             wide = (s.view(-1, 1, self.channels).expand(-1, self.unit, -1).reshape(-1) for s in (mean, rstd))
             columns = [(next(wide), next(wide))]
         pairs = zip(self.parts(dy), self.parts(x), itertools.cycle(columns), strict=False)
-        sums = _stacked(
-            [kernel(dv, v, None, None, None, m, s, True, 0.0, [False, True, True])[1:] for dv, v, (m, s) in pairs]
-        )
+        sums = _stacked([_sums_of_columns(dv, v, m, s) for dv, v, (m, s) in pairs])
         if self.sample_by_sample:
             return sums.view(2, self.samples, -1).sum(1)
         if self.interleaved:
@@ -294,6 +310,15 @@ def _moments_of_rows(v: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((torch.cat(means).squeeze(2), torch.cat(norms).square_().div_(v.shape[2])))
 
 
+def _sums_of_columns(dv: Tensor, v: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Per column of dv and v (rows, columns, values): sums of dv * (v - mean) * rstd and of dv."""
+    if v.is_cuda:  # where the kernel below wants a weight, and the half of it that synchronized BN uses is open
+        sums, products, _, _ = torch.batch_norm_backward_reduce(dv, v, mean, rstd, None, True, False, False)
+        return products * rstd, sums
+    kernel = torch.ops.aten.native_batch_norm_backward.default
+    return kernel(dv, v, None, None, None, mean, rstd, True, 0.0, [False, True, True])[1:]
+
+
 def _stacked(pairs: list[tuple[Tensor, ...]]) -> Tensor:
     """Pairs of (columns,) of several parts -> (2, parts * columns)."""
     first, second = zip(*pairs, strict=True)
@@ -331,7 +356,8 @@ class _Normalize(torch.autograd.Function):
         mean, var = stats.unbind()
         saved = torch.stack((mean, torch.rsqrt(var + eps)))
         unit_mean, unit_rstd = blocks.spread(saved)
-        y = blocks.affine(x, *blocks.coefficients(unit_mean, unit_rstd, weight, bias))
+        # a view could not be changed in place by an activation after it
+        y = blocks.affine(x, *blocks.coefficients(unit_mean, unit_rstd, weight, bias)).data
         ctx.blocks, ctx.eps = blocks, eps
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)

@@ -89,7 +89,7 @@ class _Streaming(RunningStatistics):
 
 
 def _fast(x: Tensor) -> bool:
-    return _ordinary(x) and not torch.is_grad_enabled()
+    return x.device.type == "cpu" and _ordinary(x) and not torch.is_grad_enabled()
 
 
 def _on(x: Tensor, per_row: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _linear(x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor | None = None, f
         if dy is not None and factor is not None:
             plus = (dy.contiguous(memory_format=layout), blocks.spread(factor[None])[0])
         per_unit = blocks.spread(torch.stack((scale, shift)))
-        y = blocks.affine(x, per_unit[0], per_unit[1], plus)
+        y = blocks.affine(x, per_unit[0], per_unit[1], plus).data  # as in grouping: a view could not be changed in place
     else:
         y = x * _on(x, scale) + _on(x, shift)
         if dy is not None and factor is not None:

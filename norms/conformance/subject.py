@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from norms.registry import NormFactory, NormInfo, Situation, norm_modules
+from norms.sample import memory_format
 from norms.situation import after_update, situation
 
 BATCH = 4
@@ -79,7 +80,8 @@ class Subject:
             # an identity, yet one that autograd sees, in the place of the convolution before the norm
             weight = torch.eye(x.shape[1], dtype=x.dtype).reshape(x.shape[1], x.shape[1], *[1] * (x.dim() - 2))
             weight = weight.requires_grad_() if transform is None else transform(weight.requires_grad_())
-            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
+            layout = memory_format(x)  # which not every device's convolution keeps
+            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight).contiguous(memory_format=layout)
             if "conv_weight" in self.info.needs:
                 inputs["weight"] = weight
         if offset is not None:
