@@ -140,7 +140,9 @@ def _linear(x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor | None = None, f
         if dy is not None and factor is not None:
             plus = (dy.contiguous(memory_format=layout), blocks.spread(factor[None])[0])
         per_unit = blocks.spread(torch.stack((scale, shift)))
-        y = blocks.affine(x, per_unit[0], per_unit[1], plus).data  # as in grouping: a view could not be changed in place
+        y = blocks.affine(
+            x, per_unit[0], per_unit[1], plus
+        ).data  # as in grouping: a view could not be changed in place
     else:
         y = x * _on(x, scale) + _on(x, shift)
         if dy is not None and factor is not None:
@@ -261,6 +263,10 @@ class BatchRenorm(_Streaming):
 # --- mabn ---------------------------------------------------------------------------------------------------------
 
 
+SIMULATED_BATCH = 32
+"""Images whose statistics mabn's window stands for: the paper's and the code's batch of one worker."""
+
+
 class _SecondMoment(torch.autograd.Function):
     """mabn's y = factor * rstd * x * weight + bias, with its backward (see MovingAverageBatchNorm)."""
 
@@ -355,7 +361,10 @@ class MovingAverageBatchNorm(_Streaming):
 
     Args:
         num_channels: C.
-        buffer_size: batches in a simple average: the batch size that is simulated, by that of one norm batch.
+        buffer_size: batches in a simple average; "auto": as many as hold SIMULATED_BATCH images, by norm_batch_size
+            (the official code's 16 batches of 2 where it is not known). With large norm batches and large steps a long
+            average does not train.
+        norm_batch_size: images that share statistics; a run fills it in.
         warmup: fraction of training up to which nothing is averaged.
         renorm_from: fraction of training up to which r is 1.
         r_max: largest r, at least 1.
@@ -377,7 +386,8 @@ class MovingAverageBatchNorm(_Streaming):
         self,
         num_channels: int,
         *,
-        buffer_size: int = 16,
+        buffer_size: int | Literal["auto"] = "auto",
+        norm_batch_size: int | None = None,
         warmup: float = 0.01,
         renorm_from: float = 0.1,
         r_max: float = 5.0,
@@ -388,6 +398,10 @@ class MovingAverageBatchNorm(_Streaming):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, momentum, affine, device, dtype)
+        if isinstance(buffer_size, str):
+            if buffer_size != "auto":
+                raise ValueError(f'mabn: buffer_size="{buffer_size}": an integer or "auto"')
+            buffer_size = max(1, SIMULATED_BATCH // (norm_batch_size or 2))
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size}: at least 1 is needed")
         if r_max < 1:
