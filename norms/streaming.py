@@ -398,7 +398,7 @@ class MovingAverageBatchNorm(_Streaming):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, momentum, affine, device, dtype)
-        if buffer_size == "auto":
+        if isinstance(buffer_size, str):  # "auto", as the registry has checked
             buffer_size = max(1, SIMULATED_BATCH // (norm_batch_size or 2))
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size}: at least 1 is needed")
