@@ -398,19 +398,19 @@ class MovingAverageBatchNorm(_Streaming):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, momentum, affine, device, dtype)
-        if isinstance(buffer_size, str):  # "auto", as the registry has checked
-            buffer_size = max(1, SIMULATED_BATCH // (norm_batch_size or 2))
-        if buffer_size < 1:
-            raise ValueError(f"buffer_size={buffer_size}: at least 1 is needed")
+        auto = max(1, SIMULATED_BATCH // (norm_batch_size or 2))
+        window = auto if isinstance(buffer_size, str) else buffer_size
+        if window < 1:
+            raise ValueError(f"buffer_size={window}: at least 1 is needed")
         if r_max < 1:
             raise ValueError(f"r_max={r_max}: at least 1 is needed")
         if not 0 <= warmup <= renorm_from <= 1:
             raise ValueError(f"warmup={warmup}, renorm_from={renorm_from}: fractions of training, in this order")
-        self.buffer_size, self.r_max = buffer_size, r_max
+        self.buffer_size, self.r_max = window, r_max
         self.warmup, self.renorm_from = warmup, renorm_from
         self._new_buffer("progress")
-        self._new_buffer("chi_history", buffer_size, num_channels)
-        self._new_buffer("psi_history", buffer_size, num_channels)
+        self._new_buffer("chi_history", window, num_channels)
+        self._new_buffer("psi_history", window, num_channels)
         self.register_buffer("num_backwards_tracked", torch.zeros_like(self.num_batches_tracked))
 
     def reset_running_stats(self) -> None:
