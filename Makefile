@@ -5,13 +5,16 @@ BIN := .venv/bin
 # One thread per process: results depend on the number of threads, and two jobs share the cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test slow lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/python run_suite.py run configs/quick.yaml --out runs/quick
 
 test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
