@@ -56,23 +56,51 @@ def hold(net: nn.Module) -> Iterator[None]:
     """Within the block no norm of `net` changes what it keeps; its outputs are those of its current mode.
 
     The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
-    before, whatever happens inside. Nested use is fine.
+    before, whatever happens inside. Nested use is fine. Every forward of a norm starts from what it was before the
+    block, so that the steps of an attack do not enter each other's statistics; what a norm keeps of a context set
+    lasts to the end of the block, for the queries.
     """
-    modules = [part for _, norm in norm_modules(net) for part in norm.modules()]
+    norms = [norm for _, norm in norm_modules(net)]
+    modules = [part for norm in norms for part in norm.modules()]
     buffers = [dict(module._buffers) for module in modules]
     # copied: a layer may hand out the very object that it goes on to change
     extra = [copy.deepcopy(module.get_extra_state()) if _has_extra_state(module) else None for module in modules]
+    handles: list[Any] = []
     try:
         for module in modules:
             for name, value in module._buffers.items():
                 module._buffers[name] = None if value is None else value.clone()
+        for norm in norms:
+            if norm.norm_info.keeps_stats and "context" not in norm.norm_info.needs:  # type: ignore[union-attr, operator]
+                handles.append(norm.register_forward_pre_hook(_Afresh(norm, dict(zip(modules, buffers, strict=True)))))
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for module, kept, state in zip(modules, buffers, extra, strict=True):
             module._buffers.clear()
             module._buffers.update(kept)
             if _has_extra_state(module):
                 module.set_extra_state(state)
+
+
+class _Afresh:
+    """Before each forward of a held norm: copies of the buffers as they were when the block began."""
+
+    def __init__(self, norm: nn.Module, kept: dict[nn.Module, dict[str, Tensor | None]]):
+        self.kept = [kept[part] for part in norm.modules()]
+
+    def __call__(self, norm: nn.Module, inputs: Any) -> None:
+        for part, buffers in zip(norm.modules(), self.kept, strict=True):
+            for name, value in buffers.items():
+                part._buffers[name] = None if value is None else value.clone()
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _do_nothing  # a copy made inside the block is not held
+
+
+def _do_nothing(*args: Any) -> None:
+    """What a hook comes to in a copy."""
 
 
 def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> None:

@@ -285,3 +285,33 @@ def test_predict_is_the_evaluation_forward():
     with pytest.raises(ValueError, match="evaluation mode"):
         predict(net, a_batch())
     assert torch.equal(predict(net.eval(), a_batch()), net(a_batch()))
+
+
+@pytest.mark.parametrize("name", ["bn", "mbn", "cbn", "brn", "mabn", "online", "dsbn"])
+def test_every_forward_inside_hold_starts_from_the_same_state(name):
+    """Else the steps of an attack would enter each other's statistics."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, bias=False, dtype=torch.float64)
+    norm = make_norm(name)(4, dtype=torch.float64)
+
+    def forward(x):
+        weight = norm.transform_weight(conv.weight) if hasattr(norm, "transform_weight") else conv.weight
+        y = torch.nn.functional.conv2d(x, weight)
+        with situation(norm, domain=0):
+            return norm(y, weight=weight) if "conv_weight" in norm.norm_info.needs else norm(y)
+
+    for i in range(12):
+        forward(torch.randn(8, 3, 5, 5, dtype=torch.float64))
+        after_update(norm, lambda: forward(torch.randn(8, 3, 5, 5, dtype=torch.float64)), (i + 1) / 12)
+    x, other = torch.randn(2, 8, 3, 5, 5, dtype=torch.float64)
+    with hold(norm):
+        first, _, again = forward(x), forward(other + 3), forward(x)
+        twin = copy.deepcopy(norm)
+    assert torch.equal(first, again)
+    # a copy made inside the block is not held, and the layer itself no longer
+    for layer in (twin, norm):
+        before = [b.clone() for b in layer.buffers()]
+        with situation(layer, domain=0):
+            layer(first, **({"weight": conv.weight} if name == "mabn" else {})) if name != "cbn" else None
+        if name != "cbn":
+            assert any(not torch.equal(a, b) for a, b in zip(before, layer.buffers(), strict=True))
