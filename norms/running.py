@@ -284,6 +284,7 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     before = [norm.__dict__.get("forward") for norm, _ in pools]
     tracking = []
     for norm, pool in pools:
+        norm.__dict__["recalibrating"] = True  # inside `hold`, too, one batch is to follow the other
         at_once = slices > 1 and norm.norm_info.slices_at_once  # type: ignore[union-attr]
         if isinstance(norm, DomainStatistics) or (
             isinstance(norm, RunningStatistics) and (at_once or norm.tracks_parts)
@@ -300,6 +301,8 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     try:
         yield
     finally:
+        for norm, _ in pools:
+            norm.__dict__.pop("recalibrating", None)
         for norm in tracking:
             del norm.__dict__["track"]
         for (norm, _), forward in zip(pools, before, strict=True):

@@ -56,9 +56,9 @@ def hold(net: nn.Module) -> Iterator[None]:
     """Within the block no norm of `net` changes what it keeps; its outputs are those of its current mode.
 
     The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
-    before, whatever happens inside. Nested use is fine. Every forward of a norm starts from what it was before the
-    block, so that the steps of an attack do not enter each other's statistics; what a norm keeps of a context set
-    lasts to the end of the block, for the queries.
+    before, whatever happens inside. Nested use is fine. Every training forward of a norm starts from what it was before
+    the block, so that the steps of an attack do not enter each other's statistics. What a norm keeps of a context set,
+    and what a recalibration inside the block estimates, lasts to its end.
     """
     norms = [norm for _, norm in norm_modules(net)]
     modules = [part for norm in norms for part in norm.modules()]
@@ -85,12 +85,14 @@ def hold(net: nn.Module) -> Iterator[None]:
 
 
 class _Afresh:
-    """Before each forward of a held norm: copies of the buffers as they were when the block began."""
+    """Before each training forward of a held norm: copies of the buffers as they were when the block began."""
 
     def __init__(self, norm: nn.Module, kept: dict[nn.Module, dict[str, Tensor | None]]):
         self.kept = [kept[part] for part in norm.modules()]
 
     def __call__(self, norm: nn.Module, inputs: Any) -> None:
+        if not norm.training or "recalibrating" in norm.__dict__:  # norms.running sets that
+            return
         for part, buffers in zip(norm.modules(), self.kept, strict=True):
             for name, value in buffers.items():
                 part._buffers[name] = None if value is None else value.clone()

@@ -9,6 +9,7 @@ from torch import nn
 
 from norms import registry
 from norms.registry import Situation, make_norm, norm_modules, norm_names, register
+from norms.running import recalibrate
 from norms.situation import after_update, hold, predict, situation
 
 
@@ -315,3 +316,15 @@ def test_every_forward_inside_hold_starts_from_the_same_state(name):
             layer(first, **({"weight": conv.weight} if name == "mabn" else {})) if name != "cbn" else None
         if name != "cbn":
             assert any(not torch.equal(a, b) for a, b in zip(before, layer.buffers(), strict=True))
+
+
+def test_what_a_recalibration_inside_hold_estimates_lasts_for_the_block():
+    norm = make_norm("bn")(3)
+    norm(torch.randn(8, 3, 4, 4))
+    kept = norm.running_mean.clone()
+    x = torch.randn(16, 3, 4, 4) + 2
+    with hold(norm):
+        recalibrate(norm, [x[:8], x[8:]])
+        norm.eval()(x)
+        torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+    assert torch.equal(norm.running_mean, kept)
