@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from norms import registry
 from norms.domain import DualBatchNorm
-from norms.registry import factory_info, make_norm, norm_names, register
+from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults, register
 from norms.situation import hold
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import adversarial, get_task
@@ -23,7 +23,7 @@ from tasks.data.images import Split, make_data
 from tasks.fit import learning_rate_at, sgd
 
 TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
-NORM_OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
+NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, CLASSES = (1, 16, 16), 4
 TINY = {
     "dataset": "planted",
@@ -334,10 +334,28 @@ def test_without_torchattacks_planning_names_the_command_unless_nothing_needs_it
     assert TASK.data_checksum(options(autoattack=()), tmp_path) == "0"
 
 
-@pytest.mark.parametrize("name", norm_names(without=["domain"]))
-def test_every_registered_norm_can_be_planned(name):
+def why_not(name, **given):
     factory = norm(name)
-    assert TASK.why_not(factory, factory_info(factory), options(norm_batch_size=8)) is None
+    return TASK.why_not(factory, factory_info(factory), options(**given))
+
+
+@pytest.mark.parametrize("name", norm_names(without=["domain", "context"]))
+def test_every_registered_norm_can_be_planned(name):
+    assert why_not(name, norm_batch_size=None if norm_info(name).across_iterations else 8) is None
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_norms_that_can_not_serve_are_skipped_with_the_reason(method):
+    absent = {"context"} if method == "trades" else {"context", "domain"}
+    for name in norm_names():
+        reason, info = why_not(name, method=method, norm_batch_size=8), norm_info(name)
+        if info.needs & absent:
+            assert reason == f'norm "{name}" needs {min(info.needs & absent)}, which adversarial ({method}) has not'
+        elif info.across_iterations:
+            assert reason.startswith(f'norm "{name}" takes statistics from earlier iterations')
+            assert "each of the 4 norm batches" in reason
+        else:
+            assert reason is None
 
 
 def test_a_norm_that_lets_no_gradient_through_is_skipped_with_the_reason(monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 
 import tasks.attacks.evaluation as evaluation
 from norms import registry
-from norms.registry import make_norm, norm_names, register
+from norms.registry import make_norm, norm_names, norm_option_defaults, register
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.ensemble import PARTS, Scale, attack
 from tasks.attacks.evaluation import Attacks, Robustness, evaluate_robustness, pgd_only
@@ -20,7 +20,7 @@ from tasks.nets import build_net
 
 EPSILON = 0.1
 SMALL = Scale(apgd_steps=10, fab_steps=10, targets=3, square_queries=60)
-OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
+OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 
 
 def generator(purpose):
@@ -103,7 +103,7 @@ def test_robust_accuracy_of_a_linear_model_is_the_closed_form_for_every_gradient
         assert torch.equal(found.attacks[name], robust), name
 
 
-@pytest.mark.parametrize("name", norm_names(without=["domain"]))
+@pytest.mark.parametrize("name", norm_names(without=["domain", "context"]))
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_crafting_leaves_the_network_as_it_was_for_every_norm(name, mode):
     """The same class of module can hold any norm: none is recognized by its class name."""

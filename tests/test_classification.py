@@ -535,7 +535,13 @@ def test_groups_of_one_class_are_refused_where_images_are_decoded_while_read(mon
         TASK.data_checksum(TASK.options(**(TINY | {"single_class_groups": 4})), Path())
 
 
-@pytest.mark.parametrize("name", ["mbn", "cbn", "mabn", "online"])
+def test_norms_that_need_a_domain_or_a_context_are_skipped_with_the_reason():
+    for name in set(registry.norm_names()) - set(registry.norm_names(without=["domain", "context"])):
+        (need,) = registry.norm_info(name).needs
+        assert why_not(name) == f'norm "{name}" needs {need}, which classification has not'
+
+
+@pytest.mark.parametrize("name", [n for n in registry.norm_names() if registry.norm_info(n).across_iterations])
 def test_a_norm_with_a_memory_over_iterations_needs_one_norm_batch_per_update(name):
     assert why_not(name, norm_batch_size=32) is None
     reason = why_not(name, norm_batch_size=8)

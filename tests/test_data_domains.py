@@ -227,7 +227,7 @@ def test_domains_with_every_class_in_every_part_pass(data_dir):
         (NAME, ["uspss"], None, r'unknown domain "uspss"; allowed: mnist, usps, svhn; did you mean "usps"\?'),
         ("digits", ["mnist"], 1, r"has 10 classes; num_classes=1 is not in 2\.\.10"),
         (NAME, ["mnist"], 11, r"has 10 classes; num_classes=11 is not in 2\.\.10"),
-        ("glyphs", ["mnist"], None, f'"glyphs" has no domains; allowed: digits, {NAME}, or a folder'),
+        ("glyphs", ["mnist"], None, f'"glyphs" has no domains; allowed: fashion_shifted, digits, {NAME}, or a folder'),
         ("cifar10", ["mnist"], None, '"cifar10" has no domains'),
         ("digit", ["mnist"], None, 'unknown data set "digit"'),
     ],

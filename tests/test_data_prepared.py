@@ -477,7 +477,7 @@ def test_options_that_do_not_apply_are_refused(tmp_path, monkeypatch):
 
 
 def test_every_listed_name_has_its_facts():
-    assert dataset_names()[:3] == ["fashion_mnist_mini", "digits", "glyphs"]
+    assert dataset_names()[:4] == ["fashion_mnist_mini", "fashion_shifted", "digits", "glyphs"]
     for name in dataset_names():
         info = dataset_info(name)
         assert info.name == name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from norms.registry import factory_info, make_norm, norm_info, norm_names
+from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults
 from norms.situation import situation
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import domain_generalization, get_task
@@ -18,8 +18,9 @@ from tasks.nets import build_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NORM_OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
-NEEDS_KNOWN_DOMAIN = ("dsbn", "dual_bn", "transnorm")
+NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
+NEEDS_KNOWN_DOMAIN = ("dsbn", "dual_bn", "transnorm", "sabn")
+TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 SHAPE, CLASSES = (3, 16, 16), 4
 NAMES = ("mnist", "uci", "fonts", "blend")
 TINY = {"width": 4, "epochs": 2, "batch_size": 16, "learning_rate": 0.8, "augmentation": "crop"}
@@ -182,8 +183,19 @@ def test_sources_are_forwarded_as_of_their_domain_and_the_unseen_as_of_none(doma
     assert told == [0, 1, 2, None, 0, 1, 2]
 
 
+def one_of_each_kind(names):
+    """Tier 1 and the first norm of each kind, for a test that takes seconds: what sets norms apart for a task is in
+    the facts that they declare."""
+    kinds = {}
+    for name in names:
+        i = norm_info(name)
+        kind = (i.needs, i.mixes_samples, i.keeps_stats, i.across_iterations, i.slices_at_once, i.exact_gradient)
+        kinds.setdefault(kind, name)
+    return [name for name in names if name in TIER1 or name in kinds.values()]
+
+
 @pytest.mark.parametrize(
-    "name", [n for n in norm_names(without=["context"]) if n not in NEEDS_KNOWN_DOMAIN], ids=lambda n: n
+    "name", one_of_each_kind([n for n in norm_names(without=["context"]) if n not in NEEDS_KNOWN_DOMAIN])
 )
 def test_every_declared_metric_is_returned_finite_and_nothing_else(name, domains, tmp_path, monkeypatch):
     outcome, net = run(name, options(epochs=1), tmp_path, monkeypatch)
@@ -244,17 +256,31 @@ def test_an_unseen_domain_without_finite_outputs_diverges_by_name_for_bne_too(do
 # --- planning and bad input -------------------------------------------------------------------------------------------
 
 
+def why_not(name, **given):
+    factory = norm(name)
+    return TASK.why_not(factory, factory_info(factory), options(width=8, **given))
+
+
 @pytest.mark.parametrize("name", norm_names(without=["context"]))
 def test_norms_that_need_to_know_a_test_images_domain_are_skipped_with_the_reason(name):
-    spec = options(width=8, norm_batch_size=8)
-    factory = norm(name)
-    reason = TASK.why_not(factory, factory_info(factory), spec)
+    reason = why_not(name, norm_batch_size=None if norm_info(name).across_iterations else 8)
     expected = {
         "dsbn": 'norm "dsbn": DomainSpecificBatchNorm: evaluation needs the domain of the images',
+        "sabn": 'norm "sabn": SandwichBatchNorm: evaluation needs the domain of the images',
         "dual_bn": 'norm "dual_bn": dual_bn: num_domains=3; it has two',
         "transnorm": 'norm "transnorm": transnorm: num_domains=3; it has two',
     }
+    assert expected.keys() == set(NEEDS_KNOWN_DOMAIN)
     assert reason is None if name not in expected else reason.startswith(expected[name])
+
+
+def test_norms_that_need_a_context_or_one_norm_batch_per_update_are_skipped_with_the_reason():
+    for name in set(norm_names()) - set(norm_names(without=["context"])):
+        assert why_not(name) == f'norm "{name}" needs context, which domain_generalization has not'
+    for name in [n for n in norm_names() if norm_info(n).across_iterations]:
+        reason = why_not(name, norm_batch_size=8)
+        assert reason.startswith(f'norm "{name}" takes statistics from earlier iterations')
+        assert "each of the 2 norm batches" in reason
 
 
 def test_all_domains_of_a_known_set_take_part_and_a_folders_are_named():

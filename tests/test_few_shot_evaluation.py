@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from norms import registry
-from norms.registry import make_norm, norm_modules, norm_names, register
+from norms.registry import make_norm, norm_modules, norm_names, norm_option_defaults, register
 from norms.situation import situation
 from tasks import few_shot
 from tasks.base import RunContext
@@ -26,7 +26,7 @@ from tasks.metalearning.networks import build_few_shot_net
 from tasks.metalearning.training import maml_step, prototypical_step
 
 RATE, STEPS, WAY, SHAPE = 0.3, 2, 3, (1, 16, 16)
-NORM_OPTIONS = {"gn": {"num_groups": 4}, "bgn": {"num_groups": 4}}
+NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 KINDS = ("shared", "per_step", "none")
 
 

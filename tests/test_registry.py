@@ -269,16 +269,24 @@ def test_an_activation_is_taken_only_by_a_norm_that_fuses_one_and_none_means_non
     assert make_norm("fuses")(8).activation is None
 
 
-@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("name", norm_names(without=["conv_weight"]))
 def test_a_factory_serves_as_norm_layer_of_torchvision(name):
     with torch.device("meta"):
         net = torchvision.models.resnet18(norm_layer=make_norm(name, **OPTIONS.get(name, {})))
-        with situation(net, domain=0):
+        with situation(net, domain=0, part="context"):
             y = net(torch.empty(4, 3, 64, 64))
     assert y.is_meta
     assert y.shape == (4, 1000)
     assert len(list(norm_modules(net))) == 20
     assert all(t.is_meta for t in (*net.parameters(), *net.buffers()))
+
+
+@pytest.mark.parametrize("name", [n for n in norm_names() if "conv_weight" in norm_info(n).needs])
+def test_a_norm_that_nobody_passes_the_convolutions_weight_to_says_so(name):
+    with torch.device("meta"):
+        net = torchvision.models.resnet18(norm_layer=make_norm(name))
+        with pytest.raises(ValueError, match=f"{name}.* needs .*convolution before it"):
+            net(torch.empty(4, 3, 64, 64))
 
 
 def test_device_and_dtype_reach_layers_that_do_not_name_them(plugin):
