@@ -231,7 +231,8 @@ class MemorizedBatchNorm(_Remembering):
     def _push(self, mean: Tensor, var: Tensor) -> None:
         """A new entry; the oldest leaves."""
         number = torch.full_like(self.forwards, -1)
-        if self.situation.part != "context":
+        # a look is of forwards that an update follows
+        if self.situation.part != "context" and "recalibrating" not in self.__dict__:
             number = self.forwards.add_(1)
         self.num_batches_tracked.add_(1)
         for kept, new in ((self.memory_mean, mean), (self.memory_var, var), (self.memory_number, number)):

@@ -58,7 +58,8 @@ def hold(net: nn.Module) -> Iterator[None]:
     The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
     before, whatever happens inside. Nested use is fine. Every training forward of a norm starts from what it was before
     the block, so that the steps of an attack do not enter each other's statistics. What a norm keeps of a context set,
-    and what a recalibration inside the block estimates, lasts to its end.
+    and what a recalibration inside the block estimates, lasts to its end; buffers that `torch.func.functional_call`
+    brings to a training forward inside do not count.
     """
     norms = [norm for _, norm in norm_modules(net)]
     modules = [part for norm in norms for part in norm.modules()]

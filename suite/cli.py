@@ -514,6 +514,9 @@ def _audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
     if audit.rewired:
         pairs = [(rewired.conv, f"{rewired.how} for {rewired.norm}") for rewired in audit.rewired]
         yield from columns([(f"{len(pairs)} convolutions whose weight is", ""), *pairs])
+    if audit.bare:
+        yield f"{len(audit.bare)} norms that no activation directly follows, so that they bring none:"
+        yield from audit.bare
     if audit.plain:
         yield f"{len(audit.plain)} norms without a convolution before them, whose weight they would transform:"
         yield from (f"{path}" for path in audit.plain)

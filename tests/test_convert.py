@@ -557,3 +557,69 @@ def test_the_audit_counts_elements_before_and_after():
     audit = convert_norms(net, make_norm("gn", num_groups=2))
     assert audit.before == Size(16 + 8 + 14, 9, 22, 9)
     assert audit.after == Size(16 + 8 + 14, 0, 22, 0)
+
+
+class ReluOf(nn.Module):
+    """A norm whose output goes through a ReLU, called in the way that `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.conv, self.norm = how, nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        if self.how == "function":
+            return torch.relu(input=y)
+        if self.how == "module":
+            return self.relu(input=y)
+        nn.functional.relu_(y)  # its value is not used: nothing that follows is seen to take the activation's output
+        return y
+
+
+@pytest.mark.parametrize(("how", "found"), [("function", True), ("module", True), ("unassigned", False)])
+def test_an_activation_that_takes_its_input_by_name_is_found_and_one_that_is_not_is_said(how, found):
+    net, audit = converted(ReluOf(how), make_norm("frn"))
+    assert [removed.norm for removed in audit.removed] == ["norm"] * found
+    assert audit.bare == ["norm"] * (not found)
+    assert net(torch.randn(2, 3, 6, 6)).shape == (2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("norm", ["ws_bn", "mabn", "cbn"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
+    ids=["weight", "spectral"],
+)
+def test_a_weight_that_each_forward_computes_anew_is_refused_by_norms_that_work_on_it(norm, wrapped):
+    net = nn.Sequential(wrapped(nn.Conv2d(3, 4, 3, bias=False)), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=rf'norm "{norm}" works with the weight .*that of 0 is computed anew'):
+        converted(net, make_norm(norm))
+    assert [swapped.path for swapped in converted(net, make_norm("bn"))[1].swapped] == ["1"]
+
+
+def test_a_norm_without_a_tensor_of_its_own_is_replaced_where_the_network_is():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.InstanceNorm2d(4))).double()
+    layer = converted(net, make_norm("bn"))[0][1][0]
+    assert {t.dtype for t in layer.buffers() if t.is_floating_point()} == {torch.float64}
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)).to("meta")
+    assert all(t.is_meta for t in converted(net, make_norm("sn"))[0].state_dict().values())
+
+
+class KeepsItsInput(nn.Module):
+    """What an activation in place does to the tensor that the shortcut takes is part of the function."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.conv, self.norm = nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = x * 1
+        return self.norm(self.conv(self.relu(x))) + x
+
+
+def test_an_activation_in_place_stays_one():
+    net = KeepsItsInput().eval()
+    x = torch.randn(2, 4, 5, 5)
+    expected = net(x)
+    torch.testing.assert_close(converted(net, make_norm("bn"))[0](x), expected)

@@ -745,3 +745,21 @@ def test_cbn_with_eps_outside_is_finite_where_nothing_varies():
     for _ in range(2):
         y = layer(F.conv2d(torch.ones(2, 2, 3, 3), weight), weight=weight)
         assert torch.autograd.grad(y.sum() + y.square().sum(), weight)[0].isfinite().all()
+
+
+def test_what_a_recalibration_in_the_middle_of_training_forwards_is_not_looked_at_again():
+    layer = make_norm("mbn")(3, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    batches = torch.randn(3, 8, 3, 4, 4, generator=draw, dtype=torch.float64)
+    recalibrate(layer, [batches[0], batches[1] + 1])
+    layer(batches[2])
+    before = layer.memory_mean.clone()
+    look = batches[2] + 5
+    after_update(layer, lambda: layer(look), 0.5)
+    torch.testing.assert_close(layer.memory_mean[0], look.mean((0, 2, 3)))
+    assert torch.equal(layer.memory_mean[1:], before[1:])
+
+
+def test_defaults_of_what_is_remembered():
+    assert make_norm("mbn")(3).memory == 3
+    assert (make_norm("cbn")(3).buffer_num, make_norm("cbn")(3).burn_in) == (3, 0.1)

@@ -14,6 +14,7 @@ same modules under the same names takes its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from norms.convert.audit import (
     why_left,
 )
 from norms.convert.graph import Graphs, wants
-from norms.convert.layers import ACTIVATIONS, own_activation, replacement
+from norms.convert.layers import own_activation, replacement
 from norms.registry import NormFactory, factory_info
 
 __all__ = ["Audit", "Left", "Removed", "Rewired", "Size", "Swapped", "audit_norms", "convert_norms", "converted"]
@@ -62,8 +63,7 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
 
     The new layer has the old one's number of channels, device, dtype, mode and `affine` (a FrozenBatchNorm2d, whose
     affine is constant, becomes a learned one), and what means the same in both; a norm that is used in several places
-    stays one shared layer. Norms built by `make_norm` are left as they are. Activation modules work out of place from
-    then on, since a norm may need its own output for the backward pass (functional ones stay as they are). Everything
+    stays one shared layer. Norms built by `make_norm` are left as they are. Everything
     is looked up and built before the first layer is put in, so a refusal leaves `net` unchanged.
 
     Args:
@@ -98,7 +98,7 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
     new: dict[nn.Module, nn.Module] = {}
     swapped = []
     for old, path in paths.items():
-        new[old], carried = replacement(path, old, factory, activations.get(old))
+        new[old], carried = replacement(path, old, factory, activations.get(old), _around(net, path))
         swapped.append(Swapped(path, type(old).__name__, num_channels(old), carried))
     if graphs is None and any(any(wants(layer)) for layer in new.values()):
         graphs = Graphs(net)
@@ -128,11 +128,11 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
             graphs.remove(removal)
             rewired = graphs.join(pairs)
             result = graphs.build()
-    for module in result.modules():
-        if isinstance(module, ACTIVATIONS) and hasattr(module, "inplace"):
-            module.inplace = False
     found = audit_norms(result)
-    return result, replace(found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, before=before)
+    bare = [path for old, path in paths.items() if fuses and activations.get(old) is None and not own_activation(old)]
+    return result, replace(
+        found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, bare=bare, before=before
+    )
 
 
 def _places(net: nn.Module) -> list[_Place]:
@@ -145,6 +145,13 @@ def _places(net: nn.Module) -> list[_Place]:
         for name, child in parent._modules.items()  # named_children would skip a second name of the same module
         if child is not None and child not in inside and is_channelwise(child) and why_left(child) is None
     ]
+
+
+def _around(net: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The modules that hold the one at `path`, innermost first."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield net.get_submodule(path)
 
 
 def _put_identities(net: nn.Module, modules: set[nn.Module]) -> None:

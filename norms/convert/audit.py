@@ -77,6 +77,7 @@ class Audit:
         rewired: convolutions whose weight goes through or to their norm.
         plain: paths of norms with a `transform_weight` that no convolution directly precedes, so that nothing is
             transformed there.
+        bare: paths of norms that fuse an activation and found none directly after the old norm, so that they have none.
         before: sizes before the swap (None: nothing is known of it).
         after: sizes now.
     """
@@ -87,6 +88,7 @@ class Audit:
     removed: list[Removed] = field(default_factory=list)
     rewired: list[Rewired] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
     before: Size | None = field(default=None, compare=False)
     after: Size | None = field(default=None, compare=False)
 

@@ -199,6 +199,12 @@ class Graphs:
             calls = list(self._calls(old)) if transforms or passes else []
             fed = [(graph, call, self._feeding(call)) for graph, call in calls]
             found = [Pair(graph, call, conv, old, layer) for graph, call, conv in fed if conv is not None]
+            for pair in found:
+                if "weight" not in self.net.get_submodule(str(pair.conv.target))._parameters:
+                    raise ValueError(
+                        f'norm "{inner_norm(layer).norm_info.name}" works with the weight of the convolution before '  # type: ignore[union-attr]
+                        f"it; that of {pair.conv.target} is computed anew in each forward (weight or spectral norm)"
+                    )
             if passes:
                 self._check_passed(old, layer, found, fed)
             pairs += found
@@ -207,7 +213,7 @@ class Graphs:
 
     def remove(self, removal: Removal) -> None:
         for node, graph in removal.nodes.items():
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
 
     def join(self, pairs: Iterable[Pair]) -> list[Rewired]:
@@ -290,14 +296,18 @@ class Graphs:
 
     def _activation(self, node: fx.Node | None) -> nn.Module | None:
         """The activation that a node applies to its one input, as a new module."""
-        if node is None or node.all_input_nodes != [node.args[0]]:  # another tensor takes part
+        if node is None:
+            return None
+        options = dict(node.kwargs)
+        first = node.args[0] if node.args else options.pop("input", None)
+        if node.all_input_nodes != [first]:  # another tensor takes part
             return None
         module = self._module(node)
         if module is not None:
             return out_of_place(module) if isinstance(module, ACTIVATIONS) else None
         functions = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
         kind = functions.get(node.target)
-        return None if kind is None else out_of_place(kind(*node.args[1:], **node.kwargs))
+        return None if kind is None else out_of_place(kind(*node.args[1:], **options))
 
 
 def convolved_and_normalized(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ class NormDropAct(nn.Module):
 
 
 def replacement(
-    path: str, old: nn.Module, factory: NormFactory[nn.Module], activation: nn.Module | None
+    path: str,
+    old: nn.Module,
+    factory: NormFactory[nn.Module],
+    activation: nn.Module | None,
+    around: Iterable[nn.Module] = (),
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The layer that takes `old`'s place, and the names of what it took over.
 
@@ -42,11 +47,14 @@ def replacement(
         factory: from `make_norm`.
         activation: what directly follows, and only what the new norm is to apply itself; None for a norm that fuses
             no activation. An activation inside `old` is handled here.
+        around: the modules that hold `old`, innermost first: a norm without a tensor of its own has their device and
+            dtype.
 
     Raises:
         ValueError: what the layer refuses, with the path.
     """
-    tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
+    tensors = (t for part in (old, *around) for t in (*part.parameters(), *part.buffers()))
+    tensor = next((t for t in tensors if t.is_floating_point()), None)
     given: dict[str, Any] = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
     fuses = "activation" in factory_info(factory).needs
     drop, act = own_parts(old) or (nn.Identity(), nn.Identity())
