@@ -627,3 +627,38 @@ def test_compiled_it_has_the_same_gradients_and_state_also_after_hold(name):
 def test_bad_input_is_a_clear_value_error(build_and_call, words):
     with pytest.raises(ValueError, match=words):
         build_and_call()
+
+
+def test_mabns_r_is_clipped_and_waits_for_a_full_window():
+    layer = build("mabn", buffer_size=1, warmup=0.0, renorm_from=0.0)
+    layer.after_update(1.0)
+    x = torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    rms = torch.sqrt(x.square().mean((0, 2, 3), keepdim=True) + EPS)
+    plain = x / rms * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
+    layer.running_var.fill_(1e-4)
+    torch.testing.assert_close(layer(x, WEIGHT), plain)  # one batch does not fill more than a window of one
+    for running, r in ((1e-4, 5.0), (1e6, 0.2)):
+        layer.running_var.fill_(running)
+        expected = r * x / rms * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
+        torch.testing.assert_close(layer(x, WEIGHT), expected)
+
+
+def test_training_after_a_recalibration_does_not_count_mabns_mean_twice():
+    layer = build("mabn", momentum=0.5)
+    x = torch.randn(64, 4, 3, 3, dtype=torch.float64) + 3
+    layer.running_mean.copy_(x.mean((0, 2, 3)))
+    layer.running_var.copy_(x.var((0, 2, 3), correction=0))
+    layer.num_batches_tracked.fill_(1)
+    layer(x, WEIGHT)
+    square = x.square().mean((0, 2, 3))
+    torch.testing.assert_close(layer.running_mean, torch.zeros_like(square))
+    torch.testing.assert_close(layer.running_var, square)
+
+
+def test_online_counts_the_samples_of_a_recalibration():
+    layer = build("online")
+    recalibrate(
+        torch.nn.Sequential(layer),
+        [torch.randn(8, 4, 3, 3, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64)],
+    )
+    assert layer.num_batches_tracked == 12
