@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from norms import registry
-from norms.registry import factory_info, make_norm, norm_names
+from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults
 from results.frame import from_records
 from results.grid import Grid
 from results.metrics import METRICS, primary_metric
@@ -31,8 +31,9 @@ from tasks.darts.genotype import PUBLISHED, read_genotype
 from tasks.data.images import Split, make_data
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = {"gn": {"num_groups": 2}, "bgn": {"num_groups": 2}}
+GROUPS = {n: {"num_groups": 2} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, CLASSES = (1, 8, 8), 4
+TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 TINY = {
     "dataset": "planted",
     "augmentation": "none",
@@ -164,7 +165,26 @@ def results(outcome):
 # What comes out
 
 
-@pytest.mark.parametrize("name", norm_names(without=["domain"]))
+def is_nothing_alone(name):
+    """Whether a norm, built without an activation, says that only its affine is left."""
+    return getattr(factory(name)(8), "equivalent_to", None) == "none"
+
+
+SERVED = [n for n in norm_names(without=["domain", "context", "conv_weight"]) if not is_nothing_alone(n)]
+
+
+def one_of_each_kind(names):
+    """Tier 1 and the first norm of each kind, for a test that takes seconds: what sets norms apart for a task is in
+    the facts that they declare."""
+    kinds = {}
+    for name in names:
+        i = norm_info(name)
+        kind = (i.needs, i.mixes_samples, i.keeps_stats, i.across_iterations, i.slices_at_once, i.exact_gradient)
+        kinds.setdefault(kind, name)
+    return [name for name in names if name in TIER1 or name in kinds.values()]
+
+
+@pytest.mark.parametrize("name", one_of_each_kind(SERVED))
 def test_every_declared_metric_is_returned_finite_and_nothing_else(name, tmp_path):
     outcome = run(tmp_path, name)
     assert tuple(outcome.metrics) == TASK.metrics
@@ -456,9 +476,29 @@ def test_the_defaults_are_the_published_settings():
 # Planning
 
 
-@pytest.mark.parametrize("name", norm_names(without=["domain"]))
+@pytest.mark.parametrize("name", SERVED)
 def test_every_norm_can_be_planned(name):
     assert why_not(name) is None
+
+
+@pytest.mark.parametrize("name", [n for n in norm_names() if n not in SERVED])
+def test_every_other_norm_is_skipped_with_the_reason(name):
+    reason, needs = why_not(name), norm_info(name).needs
+    if needs & {"domain", "context"}:
+        assert reason == f'norm "{name}" needs {min(needs)}, which architecture_search has not'
+    elif "conv_weight" in needs:
+        assert reason == f'norm "{name}" needs conv_weight, which a search network has not'
+        assert why_not(name, genotype="DARTS_V1") is None
+    else:
+        assert reason.startswith(f'in search: norm "{name}": no activation follows any norm here')
+
+
+@pytest.mark.parametrize("name", [n for n in SERVED if norm_info(n).across_iterations])
+def test_a_norm_with_a_memory_over_iterations_needs_one_norm_batch_per_update(name):
+    assert why_not(name, norm_batch_size=16) is None
+    reason = why_not(name, norm_batch_size=4)
+    assert reason.startswith(f'norm "{name}" takes statistics from earlier iterations')
+    assert "each of the 4 norm batches" in reason
 
 
 def test_norms_that_can_not_serve_are_skipped_with_the_reason(own_norms):

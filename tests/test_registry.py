@@ -289,6 +289,32 @@ def test_a_norm_that_nobody_passes_the_convolutions_weight_to_says_so(name):
             net(torch.empty(4, 3, 64, 64))
 
 
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_an_activation_in_place_may_follow_in_training(name, layout, slices):
+    """As in torchvision's networks: what a norm returns may be changed, whatever its backward has kept."""
+    options = {"num_groups": 8} if "num_groups" in norm_option_defaults(name) else {}
+    needs = norm_info(name).needs
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 16, 4, 4, generator=draw, dtype=torch.float64).to(memory_format=layout)
+    kernel, pull = (torch.randn(16, 16, *side, generator=draw, dtype=torch.float64) for side in ((1, 1), (4, 4)))
+    found = []
+    for activation in (torch.relu, torch.relu_):
+        layer = make_norm(name, **options)(
+            16, dtype=torch.float64, **({"activation": nn.Softplus()} if "activation" in needs else {})
+        )
+        x, w = start.clone().requires_grad_(), kernel.clone().requires_grad_()
+        weight = layer.transform_weight(w) if hasattr(layer, "transform_weight") else w
+        z = nn.functional.conv2d(x, weight)
+        with situation(layer, domain=torch.arange(4) // 2, part="context", slices=slices):
+            y = layer(z, **({"weight": weight} if "conv_weight" in needs else {}))
+        (activation(y) * pull[:4]).sum().backward()
+        found.append([x.grad, w.grad, *(p.grad for p in layer.parameters())])
+    for one, two in zip(*found, strict=True):
+        assert (one is None and two is None) or torch.equal(one, two)
+
+
 def test_device_and_dtype_reach_layers_that_do_not_name_them(plugin):
     load_plugin(plugin())
     layer = make_norm("mine")(4, device="meta", dtype=torch.float64)
