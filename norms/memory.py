@@ -287,7 +287,8 @@ class CrossIterationBatchNorm(_Remembering):
     Differences to the published code: the variance is biased in the plain phase too, where the code takes bn's by
     torch.var, unbiased; eps is inside the root by default, where the code has it outside; `burn_in` is a fraction of
     training, where the code counts iterations (its default is none, the published detection configurations have some
-    epochs). As in the code nothing is kept during the burn-in. From memory of the paper, not confirmed: "clamp".
+    epochs; ours is a tenth, while the weights move too far for a first-order correction). As in the code
+    nothing is kept during the burn-in. From memory of the paper, not confirmed: "clamp".
 
     Args:
         num_channels: C.

@@ -347,7 +347,8 @@ class MovingAverageBatchNorm(_Streaming):
 
     No mean is subtracted; instead the weights of the convolution before it are centred (`transform_weight`). Up to
     `warmup` chi and psi are the batch's own, up to `renorm_from` r is 1; both are fractions of training (`after_update`
-    tells), and a layer that is never told stays so. The code's numbers are 100 and 1,000 steps, of 600,000 on ImageNet
+    tells), and a layer that is never told stays so. The defaults are larger fractions than the code's, so that some
+    hundred steps have both phases. The code's numbers are 100 and 1,000 steps, of 600,000 on ImageNet
     and 180,000 on COCO. Evaluation: x / sqrt(running + eps) * weight + bias.
 
     Read in the official code (its MABN.py). Differences: the average is over as many batches as there were, as long as
