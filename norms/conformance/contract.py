@@ -192,10 +192,12 @@ def recalibrate(s: Subject) -> Finding:
     """With the statistics of one batch, evaluation gives that batch the output that training, gone on with, gives it.
 
     Training after the recalibration, since earlier iterations may enter a training output, and evaluation is not to
-    know them. 512 positions per channel and one per cent of tolerance: buffers hold the unbiased variance, formulas the
-    biased. No more than 32 samples, which ghost takes as one whole by default: its parts have statistics of their own.
+    know them. Larger maps and one per cent of tolerance: buffers hold the unbiased variance, formulas the biased, and a
+    statistic may be of a fraction of a channel (bgn). No more than 32 samples, which ghost takes as one whole by
+    default: its parts have statistics of their own.
     """
-    x = torch.cat([s.x(1, n=16), s.x(2, n=16) + 1])
+    shape = (16, s.channels, 8, 8)
+    x = torch.cat([batch(shape, 1, torch.float64), batch(shape, 2, torch.float64) + 1])
     layer = s.trained()
     before = state(layer)
     if not s.info.keeps_stats:
