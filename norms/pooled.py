@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from norms.batch import BatchNorm
 from norms.grouping import evaluate, normalize
 from norms.registry import register
-from norms.sample import _grouped
+from norms.sample import _grouped, memory_format
 
 
 class ChannelStatistics(BatchNorm):
@@ -245,9 +245,11 @@ class BatchChannelNorm(BatchNorm):
         size = self.num_channels // self.channel_groups
         if size * math.prod(x.shape[2:]) < 2:
             raise ValueError(f"bcn: more than one value per group is needed, given x of shape {tuple(x.shape)}")
-        z = super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+        # contiguous for both parts: bn's kernel is slow where x and its gradient lie in memory in two ways
+        z = super().forward(x.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
         weight, bias = (p[:, None].expand(-1, size).reshape(-1) for p in (self.group_weight, self.group_bias))
-        return _grouped(z, self.channel_groups, weight, bias, self.eps).to(x.dtype)
+        y = _grouped(z, self.channel_groups, weight, bias, self.eps).to(x.dtype)
+        return y.contiguous(memory_format=memory_format(x))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.channel_groups}"
