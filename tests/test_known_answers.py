@@ -46,7 +46,7 @@ def test_with_one_image_per_norm_batch_bn_trains_and_does_not_evaluate(runs, fol
     bn, gn, bgn = (of_classification(runs, norm, dataset="glyphs") for norm in ("bn", "gn", "bgn"))
     history = results.load_history(folder)
     losses = history[history["key"].isin(bn["key"])].sort_values("epoch").groupby("key")["train_loss"]
-    assert (losses.last() < losses.first() / 2).all()
+    assert (losses.last() < losses.first() - 1.5).all()  # nats; chance is 4.6
     assert (bn["top1"] < gn["top1"] - 0.2).all()
     assert (bn["top1"] < bgn["top1"] - 0.2).all()
     # other statistics do not help: those of single images are what the weights were trained on
