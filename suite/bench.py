@@ -114,7 +114,10 @@ def _layers(channels: int) -> dict[str, nn.Module]:
         options: dict[str, Any] = {"num_groups": 8} if "num_groups" in norm_option_defaults(name) else {}
         fused = {"activation": nn.ReLU()} if "activation" in norm_info(name).needs else {}
         label = f"{name}(num_groups=8)" if options and name != "bgn" else name
-        found[label] = make_norm(name, **options)(channels, **fused)
+        layer = make_norm(name, **options)(channels, **fused)
+        if hasattr(layer, "after_update"):
+            layer.after_update(1.0)  # type: ignore[operator]  # past the part of training in which some are plain bn
+        found[label] = layer
     return found
 
 
