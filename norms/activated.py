@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from norms.batch import BatchNorm
 from norms.registry import register
 from norms.sample import GroupNorm, InstanceNorm
-from norms.situation import check_slices
 
 Activation = nn.Module | Callable[[Tensor], Tensor]
 
@@ -209,11 +208,7 @@ class EvoNormB0(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"EvoNormB0 for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
+        self.check(x)
         flat = _flat(x)
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)
@@ -233,14 +228,8 @@ class EvoNormB0(BatchNorm):
             mean: (N, C) of each sample, and var likewise.
         """
         slices = self.situation.slices
-        samples = check_slices(x, slices)
-        count = samples * math.prod(x.shape[2:])
-        if count < 2:
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, given {count} from x of shape "
-                f"{tuple(x.shape)} in {slices} norm batch(es)"
-            )
-        each = (samples, slices, self.num_channels)  # slice k is x[k::K]
+        count = self.values(x, slices)
+        each = (x.shape[0] // slices, slices, self.num_channels)  # slice k is x[k::K]
         batch_mean, batch_var = _pooled(mean.view(each), var.view(each), 0)  # (K, C)
         self.track(batch_mean.detach(), batch_var.detach() * (count / (count - 1)), count)
         return batch_var if slices == 1 else batch_var.expand(each).reshape(var.shape)

@@ -78,23 +78,12 @@ class _BatchStatistics(RunningStatistics):
             ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
                 statistic in training; bgn: a size that G does not divide, or that differs from training.
         """
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
+        self.check(x)
         self._check_size(x)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_groups, self.eps)
         slices = self.situation.slices
-        samples = check_slices(x, slices)
-        count = samples * math.prod(x.shape[1:]) // self.num_groups
-        if count < 2:
-            what = "channel" if self.num_groups == self.num_channels else "group"
-            raise ValueError(
-                f"Expected more than 1 value per {what} when training, given {count} from x of shape "
-                f"{tuple(x.shape)} in {slices} norm batch(es)"
-            )
+        count = self.values(x, slices)
         self._trained_at(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
@@ -105,6 +94,25 @@ class _BatchStatistics(RunningStatistics):
         y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
         self.track(mean, var, count)
         return y
+
+    def check(self, x: Tensor) -> None:
+        """ValueError where x is not (N, C, *)."""
+        if x.dim() < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
+                f"given {tuple(x.shape)}"
+            )
+
+    def values(self, x: Tensor, slices: int = 1) -> int:
+        """How many enter one statistic in training; ValueError where that is one, or `slices` does not divide N."""
+        count = check_slices(x, slices) * math.prod(x.shape[1:]) // self.num_groups
+        if count < 2:
+            what = "channel" if self.num_groups == self.num_channels else "group"
+            raise ValueError(
+                f"Expected more than 1 value per {what} when training, given {count} from x of shape "
+                f"{tuple(x.shape)} in {slices} norm batch(es)"
+            )
+        return count
 
     def _check_size(self, x: Tensor) -> None:
         """Refuse a size that this layer can not serve."""

@@ -43,22 +43,11 @@ class _Remembering(BatchNorm):
         Raises:
             ValueError: another number of channels, fewer than two values per channel.
         """
-        self._check_channels(x)
-        count = x.shape[0] * math.prod(x.shape[2:])
-        if count < 2:
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, given {count} from x of shape {tuple(x.shape)}"
-            )
+        self.check(x)
+        count = self.values(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(values, (0, *range(2, x.dim())), correction=0)
         return values, mean, var, count
-
-    def _check_channels(self, x: Tensor) -> None:
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
 
     def _normalized(self, values: Tensor, var: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
         """values (N, C, *) by other statistics than its own: (values - mean - shift) * rstd, then weight and bias.
@@ -407,7 +396,7 @@ class CrossIterationBatchNorm(_Remembering):
     def _evaluate(self, x: Tensor) -> Tensor:
         if not self.eps_outside:
             return super().forward(x)
-        self._check_channels(x)
+        self.check(x)
         squared = (self.running_var.sqrt() + self.eps).square()
         return evaluate(x, self.running_mean, squared, self.weight, self.bias, self.num_channels, 0.0)
 

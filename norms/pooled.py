@@ -26,24 +26,6 @@ from norms.sample import _grouped, memory_format
 class ChannelStatistics(BatchNorm):
     """What norms share that have bn's statistics, parameters and buffers, and make another output of them."""
 
-    def check(self, x: Tensor) -> None:
-        """ValueError where x is not (N, C, *)."""
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
-
-    def values(self, x: Tensor, slices: int = 1) -> int:
-        """How many enter a channel's statistic in training; ValueError where that is one."""
-        count = x.shape[0] // slices * math.prod(x.shape[2:])
-        if count < 2:
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, given {count} from x of shape "
-                f"{tuple(x.shape)} in {slices} norm batch(es)"
-            )
-        return count
-
     def train_on(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slices: int = 1) -> Tensor:
         """bn with the given affine (C,), in float32 or better, in training; running statistics move."""
         count = self.values(x, slices)
