@@ -51,6 +51,7 @@ _BUILTIN = (
     "weights",
     "memory",
     "streaming",
+    "online",
     "domain",
     "conditional",
 )
