@@ -18,7 +18,8 @@ from tasks import task_names
 from tasks.data import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-NORMS = frozenset(norm_names())  # read at collection: other tests of the same process load plugins
+# read at collection: other tests of the same process load plugins
+NORMS, TASKS = frozenset(norm_names()), frozenset(task_names())
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -121,8 +122,8 @@ def test_all_norms_holds_every_registered_norm_and_every_task(all_norms):
     planned = all_norms
     planned_norms = {spec.norm for spec in planned.runs}
     assert planned_norms == NORMS
-    assert {spec.task for spec in planned.runs} == set(task_names())
-    for task in task_names():
+    assert {spec.task for spec in planned.runs} == TASKS
+    for task in TASKS:
         held = {spec.norm for spec in [*planned.runs, *(spec for spec, _ in planned.skipped)] if spec.task == task}
         assert held == NORMS, task
 
