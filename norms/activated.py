@@ -208,7 +208,7 @@ class EvoNormB0(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check(x)
+        self.check_channels(x)
         flat = _flat(x)
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)

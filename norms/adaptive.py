@@ -64,7 +64,7 @@ class InstanceEnhancementBatchNorm(ChannelStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check(x)
+        self.check_channels(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
             standard = self.train_on(wide, None, None, self.situation.slices)
@@ -129,7 +129,7 @@ class SwitchableNorm(ChannelStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *), at least two positions -> the same shape and dtype."""
-        self.check(x)
+        self.check_channels(x)
         positions = math.prod(x.shape[2:])
         if positions < 2:
             raise ValueError(

@@ -22,10 +22,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from norms.channels import PerChannel, check_arguments
 from norms.grouping import evaluate, normalize
-from norms.registry import Situation, register
+from norms.registry import register
 from norms.running import RunningStatistics
 from norms.situation import check_slices
 
@@ -44,12 +45,8 @@ def bgn_groups(norm_batch_size: int) -> int:
     return PAPER_GROUPS[max(size for size in PAPER_GROUPS if size <= norm_batch_size)]
 
 
-class _BatchStatistics(RunningStatistics):
+class _BatchStatistics(PerChannel, RunningStatistics):
     """What bn and bgn share; bn is the case of one group per channel."""
-
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -61,15 +58,10 @@ class _BatchStatistics(RunningStatistics):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ):
+        check_arguments(eps=eps, num_channels=num_channels)
         super().__init__(num_groups, momentum, device, dtype)
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
-        if eps <= 0:
-            raise ValueError(f"eps={eps}: it must be positive")
-        self.num_channels, self.num_groups, self.eps = num_channels, num_groups, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        self.add_channels(num_channels, eps, affine, device, dtype)
+        self.num_groups = num_groups
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype.
@@ -78,7 +70,7 @@ class _BatchStatistics(RunningStatistics):
             ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
                 statistic in training; bgn: a size that G does not divide, or that differs from training.
         """
-        self.check(x)
+        self.check_channels(x)
         self._check_size(x)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_groups, self.eps)
@@ -94,14 +86,6 @@ class _BatchStatistics(RunningStatistics):
         y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
         self.track(mean, var, count)
         return y
-
-    def check(self, x: Tensor) -> None:
-        """ValueError where x is not (N, C, *)."""
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
 
     def values(self, x: Tensor, slices: int = 1) -> int:
         """How many enter one statistic in training; ValueError where that is one, or `slices` does not divide N."""

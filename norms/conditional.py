@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norms.channels import PerChannel, check_arguments
 from norms.domain import _normalized, _PerDomain
 from norms.grouping import evaluate, normalize
-from norms.registry import Situation, register
+from norms.registry import register
 from norms.running import RunningStatistics
 from norms.situation import check_slices
 
@@ -32,7 +33,7 @@ from norms.situation import check_slices
     needs="domain",
     slices_at_once=True,
 )
-class SandwichBatchNorm(RunningStatistics):
+class SandwichBatchNorm(PerChannel, RunningStatistics):
     """Sandwich batch normalization: one bn for all samples, then an affine of each sample's condition.
 
         y_n = bn(x)_n * domain_weight_dc + domain_bias_dc       d the condition of sample n
@@ -54,10 +55,6 @@ class SandwichBatchNorm(RunningStatistics):
         affine: the shared weight and bias (C,); `domain_weight` and `domain_bias` (D, C) stay without it.
     """
 
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
     def __init__(
         self,
         num_channels: int,
@@ -69,17 +66,10 @@ class SandwichBatchNorm(RunningStatistics):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
-        if num_domains < 1:
-            raise ValueError(f"num_domains={num_domains}: at least 1 is needed")
-        if eps <= 0:
-            raise ValueError(f"eps={eps}: it must be positive")
+        check_arguments(eps=eps, num_channels=num_channels, num_domains=num_domains)
         super().__init__(num_channels, momentum, device, dtype)
-        self.num_channels, self.num_domains, self.eps = num_channels, num_domains, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        self.num_domains = num_domains
+        self.add_channels(num_channels, eps, affine, device, dtype)
         scale = torch.empty(num_domains, num_channels, device=device, dtype=dtype).normal_(1.0, 0.02)
         self.domain_weight = nn.Parameter(scale)
         self.domain_bias = nn.Parameter(torch.zeros_like(scale))
@@ -94,7 +84,7 @@ class SandwichBatchNorm(RunningStatistics):
             ValueError: another number of channels; no domain was told, or an unknown one (so a domain that was not
                 trained can not be evaluated); a batch that the slices do not divide; one value per channel in training.
         """
-        _check_channels(self, x, self.num_channels)
+        self.check_channels(x)
         domain = self._domain(x)  # type: ignore[misc]
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
@@ -138,7 +128,7 @@ class SandwichBatchNorm(RunningStatistics):
     axes="NHW",
     needs="context",
 )
-class TaskNorm(nn.Module):
+class TaskNorm(PerChannel):
     """TaskNorm-I: moments of the context set of a task and of each sample itself, mixed.
 
         alpha   = sigmoid(a |context| + b)                      |context| images
@@ -166,9 +156,6 @@ class TaskNorm(nn.Module):
             could not be asked without waiting for the device.)
     """
 
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
     context_mean: Tensor
     context_var: Tensor
 
@@ -182,14 +169,8 @@ class TaskNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
-        if eps <= 0:
-            raise ValueError(f"eps={eps}: it must be positive")
-        self.num_channels, self.eps = num_channels, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        check_arguments(eps=eps, num_channels=num_channels)
+        self.add_channels(num_channels, eps, affine, device, dtype)
         self.a = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
         self.b = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
         kept = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
@@ -204,7 +185,7 @@ class TaskNorm(nn.Module):
             ValueError: another number of channels; neither "context" nor "query" was told; a query before any context;
                 a context set of one value per channel.
         """
-        _check_channels(self, x, self.num_channels)
+        self.check_channels(x)
         part = self.situation.part
         if part is None:
             raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
@@ -252,10 +233,3 @@ class TaskNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
-
-
-def _check_channels(norm: nn.Module, x: Tensor, channels: int) -> None:
-    if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(
-            f"{type(norm).__name__} for {channels} channels: x must be (N, {channels}, *), given {tuple(x.shape)}"
-        )

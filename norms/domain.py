@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from norms.channels import PerChannel, check_arguments
 from norms.grouping import evaluate, normalize
-from norms.registry import Situation, register
+from norms.registry import register
 from norms.running import DomainStatistics
 from norms.situation import check_slices
 
@@ -51,12 +52,8 @@ class _Moments:
         return self.var * (self.count / (self.count - 1).clamp(min=1))
 
 
-class _PerDomain(DomainStatistics):
+class _PerDomain(PerChannel, DomainStatistics):
     """What the norms here share: running statistics (D, C), the domain that was told, normalization by domain."""
-
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -69,19 +66,12 @@ class _PerDomain(DomainStatistics):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ):
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
-        if num_domains < 1:
-            raise ValueError(f"num_domains={num_domains}: at least 1 is needed")
-        if eps <= 0:
-            raise ValueError(f"eps={eps}: it must be positive")
+        check_arguments(eps=eps, num_channels=num_channels, num_domains=num_domains)
         super().__init__((num_domains, num_channels), momentum, device, dtype)
-        self.num_channels, self.num_domains, self.eps = num_channels, num_domains, eps
+        self.num_domains = num_domains
         self.affine_per_domain = affine_per_domain
-        shape = (num_domains, num_channels) if affine_per_domain else (num_channels,)
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full(shape, value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        per_domain = num_domains if affine_per_domain else None
+        self.add_channels(num_channels, eps, affine, device, dtype, num_domains=per_domain)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype.
@@ -90,11 +80,7 @@ class _PerDomain(DomainStatistics):
             ValueError: another number of channels; no domain was told, or an unknown one; a batch that the slices do
                 not divide; one value per statistic in training.
         """
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
+        self.check_channels(x)
         domain = self._domain(x)
         if not self.training:
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)

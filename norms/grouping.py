@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.sample import memory_format
+from norms.channels import memory_format
 
 _CACHED = 2**18  # values of a piece that is gone over twice: 1 MB of float32
 _LONG = 4096  # values that a call of a kernel must have to be worth its overhead: about 8 us, against 4 us of work

@@ -43,7 +43,7 @@ class _Remembering(BatchNorm):
         Raises:
             ValueError: another number of channels, fewer than two values per channel.
         """
-        self.check(x)
+        self.check_channels(x)
         count = self.values(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(values, (0, *range(2, x.dim())), correction=0)
@@ -396,7 +396,7 @@ class CrossIterationBatchNorm(_Remembering):
     def _evaluate(self, x: Tensor) -> Tensor:
         if not self.eps_outside:
             return super().forward(x)
-        self.check(x)
+        self.check_channels(x)
         squared = (self.running_var.sqrt() + self.eps).square()
         return evaluate(x, self.running_mean, squared, self.weight, self.bias, self.num_channels, 0.0)
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from norms.batch import BatchNorm
+from norms.channels import memory_format
 from norms.grouping import evaluate, normalize
 from norms.registry import register
-from norms.sample import _grouped, memory_format
+from norms.sample import _grouped
 
 
 class ChannelStatistics(BatchNorm):
@@ -83,7 +84,7 @@ class GhostBatchNorm(ChannelStatistics):
         """x: (N, C, *) -> the same shape and dtype."""
         if not self.training:
             return super().forward(x)
-        self.check(x)
+        self.check_channels(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         images = x.shape[0]
@@ -148,7 +149,7 @@ class ExtendedBatchNorm(ChannelStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check(x)
+        self.check_channels(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         if not self.training:
@@ -213,11 +214,7 @@ class BatchChannelNorm(BatchNorm):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        if num_groups < 1 or num_channels % num_groups:
-            divisors = ", ".join(str(g) for g in range(1, num_channels + 1) if num_channels % g == 0)
-            raise ValueError(
-                f"bcn: num_groups={num_groups} does not divide {num_channels} channels; allowed: {divisors}"
-            )
+        self.check_groups(num_groups)
         self.channel_groups = num_groups  # `num_groups` is the bn part's, one per channel
         self.group_weight = nn.Parameter(torch.ones(num_groups, device=device, dtype=dtype))
         self.group_bias = nn.Parameter(torch.zeros(num_groups, device=device, dtype=dtype))

@@ -26,38 +26,27 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from norms.registry import Situation, register
+from norms.channels import PerChannel, check_arguments, memory_format
+from norms.registry import register
 
 
-class _PerSample(nn.Module):
+class _PerSample(PerChannel):
     """The shared shape: num_channels, eps, per-channel weight and bias (None without affine)."""
-
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
 
     def __init__(
         self, num_channels: int, eps: float, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
     ):
         super().__init__()
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
+        check_arguments(num_channels=num_channels)
         if eps < 0:
             raise ValueError(f"eps={eps}: it must not be negative")
-        self.num_channels, self.eps = num_channels, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        self.add_channels(num_channels, eps, affine, device, dtype)
 
     def _check(self, x: Tensor, values: int) -> None:
         """`values`: how many enter one statistic."""
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
+        self.check_channels(x)
         if values < 2:
             raise ValueError(
                 f"{type(self).__name__}: more than one value per statistic is needed, given x of shape {tuple(x.shape)}"
@@ -82,14 +71,6 @@ def _grouped(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
     weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
     y = F.group_norm(given, groups, weight, bias, eps).to(x.dtype)
     return y.contiguous(memory_format=memory_format(x))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last (2 spatial dimensions), channels_last_3d (3) where x is so and not contiguous; else contiguous."""
-    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.dim() == dim and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format
 
 
 @register(
@@ -212,11 +193,7 @@ class GroupNorm(_PerSample):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, affine, device, dtype)
-        if num_groups < 1 or num_channels % num_groups:
-            divisors = ", ".join(str(g) for g in range(1, num_channels + 1) if num_channels % g == 0)
-            raise ValueError(
-                f"gn: num_groups={num_groups} does not divide {num_channels} channels; allowed: {divisors}"
-            )
+        self.check_groups(num_groups)
         self.num_groups = num_groups
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,20 +22,16 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from norms.channels import PerChannel, check_arguments, memory_format
 from norms.grouping import Blocks, _ordinary, evaluate, normalize
-from norms.registry import Situation, register
+from norms.registry import register
 from norms.running import RunningStatistics
-from norms.sample import memory_format
 
 
-class _Streaming(RunningStatistics):
+class _Streaming(PerChannel, RunningStatistics):
     """What the three share: C channels, eps, per-channel affine, and running statistics of size C."""
-
-    situation: Situation = Situation()
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -46,15 +42,9 @@ class _Streaming(RunningStatistics):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ):
+        check_arguments(eps=eps, num_channels=num_channels)
         super().__init__(num_channels, momentum, device, dtype)
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels}: at least 1 is needed")
-        if eps <= 0:
-            raise ValueError(f"eps={eps}: it must be positive")
-        self.num_channels, self.eps = num_channels, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            start = nn.Parameter(torch.full((num_channels,), value, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, start)
+        self.add_channels(num_channels, eps, affine, device, dtype)
 
     def _new_buffer(self, name: str, *shape: int) -> None:
         """A buffer of zeros, of the running statistics' type."""
@@ -62,11 +52,7 @@ class _Streaming(RunningStatistics):
 
     def _check(self, x: Tensor, values: int) -> int:
         """Refuse x of another shape or with fewer values per channel in training; the number of values."""
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
-                f"given {tuple(x.shape)}"
-            )
+        self.check_channels(x)
         count = x.shape[0] * math.prod(x.shape[2:])
         if self.training and count < values:
             raise ValueError(

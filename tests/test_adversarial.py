@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from norm_choices import TIER1
 from pydantic import ValidationError
 
 from norms import registry
@@ -22,7 +23,6 @@ from tasks.base import Diverged, RunContext
 from tasks.data.images import Split, make_data
 from tasks.fit import learning_rate_at, sgd
 
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, CLASSES = (1, 16, 16), 4
 TINY = {

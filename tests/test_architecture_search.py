@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from norm_choices import one_of_each_kind
 from pydantic import ValidationError
 from torch import nn
 
@@ -33,7 +34,6 @@ from tasks.data.images import Split, make_data
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {n: {"num_groups": 2} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, CLASSES = (1, 8, 8), 4
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 TINY = {
     "dataset": "planted",
     "augmentation": "none",
@@ -171,17 +171,6 @@ def is_nothing_alone(name):
 
 
 SERVED = [n for n in norm_names(without=["domain", "context", "conv_weight"]) if not is_nothing_alone(n)]
-
-
-def one_of_each_kind(names):
-    """Tier 1 and the first norm of each kind, for a test that takes seconds: what sets norms apart for a task is in
-    the facts that they declare."""
-    kinds = {}
-    for name in names:
-        i = norm_info(name)
-        kind = (i.needs, i.mixes_samples, i.keeps_stats, i.across_iterations, i.slices_at_once, i.exact_gradient)
-        kinds.setdefault(kind, name)
-    return [name for name in names if name in TIER1 or name in kinds.values()]
 
 
 @pytest.mark.parametrize("name", one_of_each_kind(SERVED))
@@ -509,7 +498,7 @@ def test_norms_that_can_not_serve_are_skipped_with_the_reason(own_norms):
     assert why_not("bn", retrain_norm="domains") == 'norm "domains" needs domain, which architecture_search has not'
     assert why_not("sees_weight") == 'norm "sees_weight" needs conv_weight, which a search network has not'
     assert why_not("sees_weight", genotype="DARTS_V1") is None
-    assert why_not("gn", search_channels=3).startswith('in search: norm "gn": gn: num_groups=2 does not divide')
+    assert why_not("gn", search_channels=3).startswith('in search: norm "gn": num_groups=2 does not divide')
     assert why_not("gn", retrain_channels=3).startswith('in retraining: norm "gn"')
     assert why_not("bn", retrain_norm={"gn": {"num_groups": 5}}).startswith('in retraining: norm "gn"')
 

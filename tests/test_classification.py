@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from norm_choices import TIER1
 from PIL import Image
 from pydantic import ValidationError
 from torch import nn
@@ -23,7 +24,6 @@ from tasks.data import reading
 from tasks.data.images import Split, make_data
 from tasks.data.lazy import FolderData, FolderImages
 
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
 SHAPE = (1, 16, 16)
 CLASSES = 4

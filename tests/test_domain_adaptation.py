@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.batch import BatchNorm
@@ -24,7 +25,6 @@ from tasks.fit import StepClock, learning_rate_at
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHODS = tuple(OF_METHODS)
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, CLASSES = (3, 16, 16), 4
 TINY = {"width": 4, "epochs": 2, "batch_size": 32, "learning_rate": 0.4, "augmentation": "crop", "mcd_steps": 1}
@@ -399,17 +399,6 @@ def test_an_endless_target_is_shuffled_anew_in_every_pass():
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def one_of_each_kind(names):
-    """Tier 1 and the first norm of each kind, for a test that takes seconds: what sets norms apart for a task is in
-    the facts that they declare."""
-    kinds = {}
-    for name in names:
-        i = norm_info(name)
-        kind = (i.needs, i.mixes_samples, i.keeps_stats, i.across_iterations, i.slices_at_once, i.exact_gradient)
-        kinds.setdefault(kind, name)
-    return [name for name in names if name in TIER1 or name in kinds.values()]
-
-
 @pytest.mark.parametrize(
     ("method", "name"),
     [
@@ -483,7 +472,7 @@ def test_a_norm_that_needs_a_context_or_refuses_the_shape_is_skipped_with_the_re
     assert TASK.why_not(make_norm("ln"), info, options()) == 'norm "ctx" needs context, which domain_adaptation has not'
     factory = make_norm("gn", num_groups=3)
     reason = TASK.why_not(factory, factory_info(factory), options())
-    assert reason.startswith('norm "gn": gn: num_groups=3 does not divide')
+    assert reason.startswith('norm "gn": num_groups=3 does not divide')
 
 
 def test_unused_options_are_null_and_checked_all_the_same():

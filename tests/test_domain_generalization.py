@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults
@@ -20,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 NEEDS_KNOWN_DOMAIN = ("dsbn", "dual_bn", "transnorm", "sabn")
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 SHAPE, CLASSES = (3, 16, 16), 4
 NAMES = ("mnist", "uci", "fonts", "blend")
 TINY = {"width": 4, "epochs": 2, "batch_size": 16, "learning_rate": 0.8, "augmentation": "crop"}
@@ -181,17 +181,6 @@ def test_sources_are_forwarded_as_of_their_domain_and_the_unseen_as_of_none(doma
     monkeypatch.setattr(domain_generalization, "evaluate", noting)
     run("bne", options(epochs=1), tmp_path, monkeypatch)
     assert told == [0, 1, 2, None, 0, 1, 2]
-
-
-def one_of_each_kind(names):
-    """Tier 1 and the first norm of each kind, for a test that takes seconds: what sets norms apart for a task is in
-    the facts that they declare."""
-    kinds = {}
-    for name in names:
-        i = norm_info(name)
-        kind = (i.needs, i.mixes_samples, i.keeps_stats, i.across_iterations, i.slices_at_once, i.exact_gradient)
-        kinds.setdefault(kind, name)
-    return [name for name in names if name in TIER1 or name in kinds.values()]
 
 
 @pytest.mark.parametrize(

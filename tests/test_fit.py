@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from norm_choices import TIER1
 from torch import nn
 
 from norms import registry
@@ -15,7 +16,6 @@ from tasks.base import Diverged, RunContext
 from tasks.fit import StepOptions, learning_rate_at, parameter_groups, sgd, train_step
 from tasks.nets import build_net
 
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
 
 

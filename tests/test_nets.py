@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from norm_choices import TIER1
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,7 +15,6 @@ from tasks.base import RunContext
 from tasks.nets import CIFAR_DEPTHS, MODELS, TORCHVISION, BasicBlock, build_net, conv_norm_act, initialize
 
 OWN = (*CIFAR_DEPTHS, "resnet18_narrow", "resnet18_cifar")
-TIER1 = ("none", "bn", "in", "ln", "gn", "pn", "bgn")
 
 
 def norm_named(name):

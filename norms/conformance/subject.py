@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from norms.channels import memory_format
 from norms.registry import NormFactory, NormInfo, Situation, norm_modules
-from norms.sample import memory_format
 from norms.situation import after_update, situation
 
 BATCH = 4
