@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from tasks.base import Options
+from tasks.data import Augmentation
 from tasks.fit import Schedule, sgd
 from tasks.nets import check_model
 
@@ -54,7 +53,7 @@ class SupervisedOptions(Options):
     norm_weight_decay: bool = False
     schedule: Schedule = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1)
-    augmentation: Literal["none", "crop", "crop_flip", "affine"] = "crop"
+    augmentation: Augmentation = "crop"
     channels_last: bool = True
 
     @model_validator(mode="after")

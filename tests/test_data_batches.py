@@ -99,6 +99,36 @@ def test_a_crop_is_a_shift_by_up_to_an_eighth_with_zeros_outside(images, kind, m
     assert 16 < flips < 48 if mirrored else flips == 0
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (64, 48)])
+def test_a_resized_crop_is_a_part_of_the_image_of_the_stated_area_and_aspect_and_every_second_is_mirrored(shape):
+    height, width = shape
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    x = torch.stack([rows, columns]).expand(400, 2, height, width)  # each pixel says where it is
+    y = augment(x, generator(), "resized_crop_flip")
+    inner = slice(8, -8)  # positions of pixels at the border are clamped
+    high = (y[:, 0].diff(dim=1)[:, inner, inner]).mean((1, 2)) * height
+    wide = (y[:, 1].diff(dim=2)[:, inner, inner]).mean((1, 2)) * width
+    mirrored = wide < 0
+    assert 150 < mirrored.sum() < 250
+    wide = wide.abs()
+    area, aspect = wide * high / (height * width), wide / high
+    assert 0.079 < area.min() < 0.12
+    assert 0.9 < area.max() < 1.001
+    assert 0.749 < aspect.min() < 0.77
+    assert 1.3 < aspect.max() < 1.334
+    middle = torch.stack([y[:, 0].mean((1, 2)), y[:, 1].mean((1, 2))])
+    for at, side, length in ((middle[0], high, height), (middle[1], wide, width)):
+        assert (at - side / 2).min() > -0.5  # half a pixel, by which clamped borders move the mean
+        assert (at + side / 2).max() < length + 0.5
+        places = (at - side / 2) / (length - side).clamp(min=1)
+        assert places[side < length - 8].quantile(0.1) < 0.2
+        assert places[side < length - 8].quantile(0.9) > 0.8
+    # inside, the values are the linear interpolation between the crop's edges
+    steps = torch.arange(width) - (width - 1) / 2
+    line = middle[1][:, None] + torch.where(mirrored, -wide, wide)[:, None] / width * steps
+    assert torch.allclose(y[:, 1, height // 2, inner], line[:, inner], atol=0.5)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (32, 48)])
 def test_an_affine_change_stays_within_its_stated_ranges(shape):
     height, width = shape
@@ -184,7 +214,9 @@ def test_normalize_gives_the_stated_moments_to_the_data_they_were_measured_on(im
 
 
 def test_unknown_augmentations_are_named_with_the_nearest(images):
-    with pytest.raises(ValueError, match=r'"afine"; allowed: none, crop, crop_flip, affine; did you mean "affine"\?'):
+    with pytest.raises(
+        ValueError, match=r'"afine"; allowed: none, crop, crop_flip, resized_crop_flip, affine; did you mean "affine"\?'
+    ):
         augment(images, generator(), "afine")
 
 

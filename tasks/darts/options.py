@@ -9,9 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from tasks.base import NormChoice, Options, Setting
 from tasks.darts.genotype import PUBLISHED, Genotype, read_genotype
 from tasks.darts.networks import check_size, places
-from tasks.data import dataset_info
-
-Augmentation = Literal["none", "crop", "crop_flip", "affine"]
+from tasks.data import Augmentation, dataset_info
 
 
 class ArchitectureSearchOptions(Options):

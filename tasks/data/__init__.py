@@ -6,7 +6,15 @@ check_domains("digits", data_dir, domains)         # ValueError where they lack 
 prepare("cifar10", data_dir)                       # the only call that downloads or decodes
 """
 
-from tasks.data.batches import AUGMENTATIONS, augment, cutout, normalize, ordered_batches, shuffled_batches
+from tasks.data.batches import (
+    AUGMENTATIONS,
+    Augmentation,
+    augment,
+    cutout,
+    normalize,
+    ordered_batches,
+    shuffled_batches,
+)
 from tasks.data.catalog import (
     DatasetInfo,
     check_batch_size,
@@ -31,6 +39,7 @@ from tasks.data.lazy import FolderData, FolderImages, loaded_batches
 
 __all__ = [
     "AUGMENTATIONS",
+    "Augmentation",
     "DatasetInfo",
     "FolderData",
     "FolderImages",

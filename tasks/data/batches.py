@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,17 @@ from torch import Tensor
 from norms.registry import nearest
 from tasks.data.images import Split
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "affine")
+Augmentation = Literal["none", "crop", "crop_flip", "resized_crop_flip", "affine"]
+AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 
 ROTATION_DEGREES = 15.0
 SHEAR_DEGREES = 10.0
 SCALE = (0.8, 1.2)
 TRANSLATION = 0.1  # of the image's side, each way
 CROP_PADDING = 8  # an eighth of the side: 4 pixels at 32x32
+CROP_AREA = (0.08, 1.0)  # of the image's, and below: width over height; Szegedy et al. 2015, arXiv:1409.4842, section 6
+CROP_ASPECT = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
 
 
 def shuffled_batches(
@@ -105,10 +110,18 @@ def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
     Args:
         images: uint8 or float.
         generator: the source of every draw; the number of draws depends on N and kind only.
-        kind: "none"; "crop": a random crop after zero padding by an eighth of the side; "crop_flip": that and a
-            horizontal flip of every second image on average; "affine": rotation within 15 degrees, scale 0.8 to 1.2,
-            shear within 10 degrees, translation within a tenth of the side, bilinear, zeros outside. The first three
-            keep the dtype, "affine" returns float32 for uint8.
+        kind: which change.
+            none: none.
+            crop: a random crop after zero padding by an eighth of the side.
+            crop_flip: that, and a horizontal flip of every second image on average.
+            resized_crop_flip: a crop of 8 to 100 % of the area whose width is 3/4 to 4/3 of its height, resized to the
+                image's size, bilinear, and such a flip (how ImageNet is trained: Szegedy et al. 2015, arXiv:1409.4842,
+                section 6).
+            affine: rotation within 15 degrees, scale 0.8 to 1.2, shear within 10 degrees, translation within a tenth
+                of the side, bilinear, zeros outside.
+
+    Returns:
+        The dtype of the images; float32 for uint8 where the change is bilinear.
 
     Raises:
         ValueError: unknown kind.
@@ -117,6 +130,8 @@ def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
         return images
     if kind == "affine":
         return _affine(images, generator)
+    if kind == "resized_crop_flip":
+        return _resized_crop(images, generator)
     if kind in ("crop", "crop_flip"):
         return _crop(images, generator, flip=kind == "crop_flip")
     raise ValueError(
@@ -173,7 +188,32 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
     shift = draws[3:] * 2 * TRANSLATION  # grid coordinates span 2
     row_x = torch.stack([cos, (shear * cos - sin) * aspect, shift[0]], dim=1)
     row_y = torch.stack([sin / aspect, shear * sin + cos, shift[1]], dim=1)
+    return _looked_at(images, torch.stack([row_x, row_y], dim=1))
+
+
+def _resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
+
+    area = draw(*CROP_AREA, CROP_ATTEMPTS, n)
+    aspect = torch.exp(draw(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS, n))
+    at_x, at_y, mirror = draw(-1, 1, 3, n)
+    # sides as fractions of the image's; the first attempt that fits inside counts
+    wide, high = torch.sqrt(area * aspect * height / width), torch.sqrt(area / aspect * width / height)
+    fits = (wide <= 1) & (high <= 1)
+    first = fits.int().argmax(0, keepdim=True)
+    wide, high = (torch.where(fits.any(0), s.gather(0, first)[0], 1.0) for s in (wide, high))
+    zero = torch.zeros_like(wide)
+    row_x = torch.stack([torch.where(mirror < 0, -wide, wide), zero, at_x * (1 - wide)], dim=1)
+    row_y = torch.stack([zero, high, at_y * (1 - high)], dim=1)
+    return _looked_at(images, torch.stack([row_x, row_y], dim=1), padding_mode="border")
+
+
+def _looked_at(images: Tensor, theta: Tensor, padding_mode: str = "zeros") -> Tensor:
+    """Each output position is read at where `theta` (N, 2, 3) takes it, in coordinates from -1 to 1; bilinear."""
     x = images.float() if images.dtype == torch.uint8 else images
-    theta = torch.stack([row_x, row_y], dim=1).to(device=x.device, dtype=x.dtype)
+    theta = theta.to(device=x.device, dtype=x.dtype)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)

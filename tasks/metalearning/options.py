@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from tasks.base import Options, only_used
+from tasks.data import Augmentation
 from tasks.fit import Schedule
 
-Augmentation = Literal["none", "crop", "crop_flip", "affine"]
 OF_METHODS: dict[str, dict[str, Any]] = {
     "prototypical": {"train_way": None, "train_queries": None, "meta_batch_size": 1},
     "maml": {
