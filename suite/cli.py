@@ -25,9 +25,6 @@ import typer
 from suite.environment import ROOT, commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
-    import torch
-
-    from norms.convert import Audit
     from results.record import RunSpec
     from suite.engine import Event
     from suite.progress import Progress
@@ -252,35 +249,14 @@ def convert_report(
     The model has random weights. It is forwarded once in both modes, on torch's meta device where model and norm can be
     (nothing is computed then), else on the CPU. A model whose norms are all channels-last (ViT, Swin) is refused.
     """
-    import torch
-
-    from norms.convert import converted
     from norms.registry import make_norm, norm_label
+    from suite.foreign import audit_lines, convert_model
 
     _load_plugins(plugin)
     given = _parse_options(options)
     factory, label = make_norm(norm, **given), norm_label(norm, given)
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device), torch.random.fork_rng(devices=[]):
-                net, shape = _foreign_model(model)
-                net, audit = converted(net, factory)
-                if audit.swapped:
-                    for mode in (True, False):
-                        net.train(mode)(torch.zeros(4, *shape))
-            break
-        except ValueError as error:
-            raise ValueError(f'"{model}" with norm "{label}": {error}' if model not in str(error) else error) from error
-        except (NotImplementedError, RuntimeError):  # values are read somewhere, and there are none on "meta"
-            if device == "cpu":
-                raise
-    if not audit.swapped:
-        left = ", ".join(f"{found.path} ({found.old})" for found in audit.left)
-        why = (
-            "all its norms are channels-last, which no norm here can replace" if audit.channels_last else "none can be"
-        )
-        raise ValueError(f'"{model}": {why}: {left}' if left else f'"{model}" has no norm to swap')
-    _print_lines(_audit_lines(audit, model, label))
+    audit = convert_model(model, factory, label)
+    _print_lines(audit_lines(audit, model, label))
     return 0 if audit.complete else 1
 
 
@@ -467,61 +443,6 @@ def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f'--option "{text}": {error}') from error
     return given
-
-
-def _foreign_model(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """A model of torchvision or timm without trained weights, and the shape of its images."""
-    from norms.registry import nearest
-
-    if name.startswith("timm:"):
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError(f'model "{name}" needs timm: {sys.executable} -m pip install timm') from error
-        known = [f"timm:{each}" for each in timm.list_models()]
-        if name.partition(".")[0] not in known:
-            raise ValueError(f'unknown model "{name}"; see timm.list_models(){nearest(name, known)}')
-        net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False)
-        return net, tuple(net.pretrained_cfg["input_size"])
-    import torchvision
-
-    known = torchvision.models.list_models(torchvision.models)
-    if name not in known:
-        raise ValueError(
-            f'unknown model "{name}"; torchvision.models.list_models(), or timm:NAME{nearest(name, known)}'
-        )
-    # the two whose constructors warn that their own initialization is slow
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    size = 299 if name == "inception_v3" else 224
-    return torchvision.models.get_model(name, weights=None, **quick), (3, size, size)
-
-
-def _audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
-    from suite.progress import columns
-
-    yield f"{model} -> {norm}: {len(audit.swapped)} norms swapped, {len(audit.left)} left"
-    kinds = Counter((found.old, ", ".join(found.carried) or "nothing") for found in audit.swapped)
-    yield from columns([("swapped", "", "carried over"), *((old, str(n), what) for (old, what), n in kinds.items())])
-    if audit.left:
-        yield from columns([("left", "", "why"), *audit.left])
-    if audit.before is not None and audit.after is not None:
-        sizes = zip(audit.before._fields, audit.before, audit.after, strict=True)
-        rows = [(name.replace("norm_", "of norms: "), f"{old:,}", f"{new:,}") for name, old, new in sizes]
-        yield from columns([("elements", "before", "after"), *rows])
-    if audit.removed:
-        pairs = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
-        yield from columns([(f"{len(pairs)} activations that the norm brings", ""), *pairs])
-    if audit.rewired:
-        pairs = [(rewired.conv, f"{rewired.how} for {rewired.norm}") for rewired in audit.rewired]
-        yield from columns([(f"{len(pairs)} convolutions whose weight is", ""), *pairs])
-    if audit.bare:
-        yield f"{len(audit.bare)} norms that no activation directly follows, so that they bring none:"
-        yield from audit.bare
-    if audit.plain:
-        yield f"{len(audit.plain)} norms without a convolution before them, whose weight they would transform:"
-        yield from (f"{path}" for path in audit.plain)
-    if not audit.complete:
-        yield f"incomplete: {len(audit.left)} norms of {model} are not ours"
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
