@@ -445,6 +445,37 @@ def test_a_forward_that_asks_for_the_mode_keeps_both(own_norms):
             pickle.dumps(new)
 
 
+class Unasked(nn.Module):
+    """State that no forward asks for, under every kind of name: of the root, of a part, a second one, of no record."""
+
+    def __init__(self, dual):
+        super().__init__()
+        self.dual = dual
+        self.part = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.part.extra = nn.Parameter(torch.ones(3))
+        self.part.register_buffer("kept", torch.ones(2))
+        self.part.register_buffer("fleeting", torch.ones(2), persistent=False)
+        self.unused, self.conv, self.again = nn.Linear(2, 2), self.part[0], nn.ModuleList([self.part[1]])
+        self.alias = self.part[0].weight
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        x = torch.relu(self.part(x))
+        return x + 1 if self.dual and self.training else x
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_rewritten_forward_keeps_every_name_of_the_state(own_norms, dual):
+    net = Unasked(dual)
+    new, _ = converted(copy.deepcopy(net), make_norm("bn_act"))
+    assert isinstance(new, torch.fx.GraphModule)
+    for rewritten in (new, copy.deepcopy(new)):
+        assert rewritten.state_dict().keys() == net.state_dict().keys()
+        assert {name for name, _ in rewritten.named_buffers()} == {name for name, _ in net.named_buffers()}
+        assert rewritten.alias is rewritten.conv.weight is rewritten.part.get_submodule("0").weight
+        assert rewritten.get_submodule("again.0") is rewritten.get_submodule("part.1")
+
+
 class Asks(nn.Module):
     def __init__(self):
         super().__init__()

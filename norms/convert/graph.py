@@ -76,15 +76,30 @@ class GraphOfEachMode(DualGraphModule):
 
 
 def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None = None) -> None:
-    """Give `module` the parts of `of` that none of its graphs calls (copied where a memo is given), and all modes."""
-    for path, part in of.named_modules():
+    """Give `module` all modes of `of`, and what none of its graphs asks for, so that no name of its state is lost.
+
+    That is modules, parameters and buffers, second names of the same one included; copied where a memo is given.
+    """
+
+    def taken(part: Any) -> Any:
+        return part if memo is None else copy.deepcopy(part, memo)
+
+    for path, part in of.named_modules(remove_duplicate=False):
         parent, _, attribute = path.rpartition(".")
         if path and not _has(module, path) and _has(module, parent):
-            setattr(module.get_submodule(parent), attribute, part if memo is None else copy.deepcopy(part, memo))
+            setattr(module.get_submodule(parent), attribute, taken(part))
     module.train(of.training)
     for path, part in of.named_modules():
-        if _has(module, path):
-            module.get_submodule(path).training = part.training
+        if not _has(module, path):
+            continue
+        twin = module.get_submodule(path)
+        twin.training = part.training
+        for name, parameter in part._parameters.items():
+            if name not in twin._parameters:
+                twin.register_parameter(name, taken(parameter))
+        for name, buffer in part._buffers.items():
+            if name not in twin._buffers:
+                twin.register_buffer(name, taken(buffer), persistent=name not in part._non_persistent_buffers_set)
 
 
 class Removal(NamedTuple):
