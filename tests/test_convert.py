@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from norms import registry
 from norms.batch import BatchNorm
 from norms.convert import Audit, Left, Removed, Rewired, Size, Swapped, audit_norms, convert_norms, converted
-from norms.registry import equivalent, make_norm, norm_modules, register
+from norms.registry import equivalent, make_norm, norm_modules, norm_names, register
 
 SWAPPED = [
     (nn.BatchNorm1d(6), (4, 6, 5)),
@@ -235,6 +235,23 @@ def test_frozen_parameters_stay_frozen():
     assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cpu", "bfloat16"), ("meta", "float32")])
+@pytest.mark.parametrize("name", norm_names())
+def test_a_new_layer_has_the_mode_device_and_dtype_of_the_old_norm(name, device, dtype):
+    dtype = getattr(torch, dtype)
+    net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
+    net.to(device, dtype)[1].eval()
+    new, _ = converted(net, make_norm(name, **{"num_groups": 8} if name == "bgn" else {}))
+    for path, mode in (("1", False), ("4", True)):
+        layer = new.get_submodule(path)
+        assert layer.norm_info.name == name
+        assert {part.training for part in layer.modules()} == {mode}
+        assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} <= {device}
+        assert {p.dtype for p in layer.parameters()} <= {dtype}
+        statistics = {b.dtype for b in layer.buffers() if b.is_floating_point()}
+        assert statistics <= {torch.promote_types(dtype, torch.float32)}
+
+
 # --- norms of timm, by their structure --------------------------------------------------------------------------------
 
 
@@ -427,10 +444,11 @@ def test_a_forward_that_asks_for_the_mode_keeps_both(own_norms):
     for mode in (True, False):
         net = trained(ByMode()).train(mode)
         net.extra.eval()
+        net.norm.train(not mode)
         new, audit = converted(copy.deepcopy(net), make_norm("bn_act"))
         assert len(audit.removed) == 2
-        assert new.training is mode
-        assert not new.extra.training
+        for each in (new, copy.deepcopy(new)):
+            assert all(each.get_submodule(path).training is part.training for path, part in net.named_modules())
         assert new.state_dict().keys() == net.state_dict().keys()
         x = torch.randn(4, 3, 5, 5)
         for again in (True, False, True):

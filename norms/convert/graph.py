@@ -68,15 +68,22 @@ class GraphOfEachMode(DualGraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphOfEachMode:
         new = super().__deepcopy__(memo)
-        _complete(new, self, memo)
+        _complete(new, self, _modes(self), memo)
         return new
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{type(self).__name__} has a graph for each mode and can not be pickled; save its state_dict")
 
 
-def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None = None) -> None:
-    """Give `module` all modes of `of`, and what none of its graphs asks for, so that no name of its state is lost.
+def _modes(net: nn.Module) -> dict[str, bool]:
+    """path -> whether the module there is in training mode."""
+    return {path: module.training for path, module in net.named_modules()}
+
+
+def _complete(
+    module: fx.GraphModule, of: nn.Module, modes: dict[str, bool], memo: dict[int, Any] | None = None
+) -> None:
+    """Give `module` these modes, and what `of` holds and no graph asks for, so that no name of its state is lost.
 
     That is modules, parameters and buffers, second names of the same one included; copied where a memo is given.
     """
@@ -88,12 +95,12 @@ def _complete(module: fx.GraphModule, of: nn.Module, memo: dict[int, Any] | None
         parent, _, attribute = path.rpartition(".")
         if path and not _has(module, path) and _has(module, parent):
             setattr(module.get_submodule(parent), attribute, taken(part))
-    module.train(of.training)
+    module.train(modes[""])
     for path, part in of.named_modules():
         if not _has(module, path):
             continue
         twin = module.get_submodule(path)
-        twin.training = part.training
+        twin.training = modes[path]
         for name, parameter in part._parameters.items():
             if name not in twin._parameters:
                 twin.register_parameter(name, taken(parameter))
@@ -254,12 +261,12 @@ class Graphs:
         """The network with the graph as it is now: the same modules under the same names."""
         for graph in self.graphs:
             graph.lint()
-        name = type(self.net).__name__
+        name, modes = type(self.net).__name__, _modes(self.net)  # read first: a new GraphOfEachMode sets all to train
         if len(self.graphs) == 1:
             module = fx.GraphModule(self.net, self.graphs[0], class_name=name)
         else:
             module = GraphOfEachMode(self.net, *self.graphs, class_name=name)
-        _complete(module, self.net)
+        _complete(module, self.net, modes)
         return module
 
     def _check_passed(self, old: nn.Module, layer: nn.Module, found: list[Pair], fed: Sequence[Any]) -> None:
