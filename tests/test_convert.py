@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -36,6 +37,8 @@ LEFT = [
     (nn.LocalResponseNorm(2), "local response"),
     (nn.LazyBatchNorm2d(), "not known before a first forward"),
     (type("FancyNorm2d", (nn.Module,), {})(), "not a norm class of torch"),
+    (nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(6)), "computes its weight anew"),
+    (random_unstructured(nn.GroupNorm(2, 6), "bias", 0.5), "computes its bias anew"),
 ]
 
 
@@ -644,7 +647,9 @@ def test_a_weight_that_each_forward_computes_anew_is_refused_by_norms_that_work_
     net = nn.Sequential(wrapped(nn.Conv2d(3, 4, 3, bias=False)), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match=rf'norm "{norm}" works with the weight .*that of 0 is computed anew'):
         converted(net, make_norm(norm))
-    assert [swapped.path for swapped in converted(net, make_norm("bn"))[1].swapped] == ["1"]
+    audit = converted(net, make_norm("bn"))[1]
+    assert [swapped.path for swapped in audit.swapped] == ["1"]
+    assert audit.complete  # what normalizes a weight is none of the norms
 
 
 def test_a_norm_without_a_tensor_of_its_own_is_replaced_where_the_network_is():

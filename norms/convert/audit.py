@@ -183,7 +183,8 @@ def why_left(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "its number of channels is not known before a first forward"
     if is_channelwise(module):
-        return None
+        computed = _computed(module)
+        return f"computes its {' and '.join(computed)} anew in each forward, which would be lost" if computed else None
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         if len(module.normalized_shape) == 1:
             return CHANNELS_LAST
@@ -195,10 +196,17 @@ def why_left(module: nn.Module) -> str | None:
     )
 
 
+def _computed(norm: nn.Module) -> list[str]:
+    """Which of weight and bias follow from other parameters (a parametrization, pruning, weight or spectral norm)."""
+    held = {**norm._parameters, **norm._buffers}
+    return [name for name in ("weight", "bias") if name not in held and isinstance(getattr(norm, name, None), Tensor)]
+
+
 def looks_like_a_norm(module: nn.Module) -> bool:
     if isinstance(module, LOOKS_LIKE_A_NORM):
         return True
-    if not _NAME.search(type(module).__name__.lower()):
+    named_so = _NAME.search(type(module).__name__.lower())
+    if not named_so or type(module).__module__.startswith("torch.nn.utils."):  # weight and spectral norm
         return False
     parts = [part for part in module.modules() if part is not module]
     return not any(isinstance(part, nn.modules.conv._ConvNd) or looks_like_a_norm(part) for part in parts)
