@@ -66,6 +66,15 @@ def audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
         sizes = zip(audit.before._fields, audit.before, audit.after, strict=True)
         rows = [(name.replace("norm_", "of norms: "), f"{old:,}", f"{new:,}") for name, old, new in sizes]
         yield from columns([("elements", "before", "after"), *rows])
+    where: dict[str, list[str]] = {}
+    for changed in audit.changed:
+        where.setdefault(changed.what, []).append(changed.norm)
+    for what, paths in where.items():
+        if len(paths) == len(audit.swapped):
+            yield f"each of the {len(paths)} new norms {what}"
+        else:
+            yield f"each of {len(paths)} new norms {what}:"
+            yield from paths
     if audit.removed:
         pairs = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
         yield from columns([(f"{len(pairs)} activations that the norm brings", ""), *pairs])

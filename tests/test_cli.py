@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from norms.convert import Audit, Changed, Swapped
 from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
 from suite import cli
 from suite.engine import Event
 from suite.environment import ROOT
+from suite.foreign import audit_lines
 from suite.progress import Names, Progress, Remaining, duration, seed_text
 
 TASK = """
@@ -247,6 +249,15 @@ def test_a_conversion_that_leaves_norms_names_them_and_exits_with_1(suite):
     assert (code, err) == (1, [])
     assert sum(line.startswith("features.") and "channels-last" in line for line in out) == 18
     assert out[-1] == "incomplete: 18 norms of convnext_tiny are not ours"
+
+
+def test_what_a_conversion_changes_beyond_the_norms_is_said_of_each(suite):
+    code, out, _ = suite("convert-report", "resnet18", "bgn", "--option", "num_groups=8")
+    assert code == 0
+    starts = "starts without running statistics: train or recalibrate before evaluating"
+    assert f"each of the 20 new norms {starts}" in out
+    audit = Audit([Swapped(path, "BatchNorm2d", 4) for path in "abc"], changed=[Changed(p, "is new") for p in "ac"])
+    assert list(audit_lines(audit, "net", "bn"))[-3:] == ["each of 2 new norms is new:", "a", "c"]
 
 
 def test_a_model_that_torch_can_not_build_without_values_is_converted_on_the_cpu(suite):

@@ -13,8 +13,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from norms import registry
 from norms.batch import BatchNorm
-from norms.convert import Audit, Left, Removed, Rewired, Size, Swapped, audit_norms, convert_norms, converted
+from norms.convert import Audit, Changed, Left, Removed, Rewired, Size, Swapped, audit_norms, convert_norms, converted
 from norms.registry import equivalent, make_norm, norm_modules, norm_names, register
+from norms.running import recalibrate
 
 SWAPPED = [
     (nn.BatchNorm1d(6), (4, 6, 5)),
@@ -52,7 +53,9 @@ def test_a_channelwise_norm_is_swapped_in_place(old, shape, mode):
     net = nn.Sequential(nn.Identity(), copy.deepcopy(old).train(mode)).to(torch.float64)
     audit = convert_norms(net, make_norm("ln"))
     affine = ("weight", "bias") if getattr(old, "weight", None) is not None else ()
-    assert audit == Audit([Swapped("1", type(old).__name__, 6, affine)], [], [("1", "ln")])
+    constant = [Changed("1", "trains weight, bias; the old norm trained nothing")]
+    changed = constant if isinstance(old, FrozenBatchNorm2d) else []
+    assert audit == Audit([Swapped("1", type(old).__name__, 6, affine)], [], [("1", "ln")], changed=changed)
     assert audit.complete
     assert net[1].training is mode
     assert (net[1].weight is None) is (getattr(old, "weight", None) is None)
@@ -231,13 +234,6 @@ def test_nothing_is_carried_over_that_means_something_else(own_norms, old, name,
             assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected)), key
 
 
-def test_frozen_parameters_stay_frozen():
-    net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
-    net[0].requires_grad_(False)
-    convert_norms(net, make_norm("gn", num_groups=2))
-    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
-
-
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cpu", "bfloat16"), ("meta", "float32")])
 @pytest.mark.parametrize("name", norm_names())
 def test_a_new_layer_has_the_mode_device_and_dtype_of_the_old_norm(name, device, dtype):
@@ -253,6 +249,165 @@ def test_a_new_layer_has_the_mode_device_and_dtype_of_the_old_norm(name, device,
         assert {p.dtype for p in layer.parameters()} <= {dtype}
         statistics = {b.dtype for b in layer.buffers() if b.is_floating_point()}
         assert statistics <= {torch.promote_types(dtype, torch.float32)}
+
+
+# --- what changes beyond the norms ------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Two norms with one weight, which a third holder has, too; and each a bias of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.b.weight = self.scale = self.a.weight
+
+    def forward(self, x):
+        return torch.relu(self.b(torch.relu(self.a(self.conv(x))))) * self.scale[:, None, None]
+
+
+@pytest.mark.parametrize(("name", "options"), [("bn", {}), ("gn", {"num_groups": 2}), ("bn_act", {}), ("holds_bn", {})])
+def test_tied_affines_stay_tied(own_norms, name, options):
+    net = trained(Tied())
+    old = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)  # of before the swap: it holds the same parameters
+    new, audit = converted(net, make_norm(name, **options))
+    assert all({"weight", "bias"} <= set(swapped.carried) for swapped in audit.swapped)
+    assert audit.changed == []
+    x = torch.randn(4, 3, 5, 5)
+    if name != "gn":
+        assert torch.allclose(new(x), old(x), atol=1e-5)
+    for each in (new, copy.deepcopy(new)):
+        assert each.a.weight is each.b.weight is each.scale
+        assert each.a.bias is not each.b.bias
+    new(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(new.scale, old.scale)
+    assert not torch.equal(new.a.bias, old.a.bias)
+
+
+def test_tied_affines_that_can_not_stay_tied_are_named():
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.LayerNorm(4))
+    net[1].weight, net[3].bias = net[0].weight, net[2].bias
+    kept = copy.deepcopy(net)
+    untied = "is untied: the old norm shared {} with other modules"
+    audit = convert_norms(net, make_norm("dsbn"))  # weight and bias of each domain
+    assert [changed for changed in audit.changed if "untied" in changed.what] == [
+        *(Changed("0", untied.format("weight")), Changed("1", untied.format("weight"))),
+        Changed("2", untied.format("bias")),
+    ]
+    assert convert_norms(kept, make_norm("ln")).changed == []
+    assert kept[0].weight is kept[1].weight
+    assert kept[3].bias is kept[2].bias  # a norm that is left
+
+
+def test_frozen_parameters_stay_frozen():
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    net[0].requires_grad_(False)
+    audit = convert_norms(net, make_norm("gn", num_groups=2))
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+    assert audit.changed == []
+
+
+def frozen(norm, *names):
+    for name in names:
+        norm.get_parameter(name).requires_grad_(False)
+    return norm
+
+
+GATES = "trains gate_weight, gate_bias; the old norm trained "
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "expected"),
+    [
+        (frozen(nn.BatchNorm2d(4), "weight", "bias"), "iebn", GATES + "nothing"),
+        (frozen(nn.BatchNorm2d(4), "bias"), "iebn", GATES + "only weight"),
+        (nn.BatchNorm2d(4, affine=False), "iebn", GATES + "nothing"),
+        (nn.BatchNorm2d(4), "iebn", None),  # a norm's own parameters, in a network that trains
+        (frozen(nn.BatchNorm2d(4), "weight", "bias"), "bn", None),
+        (nn.BatchNorm2d(4, affine=False), "bn", None),
+        (frozen(nn.BatchNorm2d(4), "weight", "bias"), "dsbn", "trains weight, bias; the old norm trained nothing"),
+        (frozen(LayerNorm2d(4, bias=False), "weight"), "ln", "trains bias; the old norm trained nothing"),
+        (FrozenBatchNorm2d(4), "gn", "trains weight, bias; the old norm trained nothing"),
+    ],
+)
+def test_what_trains_where_the_old_norm_did_not_is_named(old, name, expected):
+    net = nn.Sequential(copy.deepcopy(old))
+    audit = convert_norms(net, make_norm(name, **{"num_groups": 2} if name == "gn" else {}))
+    assert [what for _, what in audit.changed if what.startswith("trains")] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "options", "fresh"),
+    [
+        (nn.BatchNorm2d(4), "bn", {}, False),
+        (nn.BatchNorm2d(4), "bgn", {"num_groups": 4}, False),
+        (nn.BatchNorm2d(4), "bgn", {"num_groups": 2}, True),
+        (nn.BatchNorm2d(4), "dsbn", {}, True),
+        (nn.BatchNorm2d(4), "gn", {"num_groups": 2}, False),
+        (nn.GroupNorm(2, 4), "bn", {}, True),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "bn", {}, True),  # per sample, then averaged
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_layer_that_starts_without_statistics_is_named(old, name, options, fresh):
+    audit = convert_norms(nn.Sequential(copy.deepcopy(old)), make_norm(name, **options))
+    expected = Changed("0", "starts without running statistics: train or recalibrate before evaluating")
+    assert audit.changed == [expected] * fresh
+
+
+def test_a_batch_norm_that_keeps_no_statistics_is_swapped_and_its_new_way_to_evaluate_named():
+    net = trained(nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False))).eval()
+    new = copy.deepcopy(net)
+    (changed,) = convert_norms(new, make_norm("bn")).changed
+    assert changed.norm == "0"
+    assert changed.what.startswith("starts without running statistics: train or recalibrate")
+    assert changed.what.endswith("the old norm evaluated with those of its batch")
+    assert convert_norms(copy.deepcopy(net), make_norm("ln")).changed == []  # evaluates with no batch's, by its meaning
+    # what the words say is so: another function until it is recalibrated, then that of the batch
+    x = 3 * torch.randn(16, 4, 8, 8) + 2
+    assert torch.allclose(new.train()(x), net(x), atol=1e-5)
+    new[0].reset_running_stats()
+    assert (new.eval()(x) - net(x)).abs().max() > 1
+    recalibrate(new, [x])
+    assert torch.allclose(new(x), net(x), atol=0.05)
+
+
+def test_constant_statistics_that_become_running_ones_are_named():
+    net = trained(nn.Sequential(FrozenBatchNorm2d(4)))
+    x = torch.randn(8, 4, 5, 5)
+    before = [net.train(mode)(x) for mode in (False, True)]
+    audit = convert_norms(net, make_norm("bn"))
+    assert [what for _, what in audit.changed][1:] == [
+        "normalizes with its batch's statistics in training; those of the old norm were constant"
+    ]
+    assert torch.allclose(net.eval()(x), before[0], atol=1e-5)
+    assert not torch.allclose(net.train()(x), before[1], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda norm: norm.register_forward_hook(lambda module, x, y: y * 2),
+        lambda norm: norm.register_forward_pre_hook(lambda module, x: None),
+        lambda norm: norm.register_full_backward_hook(lambda module, x, y: None),
+        lambda norm: norm.register_full_backward_pre_hook(lambda module, y: None),
+    ],
+)
+def test_lost_hooks_are_named(hook):
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    hook(net[1])
+    assert convert_norms(net, make_norm("bn")).changed == [Changed("1", "lost the hooks of the old norm")]
+
+
+def test_a_bias_without_a_weight_is_carried_over():
+    net = trained(nn.Sequential(nn.BatchNorm2d(4))).eval()
+    net[0].weight = None
+    new = copy.deepcopy(net)
+    assert "bias" in convert_norms(new, make_norm("bn")).swapped[0].carried
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(new(x), net(x), atol=1e-6)
 
 
 # --- norms of timm, by their structure --------------------------------------------------------------------------------
@@ -354,6 +509,22 @@ def own_norms(monkeypatch):
 
         def forward(self, x, *, weight):
             return super().forward(x) + weight.sum(tuple(range(1, weight.dim())))[:, None, None]
+
+    @register(name="holds_bn", slices_at_once=True, **facts)
+    class HoldsBatchNorm(nn.Module):
+        """Batch normalization whose parameters and statistics a part holds, too."""
+
+        equivalent_to = "bn"
+
+        def __init__(self, num_channels, *, eps: float = 1e-5, affine: bool = True):
+            super().__init__()
+            self.part = nn.BatchNorm2d(num_channels, eps, affine=affine)
+            self.weight, self.bias = self.part.weight, self.part.bias
+            for name, buffer in self.part.named_buffers():
+                self.register_buffer(name, buffer)
+
+        def forward(self, x):
+            return self.part(x)
 
     plain = {"source": "test", "mixes_samples": False, "keeps_stats": False}
     register(name="doubles", **plain)(DoublesWeight)

@@ -125,6 +125,8 @@ def test_every_norm_is_swapped_or_left_with_a_reason_and_the_model_works(name):
     assert same is net
     assert {swapped.path for swapped in audit.swapped} == set(old)
     assert len(audit.ours) == len(old)
+    unlike = {path for path, norm in old.items() if not isinstance(norm, nn.BatchNorm2d)}  # they keep no statistics
+    assert {path for path, _ in audit.changed} == unlike
     assert [left.why[:13] for left in audit.left] == ["channels-last"] * PARTIAL.get(name, 0)
     assert audit.complete is (name not in PARTIAL)
     assert not old_norms(net).keys() & set(old) or not old

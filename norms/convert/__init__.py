@@ -14,6 +14,7 @@ same modules under the same names takes its place.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from torch import nn
 
 from norms.convert.audit import (
     Audit,
+    Changed,
     Left,
     Removed,
     Rewired,
@@ -39,7 +41,18 @@ from norms.convert.graph import Graphs, wants
 from norms.convert.layers import own_activation, replacement
 from norms.registry import NormFactory, factory_info
 
-__all__ = ["Audit", "Left", "Removed", "Rewired", "Size", "Swapped", "audit_norms", "convert_norms", "converted"]
+__all__ = [
+    "Audit",
+    "Changed",
+    "Left",
+    "Removed",
+    "Rewired",
+    "Size",
+    "Swapped",
+    "audit_norms",
+    "convert_norms",
+    "converted",
+]
 
 
 class _Place(NamedTuple):
@@ -62,8 +75,9 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
     """Replace every channel-wise norm of `net` by a layer of `factory`.
 
     The new layer has the old one's number of channels, device, dtype, mode and `affine` (a FrozenBatchNorm2d, whose
-    affine is constant, becomes a learned one), and what means the same in both; a norm that is used in several places
-    stays one shared layer. Norms built by `make_norm` are left as they are. Everything
+    affine is constant, becomes a learned one), and what means the same in both: its weight and bias are the old norm's
+    own Parameters, tied and frozen as they were. A norm that is used in several places stays one shared layer. What
+    changes all the same is said in the audit's `changed`. Norms built by `make_norm` are left as they are. Everything
     is looked up and built before the first layer is put in, so a refusal leaves `net` unchanged.
 
     Args:
@@ -96,10 +110,11 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
     graphs = Graphs(net) if paths and info.needs & {"activation", "conv_weight"} else None
     activations = graphs.activations(paths) if graphs is not None and fuses else {}
     new: dict[nn.Module, nn.Module] = {}
-    swapped = []
+    swapped, changed, tied = [], [], _tied(net)
     for old, path in paths.items():
-        new[old], carried = replacement(path, old, factory, activations.get(old), _around(net, path))
+        new[old], carried, changes = replacement(path, old, factory, activations.get(old), _around(net, path), tied)
         swapped.append(Swapped(path, type(old).__name__, num_channels(old), carried))
+        changed += [Changed(path, what) for what in changes]
     if graphs is None and any(any(wants(layer)) for layer in new.values()):
         graphs = Graphs(net)
     removed = [
@@ -131,7 +146,7 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
     found = audit_norms(result)
     bare = [path for old, path in paths.items() if fuses and activations.get(old) is None and not own_activation(old)]
     return result, replace(
-        found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, bare=bare, before=before
+        found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, bare=bare, changed=changed, before=before
     )
 
 
@@ -152,6 +167,12 @@ def _around(net: nn.Module, path: str) -> Iterator[nn.Module]:
     while path:
         path = path.rpartition(".")[0]
         yield net.get_submodule(path)
+
+
+def _tied(net: nn.Module) -> set[nn.Parameter]:
+    """The parameters that are held in several places."""
+    held = Counter(p for module in net.modules() for p in module._parameters.values() if p is not None)
+    return {parameter for parameter, places in held.items() if places > 1}
 
 
 def _put_identities(net: nn.Module, modules: set[nn.Module]) -> None:

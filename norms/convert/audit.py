@@ -35,6 +35,17 @@ class Swapped(NamedTuple):
     carried: tuple[str, ...] = ()
 
 
+class Changed(NamedTuple):
+    """What a swap changes beyond the norm: the path of the norm, and what the new one does that the old one did not.
+
+    Said are: parameters that train where the old norm did not train all of its own, tied parameters that are untied,
+    running statistics that start anew or were constant, and lost hooks.
+    """
+
+    norm: str
+    what: str
+
+
 class Left(NamedTuple):
     path: str
     old: str
@@ -78,6 +89,7 @@ class Audit:
         plain: paths of norms with a `transform_weight` that no convolution directly precedes, so that nothing is
             transformed there.
         bare: paths of norms that fuse an activation and found none directly after the old norm, so that they have none.
+        changed: what the swaps change beyond the norms.
         before: sizes before the swap (None: nothing is known of it).
         after: sizes now.
     """
@@ -89,6 +101,7 @@ class Audit:
     rewired: list[Rewired] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
     bare: list[str] = field(default_factory=list)
+    changed: list[Changed] = field(default_factory=list)
     before: Size | None = field(default=None, compare=False)
     after: Size | None = field(default=None, compare=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
 from norms.registry import NormFactory, NormInfo, factory_info, norm_option_defaults
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU),
@@ -37,9 +39,10 @@ def replacement(
     old: nn.Module,
     factory: NormFactory[nn.Module],
     activation: nn.Module | None,
-    around: Iterable[nn.Module] = (),
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The layer that takes `old`'s place, and the names of what it took over.
+    around: Iterable[nn.Module],
+    tied: Collection[nn.Parameter],
+) -> tuple[nn.Module, tuple[str, ...], list[str]]:
+    """The layer that takes `old`'s place, the names of what it took over, and what else changes (see audit.Changed).
 
     Args:
         path: of the old norm, for messages.
@@ -49,6 +52,7 @@ def replacement(
             no activation. An activation inside `old` is handled here.
         around: the modules that hold `old`, innermost first: a norm without a tensor of its own has their device and
             dtype.
+        tied: parameters that the network holds in several places.
 
     Raises:
         ValueError: what the layer refuses, with the path.
@@ -62,18 +66,19 @@ def replacement(
         activation, act = own_activation(old), nn.Identity()
     if fuses:
         given["activation"] = activation
-    affine = is_frozen(old) or getattr(old, "weight", None) is not None
+    affine = any(getattr(old, name, None) is not None for name in ("weight", "bias"))
     try:
         layer = factory(num_channels(old), affine=affine, **given)
     except ValueError as error:
         raise ValueError(f"{path} ({type(old).__name__}): {error}") from error
     carried = _carry(old, layer)
+    changes = _changes(old, layer, carried, tied)
     layer.train(old.training)
     if does_nothing(drop) and does_nothing(act):
-        return layer, carried
+        return layer, carried, changes
     whole = NormDropAct(layer, drop, act)
     whole.training = old.training
-    return whole, carried
+    return whole, carried, changes
 
 
 def own_activation(old: nn.Module) -> nn.Module | None:
@@ -96,7 +101,9 @@ def out_of_place(activation: nn.Module) -> nn.Module:
 def _carry(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Take over from the old norm what means the same in the new one; the names of it.
 
-    weight and bias: in every norm they are scale and shift per channel after the normalization.
+    weight and bias: in every norm they are scale and shift per channel after the normalization. The new layer holds the
+    same Parameters, so that whatever else holds one (a norm tied to this one, an optimizer) still does, and a frozen
+    one stays frozen. A FrozenBatchNorm2d has constants in their place, whose values become Parameters.
 
     Running statistics: the new layer's mean the same if it keeps a mean and a variance per channel over (N, H, W) of
     its plain input: its declared axes say over what, `transform_weight` would change the input, and a memory over
@@ -111,9 +118,10 @@ def _carry(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     for name in ("weight", "bias"):
         before, after = getattr(old, name, None), getattr(new, name, None)
         if isinstance(before, Tensor) and isinstance(after, nn.Parameter) and after.shape == before.shape:
-            after.copy_(before)
             if isinstance(before, nn.Parameter):
-                after.requires_grad_(before.requires_grad)
+                _exchange(new, after, before)
+            else:
+                after.copy_(before)
             carried.append(name)
     if _batch_statistics(new, info) and is_batch(old):
         names = ("running_mean", "running_var", "num_batches_tracked")
@@ -130,6 +138,43 @@ def _carry(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
                 setattr(new, name, getattr(old, name))
                 carried.append(name)
     return tuple(carried)
+
+
+def _exchange(layer: nn.Module, theirs: nn.Parameter, ours: nn.Parameter) -> None:
+    """Let `layer` and its parts hold `ours` wherever they hold `theirs`."""
+    for part in layer.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is theirs:
+                part._parameters[name] = ours
+
+
+def _changes(old: nn.Module, new: nn.Module, carried: Collection[str], tied: Collection[nn.Parameter]) -> list[str]:
+    """What the swap changes beyond the norm, and neither the new norm's name nor `carried` tells."""
+    info = new.norm_info
+    assert isinstance(info, NormInfo)
+    before, after, changes = dict(old.named_parameters(recurse=False)), set(new.parameters()), []
+    anew = after - set(before.values())
+    trained = [name for name, p in before.items() if p.requires_grad]
+    trains = [name for name, p in new.named_parameters() if p.requires_grad and p in anew]
+    if trains and (not before or len(trained) < len(before)):
+        only = f"only {', '.join(trained)}" if trained else "nothing"
+        changes.append(f"trains {', '.join(trains)}; the old norm trained {only}")
+    untied = [name for name, p in before.items() if p in tied and p not in after]
+    if untied:
+        changes.append(f"is untied: the old norm shared {', '.join(untied)} with other modules")
+    if info.keeps_stats and "running_mean" not in carried:
+        unlike = "; the old norm evaluated with those of its batch" if _lacks_statistics(old) else ""
+        changes.append(f"starts without running statistics: train or recalibrate before evaluating{unlike}")
+    if is_frozen(old) and "running_mean" in carried:
+        changes.append("normalizes with its batch's statistics in training; those of the old norm were constant")
+    if any(getattr(old, hooks) for hooks in _HOOKS):
+        changes.append("lost the hooks of the old norm")
+    return changes
+
+
+def _lacks_statistics(old: nn.Module) -> bool:
+    """A batch norm that takes its batch's statistics in evaluation, too (track_running_stats=False)."""
+    return is_batch(old) and getattr(old, "running_mean", None) is None
 
 
 def _batch_statistics(new: nn.Module, info: NormInfo) -> bool:
@@ -153,7 +198,7 @@ def _meaning(new: nn.Module, info: NormInfo) -> str:
 def _same_function(old: nn.Module, new: nn.Module, info: NormInfo) -> bool:
     meaning, groups = _meaning(new, info), getattr(new, "num_groups", None)
     if is_batch(old):
-        return meaning == "bn" and getattr(old, "running_mean", None) is not None
+        return meaning == "bn" and not _lacks_statistics(old)
     if isinstance(old, nn.GroupNorm):
         one_each = {1: "ln", old.num_channels: "in"}.get(old.num_groups)
         return meaning == one_each or (meaning == "gn" and groups == old.num_groups)
