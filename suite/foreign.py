@@ -16,6 +16,7 @@ from torch import nn
 
 from norms.convert import Audit, converted
 from norms.registry import NormFactory, nearest
+from norms.situation import situation
 from suite.progress import columns
 
 
@@ -38,8 +39,10 @@ def convert_model(model: str, factory: NormFactory[nn.Module], norm: str) -> Aud
                 net, shape = _build(model)
                 net, audit = converted(net, factory)
                 if audit.swapped:
-                    for mode in (True, False):
-                        net.train(mode)(torch.zeros(4, *shape))
+                    # some facts, for norms that need to be told them; the others do not look
+                    with situation(net, domain=0, part="context"):
+                        for mode in (True, False):
+                            net.train(mode)(torch.zeros(4, *shape))
             break
         except ValueError as error:
             raise ValueError(f'"{model}" with norm "{norm}": {error}' if model not in str(error) else error) from error

@@ -260,6 +260,13 @@ def test_what_a_conversion_changes_beyond_the_norms_is_said_of_each(suite):
     assert list(audit_lines(audit, "net", "bn"))[-3:] == ["each of 2 new norms is new:", "a", "c"]
 
 
+@pytest.mark.parametrize("norm", ["dsbn", "tasknorm"])
+def test_convert_report_tells_a_norm_what_it_needs_to_know(norm, suite):
+    code, out, err = suite("convert-report", "resnet18", norm)
+    assert (code, err) == (0, [])
+    assert out[0] == f"resnet18 -> {norm}: 20 norms swapped, 0 left"
+
+
 def test_a_model_that_torch_can_not_build_without_values_is_converted_on_the_cpu(suite):
     code, out, _ = suite("convert-report", "regnet_x_400mf", "bn")
     assert (code, out[0]) == (0, "regnet_x_400mf -> bn: 71 norms swapped, 0 left")
