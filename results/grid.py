@@ -20,7 +20,7 @@ from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of
 Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
-REASON_LENGTH = 100
+REASON_LENGTH = 160
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 

@@ -204,6 +204,20 @@ def test_every_kind_of_hole_is_counted_apart():
     assert "[a] diverged 1/3, failed 1/3" in text
 
 
+def test_norms_that_are_skipped_for_one_reason_share_its_note():
+    reason = (
+        "takes statistics from earlier iterations, and would take each of the 1024 norm batches of an update for one"
+    )
+    skipped = [r for n in ("cbn", "mbn", "dsbn") for r in runs(n, ["skipped"], reason=reason if n != "dsbn" else "x")]
+    text = tables.to_text(table_of([*runs("bn", [0.5]), *skipped]))
+    assert [line for line in text.splitlines() if line.startswith("[")] == [
+        f"[a] skipped 1/1 ({reason})",
+        "[b] skipped 1/1 (x)",
+    ]
+    assert re.search(r"^cbn +—\[a\]$", text, re.M)
+    assert re.search(r"^mbn +—\[a\]$", text, re.M)
+
+
 def test_a_norm_that_was_never_asked_for_in_a_setting_has_no_row_there_and_is_no_hole():
     """Three norms in one entry of a config, one of them and another in the other, as adversarial in all_norms.yaml."""
     trades = [*runs("bn", [0.5, None], method="trades"), *runs("dsbn", [0.75, 0.5], method="trades")]
