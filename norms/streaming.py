@@ -414,8 +414,8 @@ class MovingAverageBatchNorm(_Streaming):
         """The convolution's weight (C, *) with the mean of each filter subtracted."""
         if weight[0].numel() < 2:
             raise ValueError(
-                "mabn centres the weights of each filter, which leaves nothing of a single one; given weights of shape "
-                f"{tuple(weight.shape)}"
+                "mabn: the weights of a filter are centred, which leaves nothing of a single one; given weights of "
+                f"shape {tuple(weight.shape)}"
             )
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 

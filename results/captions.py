@@ -44,6 +44,13 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
         f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
         f"{count['skipped']} skipped, {count['missing']} missing."
     )
+    pairs = list(itertools.product(grid.rows, grid.blocks))
+    absent = sum(not grid.asked(row, block) for row, block in pairs)
+    if absent:
+        lines.append(
+            f"Left out, without a current record: {absent} of {len(pairs)} pairs of norm and setting (not asked for "
+            "there, or not yet begun)."
+        )
     if any(c.best for c in cells):
         lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
     if grid.reference is not None and len(grid.rows) > 1:

@@ -24,8 +24,8 @@ class Cell:
         std: sample standard deviation (n - 1); None for n < 2.
         n: seeds that gave a value.
         ci95: half the width of the 95 % t-interval; None for n < 2.
-        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that other norms have here,
-            or one without some run that the value needs.
+        diverged, failed, skipped, missing: seeds that gave none, and why; missing is a seed that another norm has here
+            and this one has not, or one without some run that the value needs.
         unmeasured: runs that ended well but hold no value of this metric.
         best, second: by the metric's direction, among the cells it stands with.
         difference, difference_std, difference_n: to the reference norm, paired by seed.
@@ -90,7 +90,7 @@ class Row:
 
     Attributes:
         label: its norm, as people call it.
-        cells: one per column; None where the column does not apply.
+        cells: one per column; None (a blank) where the column does not apply or nothing was asked for.
         norm: the norm's registered name.
         setting: the options that the row fixes.
         group: heading over the rows of one setting; "" for none.

@@ -20,7 +20,7 @@ from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of
 Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
-REASON_LENGTH = 100
+REASON_LENGTH = 160
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 
@@ -32,7 +32,6 @@ class Grid:
         df: a frame of `results.load` that holds one task.
         reference: label or name of the norm that others are compared with; without such a norm nothing is compared.
         always: an `option.<name>` column that counts as varying even with a single value.
-        ragged: a row without any run in a block is not expected there (instead of missing).
 
     Attributes:
         task: its name.
@@ -53,8 +52,7 @@ class Grid:
         surplus: runs that a newer one of the same row, block and seed replaced.
     """
 
-    def __init__(self, df: pd.DataFrame, reference: str, always: str | None = None, ragged: bool = False):
-        self.ragged = ragged
+    def __init__(self, df: pd.DataFrame, reference: str, always: str | None = None):
         self.task = str(df["task"].iloc[0])
         names = present_metrics(df)
         self.metrics = [metric_or_plain(name) for name in names]
@@ -156,9 +154,12 @@ class Grid:
         place = self.varying.index(f"option.{option}")
         return len({without(block, place) for block in self.blocks}) < len(self.blocks)
 
-    def expects(self, row: str, block: Block) -> bool:
-        """Whether a table has a cell here (which may be a hole)."""
-        return (row, block) in self.runs or (block in self.seeds and not self.ragged)
+    def asked(self, row: str, block: Block) -> bool:
+        """Whether this row was asked for here, and so has a cell (which may be a hole): one of its runs left a record.
+
+        Plans are not stored, records are, those of skipped and failed runs among them.
+        """
+        return (row, block) in self.runs
 
     def applies(self, block: Block, metric: Metric) -> bool:
         """Whether any run of a block could hold this metric: source-only has no gain, a data set no other's domains."""
@@ -204,7 +205,7 @@ class Grid:
         return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric, whole)
 
     def holes(self) -> tuple[dict[str, int], int]:
-        """How many runs ended how (missing ones included), and how many there are; repeated ones count once.
+        """How many runs ended how (missing ones included), and how many were asked for; repeated ones count once.
 
         Of a folded row each of its runs counts.
         """
@@ -213,7 +214,7 @@ class Grid:
         place = self.varying.index(BATCH_COLUMN) if BATCH_COLUMN in self.varying else None
         for row in self.rows:
             for block in self.blocks:
-                if not self.expects(row, block):
+                if not self.asked(row, block):
                     continue
                 where = without(block, place) if self.repeated(row, block) else block
                 runs = self.runs.get((row, block), {})

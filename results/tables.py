@@ -2,8 +2,11 @@
 
 What holds in every table:
 - A cell is the mean over seeds, with the sample standard deviation (n - 1). Nothing is averaged over settings.
-- Holes are never hidden: diverged, failed, skipped and missing runs are counted at the cell. A seed is missing where
-  another norm has it in the same setting.
+- Holes are never hidden: diverged, failed, skipped and missing runs are counted at the cell. What was asked for is read
+  from the records, since nothing else is stored: a norm was asked for in a setting if any of its runs left a record
+  there, a failed or skipped one included, and of such a norm each seed is missing that only others have there. A norm
+  without any record in a setting has no row there (a blank where settings are columns) and is no hole; the caption
+  counts these pairs, since a run that is asked for and not yet begun leaves no record either.
 - The best mean is bold, the next distinct one underlined, by the metric's direction; equal means tie. A cell with
   holes is never marked: its mean is that of the runs which survived, or over other seeds than the others'.
 - Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
@@ -160,7 +163,7 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     if of_norm:
         df = _norm_option_as_option(df, option)
         whole = _derived(df)
-    return _sweep_table(Grid(whole, reference, always=column, ragged=of_norm), df, option, subject)
+    return _sweep_table(Grid(whole, reference, always=column), df, option, subject)
 
 
 def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> Table:
@@ -173,11 +176,11 @@ def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> 
     rows: list[Row] = []
     for group in dict.fromkeys(without(block, place) for block in apply):
         blocks = [(*group[:place], v, *group[place:]) for v in values]
-        here = [row for row in grid.rows if any((row, block) in grid.runs for block in blocks)]
+        here = [row for row in grid.rows if any(grid.asked(row, block) for block in blocks)]
         shown = [grid.applies(b, subject) for b in blocks]
         cells = [
             [
-                grid.cell(row, b, subject) if s and grid.expects(row, b) else None
+                grid.cell(row, b, subject) if s and grid.asked(row, b) else None
                 for b, s in zip(blocks, shown, strict=True)
             ]
             for row in here
@@ -213,7 +216,10 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
     first = {label for grid, _ in grids for label in [grid.labels.get(str(grid.reference))] if label}
     labels = sorted(norms, key=lambda label: (label not in first, natural(label)))
     blocks: dict[str, list[dict[str, Cell]]] = {
-        grid.task: [{grid.labels[row]: grid.cell(row, block, subject) for row in grid.rows} for block in grid.blocks]
+        grid.task: [
+            {grid.labels[row]: grid.cell(row, block, subject) for row in grid.rows if grid.asked(row, block)}
+            for block in grid.blocks
+        ]
         for grid, subject in grids
     }
     directions = {grid.task: subject for grid, subject in grids}
@@ -238,6 +244,7 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         "each norm by its mean over seeds.",
         "Cells with diverged or failed runs rank behind all others.",
         "A norm without a result in some block of a column has no average there, and the others are ranked without it.",
+        *(["Blank: no record in any block of the column."] if any(None in row.cells for row in rows) else []),
         *([f"Without a metric to rank by: {', '.join(unranked)}."] if unranked else []),
         *itertools.chain.from_iterable(chosen(grid, df) for grid, _ in grids),
         *evidence(df),
@@ -251,17 +258,17 @@ def _ranking(grid: Grid, subject: Metric) -> str:
 
 
 def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[str, Cell]]]) -> list[Cell | None]:
-    """One cell per label: the mean rank over the blocks (metric, label -> cell), n = blocks."""
-    lacking = {
-        label: sum(label not in block or not summary.has_result(block[label]) for _, block in entries)
-        for label in labels
-    }
-    complete = [label for label in labels if not lacking[label]]
+    """One cell per label (None if in no block): the mean rank over the blocks (metric, label -> cell), n = blocks."""
+    found = {label: [block[label] for _, block in entries if label in block] for label in labels}
+    complete = [label for label in labels if sum(map(summary.has_result, found[label])) == len(entries)]
     ranks = [summary.rank({label: block[label] for label in complete}, subject) for subject, block in entries]
     result: list[Cell | None] = []
     for label in labels:
-        if lacking[label]:
-            result.append(Cell(reason=f"no result in {lacking[label]} of {len(entries)} settings"))
+        if not found[label]:
+            result.append(None)
+            continue
+        if label not in complete:
+            result.append(Cell(reason=_lacking(found[label], len(entries))))
             continue
         if len(complete) < 2:
             result.append(Cell(reason="no other norm has a result in every setting"))
@@ -271,15 +278,23 @@ def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[s
     return summary.mark(result, RANK)
 
 
+def _lacking(found: Sequence[Cell], settings: int) -> str:
+    """Why there is no average: of so many settings some have no result, and in some nothing was asked for."""
+    empty, absent = sum(not summary.has_result(cell) for cell in found), settings - len(found)
+    parts = [f"{what} in {n}" for what, n in (("no result", empty), ("no record", absent)) if n]
+    return f"{' and '.join(parts)} of {settings} settings"
+
+
 def _task_table(grid: Grid, df: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
     rows: list[Row] = []
     for block in grid.blocks:
-        here = [grid.applies(block, subject) for subject in metrics]
+        here = [row for row in grid.rows if grid.asked(row, block)]
+        shown = [grid.applies(block, subject) for subject in metrics]
         cells = [
-            [grid.cell(row, block, subject) if s else None for subject, s in zip(metrics, here, strict=True)]
-            for row in grid.rows
+            [grid.cell(row, block, subject) if s else None for subject, s in zip(metrics, shown, strict=True)]
+            for row in here
         ]
-        rows += _rows(grid, grid.rows, cells, metrics, _setting(grid.varying, block), _kinds(grid, [block]))
+        rows += _rows(grid, here, cells, metrics, _setting(grid.varying, block), _kinds(grid, [block]))
     columns = tuple(Column(subject, subject.heading) for subject in metrics)
     caption = grid_caption(grid, df, rows, metrics)
     return Table(grid.task, grid.task, columns, _hoist_equals(rows), caption, grid.task)

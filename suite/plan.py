@@ -368,7 +368,10 @@ def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec
             else:
                 skipped.setdefault((cell, seed), (spec, _one_line(reason)))
     if skipped and not runs:
-        mistakes += [f'task "{spec.task}": nothing to run: {reason}' for spec, reason in skipped.values()]
+        mistakes += [
+            f'task "{spec.task}": nothing to run: norm "{spec.norm_label}": {reason}'
+            for spec, reason in skipped.values()
+        ]
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())

@@ -113,28 +113,30 @@ class ArchitectureSearch:
 
     def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
         """None, or why this norm (or the one of retraining) can not train here."""
-        retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
-        for each in (norm, retraining):
-            if reason := lacking(factory_info(each), self.name):
-                return reason
+        retraining, retrains = norm, "in retraining"
+        if options.retrain_norm is not None:  # beside the reason stands the name of the other norm
+            retraining, retrains = options.retrain_norm.factory(), f'retrain_norm "{options.retrain_norm.label}"'
+        if reason := lacking(info, self.name):
+            return reason
+        if reason := lacking(factory_info(retraining), self.name):
+            return f"{retrains}: {reason}"
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         shape = options.image_shape or UNKNOWN_SHAPE
         auxiliary = options.auxiliary_weight > 0
         search_size = (options.search_channels, options.search_cells, options.search_batch_size)
         retrain_size = (options.retrain_channels, options.retrain_cells, options.retrain_batch_size)
-        phases = [("retraining", retraining, (*retrain_size, auxiliary))]
+        phases = [("retraining", retrains, retraining, (*retrain_size, auxiliary))]
         if options.genotype is None:
-            phases.insert(0, ("search", norm, (*search_size, False)))
+            phases.insert(0, ("search", "in search", norm, (*search_size, False)))
             # poolings are followed by a norm there, and have no weight to pass to it
             if reason := lacking(info, "a search network", ("conv_weight",)):
                 return reason
-        for phase, each, size in phases:
-            if reason := lacking(factory_info(each), phase, slices=size[2] // options.shared(size[2])):
-                return reason
-            answer = _refusal(phase, each, size, options.shared(size[2]), shape, classes)
-            if answer is not None:
-                return f"in {phase}: {answer}"
+        for phase, where, each, size in phases:
+            shared = options.shared(size[2])
+            reason = lacking(factory_info(each), phase, slices=size[2] // shared)
+            if reason := reason or _refusal(phase, each, size, shared, shape, classes):
+                return f"{where}: {reason}"
         return None
 
     def run(self, norm: NormFactory[nn.Module], options: ArchitectureSearchOptions, context: RunContext) -> Outcome:

@@ -199,7 +199,7 @@ class Task(Protocol):
         ...
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: Any) -> str | None:
-        """None if this norm can serve here, else one line that says why not (decided on the meta device)."""
+        """None if this norm can serve here, else why not in one line, read beside the norm's name (tasks.trial)."""
         ...
 
     def run(self, norm: NormFactory, options: Any, context: RunContext) -> Outcome:

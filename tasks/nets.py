@@ -363,7 +363,7 @@ def _zero_last_gammas(net: nn.Module, model: str) -> None:
         if not isinstance(weight, nn.Parameter):
             info = norm.norm_info
             assert isinstance(info, NormInfo)
-            raise ValueError(f'zero_init_last_gamma: norm "{info.name}" has no parameter named weight')
+            raise ValueError(f'norm "{info.name}" has no parameter named weight, which zero_init_last_gamma sets')
         nn.init.zeros_(weight)
 
 

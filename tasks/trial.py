@@ -1,4 +1,8 @@
-"""Whether a norm can serve in a network at all: decided while planning, on zeros, before anything is trained."""
+"""Whether a norm can serve in a network at all: decided while planning, on zeros, before anything is trained.
+
+The reasons do not name the norm: wherever one is read, the norm's name stands beside it, and norms that lack the same
+share one note under a table.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,11 @@ def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "con
     """None, or that this norm needs what the task has not: any of `absent`, or one norm batch per update."""
     missing = sorted(info.needs & set(absent))
     if missing:
-        return f'norm "{info.name}" needs {" and ".join(missing)}, which {task} has not'
+        return f"needs {' and '.join(missing)}, which {task} has not"
     if slices > 1 and info.across_iterations:
         return (
-            f'norm "{info.name}" takes statistics from earlier iterations, and would take each of the {slices} norm '
-            "batches of an update for one; lower batch_size together with norm_batch_size"
+            f"takes statistics from earlier iterations, and would take each of the {slices} norm batches of an update "
+            "for one; lower batch_size together with norm_batch_size"
         )
     return None
 
@@ -56,10 +60,10 @@ def refusal(
     shape: tuple[int, int, int],
     network: tuple[Hashable, ...],
 ) -> str | None:
-    """The text of the ValueError with which a norm refuses a network, or None; each question is asked once.
+    """Why a norm refuses a network (the text of its ValueError), or None; each question is asked once.
 
     Args:
-        norm: for its name.
+        norm: who is asked.
         forward: builds the network on the given device and forwards norm batches of the given size in both modes.
         shared: images that share statistics.
         shape: (C, H, W) of an image.
@@ -89,10 +93,19 @@ def _decide(
         try:
             forward(device, shared)
         except ValueError as error:
-            return f'norm "{factory_info(norm).name}": {error}'.replace("\n", " ")
+            return _without_name(norm, str(error).replace("\n", " "))
         except RuntimeError:
             # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
             # too, is a defect and no reason to skip: the run is planned, fails, and says why.
             continue
         return None
     return None
+
+
+def _without_name(norm: NormFactory[nn.Module], text: str) -> str:
+    """An error's text as a reason: an error stands alone, so layers begin it with the norm's name or the class's."""
+    name = factory_info(norm).name
+    layer = getattr(norm.args[1], "__name__", name)  # a partial has none
+    for start in (f'norm "{name}": ', f'norm "{name}" ', f"{name}: ", f"{layer}: "):
+        text = text.removeprefix(start)
+    return text

@@ -474,33 +474,42 @@ def test_every_norm_can_be_planned(name):
 def test_every_other_norm_is_skipped_with_the_reason(name):
     reason, needs = why_not(name), norm_info(name).needs
     if needs & {"domain", "context"}:
-        assert reason == f'norm "{name}" needs {min(needs)}, which architecture_search has not'
+        assert reason == f"needs {min(needs)}, which architecture_search has not"
     elif "conv_weight" in needs:
-        assert reason == f'norm "{name}" needs conv_weight, which a search network has not'
+        assert reason == "needs conv_weight, which a search network has not"
         assert why_not(name, genotype="DARTS_V1") is None
     else:
-        assert reason.startswith(f'in search: norm "{name}": no activation follows any norm here')
+        assert reason.startswith("in search: no activation follows any norm here")
 
 
 @pytest.mark.parametrize("name", [n for n in SERVED if norm_info(n).across_iterations])
 def test_a_norm_with_a_memory_over_iterations_needs_one_norm_batch_per_update(name):
     assert why_not(name, norm_batch_size=16) is None
     reason = why_not(name, norm_batch_size=4)
-    assert reason.startswith(f'norm "{name}" takes statistics from earlier iterations')
+    assert reason.startswith("in search: takes statistics from earlier iterations")
     assert "each of the 4 norm batches" in reason
 
 
 def test_norms_that_can_not_serve_are_skipped_with_the_reason(own_norms):
     assert "there is no form without an activation" in why_not("fused")
-    assert why_not("needs_affine") == 'in search: norm "needs_affine": needs_affine: it has no form without affine'
+    assert why_not("needs_affine") == "in search: it has no form without affine"
     assert why_not("needs_affine", genotype="DARTS_V1") is None
-    assert why_not("domains") == 'norm "domains" needs domain, which architecture_search has not'
-    assert why_not("bn", retrain_norm="domains") == 'norm "domains" needs domain, which architecture_search has not'
-    assert why_not("sees_weight") == 'norm "sees_weight" needs conv_weight, which a search network has not'
+    assert why_not("domains") == "needs domain, which architecture_search has not"
+    assert why_not("sees_weight") == "needs conv_weight, which a search network has not"
     assert why_not("sees_weight", genotype="DARTS_V1") is None
-    assert why_not("gn", search_channels=3).startswith('in search: norm "gn": num_groups=2 does not divide')
-    assert why_not("gn", retrain_channels=3).startswith('in retraining: norm "gn"')
-    assert why_not("bn", retrain_norm={"gn": {"num_groups": 5}}).startswith('in retraining: norm "gn"')
+    assert why_not("gn", search_channels=3).startswith("in search: num_groups=2 does not divide")
+    assert why_not("gn", retrain_channels=3).startswith("in retraining: num_groups=2 does not divide")
+
+
+def test_a_reason_about_the_norm_of_retraining_names_it(own_norms):
+    assert why_not("bn", retrain_norm="domains") == (
+        'retrain_norm "domains": needs domain, which architecture_search has not'
+    )
+    reason = why_not("bn", retrain_norm={"gn": {"num_groups": 5}})
+    assert reason.startswith('retrain_norm "gn(num_groups=5)": num_groups=5 does not divide')
+    reason = why_not("bn", retrain_norm="mbn", retrain_batch_size=16, norm_batch_size=4)
+    assert reason.startswith('retrain_norm "mbn": takes statistics from earlier iterations')
+    assert why_not("domains", retrain_norm="bn") == "needs domain, which architecture_search has not"
 
 
 @pytest.mark.parametrize(

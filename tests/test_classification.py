@@ -1,5 +1,6 @@
 """The classification task: known answers, equal terms for every norm, planning, options, divergence."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -405,7 +406,7 @@ def test_tier_1_can_serve_at_32_pixels(name, model):
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("in", {"model": "resnet18_narrow"}, "in"),  # 1x1 maps at 16 pixels
+        ("in", {"model": "resnet18_narrow"}, "more than one value per statistic"),  # 1x1 maps at 16 pixels
         ("bn", {"model": "resnet18_narrow", "norm_batch_size": 1}, "more than 1 value per channel"),
         ("domains", {}, "needs domain, which classification has not"),
         ("peeker", {}, "32 channels are more than 16"),
@@ -415,9 +416,33 @@ def test_tier_1_can_serve_at_32_pixels(name, model):
 def test_refusals_are_reasons(name, options, reason, own_norms):
     text = why_not(name, **options)
     assert text is not None
-    assert text.startswith(f'norm "{name}"')
     assert reason in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("gn", "gn: 5 groups do not divide", "5 groups do not divide"),
+        ("dsbn", "DomainSpecificBatchNorm: the domain is needed", "the domain is needed"),
+        ("cbn", 'norm "cbn" needs conv_weight', "needs conv_weight"),
+        ("ln", "norm: of a weight", "norm: of a weight"),
+        ("in", "in training mode no gradient flows", "in training mode no gradient flows"),  # a word, not the norm
+        ("bn", "gn: of a norm inside", "gn: of a norm inside"),
+    ],
+)
+def test_a_reason_leaves_out_the_name_that_stands_beside_it(name, error, reason):
+    def forward(device, shared):
+        raise ValueError(error)
+
+    assert trial.refusal(make_norm(name), forward, 1, (1, 8, 8), ("leaves_out_the_name", error)) == reason
+
+
+def test_a_norm_that_is_no_class_has_a_reason_too(own_norms):
+    registry.register(name="halved", source="t", mixes_samples=False, keeps_stats=False)(
+        functools.partial(registry._entry("gn").build, num_groups=5)
+    )
+    assert why_not("halved").startswith("num_groups=5 does not divide")
 
 
 def test_groups_that_do_not_divide_are_a_reason():
@@ -538,7 +563,7 @@ def test_groups_of_one_class_are_refused_where_images_are_decoded_while_read(mon
 def test_norms_that_need_a_domain_or_a_context_are_skipped_with_the_reason():
     for name in set(registry.norm_names()) - set(registry.norm_names(without=["domain", "context"])):
         (need,) = registry.norm_info(name).needs
-        assert why_not(name) == f'norm "{name}" needs {need}, which classification has not'
+        assert why_not(name) == f"needs {need}, which classification has not"
 
 
 @pytest.mark.parametrize("name", [n for n in registry.norm_names() if registry.norm_info(n).across_iterations])

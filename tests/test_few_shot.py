@@ -552,12 +552,13 @@ def test_every_norm_can_be_planned_in_every_network(name, model, method):
 def test_norms_that_can_not_serve_are_skipped_with_the_reason(method):
     for name in norm_names():
         needs = "domain" in norm_info(name).needs
-        reason = f'norm "{name}" needs domain, which few_shot ({method}) has not' if needs else None
+        reason = f"needs domain, which few_shot ({method}) has not" if needs else None
         assert why_not(name, method=method, dataset="glyphs") == reason
     # the first shortcut of resnet12 is a 1x1 convolution, and an image of glyphs has one channel
     for name in CENTRE_FILTERS:
         reason = why_not(name, method=method, model="resnet12", dataset="glyphs")
-        assert reason.startswith(f'norm "{name}": ')
+        assert reason is not None
+        assert name not in reason
         assert "given" in reason
         assert "(8, 1, 1, 1)" in reason
 
@@ -650,10 +651,7 @@ def test_without_learn2learn_planning_names_the_command_unless_nothing_needs_it(
 
 def test_a_norm_that_needs_a_domain_is_skipped_with_the_reason():
     info = registry.NormInfo("dom", "test", 1, False, False, needs=frozenset({"domain"}))
-    assert (
-        TASK.why_not(make_norm("ln"), info, options())
-        == 'norm "dom" needs domain, which few_shot (prototypical) has not'
-    )
+    assert TASK.why_not(make_norm("ln"), info, options()) == "needs domain, which few_shot (prototypical) has not"
 
 
 def test_images_that_are_too_small_are_refused():

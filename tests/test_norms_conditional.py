@@ -549,4 +549,4 @@ def test_tasks_without_episodes_skip_tasknorm_with_the_reason(task):
     chosen, factory = get_task(task), make_norm("tasknorm")
     why = chosen.why_not(factory, factory_info(factory), chosen.options())
     assert why is not None
-    assert why.startswith(f'norm "tasknorm" needs context, which {task}')
+    assert why.startswith(f"needs context, which {task}")

@@ -235,7 +235,9 @@ def test_all_mistakes_are_reported_at_once():
 
 
 def test_a_grid_of_which_every_run_would_be_skipped_is_a_mistake():
-    assert lines_of({"norms": ["pn"], "seeds": "0-9"}) == ['task "fake": nothing to run: it needs more channels']
+    assert lines_of({"norms": ["pn"], "seeds": "0-9"}) == [
+        'task "fake": nothing to run: norm "pn": it needs more channels'
+    ]
 
 
 @pytest.mark.parametrize(

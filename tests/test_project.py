@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 
 from norms.conformance import check_norm
-from norms.registry import load_plugin, norm_names
+from norms.registry import load_plugin, make_norm, norm_info, norm_names
 from suite.plan import Overrides, plan
 from tasks import task_names
 from tasks.data import prepare
@@ -116,6 +116,20 @@ def test_every_config_plans_without_a_mistake_and_skips_what_it_says(config, tmp
 def test_quick_holds_every_norm_of_tier_one(tmp_path):
     planned = plan(ROOT / "configs" / "quick.yaml", Overrides(), tmp_path)
     assert {spec.norm for spec in planned.runs} >= {"none", "bn", "in", "ln", "gn", "pn", "bgn"}
+
+
+def test_norms_that_are_skipped_for_one_reason_have_it_in_the_same_words(all_norms):
+    """It stands beside the norm's name, and under a table once for all of them."""
+    reasons = {(spec.task, spec.norm): reason for spec, reason in all_norms.skipped}
+    for (_, name), reason in reasons.items():
+        assert not re.search(rf"\b({name}|{make_norm(name).args[1].__name__})\b", reason)
+    for task in ("classification", "architecture_search", "few_shot"):
+        lack = [n for n in sorted(NORMS) if "domain" in norm_info(n).needs]
+        assert len(lack) > 1
+        assert len({reasons[task, n] for n in lack}) == 1
+    past = [n for n in sorted(NORMS) if norm_info(n).across_iterations]
+    assert len(past) > 1
+    assert len({reasons["classification", n] for n in past}) == 1
 
 
 def test_all_norms_holds_every_registered_norm_and_every_task(all_norms):

@@ -1,5 +1,7 @@
 """Aggregation and rendering: what a table says about hand-made records, to the last character."""
 
+import csv
+import io
 import itertools
 import math
 import random
@@ -7,7 +9,7 @@ import re
 import statistics
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -202,6 +204,84 @@ def test_every_kind_of_hole_is_counted_apart():
     assert "[a] diverged 1/3, failed 1/3" in text
 
 
+def test_norms_that_are_skipped_for_one_reason_share_its_note():
+    reason = (
+        "takes statistics from earlier iterations, and would take each of the 1024 norm batches of an update for one"
+    )
+    skipped = [r for n in ("cbn", "mbn", "dsbn") for r in runs(n, ["skipped"], reason=reason if n != "dsbn" else "x")]
+    text = tables.to_text(table_of([*runs("bn", [0.5]), *skipped]))
+    assert [line for line in text.splitlines() if line.startswith("[")] == [
+        f"[a] skipped 1/1 ({reason})",
+        "[b] skipped 1/1 (x)",
+    ]
+    assert re.search(r"^cbn +—\[a\]$", text, re.M)
+    assert re.search(r"^mbn +—\[a\]$", text, re.M)
+
+
+def test_a_norm_that_was_never_asked_for_in_a_setting_has_no_row_there_and_is_no_hole():
+    """Three norms in one entry of a config, one of them and another in the other, as adversarial in all_norms.yaml."""
+    trades = [*runs("bn", [0.5, None], method="trades"), *runs("dsbn", [0.75, 0.5], method="trades")]
+    pgd = [r for n in ("bn", "gn", "in") for r in runs(n, [0.5, 0.75], method="pgd")]
+    table = table_of([*pgd, *runs("dsbn", ["skipped", "skipped"], method="pgd", reason="needs domain"), *trades])
+    assert {(group.partition("=")[2], label): cell.holes for (group, label), cell in cells(table).items()} == {
+        ("pgd", "bn"): {},
+        ("pgd", "dsbn"): {"skipped": 2},  # asked for: its skipped runs left records
+        ("pgd", "gn"): {},
+        ("pgd", "in"): {},
+        ("trades", "bn"): {"missing": 1},  # asked for: one of its two runs is there
+        ("trades", "dsbn"): {},
+    }
+    runs_line = table.caption.index("Runs: 12, of which 9 ok, 0 diverged, 0 failed, 2 skipped, 1 missing.")
+    assert table.caption[runs_line + 1] == (
+        "Left out, without a current record: 2 of 8 pairs of norm and setting (not asked for there, or not yet begun)."
+    )
+    sweep = tables.sweep_table(from_records([*pgd, *trades]), "method")
+    assert [(row.label, [c is None for c in row.cells]) for row in sweep.rows] == [
+        ("bn", [False, False]),
+        ("dsbn", [True, False]),
+        ("gn", [False, True]),
+        ("in", [False, True]),
+    ]
+    assert re.search(r"^gn +\*62.5 ± 17.7\*$", tables.to_text(sweep), re.M), "a blank and no dash"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["bn", "gn", "ln"]), st.sampled_from([1, 2]), st.integers(0, 2)),
+        st.sampled_from(["ok", "diverged", "failed", "skipped"]),
+        min_size=1,
+    )
+)
+def test_every_run_that_was_asked_for_is_counted_once_in_every_format_and_no_other(made):
+    assume("ok" in made.values())
+    table = table_of([run(n, seed, status=status, rate=rate) for (n, rate, seed), status in made.items()])
+    rates = {rate for _, rate, _ in made}
+    places = {(f"rate={rate}" * (len(rates) > 1), n): (n, rate) for n, rate, _ in made}
+    found = cells(table)
+    assert found.keys() == places.keys()
+    total = dict.fromkeys(("ok", "diverged", "failed", "skipped", "missing"), 0)
+    for place, cell in found.items():
+        n, rate = places[place]
+        own = [status for (*where, _), status in made.items() if where == [n, rate]]
+        wanted = {seed for _, r, seed in made if r == rate}
+        shown = {"ok": cell.n, **{kind: getattr(cell, kind) for kind in list(total)[1:]}}
+        assert shown == {kind: own.count(kind) for kind in total} | {"missing": len(wanted) - len(own)}
+        total = {kind: total[kind] + shown[kind] for kind in total}
+    line = ", ".join(f"{count} {kind}" for kind, count in total.items())
+    assert f"Runs: {sum(total.values())}, of which {line}." in table.caption
+    pairs = len({n for n, _, _ in made}) * len(rates)
+    left_out = [text for text in table.caption if text.startswith("Left out, without a current record: ")]
+    assert [text.split(": ")[1].split(" pairs")[0] for text in left_out] == (
+        [f"{pairs - len(places)} of {pairs}"] if pairs > len(places) else []
+    )
+    tidy, wide = (list(csv.DictReader(io.StringIO(tables.to_csv(table, wide)))) for wide in (False, True))
+    assert [line["norm"] for line in tidy] == [line["norm"] for line in wide] == [label for _, label in found]
+    assert {kind: sum(int(line["n" if kind == "ok" else kind]) for line in tidy) for kind in total} == total
+    for text, row in ((tables.to_markdown(table), r"^\| (bn|gn|ln) "), (tables.to_latex(table), r"^(bn|gn|ln) & ")):
+        assert re.findall(row, text, re.M) == [label for _, label in found]
+
+
 def test_n_is_shown_where_a_footnote_does_not_say_it():
     records = [*runs("bn", [0.5, 0.6], dataset="a"), *runs("bn", [0.5, 0.6], dataset="b")]
     text = tables.to_text(table_of([*records, *runs("bn", [0.5] * 3, dataset="c")]))
@@ -234,11 +314,13 @@ def test_a_norm_that_does_not_mix_samples_stands_in_every_norm_batch():
     assert tables.REPEATED in tables.to_markdown(sweep)
 
 
-def test_a_repeated_norm_without_company_is_expected_in_the_norm_batches_of_the_others():
+def test_a_repeated_norm_without_company_stands_in_the_norm_batches_of_the_others():
     records = [*runs("bn", [0.5], norm_batch_size=2, dataset="a"), *runs("bn", [0.5], norm_batch_size=64, dataset="a")]
     table = table_of([*records, *runs("gn", [0.7], norm_batch_size=None, dataset="b")])
-    assert {g for g, _ in cells(table)} == {f"dataset={d}, norm_batch_size={b}" for d in "ab" for b in (2, 64)}
-    assert cells(table)["dataset=b, norm_batch_size=2", "bn"].holes == {"missing": 1}
+    assert set(cells(table)) == {
+        (f"dataset={d}, norm_batch_size={b}", n) for d, n in (("a", "bn"), ("b", "gn")) for b in (2, 64)
+    }
+    assert "Runs: 3, of which 3 ok, 0 diverged, 0 failed, 0 skipped, 0 missing." in table.caption
 
 
 def test_an_unresolved_norm_batch_of_a_norm_that_has_others_is_not_repeated():
@@ -460,14 +542,19 @@ def test_overall_ranks_average_blocks_and_leave_incomplete_norms_out():
         "classification (2 settings)",
         "other_task (1 setting)",
     ]
-    means = {row.label: [c.mean for c in row.cells] for row in table.rows}
+    means = {row.label: [c and c.mean for c in row.cells] for row in table.rows}
     assert means == {
         "bn": [pytest.approx(4 / 3), 1.5, 1.0],
         "gn": [pytest.approx((2.5 + 1 + 3) / 3), 1.75, 3.0],
         "in": [None, None, None],
         "ln": [pytest.approx((2.5 + 3 + 2) / 3), 2.75, 2.0],
     }
-    assert by_label(table)["in"].note == "no result in 2 of 3 settings"
+    assert [c and c.note for c in {row.label: row for row in table.rows}["in"].cells] == [
+        "no result in 1 and no record in 1 of 3 settings",
+        "no result in 1 of 2 settings",
+        None,
+    ]
+    assert "Blank: no record in any block of the column." in table.caption
     assert by_label(table)["bn"].best
     assert by_label(table)["gn"].second
     assert "top-1 in classification, top-1 in other_task" in " ".join(table.caption)
