@@ -211,9 +211,13 @@ class TaskNorm(PerChannel):
 
     def _keep(self, mean: Tensor, var: Tensor) -> None:
         """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
+        context_mean = mean.mean(0)
+        context_var = (var + (mean - context_mean).square()).mean(0)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
+                context_mean, context_var = context_mean.clone(), context_var.clone()
         # replaced and not changed in place: the graph of the queries of an earlier episode may still need the old ones
-        self.context_mean = mean.mean(0)
-        self.context_var = (var + (mean - self.context_mean).square()).mean(0)
+        self.context_mean, self.context_var = context_mean, context_var
         self.context_size = len(mean)
 
     def after_update(self, progress: float) -> None:

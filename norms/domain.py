@@ -125,10 +125,14 @@ class _PerDomain(PerChannel, DomainStatistics):
             raise ValueError(
                 f"{name}: {doing} needs the domain of the images (0 to {self.num_domains - 1}), none was told"
             )
+        if isinstance(domain, bool) or not isinstance(domain, (int, Tensor)):
+            raise ValueError(f"{name}: domain {domain!r}: an integer or a tensor of integers is needed")
         if isinstance(domain, int):
             if not 0 <= domain < self.num_domains:
                 raise ValueError(f"{name}: domain {domain} is not in 0 to {self.num_domains - 1}")
             return domain
+        if domain.is_floating_point() or domain.is_complex():
+            raise ValueError(f"{name}: domains of {domain.dtype}: integers are needed")
         if domain.shape != x.shape[:1]:
             raise ValueError(f"{name}: domains of shape {tuple(domain.shape)} for a batch of {x.shape[0]}")
         if _readable(domain):

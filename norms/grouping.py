@@ -174,8 +174,8 @@ class Blocks:
         A view; a copy only where x lies otherwise in memory than `channels_last` says.
         """
         if not self.channels_last:
-            return x.reshape(self.samples, -1, self.unit)
-        return x.movedim(1, -1).reshape(self.samples, -1, self.unit, self.channels)
+            return x.reshape(self.samples, self.slices * self.channels * self.runs, self.unit)
+        return x.movedim(1, -1).reshape(self.samples, self.slices * self.runs, self.unit, self.channels)
 
     def on_grid(self, per_unit: Tensor) -> Tensor:
         """(K * U,), to be broadcast over `grid`."""

@@ -452,10 +452,11 @@ class CrossIterationBatchNorm(_Remembering):
         """Buffers for weights of this size; what another size has left is forgotten."""
         size = weight[0].numel()
         if self.past_weight.shape[2] != size:
-            for name in _PER_WEIGHT:
-                kept = self.get_buffer(name)
-                self._buffers[name] = kept.new_zeros(*kept.shape[:2], size)
-            self._buffers["past_count"] = torch.zeros_like(self.past_count)
+            with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
+                for name in _PER_WEIGHT:
+                    kept = self.get_buffer(name)
+                    self._buffers[name] = kept.new_zeros(*kept.shape[:2], size)
+                self._buffers["past_count"] = torch.zeros_like(self.past_count)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name in _PER_WEIGHT:  # K of the given history, which may be unknown here or another

@@ -65,7 +65,7 @@ def hold(net: nn.Module) -> Iterator[None]:
     modules = [part for norm in norms for part in norm.modules()]
     buffers = [dict(module._buffers) for module in modules]
     # copied: a layer may hand out the very object that it goes on to change
-    extra = [copy.deepcopy(module.get_extra_state()) if _has_extra_state(module) else None for module in modules]
+    extra = [_copied(module.get_extra_state()) if _has_extra_state(module) else None for module in modules]
     handles: list[Any] = []
     try:
         for module in modules:
@@ -83,6 +83,11 @@ def hold(net: nn.Module) -> Iterator[None]:
             module._buffers.update(kept)
             if _has_extra_state(module):
                 module.set_extra_state(state)
+
+
+def _copied(state: Any) -> Any:
+    # inside torch.func's transforms a tensor has no storage, which deepcopy asks for
+    return state.clone() if isinstance(state, Tensor) else copy.deepcopy(state)
 
 
 class _Afresh:

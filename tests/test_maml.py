@@ -139,6 +139,37 @@ def test_every_step_has_statistics_of_its_own_and_the_networks_stay():
     torch.testing.assert_close(plain.layer.norm.running_mean, means[0])
 
 
+def trained(name, options, kind, progress):
+    """A network with `norm`, and its statistics in every set, after two updates that told this progress."""
+    net = network(name, options)
+    runner = maml(net, statistics=kind)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    for seed in (0, 1):
+        training.maml_step(runner, optimizer, [task(seed)], progress=progress)
+    steps = range(STEPS + 1)
+    kept = []
+    for step in steps:
+        with runner.statistics_of(net, step):
+            kept.append(statistics(net))
+    return net, kept
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_step", "none"])
+@pytest.mark.parametrize("name", ["brn", "mabn"])
+def test_a_schedule_inside_a_norm_follows_training_in_every_set_of_statistics(name, kind):
+    _, kept = trained(name, {}, kind, 0.75)
+    assert [float(of_step["layer.norm.progress"]) for of_step in kept] == [0.75] * (STEPS + 1)
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_step", "none"])
+def test_a_second_look_replaces_the_entry_of_the_queries_in_their_set_and_no_other(kind):
+    net, kept = trained("mbn", {"memory": 8}, kind, 0.5)
+    newest = [of_step["layer.norm.memory_mean"][0] for of_step in kept]
+    moved = net.layer.conv(task(1)[2]).mean((0, 2, 3))  # at the updated weights
+    looks = [torch.allclose(mean, moved, rtol=0, atol=1e-12) for mean in newest]
+    assert looks == ([False] * STEPS + [True] if kind == "per_step" else [True] * (STEPS + 1))
+
+
 class Rebinding(nn.Module):
     """Replaces its buffer instead of changing it, and counts in extra state, as norms of one's own may."""
 

@@ -553,3 +553,9 @@ def test_a_training_step_on_the_meta_device_and_a_fake_cuda_forward(groups):
         layer = make_norm("bgn", num_groups=groups)(6, device="cuda")
         for mode in (True, False):
             assert layer.train(mode)(torch.empty(4, 6, 4, 4, device="cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_an_empty_batch_is_evaluated_to_an_empty_one(groups):
+    layer = make_norm("bgn", num_groups=groups)(8).eval()
+    assert layer(torch.zeros(0, 8, 4, 4)).shape == (0, 8, 4, 4)

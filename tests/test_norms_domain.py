@@ -246,6 +246,10 @@ def test_large_means_in_float32_keep_the_variance_right():
         (torch.tensor([0, 3] * 6), "0 to 3 are not in 0 to 1"),
         (torch.tensor([0, -1] * 6), "-1 to 0 are not in 0 to 1"),
         (torch.tensor([0, 1]), "batch of 12"),
+        (torch.tensor([0.0, 1.0] * 6), "torch.float32: integers are needed"),
+        (True, "domain True: an integer"),
+        (0.0, "domain 0.0: an integer"),
+        ("0", "domain '0': an integer"),
     ],
 )
 def test_a_missing_or_unknown_domain_is_refused(name, domain, words):

@@ -18,6 +18,7 @@ from tasks.requirements import import_legacy
 # 8 groups of 4 channels: bgn then belongs to a size of images, which it keeps beside its buffers
 OPTIONS = {n: {"num_groups": 2} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 OPTIONS["bgn"] = {"num_groups": 8}
+OPTIONS["cbn"] = {"burn_in": 0.0}  # it remembers from the first update on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +89,47 @@ def test_a_deepcopy_has_the_same_future_and_leaves_the_original_alone(name):
     assert same(everything(net), before)
     assert not same(everything(twin), before)
     assert same(everything(train(net, range(3, 6))), everything(twin))
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_after_training_forwards_under_inference_mode_a_network_can_be_trained_and_loaded(name):
+    net = build(name)
+    start = copy.deepcopy(net.state_dict())
+    with torch.inference_mode():
+        loss_of(net, 0)
+    net.load_state_dict(start)
+    train(net, range(1))
+    with torch.inference_mode():
+        loss_of(net, 0)
+    train(net, range(2))
+    net.load_state_dict(start)
+    assert same(everything(train(net, range(3))), everything(train(build(name), range(3))))
+
+
+@pytest.mark.parametrize("name", ["bgn", "cbn", "tasknorm"])
+def test_what_a_norm_keeps_beside_its_buffers_is_held_inside_a_transform_of_torch_func(name):
+    net = train(build(name), range(3))
+    before = everything(net)
+    weights = {n: p.detach() for n, p in net.named_parameters()}
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, seed):
+            with hold(self.net):
+                return loss_of(self.net, seed)
+
+    def loss(weights):
+        return torch.func.functional_call(Loss(), {f"net.{n}": w for n, w in weights.items()}, (3,))
+
+    gradients = torch.func.grad(loss)(weights)
+    assert same(everything(net), before)
+    net.zero_grad()
+    loss_of(net, 3).backward()
+    for n, p in net.named_parameters():
+        torch.testing.assert_close(gradients[n], p.grad)
 
 
 @pytest.mark.parametrize("name", KEEPING)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import norm_modules
-from norms.situation import hold, situation
+from norms.situation import after_update, hold, situation
 from tasks.data.episodes import Episode
 from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_queries_in_training, show_context
 from tasks.metalearning.evaluation import Accuracy, Pool, episode_accuracy
@@ -133,6 +133,16 @@ class Maml:
                 logits = learner(query)
         _hand_back(learner.module, self.net)
         return F.cross_entropy(logits, query_labels), logits
+
+    def after_update(self, queries: Sequence[Tensor], progress: float) -> None:
+        """Tell the norms that the network was updated, once for each set of statistics: schedules and memories are kept
+        in them. A norm that takes a second look sees the queries, with the statistics that are theirs."""
+        if self.sets is not None:
+            for index in range(self.steps):
+                with self.statistics_of(self.net, index):
+                    after_update(self.net, lambda: None, progress)
+        with self.statistics_of(self.net, self.steps):
+            after_update(self.net, lambda: [self.net(query) for query in queries], progress)
 
     def evaluate(
         self, episodes: Sequence[Episode], pool: Pool, steps: int, transductive: bool, support_statistics: bool

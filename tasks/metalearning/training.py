@@ -120,15 +120,14 @@ def maml_step(
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One update of MAML; arguments and results as `prototypical_step`'s. A norm that takes a second look sees the
-    queries."""
+    """One update of MAML; arguments and results as `prototypical_step`'s."""
     losses, correct = [], []
     for episode in episodes:
         loss, logits = maml.meta_loss(*episode)
         losses.append(loss)
         correct.append((logits.detach().argmax(1) == episode[3]).sum())
     _update(maml.net, optimizer, losses, episodes[-1][2], step)
-    after_update(maml.net, lambda: [maml.net(query) for _, _, query, _ in episodes], progress)
+    maml.after_update([query for _, _, query, _ in episodes], progress)
     return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
 
 
