@@ -213,7 +213,7 @@ class TaskNorm(PerChannel):
         """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
         context_mean = mean.mean(0)
         context_var = (var + (mean - context_mean).square()).mean(0)
-        if torch.is_inference_mode_enabled():
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
                 context_mean, context_var = context_mean.clone(), context_var.clone()
         # replaced and not changed in place: the graph of the queries of an earlier episode may still need the old ones

@@ -209,6 +209,9 @@ def check(
     torch.set_num_threads(1)  # on inputs this small a second one costs more than it computes
     if all_norms and norms:
         raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
+    if plugin and not (own or norms or all_norms):
+        files = ", ".join(map(str, plugin))
+        raise ValueError(f"{files}: registers no norm; put @register(...) before the class (README, Your own norm)")
     chosen = norm_names() if all_norms else list(norms or own or norm_names())
     mistakes = []
     for name in chosen:

@@ -188,6 +188,7 @@ BAD = [
     (["tables", "RESULTS", "--format", "pdf"], ['unknown format "pdf"', "csv"]),
     (["tables", "RESULTS", "--sweep", "learning_rat"], ["learning_rat"]),
     (["tables", "RESULTS", "--select", "learning_rat"], ["learning_rat"]),
+    (["check", "--plugin", "EMPTY"], ["empty.py", "registers no norm"]),
     (["check", "bm"], ['unknown norm "bm"', 'did you mean "bn"']),
     (["bench", "layer"], ['unknown benchmark "layer"', 'did you mean "layers"']),
     (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
@@ -207,10 +208,11 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "parts"), BAD, ids=lambda v: " ".join(v)[:50])
 def test_bad_input_is_one_line_exit_code_2_and_nothing_runs(suite, config, tmp_path, arguments, parts):
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "empty.py").write_text("x = 1\n")
     (tmp_path / "taken.py").write_text(NORM.format(name="bn", facts="", formula="return x"))
     spec = fake_spec("bn", 0)
     write_record(tmp_path / "results", RunRecord(spec=spec, status="ok", metrics={"top1": 0.5}))
-    names = {"CONFIG": config, "BROKEN": "broken.py", "TAKEN": "taken.py", "RESULTS": "results"}
+    names = {"CONFIG": config, "BROKEN": "broken.py", "TAKEN": "taken.py", "EMPTY": "empty.py", "RESULTS": "results"}
     code, out, err = suite(*(names.get(a, a) for a in arguments))
     assert (code, out) == (2, [])
     (line,) = err

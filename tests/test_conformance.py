@@ -1,6 +1,7 @@
 """Every registered norm passes every check, and every check catches the lie it is there for."""
 
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -493,3 +494,15 @@ def test_a_refusal_is_reported_with_its_reason():
     assert found["odd channel counts"].measured == "ValueError"
     assert "allowed: 1, 7" in found["odd channel counts"].detail
     assert found["odd channel counts"].ok
+
+
+def test_the_attribute_that_holds_secret_state_is_named_and_no_domain_is_suspected(check):
+    body = """
+        calls = 0
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * (1 + 0.1 * self.calls)
+    """
+    found = false(check(NO_STATS, "Honest", textwrap.dedent(body), only={"state dict round trip", "needs"}))
+    assert found["state dict round trip"].endswith("neither in buffers nor in extra state: calls")
+    assert "domain" not in found.get("needs", "")
