@@ -291,7 +291,7 @@ class CrossIterationBatchNorm(_Remembering):
 
     Attributes:
         progress: what `after_update` told last. Extra state and no buffer: reading a buffer would wait for the device
-            in every forward, and MAML's sets of buffers per step would never hear of it.
+            in every forward.
 
     Raises:
         ValueError: buffer_num < 0, burn_in outside [0, 1], another `invalid`; (forward) see there.
