@@ -639,6 +639,16 @@ def test_a_forward_that_asks_for_the_mode_keeps_both(own_norms):
             pickle.dumps(new)
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_network_of_two_graphs_inside_another_is_read_and_stays_in_its_mode(own_norms, mode):
+    part, _ = converted(trained(ByMode()), make_norm("bn_act"))
+    net = nn.Sequential(part, nn.BatchNorm2d(4)).train(mode)
+    expected = copy.deepcopy(net)
+    assert converted(net, make_norm("bn_act"))[0] is net
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.allclose(net(x), expected(x), atol=1e-5)
+
+
 class Unasked(nn.Module):
     """State that no forward asks for, under every kind of name: of the root, of a part, a second one, of no record."""
 
@@ -1087,6 +1097,30 @@ def test_random_numbers_that_depend_on_a_tensor_are_drawn_anew(own_norms):
     assert torch.equal(new.eval()(x), new(x))
 
 
+class Unfollowed(nn.Module):
+    """What no trace may do, in a module that is kept whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.linear = 0, nn.Linear(5, 5)
+
+    def forward(self, x):
+        self.calls += 1
+        with torch.no_grad():
+            return self.linear(x) * random.random()
+
+
+def test_a_module_that_is_kept_whole_does_what_a_trace_would_lose(own_norms):
+    net = Traced(lambda net, forward, x: forward(x) + net.other(x).sum())
+    net.other = Unfollowed()
+    new, _ = converted(net, make_norm("bn_act"))
+    assert isinstance(new, torch.fx.GraphModule)
+    x = torch.randn(4, 3, 5, 5)
+    assert not torch.equal(new.eval()(x), new(x))
+    new(x).sum().backward()
+    assert (new.other.calls, new.other.linear.weight.grad) == (3, None)
+
+
 def test_densenets_dropout_is_drawn_anew():
     net = torchvision.models.densenet121(drop_rate=0.5)
     new, _ = converted(net, make_norm("frn"))
@@ -1181,7 +1215,9 @@ def test_a_wrapped_network_is_refused_where_its_forward_must_be_read_and_else_co
     x = torch.randn(2, 3, 4, 4)
     net = nn.Sequential(wrap(Traced()))
     net(x)
-    with pytest.raises(ValueError, match=r"^0 is a (DataParallel|OptimizedModule).*convert the module inside and wrap"):
+    with pytest.raises(
+        ValueError, match=r"^0 is wrapped in (DataParallel|OptimizedModule).*convert the module inside and wrap"
+    ):
         converted(net, make_norm("bn_act"))
     assert converted(net, make_norm("ln"))[0] is net
     inside = copy.deepcopy(net[0].module if isinstance(net[0], nn.DataParallel) else net[0]._orig_mod)

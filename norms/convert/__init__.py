@@ -9,7 +9,8 @@ A norm that brings an activation takes the place of the norm and of the activati
 that works with the convolution's weight is paired with the convolution before it, as tasks.nets.ConvNormAct does. What
 follows and precedes is read from the network's graph (norms.convert.graph). The network stays the same object unless
 its forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the
-same modules under the same names takes its place.
+same modules under the same names takes its place. A forward that does what a graph does not hold (norms.convert.trace)
+is refused.
 """
 
 from __future__ import annotations
@@ -86,12 +87,18 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
 
     Returns:
         The network and the audit. The network is `net` itself, changed in place, or a torch.fx.GraphModule that holds
-        its modules; `net` must not be used any more then.
+        its modules; `net` must not be used any more then. Such a network is the old one's forward and no more. It lacks
+        the other methods, also of the modules between, and all hooks of these and of `net` (`audit.unhooked`);
+        attributes that are no tensors count as they were when it was converted; arguments of the forward that have a
+        default keep that and refuse any other value; checkpointing of activations is gone.
 
     Raises:
         ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; what a layer refuses (with the
-            path of the norm it was to replace); for a norm that needs its surroundings: a network that torch.fx can
-            not trace, and for one that needs the convolution's weight: a norm that no convolution directly precedes.
+            path of the norm it was to replace); a DistributedDataParallel. For a norm that needs its surroundings: a
+            network that torch.fx can not trace, or whose forward changes buffers or attributes or draws random numbers
+            outside modules that are kept whole; one that is wrapped (DataParallel, torch.compile); one that would have
+            to be rewritten and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's
+            weight: a norm that no convolution directly precedes.
     """
     return _convert(net, factory, in_place=False)
 

@@ -3,6 +3,8 @@
 The graph is traced in training and in evaluation mode, since a forward may ask for the mode (GoogLeNet's auxiliary
 heads, functional dropout); where the two differ the rewritten network keeps both and `train()` chooses.
 
+Functions that normalize, and norms that no forward calls, are found here, too: they have to be left.
+
 Followed through: containers, convolution blocks, functional and method calls, modules used in several places, and
 `nn.Identity`. Kept whole: norms, convolutions, activations, and every module without any of them inside, so that its
 own dependence on mode or values (stochastic depth) stays its own.
@@ -126,7 +128,7 @@ class Pair(NamedTuple):
 
 
 class Graphs:
-    """The graph of `net`: one, or one for training and one for evaluation where they differ.
+    """The graph of `net`, which stays as it is: one, or one for training and one for evaluation where they differ.
 
     Arguments of the forward that have a default of None, a number or text are fixed to it.
 
@@ -142,7 +144,7 @@ class Graphs:
         for path, module in net.named_modules():
             if isinstance(module, WRAPPERS):
                 raise ValueError(
-                    f"{path or 'the network'} is a {type(module).__name__}, into which torch.fx does not see; "
+                    f"{path or 'the network'} is wrapped in {type(module).__name__}, into which torch.fx does not see; "
                     "convert the module inside and wrap the result"
                 )
         modes = {module: module.training for module in net.modules()}

@@ -225,10 +225,11 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _differs(tensor: Tensor, before: Tensor, version: int | None) -> bool:
-    """Changed in place; the values are compared, too, since a change through `.data` is counted nowhere."""
+    """Changed in place; the bits are compared, too, since a change through `.data` is counted nowhere."""
     if _version(tensor) != version or tensor.is_meta:
         return _version(tensor) != version
-    return not bool(((tensor == before) | ((tensor != tensor) & (before != before))).all())  # nan is nan here
+    now, then = (each.detach().contiguous().reshape(-1).view(torch.uint8) for each in (tensor, before))
+    return not torch.equal(now, then)
 
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
