@@ -457,6 +457,24 @@ def test_a_norm_with_its_own_activation_keeps_the_function(own_norms, old, name)
     assert audit.removed == [Removed(activation, "1") for activation in expected]
 
 
+def test_a_class_that_is_named_as_a_frozen_norm_and_holds_what_one_holds_is_swapped():
+    class FrozenBatchNorm(FrozenBatchNormAct2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            del self.drop, self.act
+
+        def forward(self, x):
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+
+    net = nn.Sequential(FrozenBatchNorm(4)).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = net(x)
+    assert convert_norms(net, make_norm("bn")).complete
+    assert torch.allclose(net.eval()(x), expected, atol=1e-6)
+
+
 def test_a_dropout_inside_a_norm_stays_between_norm_and_activation(own_norms):
     net = nn.Sequential(NormAct(4, nn.ReLU(), nn.Dropout(0.5)))
     for name in ("bn", "bn_act"):
@@ -950,6 +968,11 @@ def averages_data(net, forward, x):
     return forward(x)
 
 
+def touches(net, forward, x):
+    net.mu.add_(net.calls)  # by nothing this time
+    return forward(x)
+
+
 def assigns(net, forward, x):
     net.mu = net.mu * 2
     return forward(x)
@@ -966,7 +989,14 @@ def hooks(net, forward, x):
 
 
 CHANGES = [
-    *((counts, "calls"), (keeps, "kept"), (logs, "log.calls"), (averages, "mu"), (averages_data, "mu")),
+    *(
+        (counts, "calls"),
+        (keeps, "kept"),
+        (logs, "log.calls"),
+        (averages, "mu"),
+        (averages_data, "mu"),
+        (touches, "mu"),
+    ),
     *((assigns, "mu"), (freezes, r"part\.1\.training"), (hooks, r"part\._forward_hooks\.\d+")),
 ]
 
@@ -1013,7 +1043,7 @@ def test_the_network_is_as_it_was_when_its_trace_fails(own_norms):
 
 def test_a_forward_that_leaves_no_trace_of_itself_is_converted(own_norms):
     def constant(net, forward, x):
-        net.calls, net.log["a"] = 0, 1.5  # as it was
+        net.calls, net.log["a"] = 0, float("1.5")  # as it was
         return forward(x) * torch.tensor(3.0 if net.training else 5.0)
 
     net = trained(Traced(constant))
@@ -1208,6 +1238,20 @@ def test_what_normalizes_by_a_function_is_left(own_norms, name):
         assert torch.allclose(new(x), expected(x), atol=1e-5)
         assert torch.equal(new.get_buffer("0.used.running_mean"), expected[0].used.running_mean)
     assert new.state_dict().keys() >= {"0.used.weight", "0.used.num_batches_tracked"}
+
+
+def test_a_norm_that_is_not_called_is_left_where_the_forward_stays(own_norms):
+    class Stays(Functional):
+        def forward(self, x):
+            return nn.functional.batch_norm(self.conv(x), self.used.running_mean, self.used.running_var)
+
+    net = Stays()
+    new, audit = converted(net, make_norm("bn_act"))
+    assert new is net
+    assert audit.swapped == []
+    assert [left.path for left in audit.left] == ["", "norm", "used"]
+    assert all("never called" in left.why for left in audit.left[1:])
+    new(torch.randn(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
