@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 from norms.convert import Audit, converted
-from norms.registry import NormFactory, nearest
+from norms.registry import NormFactory, nearest, norm_info
 from norms.situation import situation
 from suite.progress import columns
 
@@ -42,7 +42,7 @@ def convert_model(model: str, factory: NormFactory[nn.Module], norm: str) -> Aud
                     # some facts, for norms that need to be told them; the others do not look
                     with situation(net, domain=0, part="context"):
                         for mode in (True, False):
-                            net.train(mode)(torch.zeros(4, *shape))
+                            _forward(net.train(mode), torch.zeros(4, *shape))
             break
         except ValueError as error:
             raise ValueError(f'"{model}" with norm "{norm}": {error}' if model not in str(error) else error) from error
@@ -56,6 +56,13 @@ def convert_model(model: str, factory: NormFactory[nn.Module], norm: str) -> Aud
         )
         raise ValueError(f'"{model}": {why}: {left}' if left else f'"{model}" has no norm to swap')
     return audit
+
+
+def _forward(net: nn.Module, x: torch.Tensor) -> None:
+    try:
+        net(x)
+    except TypeError as error:  # a norm that is not called as it declares
+        raise ValueError(f"its forward fails: TypeError: {error}") from error
 
 
 def audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
@@ -78,6 +85,9 @@ def audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
         else:
             yield f"each of {len(paths)} new norms {what}:"
             yield from paths
+    if audit.unhooked:
+        yield f"{len(audit.unhooked)} modules that lost their hooks:"
+        yield from (path or "the network itself" for path in audit.unhooked)
     if audit.removed:
         pairs = [(removed.activation, f"after {removed.norm}") for removed in audit.removed]
         yield from columns([(f"{len(pairs)} activations that the norm brings", ""), *pairs])
@@ -90,6 +100,10 @@ def audit_lines(audit: Audit, model: str, norm: str) -> Iterator[str]:
     if audit.plain:
         yield f"{len(audit.plain)} norms without a convolution before them, whose weight they would transform:"
         yield from audit.plain
+    needs = {need for name in {name for _, name in audit.ours} for need in norm_info(name).needs}
+    facts = [fact for need, fact in (("domain", "domain=..."), ("context", "part=...")) if need in needs]
+    if facts:
+        yield f"to be told in every forward: `with norms.situation.situation(net, {', '.join(facts)}):`"
     if not audit.complete:
         yield f"incomplete: {len(audit.left)} norms of {model} are not ours"
 

@@ -243,6 +243,7 @@ def test_a_conversion_is_reported_in_full(suite, tmp_path):
     code, out, err = suite("convert-report", "timm:test_efficientnet", "cli_fused", "--plugin", own)
     assert (code, err) == (0, [])
     assert "9 activations that the norm brings" in out
+    assert not any("to be told" in line for line in out)
     assert any(line.split() == ["bn1.act", "(SiLU)", "after", "bn1"] for line in out)
 
 
@@ -267,6 +268,30 @@ def test_convert_report_tells_a_norm_what_it_needs_to_know(norm, suite):
     code, out, err = suite("convert-report", "resnet18", norm)
     assert (code, err) == (0, [])
     assert out[0] == f"resnet18 -> {norm}: 20 norms swapped, 0 left"
+    fact = {"dsbn": "domain=...", "tasknorm": "part=..."}[norm]
+    assert [line for line in out if "norms.situation.situation" in line] == [
+        f"to be told in every forward: `with norms.situation.situation(net, {fact}):`"
+    ]
+
+
+def test_a_norm_that_is_not_called_as_it_declares_is_one_line_with_model_and_norm(suite, tmp_path):
+    own = tmp_path / "own.py"
+    text = NORM.format(name="cli_undeclared", facts="", formula="return x")
+    own.write_text(text.replace("def forward(self, x", "def forward(self, x, *, weight"))
+    code, out, (line,) = suite("convert-report", "resnet18", "cli_undeclared", "--plugin", own)
+    assert (code, out) == (2, [])
+    assert line.startswith('error: "resnet18" with norm "cli_undeclared": ')
+    assert "TypeError" in line
+    assert "'weight'" in line
+
+
+def test_what_a_conversion_unhooks_is_said():
+    audit = Audit([Swapped("a", "BatchNorm2d", 4)], unhooked=["", "layer1"])
+    assert list(audit_lines(audit, "net", "bn"))[-3:] == [
+        "2 modules that lost their hooks:",
+        "the network itself",
+        "layer1",
+    ]
 
 
 def test_a_model_that_torch_can_not_build_without_values_is_converted_on_the_cpu(suite):

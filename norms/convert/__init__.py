@@ -9,7 +9,8 @@ A norm that brings an activation takes the place of the norm and of the activati
 that works with the convolution's weight is paired with the convolution before it, as tasks.nets.ConvNormAct does. What
 follows and precedes is read from the network's graph (norms.convert.graph). The network stays the same object unless
 its forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the
-same modules under the same names takes its place.
+same modules under the same names takes its place. A forward that does what a graph does not hold (norms.convert.trace)
+is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from norms.convert.audit import (
     why_left,
 )
 from norms.convert.graph import Graphs, wants
-from norms.convert.layers import own_activation, replacement
+from norms.convert.layers import has_hooks, own_activation, replacement
 from norms.registry import NormFactory, factory_info
 
 __all__ = [
@@ -86,12 +87,18 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
 
     Returns:
         The network and the audit. The network is `net` itself, changed in place, or a torch.fx.GraphModule that holds
-        its modules; `net` must not be used any more then.
+        its modules; `net` must not be used any more then. Such a network is the old one's forward and no more. It lacks
+        the other methods, also of the modules between, and all hooks of these and of `net` (`audit.unhooked`);
+        attributes that are no tensors count as they were when it was converted; arguments of the forward that have a
+        default keep that and refuse any other value; checkpointing of activations is gone.
 
     Raises:
         ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; what a layer refuses (with the
-            path of the norm it was to replace); for a norm that needs its surroundings: a network that torch.fx can
-            not trace, and for one that needs the convolution's weight: a norm that no convolution directly precedes.
+            path of the norm it was to replace); a DistributedDataParallel. For a norm that needs its surroundings: a
+            network that torch.fx can not trace, or whose forward changes buffers or attributes or draws random numbers
+            outside modules that are kept whole; one that is wrapped (DataParallel, torch.compile); one that would have
+            to be rewritten and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's
+            weight: a norm that no convolution directly precedes.
     """
     return _convert(net, factory, in_place=False)
 
@@ -100,6 +107,7 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
     info, before = factory_info(factory), size(net)
     if is_channelwise(net) and not is_ours(net):
         raise ValueError(f"{type(net).__name__} is a norm itself and has no parent to be swapped in; wrap it")
+    _refuse_distributed(net)
     places = _places(net)
     paths: dict[nn.Module, str] = {}
     for place in places:
@@ -109,14 +117,21 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
     fuses = "activation" in info.needs
     graphs = Graphs(net) if paths and info.needs & {"activation", "conv_weight"} else None
     activations = graphs.activations(paths) if graphs is not None and fuses else {}
-    new: dict[nn.Module, nn.Module] = {}
-    swapped, changed, tied = [], [], _tied(net)
-    for old, path in paths.items():
-        new[old], carried, changes = replacement(path, old, factory, activations.get(old), _around(net, path), tied)
-        swapped.append(Swapped(path, type(old).__name__, num_channels(old), carried))
-        changed += [Changed(path, what) for what in changes]
-    if graphs is None and any(any(wants(layer)) for layer in new.values()):
+    tied = _tied(net)
+    built = {
+        old: replacement(path, old, factory, activations.get(old), _around(net, path), tied)
+        for old, path in paths.items()
+    }
+    if graphs is None and any(any(wants(layer)) for layer, _, _ in built.values()):
         graphs = Graphs(net)
+    left = [] if graphs is None else graphs.functions()
+    for old in [] if graphs is None else graphs.uncalled(paths):
+        left.append(
+            Left(paths.pop(old), type(old).__name__, "is never called as a module; functions may use its tensors")
+        )
+    new = {old: built[old][0] for old in paths}
+    swapped = [Swapped(path, type(old).__name__, num_channels(old), built[old][1]) for old, path in paths.items()]
+    changed = [Changed(path, what) for old, path in paths.items() for what in built[old][2]]
     removed = [
         Removed(f"{paths[old]}.act ({type(old.act).__name__})", paths[old])
         for old in paths
@@ -134,20 +149,42 @@ def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) ->
                 f'norm "{info.name}" changes the forward of {type(net).__name__}, which can not be done in place; '
                 "norms.convert.converted returns the network that does it"
             )
+        if rewrite:
+            graphs.check_rewritable()
         removed += removal.removed
+    hooked = {module: path for path, module in net.named_modules() if module not in paths and has_hooks(module)}
     for place in places:
-        setattr(place.parent, place.name, new[place.old])
+        if place.old in new:
+            setattr(place.parent, place.name, new[place.old])
     if graphs is not None:
         _put_identities(net, removal.whole)
         if rewrite:
             graphs.remove(removal)
             rewired = graphs.join(pairs)
             result = graphs.build()
-    found = audit_norms(result)
-    bare = [path for old, path in paths.items() if fuses and activations.get(old) is None and not own_activation(old)]
+    found, kept = audit_norms(result), set(result.modules())
+    said = {(path, old) for path, old, _ in left}
     return result, replace(
-        found, swapped=swapped, removed=removed, rewired=rewired, plain=plain, bare=bare, changed=changed, before=before
+        found,
+        swapped=swapped,
+        left=[each for each in found.left if (each.path, each.old) not in said] + left,
+        removed=removed,
+        rewired=rewired,
+        plain=plain,
+        bare=[path for old, path in paths.items() if fuses and not activations.get(old) and not own_activation(old)],
+        changed=changed,
+        unhooked=[path for module, path in hooked.items() if module not in kept],
+        before=before,
     )
+
+
+def _refuse_distributed(net: nn.Module) -> None:
+    for path, module in net.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{path or 'the network'} is a DistributedDataParallel, which synchronizes the parameters that it was "
+                "built with; convert the module inside and wrap the result"
+            )
 
 
 def _places(net: nn.Module) -> list[_Place]:

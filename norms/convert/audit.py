@@ -23,6 +23,10 @@ LOOKS_LIKE_A_NORM = (
     *(nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm),
 )
 _NAME = re.compile(r"norm(act)?([123]d)?(fp32)?$")
+_FORWARDS = {
+    kind.forward for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, FrozenBatchNorm2d)
+}
+_TIMM = re.compile(r"timm\.(models\.)?layers\.norm(_act)?")
 _STATISTICS = {"running_mean", "running_var"}
 
 
@@ -39,7 +43,8 @@ class Changed(NamedTuple):
     """What a swap changes beyond the norm: the path of the norm, and what the new one does that the old one did not.
 
     Said are: parameters that train where the old norm did not train all of its own, tied parameters that are untied,
-    running statistics that start anew or were constant, and lost hooks.
+    running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, and lost
+    hooks.
     """
 
     norm: str
@@ -90,6 +95,8 @@ class Audit:
             transformed there.
         bare: paths of norms that fuse an activation and found none directly after the old norm, so that they have none.
         changed: what the swaps change beyond the norms.
+        unhooked: paths of the other modules ("" is the network itself) whose hooks are lost: a rewritten forward calls
+            no container, and an activation that a norm brings is called no more.
         before: sizes before the swap (None: nothing is known of it).
         after: sizes now.
     """
@@ -102,6 +109,7 @@ class Audit:
     plain: list[str] = field(default_factory=list)
     bare: list[str] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
+    unhooked: list[str] = field(default_factory=list)
     before: Size | None = field(default=None, compare=False)
     after: Size | None = field(default=None, compare=False)
 
@@ -196,6 +204,8 @@ def why_left(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "its number of channels is not known before a first forward"
     if is_channelwise(module):
+        if not _has_known_forward(module):
+            return "has a forward of its own, which would be lost"
         computed = _computed(module)
         return f"computes its {' and '.join(computed)} anew in each forward, which would be lost" if computed else None
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
@@ -206,6 +216,21 @@ def why_left(module: nn.Module) -> str | None:
         return "local response normalization takes no per-channel statistics"
     return (
         "not a norm class of torch or torchvision, so its meaning is not known" if looks_like_a_norm(module) else None
+    )
+
+
+def _has_known_forward(norm: nn.Module) -> bool:
+    """It does what its class says: a forward of torch, torchvision or timm, or one that its structure tells.
+
+    The structure is: a class named as a FrozenBatchNorm or a LayerNorm2d, or a norm that applies `drop` and `act`.
+    """
+    forward = type(norm).forward
+    return "forward" not in vars(norm) and (
+        forward in _FORWARDS
+        or _TIMM.fullmatch(forward.__module__) is not None
+        or is_frozen(norm)
+        or is_layer2d(norm)
+        or own_parts(norm) is not None
     )
 
 

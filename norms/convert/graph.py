@@ -3,6 +3,8 @@
 The graph is traced in training and in evaluation mode, since a forward may ask for the mode (GoogLeNet's auxiliary
 heads, functional dropout); where the two differ the rewritten network keeps both and `train()` chooses.
 
+Functions that normalize, and norms that no forward calls, are found here, too: they have to be left.
+
 Followed through: containers, convolution blocks, functional and method calls, modules used in several places, and
 `nn.Identity`. Kept whole: norms, convolutions, activations, and every module without any of them inside, so that its
 own dependence on mode or values (stochastic depth) stays its own.
@@ -11,20 +13,25 @@ own dependence on mode or values (stochastic depth) stays its own.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._dynamo import OptimizedModule
 from torchvision.models.feature_extraction import DualGraphModule
 
-from norms.convert.audit import Removed, Rewired, is_channelwise, is_ours, own_parts
+from norms.convert.audit import Left, Removed, Rewired, own_parts
 from norms.convert.layers import ACTIVATIONS, NormDropAct, does_nothing, out_of_place, own_activation
+from norms.convert.trace import CONVOLUTIONS, trace
 from norms.registry import NormInfo
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
+_NORM_FUNCTIONS = {
+    *(F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.rms_norm, F.local_response_norm),
+    *(torch.batch_norm, torch.instance_norm, torch.group_norm, torch.layer_norm),
+}
 
 _FUNCTIONS: Mapping[Any, type[nn.Module]] = {
     F.relu: nn.ReLU,
@@ -44,19 +51,6 @@ _FUNCTIONS: Mapping[Any, type[nn.Module]] = {
 }
 """Each module's constructor takes what its function takes after x, in the same order and under the same names."""
 _METHODS: Mapping[Any, type[nn.Module]] = {"relu": nn.ReLU, "relu_": nn.ReLU}
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            _is_looked_for(m)
-            or super().is_leaf_module(m, module_qualified_name)
-            or not any(_is_looked_for(part) for part in m.modules())
-        )
-
-
-def _is_looked_for(module: nn.Module) -> bool:
-    return is_ours(module) or is_channelwise(module) or isinstance(module, CONVOLUTIONS + ACTIVATIONS)
 
 
 class GraphOfEachMode(DualGraphModule):
@@ -134,7 +128,7 @@ class Pair(NamedTuple):
 
 
 class Graphs:
-    """The graph of `net`: one, or one for training and one for evaluation where they differ.
+    """The graph of `net`, which stays as it is: one, or one for training and one for evaluation where they differ.
 
     Arguments of the forward that have a default of None, a number or text are fixed to it.
 
@@ -142,32 +136,62 @@ class Graphs:
         net: the network with its old norms.
 
     Raises:
-        ValueError: the forward can not be traced, since it depends on values or shapes; with torch.fx's own words.
+        ValueError: as norms.convert.trace.trace; a net that is wrapped (DataParallel, torch.compile) or holds what is.
     """
 
     def __init__(self, net: nn.Module):
         self.net = net
+        for path, module in net.named_modules():
+            if isinstance(module, WRAPPERS):
+                raise ValueError(
+                    f"{path or 'the network'} is wrapped in {type(module).__name__}, into which torch.fx does not see; "
+                    "convert the module inside and wrap the result"
+                )
         modes = {module: module.training for module in net.modules()}
-        attributes = set(net.__dict__)
+        self._constants: dict[str, Any] = {}
+        self._scopes: dict[fx.Node, str] = {}
+        self._blocks: dict[str, None] = {}
         graphs = []
         try:
             for mode in (True, False):
                 net.train(mode)
-                graphs.append(_Tracer().trace(net, concrete_args=_defaults(net)))
-        except Exception as error:
-            for name in set(net.__dict__) - attributes:  # constants that the tracer stows away
-                delattr(net, name)
-            raise ValueError(
-                f"{type(net).__name__} can not be traced by torch.fx, so what surrounds its norms is not known: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+                vars(net).update(self._constants)  # so that the next graph names its own anew
+                found = trace(net)
+                graphs.append(found.graph)
+                self._constants |= found.constants
+                self._scopes |= found.scopes
+                self._blocks |= dict.fromkeys(found.blocks)
         finally:
+            for name in self._constants:
+                vars(net).pop(name, None)
+            net.train(modes[net])  # a network of one graph for each mode changes them there
             for module, mode in modes.items():
                 module.training = mode
         train, evaluation = graphs
         same = train.python_code("self").src == evaluation.python_code("self").src
         self.graphs: Sequence[fx.Graph] = [train] if same else [train, evaluation]
         self._paths = {module: path for path, module in net.named_modules()}
+
+    def check_rewritable(self) -> None:
+        """Raise a ValueError for a forward that does more than its graph says."""
+        if self._blocks:
+            where = ", ".join(path or "the network itself" for path in self._blocks)
+            raise ValueError(
+                f"{type(self.net).__name__} would lose what its forward does under torch.no_grad, torch.autocast or "
+                f"the like (in {where}), since torch.fx records no such block; use detach() or a cast of the tensors, "
+                "or take a norm that needs no more than x"
+            )
+
+    def uncalled(self, norms: Iterable[nn.Module]) -> set[nn.Module]:
+        """Those of `norms` that no forward calls: their tensors may be used by a function."""
+        targets = {str(node.target) for graph in self.graphs for node in graph.find_nodes(op="call_module")}
+        return set(norms) - {part for path in targets for part in self.net.get_submodule(path).modules()}
+
+    def functions(self) -> list[Left]:
+        """The calls of functions that normalize, by the module whose forward calls them."""
+        why = "a function that the forward calls, so that there is no module to swap"
+        calls = [node for graph in self.graphs for node in graph.nodes if node.target in _NORM_FUNCTIONS]
+        return list(dict.fromkeys(Left(self._scopes[call], call.target.__name__, why) for call in calls))
 
     def activations(self, norms: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
         """norm -> what directly follows it, as a new module, for each of `norms` that is followed by an activation.
@@ -259,6 +283,7 @@ class Graphs:
 
     def build(self) -> fx.GraphModule:
         """The network with the graph as it is now: the same modules under the same names."""
+        vars(self.net).update(self._constants)
         for graph in self.graphs:
             graph.lint()
         name, modes = type(self.net).__name__, _modes(self.net)  # read first: a new GraphOfEachMode sets all to train
@@ -364,12 +389,6 @@ def wants(layer: nn.Module) -> tuple[bool, bool]:
 def _applies_something(norm: nn.Module) -> bool:
     parts = own_parts(norm)
     return parts is not None and (own_activation(norm) is not None or not all(does_nothing(part) for part in parts))
-
-
-def _defaults(net: nn.Module) -> dict[str, Any]:
-    """The forward's own defaults, so that `if mask is not None` is decided as in a plain call."""
-    parameters = inspect.signature(type(net).forward).parameters.values()
-    return {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str | None)}
 
 
 def _has(net: nn.Module, path: str) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
 from norms.registry import NormFactory, NormInfo, factory_info, norm_option_defaults
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU),
@@ -165,11 +165,17 @@ def _changes(old: nn.Module, new: nn.Module, carried: Collection[str], tied: Col
     if info.keeps_stats and "running_mean" not in carried:
         unlike = "; the old norm evaluated with those of its batch" if _lacks_statistics(old) else ""
         changes.append(f"starts without running statistics: train or recalibrate before evaluating{unlike}")
+    if isinstance(old, _InstanceNorm) and old.running_mean is not None and not info.keeps_stats:
+        changes.append("evaluates as it trains; the old norm evaluated with running statistics, which are gone")
     if is_frozen(old) and "running_mean" in carried:
         changes.append("normalizes with its batch's statistics in training; those of the old norm were constant")
-    if any(getattr(old, hooks) for hooks in _HOOKS):
+    if has_hooks(old):
         changes.append("lost the hooks of the old norm")
     return changes
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def _lacks_statistics(old: nn.Module) -> bool:
