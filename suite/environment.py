@@ -113,12 +113,19 @@ def _versions() -> dict[str, str]:
 
 @functools.cache
 def _cpu_model() -> str:
+    """The processor's name, and what tells processors of one name apart: they round differently, and training amplifies
+    that."""
+    import torch
+
     info = Path("/proc/cpuinfo")
+    facts: dict[str, str] = {}
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    parts = [f"{name} {facts[name]}" for name in ("cpu family", "model") if facts.get(name)]
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join([*parts, torch.backends.cpu.get_cpu_capability()])})"
 
 
 def _git(*arguments: str) -> str:
