@@ -182,10 +182,11 @@ class Graphs:
                 "or take a norm that needs no more than x"
             )
 
-    def uncalled(self, norms: Iterable[nn.Module]) -> set[nn.Module]:
-        """Those of `norms` that no forward calls: their tensors may be used by a function."""
+    def uncalled(self, norms: Iterable[nn.Module]) -> list[nn.Module]:
+        """Those of `norms` that no forward calls, in order: their tensors may be used by a function."""
         targets = {str(node.target) for graph in self.graphs for node in graph.find_nodes(op="call_module")}
-        return set(norms) - {part for path in targets for part in self.net.get_submodule(path).modules()}
+        called = {part for path in targets for part in self.net.get_submodule(path).modules()}
+        return [norm for norm in norms if norm not in called]
 
     def functions(self) -> list[Left]:
         """The calls of functions that normalize, by the module whose forward calls them."""
