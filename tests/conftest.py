@@ -4,12 +4,30 @@ A test that is skipped has shown nothing, so it fails the session: leave out the
 """
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before() -> Iterator[None]:
+    """What a test registers or loads is gone after it: others of the same process go over all norms and tasks."""
+    import tasks
+    from norms import registry
+
+    registry.norm_names()  # the built-in ones first
+    norms, known, modules = dict(registry._REGISTRY), dict(tasks._TASKS), set(sys.modules)
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("normsuite_plugin_"):
+            del sys.modules[name]
+    for registered, before in ((registry._REGISTRY, norms), (tasks._TASKS, known)):
+        registered.clear()
+        registered.update(before)
 
 
 @pytest.fixture
