@@ -34,9 +34,6 @@ from pydantic import ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
 
-NormFactory = functools.partial
-"""factory(num_channels, *, affine=True, device=None, dtype=None) -> nn.Module on (N, C, *), shape kept."""
-
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
 AXES = tuple("".join(parts) for parts in itertools.product(("", "N"), ("", "C"), ("", "HW")))
 SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
@@ -81,6 +78,11 @@ class NormInfo:
             batch. Several norm batches per update would be taken for iterations, so tasks skip such a norm there.
         slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
             once per slice (see norms.situation).
+        functional: training works inside torch.func's transforms (vmap, grad, jvp), with the buffers that
+            functional_call brings; a norm that declares False raises a RuntimeError there. Evaluation always works.
+        variance: "biased" (divided by the count) or "unbiased" (by the count less one), the variance in the training
+            formula; None: not declared, or there is none.
+        running_variance: the same of the variance that running statistics take in.
     """
 
     name: str
@@ -95,6 +97,9 @@ class NormInfo:
     axes: str | None = None
     across_iterations: bool = False
     slices_at_once: bool = False
+    functional: bool = True
+    variance: str | None = None
+    running_variance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,45 @@ class _Entry:
     info: NormInfo
     build: Callable[..., nn.Module]
     file: str
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object: libraries put factories into sets
+class NormFactory:
+    """Builds layers of one norm with one set of options; what `make_norm` returns.
+
+    Attributes:
+        info: the declared facts of the norm.
+        build: its class, or what was registered in the place of one.
+        options: every option of the norm with its value.
+    """
+
+    info: NormInfo
+    build: Callable[..., nn.Module]
+    options: Mapping[str, Any]
+
+    def __call__(
+        self,
+        num_channels: int,
+        *,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        activation: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    ) -> nn.Module:
+        """A layer on x (N, num_channels, *), shape kept, stamped with `norm_info` and a neutral `situation`.
+
+        Args:
+            num_channels: C.
+            affine: weight and bias per channel.
+            device: of parameters and buffers; None: torch's default.
+            dtype: of the parameters; None: torch's default.
+            activation: what directly follows the norm, for a norm that fuses one; None: nothing does.
+
+        Raises:
+            ValueError: a number of channels that is no whole number of at least 1; an activation for a norm that fuses
+                none; what the layer refuses.
+        """
+        return _build(self, num_channels, affine, device, dtype, activation)
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -237,7 +281,7 @@ def norm_label(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}({','.join(different)})" if different else name
 
 
-def make_norm(name: str, **options: Any) -> NormFactory[nn.Module]:
+def make_norm(name: str, **options: Any) -> NormFactory:
     """A factory of layers: `make_norm("bgn", num_groups=4)(64)` is a BGN layer for 64 channels.
 
     The factory takes `(num_channels, *, affine=True, device=None, dtype=None)` (and `activation=` for a norm that fuses
@@ -248,15 +292,14 @@ def make_norm(name: str, **options: Any) -> NormFactory[nn.Module]:
         ValueError: unknown norm or option, wrong type; from the factory: what the layer itself refuses.
     """
     entry = _entry(name)
-    return functools.partial(_build, entry.info, entry.build, resolve_norm_options(name, options))
+    return NormFactory(entry.info, entry.build, resolve_norm_options(name, options))
 
 
-def factory_info(norm: NormFactory[nn.Module]) -> NormInfo:
+def factory_info(norm: NormFactory) -> NormInfo:
     """The declared facts of the norm that a factory from `make_norm` builds. ValueError for any other callable."""
-    info = norm.args[0] if isinstance(norm, functools.partial) and norm.func is _build else None
-    if not isinstance(info, NormInfo):
+    if not isinstance(norm, NormFactory):
         raise ValueError(f"{norm!r} is not a factory from make_norm")
-    return info
+    return norm.info
 
 
 def norm_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -332,16 +375,16 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def _build(
-    info: NormInfo,
-    build: Callable[..., nn.Module],
-    options: Mapping[str, Any],
+    factory: NormFactory,
     num_channels: int,
-    *,
-    affine: bool = True,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    activation: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    affine: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    activation: nn.Module | Callable[[Tensor], Tensor] | None,
 ) -> nn.Module:
+    info, build, options = factory.info, factory.build, factory.options
+    if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__") or num_channels < 1:
+        raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of at least 1 is needed')
     parameters = _parameters(build)
     contract: dict[str, Any] = {"affine": affine}
     contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}

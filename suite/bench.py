@@ -112,9 +112,9 @@ def _layers(channels: int) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name in norm_names():
         options: dict[str, Any] = {"num_groups": 8} if "num_groups" in norm_option_defaults(name) else {}
-        fused = {"activation": nn.ReLU()} if "activation" in norm_info(name).needs else {}
+        fused = nn.ReLU() if "activation" in norm_info(name).needs else None
         label = f"{name}(num_groups=8)" if options and name != "bgn" else name
-        layer = make_norm(name, **options)(channels, **fused)
+        layer = make_norm(name, **options)(channels, activation=fused)
         if hasattr(layer, "after_update"):
             layer.after_update(1.0)  # type: ignore[operator]  # past the part of training in which some are plain bn
         found[label] = layer

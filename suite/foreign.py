@@ -20,7 +20,7 @@ from norms.situation import situation
 from suite.progress import columns
 
 
-def convert_model(model: str, factory: NormFactory[nn.Module], norm: str) -> Audit:
+def convert_model(model: str, factory: NormFactory, norm: str) -> Audit:
     """Build a model with random weights, put a norm into it, forward it once in both modes, and return the audit.
 
     All of it on torch's meta device where model and norm can be (nothing is computed then), else on the CPU.

@@ -101,7 +101,7 @@ class Adversarial:
                 raise ValueError(f'{option} {given} exceeds the {available} {what} images of "{options.dataset}"')
         return checksum
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: AdversarialOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: AdversarialOptions) -> str | None:
         """None, or why this norm can not be trained or attacked here."""
         absent = ("context",) if options.num_domains == 2 else ("domain", "context")
         if reason := lacking(info, f"{self.name} ({options.method})", absent, options.slices):
@@ -111,7 +111,7 @@ class Adversarial:
         shape = described.image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape, classes)
 
-    def run(self, norm: NormFactory[nn.Module], options: AdversarialOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: AdversarialOptions, context: RunContext) -> Outcome:
         data = _load(options.dataset, context.data_dir, options.num_classes).to(context.device)
         memory = PeakMemory(context.device)
         net = build(norm, data, options, context)
@@ -230,9 +230,7 @@ def _facts(dataset: str, data_dir: Path, classes: int | None, checksum: str) -> 
     return len(data.train), len(data.test), data.num_classes
 
 
-def _refusal(
-    norm: NormFactory[nn.Module], options: AdversarialOptions, shape: tuple[int, int, int], classes: int
-) -> str | None:
+def _refusal(norm: NormFactory, options: AdversarialOptions, shape: tuple[int, int, int], classes: int) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes or an attack, or None."""
 
     def forward(device: str, shared: int) -> None:

@@ -111,7 +111,7 @@ class ArchitectureSearch:
             )
         return checksum
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
         """None, or why this norm (or the one of retraining) can not train here."""
         retraining, retrains = norm, "in retraining"
         if options.retrain_norm is not None:  # beside the reason stands the name of the other norm
@@ -139,7 +139,7 @@ class ArchitectureSearch:
                 return f"{where}: {reason}"
         return None
 
-    def run(self, norm: NormFactory[nn.Module], options: ArchitectureSearchOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: ArchitectureSearchOptions, context: RunContext) -> Outcome:
         data = _load(options.dataset, context.data_dir, options.num_classes, options.image_size).to(context.device)
         history: History = []
         # nothing here draws from the global generators; what a norm of one's own draws is the same in every run
@@ -154,7 +154,7 @@ class ArchitectureSearch:
 
     def _run(
         self,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         data: ImageData,
         options: ArchitectureSearchOptions,
         context: RunContext,
@@ -262,8 +262,8 @@ def _write(genotype: Genotype, controls: list[Genotype], folder: Path) -> list[s
 
 
 def _equals(
-    norm: NormFactory[nn.Module],
-    retraining: NormFactory[nn.Module],
+    norm: NormFactory,
+    retraining: NormFactory,
     genotype: Genotype,
     data: ImageData,
     options: ArchitectureSearchOptions,
@@ -285,7 +285,7 @@ def _equals(
 
 def _refusal(
     phase: str,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     size: tuple[int, int, int, bool],
     shared: int,
     shape: tuple[int, int, int],

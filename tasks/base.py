@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
-from torch import nn
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -97,7 +96,7 @@ class NormChoice(BaseModel):
             label=norm_label(self.name, own),
         )
 
-    def factory(self) -> NormFactory[nn.Module]:
+    def factory(self) -> NormFactory:
         return make_norm(self.name, **self.options)
 
 

@@ -141,7 +141,7 @@ class Classification:
             raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
         return datasets.checksum(options.dataset, data_dir)
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: ClassificationOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:
         """None, or why this norm can not train here."""
         if reason := lacking(info, self.name, slices=options.slices):
             return reason
@@ -150,7 +150,7 @@ class Classification:
         shape = described.image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape, classes)
 
-    def run(self, norm: NormFactory[nn.Module], options: ClassificationOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: ClassificationOptions, context: RunContext) -> Outcome:
         data = _open(options, context)
         memory = PeakMemory(context.device)
         net = build_net(
@@ -330,7 +330,7 @@ def _in_order(part: Part, prepare: Callable[[Tensor], Tensor], device: torch.dev
 
 
 def _refusal(
-    norm: NormFactory[nn.Module], options: ClassificationOptions, shape: tuple[int, int, int], classes: int
+    norm: NormFactory, options: ClassificationOptions, shape: tuple[int, int, int], classes: int
 ) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes, or None."""
 

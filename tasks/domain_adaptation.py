@@ -94,7 +94,7 @@ class DomainAdaptation:
         datasets.check_batch_size(options.dataset, data_dir, used, options.batch_size, options.num_classes)
         return datasets.checksum(options.dataset, data_dir)
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainAdaptationOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: DomainAdaptationOptions) -> str | None:
         """None, or why this norm can not train here."""
         if reason := lacking(info, self.name, ("context",), options.slices):
             return reason
@@ -102,7 +102,7 @@ class DomainAdaptation:
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
-    def run(self, norm: NormFactory[nn.Module], options: DomainAdaptationOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: DomainAdaptationOptions, context: RunContext) -> Outcome:
         source, target = (
             datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes).to(
                 context.device
@@ -207,7 +207,7 @@ def adabn(
 
 
 def _refusal(
-    norm: NormFactory[nn.Module], options: DomainAdaptationOptions, shape: tuple[int, int, int], classes: int
+    norm: NormFactory, options: DomainAdaptationOptions, shape: tuple[int, int, int], classes: int
 ) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes or forwards, or None."""
 

@@ -152,7 +152,7 @@ class DomainGeneralization:
         datasets.check_batch_size(options.dataset, data_dir, options.sources, options.batch_size, options.num_classes)
         return datasets.checksum(options.dataset, data_dir)
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
         """None, or why this norm can not train here, or not be evaluated on a domain that it has not seen."""
         if reason := lacking(info, self.name, ("context",), options.slices):
             return reason
@@ -160,7 +160,7 @@ class DomainGeneralization:
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
-    def run(self, norm: NormFactory[nn.Module], options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
         def load(domain: str) -> ImageData:
             data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
             return data.to(context.device)
@@ -316,7 +316,7 @@ def _endless(part: Split, batch_size: int, order: torch.Generator) -> Iterator[t
 
 
 def _refusal(
-    norm: NormFactory[nn.Module], options: DomainGeneralizationOptions, shape: tuple[int, int, int], classes: int
+    norm: NormFactory, options: DomainGeneralizationOptions, shape: tuple[int, int, int], classes: int
 ) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes or an unseen domain, or None."""
     count = len(options.sources)

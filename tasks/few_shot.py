@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
@@ -96,14 +96,14 @@ class FewShot:
             _check_part(part, labels, options)
         return checksum
 
-    def why_not(self, norm: NormFactory[nn.Module], info: NormInfo, options: FewShotOptions) -> str | None:
+    def why_not(self, norm: NormFactory, info: NormInfo, options: FewShotOptions) -> str | None:
         """None, or why this norm can not train here."""
         if reason := lacking(info, f"{self.name} ({options.method})", ("domain",)):
             return reason
         shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape)
 
-    def run(self, norm: NormFactory[nn.Module], options: FewShotOptions, context: RunContext) -> Outcome:
+    def run(self, norm: NormFactory, options: FewShotOptions, context: RunContext) -> Outcome:
         data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
         if options.method == "maml":
             import_legacy("learn2learn", "few_shot: method maml")  # here, or the first steps' cost would hold it
@@ -214,7 +214,7 @@ def _labels(dataset: str, data_dir: Path, checksum: str) -> dict[str, Tensor]:
     return {"train": data.train.labels, "val": data.val.labels, "test": data.test.labels}
 
 
-def _refusal(norm: NormFactory[nn.Module], options: FewShotOptions, shape: tuple[int, int, int]) -> str | None:
+def _refusal(norm: NormFactory, options: FewShotOptions, shape: tuple[int, int, int]) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes, or None."""
 
     def forward(device: str, shared: int) -> None:

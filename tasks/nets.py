@@ -75,7 +75,7 @@ def conv_norm_act(
     kernel: int,
     stride: int = 1,
     *,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     activation: nn.Module | None,
     padding: int | None = None,
     dilation: int = 1,
@@ -104,8 +104,8 @@ def conv_norm_act(
     if padding is None:
         padding = dilation * (kernel - 1) // 2
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device)
-    fused = {"activation": activation} if "activation" in factory_info(norm).needs else {}
-    return ConvNormAct(conv, norm(out_channels, affine=affine, device=device, **fused), activation)
+    fused = activation if "activation" in factory_info(norm).needs else None
+    return ConvNormAct(conv, norm(out_channels, affine=affine, device=device, activation=fused), activation)
 
 
 class PadShortcut(nn.Module):
@@ -132,7 +132,7 @@ class BasicBlock(nn.Module):
         out_channels: int,
         stride: int,
         *,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         projection: bool,
         device: torch.device | str | None = None,
     ):
@@ -177,7 +177,7 @@ class ResNet(nn.Module):
         blocks: Sequence[int],
         widths: Sequence[int],
         *,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         in_channels: int,
         num_classes: int,
         stem_stride: int = 1,
@@ -204,7 +204,7 @@ class ResNet(nn.Module):
 
 def build_net(
     model: str,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     *,
     num_classes: int,
     in_channels: int,
@@ -293,7 +293,7 @@ def initialize(net: nn.Module, generator: Callable[[str], torch.Generator]) -> N
 
 def _own_net(
     model: str,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     num_classes: int,
     in_channels: int,
     width: int | None,
@@ -315,7 +315,7 @@ def _own_net(
 
 
 def _torchvision_net(
-    model: str, norm: NormFactory[nn.Module], num_classes: int, in_channels: int, device: torch.device
+    model: str, norm: NormFactory, num_classes: int, in_channels: int, device: torch.device
 ) -> nn.Module:
     import torchvision  # only where one of its models is asked for: importing it takes a second
 

@@ -54,7 +54,7 @@ def refuse_empty(net: nn.Module) -> None:
 
 
 def refusal(
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     forward: Callable[[str, int], None],
     shared: int,
     shape: tuple[int, int, int],
@@ -69,8 +69,7 @@ def refusal(
         shape: (C, H, W) of an image.
         network: whatever else the answer can depend on, the task's name first.
     """
-    # a factory is a partial of (info, constructor, options)
-    key = (*norm.args[:2], json.dumps(norm.args[2], sort_keys=True), shared, shape, *network)
+    key = (norm.info, norm.build, json.dumps(norm.options, sort_keys=True), shared, shape, *network)
     if key not in _ANSWERS:
         _ANSWERS[key] = _decide(norm, forward, shared, shape)
     return _ANSWERS[key]
@@ -80,7 +79,7 @@ _ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
 
 
 def _decide(
-    norm: NormFactory[nn.Module], forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
+    norm: NormFactory, forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
 ) -> str | None:
     # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
@@ -102,10 +101,10 @@ def _decide(
     return None
 
 
-def _without_name(norm: NormFactory[nn.Module], text: str) -> str:
+def _without_name(norm: NormFactory, text: str) -> str:
     """An error's text as a reason: an error stands alone, so layers begin it with the norm's name or the class's."""
     name = factory_info(norm).name
-    layer = getattr(norm.args[1], "__name__", name)  # a partial has none
+    layer = getattr(norm.build, "__name__", name)  # a partial has none
     for start in (f'norm "{name}": ', f'norm "{name}" ', f"{name}: ", f"{layer}: "):
         text = text.removeprefix(start)
     return text

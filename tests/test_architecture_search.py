@@ -389,7 +389,7 @@ def test_the_norm_of_retraining_is_its_own_option(monkeypatch, tmp_path):
     real = training.DerivedNetwork
 
     def spy(*args, norm, **options):
-        used.append((factory_info(norm).name, norm.args[2]["num_groups"]))
+        used.append((factory_info(norm).name, norm.options["num_groups"]))
         return real(*args, norm=norm, **options)
 
     monkeypatch.setattr(training, "DerivedNetwork", spy)

@@ -40,7 +40,7 @@ class Subject:
     """A norm and how to make, call and train a layer of it, with everything it declares to need."""
 
     info: NormInfo
-    factory: NormFactory[nn.Module]
+    factory: NormFactory
     channels: int
     configured: bool = False  # with options, which may leave less of what the norm declares
 
@@ -107,7 +107,7 @@ class Subject:
         return self.train(self.layer(dtype=dtype, **kwargs), *(self.x(seed, dtype=dtype) for seed in (1, 2, 3)))
 
 
-def find_subject(info: NormInfo, factory: NormFactory[nn.Module], configured: bool = False) -> Subject:
+def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False) -> Subject:
     refused: ValueError | None = None
     for channels in CHANNELS:
         subject = Subject(info, factory, channels, configured)

@@ -63,7 +63,7 @@ class _Place(NamedTuple):
     old: nn.Module
 
 
-def convert_norms(net: nn.Module, factory: NormFactory[nn.Module]) -> Audit:
+def convert_norms(net: nn.Module, factory: NormFactory) -> Audit:
     """As `converted`, in place: for every norm that needs no more than x, and for others where that is enough.
 
     Raises:
@@ -72,7 +72,7 @@ def convert_norms(net: nn.Module, factory: NormFactory[nn.Module]) -> Audit:
     return _convert(net, factory, in_place=True)[1]
 
 
-def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Module, Audit]:
+def converted(net: nn.Module, factory: NormFactory) -> tuple[nn.Module, Audit]:
     """Replace every channel-wise norm of `net` by a layer of `factory`.
 
     The new layer has the old one's number of channels, device, dtype, mode and `affine` (a FrozenBatchNorm2d, whose
@@ -103,7 +103,7 @@ def converted(net: nn.Module, factory: NormFactory[nn.Module]) -> tuple[nn.Modul
     return _convert(net, factory, in_place=False)
 
 
-def _convert(net: nn.Module, factory: NormFactory[nn.Module], in_place: bool) -> tuple[nn.Module, Audit]:
+def _convert(net: nn.Module, factory: NormFactory, in_place: bool) -> tuple[nn.Module, Audit]:
     info, before = factory_info(factory), size(net)
     if is_channelwise(net) and not is_ours(net):
         raise ValueError(f"{type(net).__name__} is a norm itself and has no parent to be swapped in; wrap it")

@@ -37,7 +37,7 @@ class NormDropAct(nn.Module):
 def replacement(
     path: str,
     old: nn.Module,
-    factory: NormFactory[nn.Module],
+    factory: NormFactory,
     activation: nn.Module | None,
     around: Iterable[nn.Module],
     tied: Collection[nn.Parameter],

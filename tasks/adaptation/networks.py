@@ -64,7 +64,7 @@ class AdaptationNet(nn.Module):
 
 
 def build(
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     options: DomainAdaptationOptions,
     *,
     channels: int,

@@ -49,7 +49,7 @@ class Standardized(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
-def build(norm: NormFactory[nn.Module], data: ImageData, options: AdversarialOptions, context: RunContext) -> nn.Module:
+def build(norm: NormFactory, data: ImageData, options: AdversarialOptions, context: RunContext) -> nn.Module:
     """The network of a run, from [0, 1] images to logits, in training mode."""
     net = build_net(
         options.model,

@@ -78,7 +78,7 @@ def check_size(shape: tuple[int, ...], auxiliary: bool = False) -> None:
 class _Preprocessed(nn.Module):
     """What both kinds of cells share: their two inputs brought to (N, C, H, W) of one size."""
 
-    def __init__(self, place: Place, *, norm: NormFactory[nn.Module], affine: bool, device: Device):
+    def __init__(self, place: Place, *, norm: NormFactory, affine: bool, device: Device):
         super().__init__()
         first = FactorizedReduce if place.after_reduction else ReLUConvNorm
         self.preprocess0 = first(place.before_last, place.channels, norm=norm, affine=affine, device=device)
@@ -93,7 +93,7 @@ class _Preprocessed(nn.Module):
 class SearchCell(_Preprocessed):
     """Every node is the sum of mixed operations on all earlier states."""
 
-    def __init__(self, place: Place, *, norm: NormFactory[nn.Module], device: Device):
+    def __init__(self, place: Place, *, norm: NormFactory, device: Device):
         super().__init__(place, norm=norm, affine=False, device=device)
         self.edges = nn.ModuleList(
             MixedOperation(place.channels, self.stride(state), norm=norm, device=device)
@@ -118,7 +118,7 @@ class SearchCell(_Preprocessed):
 class DerivedCell(_Preprocessed):
     """Every node is the sum of the two operations that the genotype names."""
 
-    def __init__(self, genotype: Genotype, place: Place, *, norm: NormFactory[nn.Module], device: Device):
+    def __init__(self, genotype: Genotype, place: Place, *, norm: NormFactory, device: Device):
         super().__init__(place, norm=norm, affine=True, device=device)
         genes = genotype.reduce if place.reduction else genotype.normal
         self.states = [state for _, state in genes]
@@ -144,9 +144,7 @@ class DerivedCell(_Preprocessed):
 class _Backbone(nn.Module):
     """Stem and classifier around cells."""
 
-    def __init__(
-        self, channels: int, in_channels: int, last: int, num_classes: int, norm: NormFactory[nn.Module], device: Device
-    ):
+    def __init__(self, channels: int, in_channels: int, last: int, num_classes: int, norm: NormFactory, device: Device):
         super().__init__()
         self.stem = conv_norm_act(in_channels, STEM_MULTIPLIER * channels, 3, norm=norm, activation=None, device=device)
         self.head = nn.Linear(last, num_classes, device=device)
@@ -185,7 +183,7 @@ class SearchBody(_Backbone):
         channels: int,
         cells: int,
         *,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         in_channels: int,
         num_classes: int,
         device: Device = None,
@@ -225,7 +223,7 @@ class SearchNetwork(nn.Module):
         channels: int,
         cells: int,
         *,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         in_channels: int,
         num_classes: int,
         device: Device = None,
@@ -251,7 +249,7 @@ class AuxiliaryHead(nn.Module):
     8x8 maps, which 32x32 images give, are the published case; larger ones are averaged at the end.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, norm: NormFactory[nn.Module], device: Device):
+    def __init__(self, channels: int, num_classes: int, *, norm: NormFactory, device: Device):
         super().__init__()
         self.pool = nn.AvgPool2d(5, stride=3)
         self.first = conv_norm_act(channels, 128, 1, norm=norm, activation=nn.ReLU(), device=device)
@@ -286,7 +284,7 @@ class DerivedNetwork(_Backbone):
         channels: int,
         cells: int,
         *,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         in_channels: int,
         num_classes: int,
         auxiliary: bool = False,

@@ -27,9 +27,7 @@ Device = torch.device | str | None
 class ReLUConvNorm(nn.Sequential):
     """norm(conv1x1(relu(x))): (N, C_in, H, W) -> (N, C_out, H, W)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, norm: NormFactory[nn.Module], affine: bool, device: Device = None
-    ):
+    def __init__(self, in_channels: int, out_channels: int, *, norm: NormFactory, affine: bool, device: Device = None):
         super().__init__(
             nn.ReLU(),
             conv_norm_act(in_channels, out_channels, 1, norm=norm, activation=None, affine=affine, device=device),
@@ -43,9 +41,7 @@ class FactorizedReduce(nn.Sequential):
     others leave out.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, norm: NormFactory[nn.Module], affine: bool, device: Device = None
-    ):
+    def __init__(self, in_channels: int, out_channels: int, *, norm: NormFactory, affine: bool, device: Device = None):
         conv = nn.Conv2d(in_channels, out_channels, 1, 2, bias=False, device=device)
         super().__init__(nn.ReLU(), _TwoHalves(conv, norm(out_channels, affine=affine, device=device), None))
 
@@ -64,7 +60,7 @@ def _depthwise(channels: int, kernel: int, stride: int, dilation: int, device: D
 
 
 def operation(
-    name: str, channels: int, stride: int, *, norm: NormFactory[nn.Module], affine: bool, device: Device = None
+    name: str, channels: int, stride: int, *, norm: NormFactory, affine: bool, device: Device = None
 ) -> nn.Module:
     """One operation on C channels.
 
@@ -113,7 +109,7 @@ class MixedOperation(nn.Module):
         device: of all parameters and buffers.
     """
 
-    def __init__(self, channels: int, stride: int, *, norm: NormFactory[nn.Module], device: Device = None):
+    def __init__(self, channels: int, stride: int, *, norm: NormFactory, device: Device = None):
         super().__init__()
         self.candidates = nn.ModuleList()
         self.takes_relu: list[bool] = []

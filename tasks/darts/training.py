@@ -125,7 +125,7 @@ def halves(train: Split, context: RunContext) -> tuple[Split, Split]:
 
 
 def search(
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     data: ImageData,
     options: ArchitectureSearchOptions,
     context: RunContext,
@@ -228,7 +228,7 @@ def mixing_weights(architecture: Architecture) -> dict[str, float]:
 
 def retrain(
     genotype: Genotype,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     data: ImageData,
     options: ArchitectureSearchOptions,
     context: RunContext,

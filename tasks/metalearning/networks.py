@@ -26,9 +26,7 @@ INITIAL_SCALE = 10.0
 class Conv4(nn.Module):
     """Four times convolution, norm, ReLU, max-pooling: (N, C, H, W) -> (N, width * (H // 16) * (W // 16))."""
 
-    def __init__(
-        self, norm: NormFactory[nn.Module], in_channels: int, width: int, device: torch.device | str | None = None
-    ):
+    def __init__(self, norm: NormFactory, in_channels: int, width: int, device: torch.device | str | None = None):
         super().__init__()
         layers: list[nn.Module] = []
         for channels in (in_channels, width, width, width):
@@ -47,7 +45,7 @@ class ResNet12Block(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        norm: NormFactory[nn.Module],
+        norm: NormFactory,
         device: torch.device | str | None = None,
     ):
         super().__init__()
@@ -68,9 +66,7 @@ class ResNet12Block(nn.Module):
 class ResNet12(nn.Module):
     """Four residual blocks and global average pooling: (N, C, H, W) -> (N, 10 * width)."""
 
-    def __init__(
-        self, norm: NormFactory[nn.Module], in_channels: int, width: int, device: torch.device | str | None = None
-    ):
+    def __init__(self, norm: NormFactory, in_channels: int, width: int, device: torch.device | str | None = None):
         super().__init__()
         widths = [in_channels, *(round(factor * width) for factor in RESNET12)]
         pairs = itertools.pairwise(widths)
@@ -112,7 +108,7 @@ class FewShotNet(nn.Module):
 def build_few_shot_net(
     model: str,
     method: str,
-    norm: NormFactory[nn.Module],
+    norm: NormFactory,
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,

@@ -35,7 +35,7 @@ ROWS = 10
 """Rows of the history."""
 
 
-def build(norm: NormFactory[nn.Module], data: ImageData, options: FewShotOptions, context: RunContext) -> FewShotNet:
+def build(norm: NormFactory, data: ImageData, options: FewShotOptions, context: RunContext) -> FewShotNet:
     """The network of a run, in training mode."""
     net = build_few_shot_net(
         options.model,
