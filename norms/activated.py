@@ -4,6 +4,7 @@
     evonorm_b0  x / max(std_batch, v x + std_instance) * w + b        Liu et al. 2020, arXiv:2004.02967
     evonorm_s0  x sigmoid(v x) / std_group * w + b                    Liu et al. 2020, arXiv:2004.02967
     proxy       (phi(w z + b) - m_p) / sqrt(v_p + 0.03), z = gn(x)    Labatie et al. 2021, arXiv:2106.03743
+                gn(x) with its affine where no activation follows
 
     std = sqrt(var + eps), biased variance, eps 1e-5: std_batch over (N, H, W) of a channel, std_instance over (H, W),
     std_group over (C/G, H, W)
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.batch import BatchNorm
+from norms.channels import transformed
 from norms.registry import register
 from norms.sample import GroupNorm, InstanceNorm
 
@@ -50,26 +52,32 @@ def _column(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter[:, None]
 
 
-class _Moments(torch.autograd.Function):
-    """Mean and biased variance (N, C) of each channel of each sample of x (N, C, P).
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (N, C) of each channel of each sample of x (N, C, P)."""
+    return _plain_moments(x) if transformed() else _Moments.apply(x)
 
-    The derivative, written down: the chain through differentiable operations goes over memory twice as often, which is
-    a quarter of an evonorm's time. It is itself differentiable.
+
+def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(dim=2)
+    return mean, (x - mean[..., None]).square().mean(dim=2)
+
+
+class _Moments(torch.autograd.Function):
+    """`_plain_moments` with its derivative written down.
+
+    The chain through differentiable operations goes over memory twice as often, which is a quarter of an evonorm's
+    time. The derivative is itself differentiable.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = _plain_moments(x)
+        ctx.save_for_backward(x, mean)
+        return mean, var
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.mean(dim=2)
-        return mean, (x - mean[..., None]).square().mean(dim=2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0], output[0])
-
-    @staticmethod
-    def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        d_mean, d_var = grads
         x, mean = ctx.saved_tensors
         d_mean, d_var = d_mean[..., None] / x.shape[2], d_var[..., None] * (2 / x.shape[2])
         return torch.addcmul(d_mean, x - mean[..., None], d_var)
@@ -122,8 +130,9 @@ class FilterResponseNorm(InstanceNorm):
         super().__init__(num_channels, eps=eps, affine=affine, device=device, dtype=dtype)
         if eps <= 0:
             raise ValueError(f"eps={eps}: it must be positive")
-        tau = None if activation is None else nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype))
-        self.register_parameter("tau", tau)
+        self.register_parameter("tau", None)
+        if activation is not None:
+            self.add_parameter("tau", 0.0, (num_channels,), device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *), at least two positions -> the same shape and dtype."""
@@ -190,9 +199,10 @@ class EvoNormB0(BatchNorm):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        v = None if activation is None else nn.Parameter(torch.ones(num_channels, device=device, dtype=dtype))
-        self.register_parameter("v", v)
-        if v is None:
+        self.register_parameter("v", None)
+        if activation is not None:
+            self.add_parameter("v", 1.0, (num_channels,), device, dtype)
+        else:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 self.register_buffer(name, None)
 
@@ -208,11 +218,12 @@ class EvoNormB0(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         flat = _flat(x)
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)
-        mean, var = _Moments.apply(flat)  # (N, C)
+        mean, var = _moments(flat)  # (N, C)
         batch = self._batch_variance(x, mean, var) if self.training else self.running_var.to(flat.dtype)
         std, instance = torch.sqrt(batch + self.eps)[..., None], torch.sqrt(var + self.eps)[..., None]
         # max(std, vx + instance) as relu(vx + instance - std) + std, see frn
@@ -253,7 +264,7 @@ class EvoNormS0(GroupNorm):
 
     Args:
         num_channels: C.
-        num_groups: G, a divisor of C.
+        num_groups: G, a divisor of C; "auto": the largest one that is not above 32.
         eps: added to the variance.
         affine: weight and bias per channel.
         activation: any: the layer takes its place; None: affine only.
@@ -268,7 +279,7 @@ class EvoNormS0(GroupNorm):
         self,
         num_channels: int,
         *,
-        num_groups: int = 32,
+        num_groups: int | Literal["auto"] = 32,
         eps: float = 1e-5,
         affine: bool = True,
         activation: Activation | None = None,
@@ -278,8 +289,9 @@ class EvoNormS0(GroupNorm):
         super().__init__(num_channels, num_groups=num_groups, eps=eps, affine=affine, device=device, dtype=dtype)
         if eps <= 0:
             raise ValueError(f"eps={eps}: it must be positive")
-        v = None if activation is None else nn.Parameter(torch.ones(num_channels, device=device, dtype=dtype))
-        self.register_parameter("v", v)
+        self.register_parameter("v", None)
+        if activation is not None:
+            self.add_parameter("v", 1.0, (num_channels,), device, dtype)
 
     @property
     def equivalent_to(self) -> str | None:
@@ -293,7 +305,7 @@ class EvoNormS0(GroupNorm):
         if self.v is None:
             return _affine_only(x, flat, self.weight, self.bias)
         each = (x.shape[0], self.num_groups, self.num_channels // self.num_groups)
-        mean, var = _Moments.apply(flat)
+        mean, var = _moments(flat)
         var = _pooled(mean.view(each), var.view(each), 2)[1]  # (N, G)
         scale = torch.rsqrt(var + self.eps)[..., None].expand(each).reshape(*x.shape[:2], 1)
         gated = flat * torch.sigmoid(flat * self.v.to(flat.dtype)[:, None])
@@ -316,6 +328,7 @@ def _affine_only(x: Tensor, flat: Tensor, weight: Tensor | None, bias: Tensor | 
     mixes_samples=False,
     keeps_stats=False,
     axes="CHW",
+    version=2,  # gn where no activation follows, where the identity was taken for phi
     needs={"activation"},
 )
 class ProxyNorm(GroupNorm):
@@ -330,31 +343,33 @@ class ProxyNorm(GroupNorm):
     The batch plays no part in them. The quantiles are computed anew in each forward, which takes no state that a cast
     of the module could round.
 
+    Without an activation after it the layer is gn with its affine, as in the published networks: no proxy, and no
+    proxy_mean and proxy_scale.
+
     Args:
         num_channels: C.
         base: "gn", or "ln": gn of one group.
-        num_groups: G of gn, a divisor of C; unused by ln.
+        num_groups: G of gn, a divisor of C; "auto": the largest one that is not above 32; unused by ln.
         eps: added to the variance of the base.
         proxy_eps: added to the variance of the proxy.
         num_samples: S, quantiles of the proxy.
         affine: weight and bias per channel, inside phi.
-        activation: phi, elementwise; it sees x's shape and (S, C, 1, ...). A module is part of the layer. None: the
-            identity, for places where no activation directly follows.
+        activation: phi, elementwise; it sees x's shape and (S, C, 1, ...). A module is part of the layer. None: gn.
 
     Raises:
         ValueError: an unknown base, G does not divide C, proxy_eps is not positive, fewer than two samples; (forward)
             one value per group.
     """
 
-    proxy_mean: nn.Parameter
-    proxy_scale: nn.Parameter
+    proxy_mean: nn.Parameter | None
+    proxy_scale: nn.Parameter | None
 
     def __init__(
         self,
         num_channels: int,
         *,
         base: Literal["gn", "ln"] = "gn",
-        num_groups: int = 32,
+        num_groups: int | Literal["auto"] = 32,
         eps: float = 1e-5,
         proxy_eps: float = 0.03,
         num_samples: int = 200,
@@ -373,20 +388,30 @@ class ProxyNorm(GroupNorm):
             raise ValueError(f"num_samples={num_samples}: the proxy's variance needs at least 2")
         self.proxy_eps, self.num_samples, self.activation = proxy_eps, num_samples, activation
         for name in ("proxy_mean", "proxy_scale"):
-            self.register_parameter(name, nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype)))
+            self.register_parameter(name, None)
+            if activation is not None:
+                self.add_parameter(name, 0.0, (num_channels,), device, dtype)
+
+    @property
+    def equivalent_to(self) -> str | None:
+        """The registered norm that this layer equals: "gn" or "ln" where no activation follows, else None."""
+        return None if self.activation is not None else "ln" if self.num_groups == 1 else "gn"
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
+        if self.activation is None:
+            return super().forward(x)
+        if self.is_empty(x):
+            return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
-        y = self._phi(super().forward(x.to(wide)))
-        mean, var = self._proxy_moments(y)
+        y = self.activation(super().forward(x.to(wide)))
+        mean, var = self._proxy_moments(y, self.activation)
         return ((y - mean) * torch.rsqrt(var + self.proxy_eps)).to(x.dtype)
 
-    def _phi(self, x: Tensor) -> Tensor:
-        return x if self.activation is None else self.activation(x)
-
-    def _proxy_moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _proxy_moments(self, y: Tensor, phi: Activation) -> tuple[Tensor, Tensor]:
         """m_p and v_p (C, 1, ...) in the type and with the dimensions of y (N, C, *)."""
+        assert self.proxy_mean is not None
+        assert self.proxy_scale is not None
         shape = (-1, *[1] * (y.dim() - 2))
 
         def per_channel(p: Tensor) -> Tensor:
@@ -398,7 +423,7 @@ class ProxyNorm(GroupNorm):
         proxy = torch.addcmul(per_channel(self.proxy_mean), normal, 1 + per_channel(self.proxy_scale))
         if self.weight is not None and self.bias is not None:
             proxy = torch.addcmul(per_channel(self.bias), proxy, per_channel(self.weight))
-        activated = self._phi(proxy)
+        activated = phi(proxy)
         mean = activated.mean(dim=0)
         return mean, (activated - mean).square().mean(dim=0)
 

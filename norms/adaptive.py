@@ -48,6 +48,9 @@ class InstanceEnhancementBatchNorm(ChannelStatistics):
         ValueError: (forward, training) one value per channel.
     """
 
+    gate_weight: nn.Parameter
+    gate_bias: nn.Parameter
+
     def __init__(
         self,
         num_channels: int,
@@ -59,12 +62,13 @@ class InstanceEnhancementBatchNorm(ChannelStatistics):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        self.gate_weight = nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype))
-        self.gate_bias = nn.Parameter(torch.full((num_channels,), -1.0, device=device, dtype=dtype))
+        for name, start in (("gate_weight", 0.0), ("gate_bias", -1.0)):
+            self.add_parameter(name, start, (num_channels,), device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
             standard = self.train_on(wide, None, None, self.situation.slices)
@@ -113,6 +117,9 @@ class SwitchableNorm(ChannelStatistics):
         ValueError: (forward) fewer than two positions, in training and in evaluation.
     """
 
+    mean_logits: nn.Parameter
+    var_logits: nn.Parameter
+
     def __init__(
         self,
         num_channels: int,
@@ -124,12 +131,13 @@ class SwitchableNorm(ChannelStatistics):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        self.mean_logits = nn.Parameter(torch.ones(3, device=device, dtype=dtype))
-        self.var_logits = nn.Parameter(torch.ones(3, device=device, dtype=dtype))
+        for name in ("mean_logits", "var_logits"):
+            self.add_parameter(name, 1.0, (3,), device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *), at least two positions -> the same shape and dtype."""
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         positions = math.prod(x.shape[2:])
         if positions < 2:
             raise ValueError(
@@ -148,7 +156,9 @@ class SwitchableNorm(ChannelStatistics):
             batch = _union(mean, var, 0)
             self.track(batch[0].detach()[0], batch[1].detach()[0] * (count / (count - 1)), count)
         else:
-            batch = self.running_mean.to(wide.dtype), self.running_var.to(wide.dtype)
+            # copied as in norms.grouping.evaluate: the backward is to be by these
+            mean_var = (self.running_mean, self.running_var)
+            batch = tuple(t.to(wide.dtype, copy=True) for t in mean_var)  # type: ignore[assignment]
         means, variances = zip((mean, var), _union(mean, var, 2), batch, strict=True)
         mixed_mean, mixed_var = _mixed(self.mean_logits, means), _mixed(self.var_logits, variances)
         scale = torch.rsqrt(mixed_var + self.eps)

@@ -18,13 +18,12 @@ table is continued to 1 image (G = 1) and beyond 128 (G = 512). Statistics are f
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from norms.channels import PerChannel, check_arguments
+from norms.channels import PerChannel, Reading, check_arguments
 from norms.grouping import evaluate, normalize
 from norms.registry import register
 from norms.running import RunningStatistics
@@ -43,6 +42,10 @@ def bgn_groups(norm_batch_size: int) -> int:
     if norm_batch_size < 1:
         raise ValueError(f"norm_batch_size={norm_batch_size}: a norm batch has at least 1 image")
     return PAPER_GROUPS[max(size for size in PAPER_GROUPS if size <= norm_batch_size)]
+
+
+MOST_AXES = 4
+"""Spatial axes that bgn can keep the trained size of."""
 
 
 class _BatchStatistics(PerChannel, RunningStatistics):
@@ -70,7 +73,8 @@ class _BatchStatistics(PerChannel, RunningStatistics):
             ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
                 statistic in training; bgn: a size that G does not divide, or that differs from training.
         """
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         self._check_size(x)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_groups, self.eps)
@@ -81,8 +85,7 @@ class _BatchStatistics(PerChannel, RunningStatistics):
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         one_group_per_channel = slices == 1 and self.num_groups == self.num_channels
         if one_group_per_channel and self.momentum is not None and self.running_mean.dtype == wide:
-            self.num_batches_tracked.add_(1)  # torch's kernel moves the other two
-            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, True, self.momentum, self.eps)
+            return self.train_tracked(x, weight, bias, self.eps)
         y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
         self.track(mean, var, count)
         return y
@@ -174,13 +177,16 @@ class BatchGroupNorm(_BatchStatistics):
 
     Attributes:
         num_groups: the resolved G.
-        trained_size: the spatial size that running statistics belong to where G does not divide C, else None. Part of
-            the state_dict as extra state (a buffer would break compilation of the evaluation mode).
+        trained_size: the spatial size that running statistics belong to where G does not divide C, else None. Kept in
+            the buffer `trained_shape`, padded with zeros, so that copies and averages of a network have it, too.
 
     Raises:
         ValueError: "auto" or "paper" without norm_batch_size, G < 1; (forward) D is not a multiple of G, fewer than two
-            values per statistic in training, a size other than the trained one where G does not divide C.
+            values per statistic in training; where G does not divide C a size other than the trained one (a compiled
+            layer: RuntimeError), or more than MOST_AXES spatial axes.
     """
+
+    trained_shape: Tensor
 
     def __init__(
         self,
@@ -210,7 +216,16 @@ class BatchGroupNorm(_BatchStatistics):
             raise ValueError(f"bgn: num_groups={num_groups}: at least 1 is needed")
         super().__init__(num_channels, num_groups, eps, momentum, affine, device, dtype)
         self.norm_batch_size = norm_batch_size
-        self.trained_size: tuple[int, ...] | None = None
+        if num_channels % num_groups:
+            shape = torch.zeros(MOST_AXES, device=device, dtype=torch.long)
+            self.register_buffer("trained_shape", shape)
+        self._reading = Reading()
+
+    @property
+    def trained_size(self) -> tuple[int, ...] | None:
+        """See the class."""
+        shape = self._reading(self.trained_shape) if self.num_channels % self.num_groups else None
+        return tuple(side for side in shape if side) or None if shape else None
 
     @property
     def equivalent_to(self) -> str | None:
@@ -220,14 +235,16 @@ class BatchGroupNorm(_BatchStatistics):
     def reset_running_stats(self) -> None:
         """As after construction: mean 0, variance 1, no batch and no size seen."""
         super().reset_running_stats()
-        self.trained_size = None
+        if self.num_channels % self.num_groups:
+            self.trained_shape.zero_()
 
-    def get_extra_state(self) -> Tensor:
-        """The trained size as a tensor, empty for None, so that tools which expect tensors in a state_dict work."""
-        return torch.tensor(self.trained_size or (), dtype=torch.long)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.trained_size = tuple(state.tolist()) or None
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old = state_dict.pop(prefix + "_extra_state", None)  # where versions before 0.6 kept the size
+        if isinstance(old, Tensor) and self.num_channels % self.num_groups and len(old) <= MOST_AXES:
+            shape = torch.zeros(MOST_AXES, dtype=torch.long)
+            shape[: len(old)] = old
+            state_dict.setdefault(prefix + "trained_shape", shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_size(self, x: Tensor) -> None:
         values, size = math.prod(x.shape[1:]), tuple(x.shape[2:])
@@ -238,16 +255,32 @@ class BatchGroupNorm(_BatchStatistics):
                 f"bgn: num_groups={self.num_groups} does not divide the {values} values of a sample "
                 f"{tuple(x.shape[1:])}; the nearest valid number is {near}"
             )
-        if self.trained_size is not None and self.trained_size != size:
+        if not self.num_channels % self.num_groups:
+            return
+        if len(size) > MOST_AXES:
             raise ValueError(
-                f"bgn: num_groups={self.num_groups} does not divide {self.num_channels} channels, so its running "
-                f"statistics belong to positions of the trained size {self.trained_size}; given {size}. "
-                "Call reset_running_stats() to start over at another size"
+                f"bgn: num_groups={self.num_groups} does not divide {self.num_channels} channels; then at most "
+                f"{MOST_AXES} spatial axes are known, given x of shape {tuple(x.shape)}"
+            )
+        why = (
+            f"bgn: num_groups={self.num_groups} does not divide {self.num_channels} channels, so its running "
+            "statistics belong to positions of the trained size"
+        )
+        if torch.compiler.is_compiling():
+            # values can not be looked at while a graph is made, so the graph is to look
+            new = torch.stack([torch.full_like(self.trained_shape[0], side) for side in size])
+            kept = self.trained_shape[: len(size)]
+            torch._assert_async(((kept == new) | (kept == 0)).all(), f"{why}, which x has not")
+        elif self.trained_size not in (None, size):
+            raise ValueError(
+                f"{why} {self.trained_size}; given {size}. Call reset_running_stats() to start over at another size"
             )
 
     def _trained_at(self, x: Tensor) -> None:
-        if self.num_channels % self.num_groups:
-            self.trained_size = tuple(x.shape[2:])
+        if self.num_channels % self.num_groups and (torch.compiler.is_compiling() or self.trained_size is None):
+            with torch.no_grad():
+                for axis, side in enumerate(x.shape[2:]):
+                    self.trained_shape[axis].fill_(side)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}"

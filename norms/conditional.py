@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.channels import PerChannel, check_arguments
+from norms.channels import PerChannel, Reading, check_arguments
 from norms.domain import _normalized, _PerDomain
 from norms.grouping import evaluate, normalize
 from norms.registry import register
@@ -55,6 +55,8 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         affine: the shared weight and bias (C,); `domain_weight` and `domain_bias` (D, C) stay without it.
     """
 
+    domain_bias: nn.Parameter
+
     def __init__(
         self,
         num_channels: int,
@@ -70,9 +72,15 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         super().__init__(num_channels, momentum, device, dtype)
         self.num_domains = num_domains
         self.add_channels(num_channels, eps, affine, device, dtype)
-        scale = torch.empty(num_domains, num_channels, device=device, dtype=dtype).normal_(1.0, 0.02)
-        self.domain_weight = nn.Parameter(scale)
-        self.domain_bias = nn.Parameter(torch.zeros_like(scale))
+        shape = (num_domains, num_channels)
+        self.domain_weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype).normal_(1.0, 0.02))
+        self.add_parameter("domain_bias", 0.0, shape, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """As after construction; `domain_weight` is drawn anew."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.domain_weight.normal_(1.0, 0.02)
 
     # what was told is checked as dsbn checks it
     _domain = _PerDomain._domain
@@ -86,6 +94,8 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         """
         self.check_channels(x)
         domain = self._domain(x)  # type: ignore[misc]
+        if not len(x):
+            return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         scale, shift = self.domain_weight.to(wide)[domain], self.domain_bias.to(wide)[domain]
@@ -152,12 +162,17 @@ class TaskNorm(PerChannel):
 
     Attributes:
         context_mean, context_var: (C,), of the last context set.
-        context_size: its number of images, 0 before the first one; part of the state_dict as extra state. (A buffer
-            could not be asked without waiting for the device.)
+        context_size: its number of images, 0 before the first one.
+
+    All three are buffers changed in place, so that they stay in the buffers that `functional_call` brings. A context
+    that is not finite makes its queries nan; the next one takes its place.
     """
 
+    a: nn.Parameter
+    b: nn.Parameter
     context_mean: Tensor
     context_var: Tensor
+    context_size: Tensor
 
     def __init__(
         self,
@@ -171,12 +186,18 @@ class TaskNorm(PerChannel):
         super().__init__()
         check_arguments(eps=eps, num_channels=num_channels)
         self.add_channels(num_channels, eps, affine, device, dtype)
-        self.a = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
-        self.b = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+        for name in ("a", "b"):
+            self.add_parameter(name, 0.0, (), device, dtype)
         kept = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         for name in ("context_mean", "context_var"):
             self.register_buffer(name, torch.zeros(num_channels, device=device, dtype=kept))
-        self.context_size = 0
+        self.register_buffer("context_size", torch.zeros((), device=device, dtype=torch.long))
+        self._reading = Reading()
+
+    def reset_running_stats(self) -> None:
+        """As after construction: no context."""
+        for buffer in (self.context_mean, self.context_var, self.context_size):
+            buffer.detach_().zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype.
@@ -189,6 +210,8 @@ class TaskNorm(PerChannel):
         part = self.situation.part
         if part is None:
             raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
+        if not len(x):
+            return self.empty(x)
         if part == "context" and len(x) * math.prod(x.shape[2:]) < 2:
             raise ValueError(
                 f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
@@ -197,11 +220,12 @@ class TaskNorm(PerChannel):
         var, mean = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
         if part == "context":
             self._keep(mean, var)
-        elif not self.context_size:
-            raise ValueError("tasknorm: a query before any context; forward the support with part context first")
+        else:
+            self._check_context()
         wide = values.dtype
-        context_mean, context_var = self.context_mean.to(wide), self.context_var.to(wide)
-        alpha = torch.sigmoid(self.a.to(wide) * self.context_size + self.b.to(wide))
+        # copied, since the next context changes the buffers while this forward's graph may still be needed
+        context_mean, context_var = (t.to(wide, copy=True) for t in (self.context_mean, self.context_var))
+        alpha = torch.sigmoid(self.a.to(wide) * self.context_size.to(wide) + self.b.to(wide))
         # the class's formula in the distance of the two means alone, so that no large means are subtracted again
         apart = context_mean - mean
         mean = mean + alpha * apart
@@ -213,22 +237,33 @@ class TaskNorm(PerChannel):
         """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
         context_mean = mean.mean(0)
         context_var = (var + (mean - context_mean).square()).mean(0)
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
-                context_mean, context_var = context_mean.clone(), context_var.clone()
-        # replaced and not changed in place: the graph of the queries of an earlier episode may still need the old ones
-        self.context_mean, self.context_var = context_mean, context_var
-        self.context_size = len(mean)
+        self._let_go()
+        for kept, new in ((self.context_mean, context_mean), (self.context_var, context_var)):
+            kept.copy_(new)
+        with torch.no_grad():
+            self.context_size.fill_(len(mean))
+
+    def _check_context(self) -> None:
+        missing = "tasknorm: a query before any context; forward the support with part context first"
+        if torch.compiler.is_compiling():  # values can not be looked at while a graph is made
+            torch._assert_async(self.context_size > 0, missing)
+        elif self._reading(self.context_size) == [0]:
+            raise ValueError(missing)
+
+    def _let_go(self) -> None:
+        for kept in (self.context_mean, self.context_var):
+            if kept.requires_grad:  # the graph of an earlier context
+                kept.detach_()
 
     def after_update(self, progress: float) -> None:
         """Let go of the graph of the step's last context."""
-        self.context_mean, self.context_var = self.context_mean.detach(), self.context_var.detach()
+        self._let_go()
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.context_size)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.context_size = int(state)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old = state_dict.pop(prefix + "_extra_state", None)  # where versions before 0.6 kept the size
+        if isinstance(old, Tensor):
+            state_dict.setdefault(prefix + "context_size", old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which take no tensor that has a graph."""

@@ -23,7 +23,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from norms.channels import PerChannel, check_arguments
@@ -82,6 +81,8 @@ class _PerDomain(PerChannel, DomainStatistics):
         """
         self.check_channels(x)
         domain = self._domain(x)
+        if not len(x):
+            return self.empty(x)
         if not self.training:
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
         if self._is_bn(x):
@@ -175,8 +176,6 @@ class _PerDomain(PerChannel, DomainStatistics):
         """Each domain's samples by bn's own kernels."""
         slices, positions = self.situation.slices, math.prod(x.shape[2:])
         check_slices(x, slices)
-        if not len(x):
-            raise ValueError(self._too_few(x))
         wide = torch.promote_types(x.dtype, torch.float32)
         shape = (slices, self.num_domains, self.num_channels)
         means, variances, images = (torch.zeros(shape, device=x.device, dtype=wide) for _ in range(3))
@@ -204,9 +203,7 @@ class _PerDomain(PerChannel, DomainStatistics):
         if len(x) * math.prod(x.shape[2:]) < 2:
             raise ValueError(self._too_few(x))
         weight, bias = self._affine(0, self.running_mean.dtype)
-        self.num_batches_tracked.add_(1)
-        running = self.running_mean[0], self.running_var[0]
-        return F.batch_norm(x, *running, weight, bias, True, self.momentum, self.eps)  # type: ignore[arg-type]
+        return self.train_tracked(x, weight, bias, self.eps, row=0)
 
     def _pairs(self, x: Tensor, domain: Tensor) -> Tensor:
         """(N,): the pair of slice and domain of each sample, k * D + d."""

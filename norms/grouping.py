@@ -15,8 +15,8 @@ Where a unit is a whole group, all of it is `F.batch_norm` on a view. Small oper
 each runs with cold caches, and fifty of them take as long as two passes.
 
 The same formula in differentiable operations (`_plain`) serves second derivatives, compilation (whose compiler fuses
-and recomputes by itself), torch.func, meta and fake tensors. tests/test_norms_batch.py holds the two against each
-other.
+and recomputes by itself), torch.func, dual numbers, meta and fake tensors. tests/test_norms_batch.py holds the two
+against each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.channels import memory_format
+from norms.channels import memory_format, transformed
 
 _CACHED = 2**18  # values of a piece that is gone over twice: 1 MB of float32
 _LONG = 4096  # values that a call of a kernel must have to be worth its overhead: about 8 us, against 4 us of work
@@ -65,7 +65,8 @@ def normalize(
     blocks = Blocks.of(x, groups, slices)
     if blocks.whole:
         wide = torch.promote_types(x.dtype, torch.float32)
-        mean, var = x.new_zeros((2, slices * groups), dtype=wide).unbind()
+        # two tensors: of views, vmap would change copies
+        mean, var = (x.new_zeros(slices * groups, dtype=wide) for _ in range(2))
         scale, shift = (None if p is None else blocks.spread_channels(p, wide) for p in (weight, bias))
         v = blocks.parts(x)[0]
         # momentum 1 leaves the batch's own statistics in the buffers
@@ -82,7 +83,7 @@ def normalize(
 def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """`normalize` with one group per channel and one slice, by the kernel for the layout that x has."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    mean, var = x.new_zeros((2, x.shape[1]), dtype=wide).unbind()
+    mean, var = (x.new_zeros(x.shape[1], dtype=wide) for _ in range(2))
     scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
     y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, eps)  # momentum 1 leaves the batch's own statistics
     return y, mean[None], var[None]
@@ -93,7 +94,8 @@ def evaluate(
 ) -> Tensor:
     """Normalize x (N, C, *) by given statistics of size G. Returns y as x."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    mean, var = mean.to(wide), var.to(wide)
+    # copied: training may move the statistics before the backward of this forward, which is to be by these
+    mean, var = (t.to(wide, copy=True) for t in (mean, var))
     if groups == x.shape[1]:
         scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
         return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
@@ -340,7 +342,7 @@ def _ordinary(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, nn.Parameter)
         and x.device.type in ("cpu", "cuda")
-        and not torch._C._are_functorch_transforms_active()
+        and not transformed()
     )
 
 

@@ -22,7 +22,6 @@ Axes: N sample, C channel, B entries of the past, K weights of one output channe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norms.batch import BatchNorm
+from norms.channels import vmapped
 from norms.grouping import evaluate
 from norms.registry import register
 
@@ -181,7 +181,7 @@ class MemorizedBatchNorm(_Remembering):
         Raises:
             ValueError: another number of channels, one value per channel in training.
         """
-        if not self.training:
+        if not self.training or self.is_empty(x):
             return super().forward(x)
         values, mean, var, count = self._moments(x)
         again = self.situation.again
@@ -224,6 +224,7 @@ class MemorizedBatchNorm(_Remembering):
         if self.situation.part != "context" and "recalibrating" not in self.__dict__:
             number = self.forwards.add_(1)
         self.num_batches_tracked.add_(1)
+        mean, var = self.finite(mean, self.running_mean), self.finite(var, self.running_var)
         for kept, new in ((self.memory_mean, mean), (self.memory_var, var), (self.memory_number, number)):
             kept.copy_(torch.cat([new[None].to(kept.dtype), kept[:-1]]))
 
@@ -231,7 +232,7 @@ class MemorizedBatchNorm(_Remembering):
         """The entry that `where` (memory,) marks, if any."""
         self.next_look.add_(1)
         for kept, new in ((self.memory_mean, mean), (self.memory_var, var)):
-            kept.copy_(torch.where(where[:, None], new.to(kept.dtype), kept))
+            kept.copy_(torch.where(where[:, None], self.finite(new, kept).to(kept.dtype), kept))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, memory={self.memory}"
@@ -247,6 +248,7 @@ class MemorizedBatchNorm(_Remembering):
     exact_gradient=False,
     compiles=False,
     across_iterations=True,
+    functional=False,
 )
 class CrossIterationBatchNorm(_Remembering):
     """Cross-iteration batch normalization: the last batches' statistics, carried over to the present weights.
@@ -340,9 +342,11 @@ class CrossIterationBatchNorm(_Remembering):
         return "bn" if self.buffer_num == 0 and not self.eps_outside else None
 
     def reset_running_stats(self) -> None:
-        """Mean 0, variance 1, no batch seen, no history. The progress of training stays."""
+        """As after construction: mean 0, variance 1, no batch seen, no history, no progress of training."""
         super().reset_running_stats()
-        self.past_count.zero_()
+        for name in ("past_mean", "past_var", *_PER_WEIGHT, "past_count"):
+            self.get_buffer(name).zero_()
+        self.progress = 0.0
 
     def after_update(self, progress: float) -> None:
         """An optimizer step was taken; the fraction `progress` of training is done."""
@@ -369,8 +373,16 @@ class CrossIterationBatchNorm(_Remembering):
                 f"cbn for {self.num_channels} channels: the convolution's weight must be ({self.num_channels}, *), "
                 f"given {tuple(weight.shape)}"
             )
+        self.make_room(weight)
+        if self.is_empty(x):
+            return self.empty(x)
         if not self.training:
             return self._evaluate(x)
+        if vmapped(x, weight, self.running_mean):
+            raise RuntimeError(
+                "cbn takes derivatives with respect to the convolution's weight in its forward, so it does not train "
+                "under torch.func.vmap; it evaluates there"
+            )
         differentiable = self.buffer_num > 0 and torch.is_grad_enabled()
         if differentiable and weight.requires_grad and not x.requires_grad:
             raise ValueError(_UNRELATED)
@@ -380,7 +392,6 @@ class CrossIterationBatchNorm(_Remembering):
         values, mean, var, count = self._moments(x)
         shift, combined = torch.zeros_like(mean), var
         if not plain:
-            self._make_room(weight)
             shift, combined = self._past(weight, mean.dtype).joined_by(mean, var)
         if self.eps_outside:
             rstd = 1 / (combined.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + self.eps)  # sqrt has no slope at 0
@@ -419,7 +430,17 @@ class CrossIterationBatchNorm(_Remembering):
 
     @torch.no_grad()
     def _push(self, *entry: Tensor) -> None:
-        """The batch's mean, variance, weight and their derivatives by it, in the place of the oldest entry."""
+        """The batch's mean, variance, weight and their derivatives by it, in the place of the oldest entry.
+
+        A channel whose numbers are not finite is entered with the running statistics, as of weights that do not count.
+        """
+        mean, var, weight, dmean, dvar = entry
+        sound = (mean.abs() + var + dmean.abs().flatten(1).sum(1) + dvar.abs().flatten(1).sum(1)) < math.inf
+        each = sound.view(-1, *[1] * (weight.dim() - 1))
+        mean = torch.where(sound, mean, self.running_mean.to(mean.dtype))
+        var = torch.where(sound, var, self.running_var.to(var.dtype))
+        dmean, dvar = torch.where(each, dmean, 0), torch.where(each, dvar, 0)
+        entry = mean, var, weight, dmean, dvar
         place = (self.past_count % self.buffer_num)[None]  # an average has no order, so the buffers are a ring
         for name, new in zip(("past_mean", "past_var", *_PER_WEIGHT), entry, strict=True):
             kept = self.get_buffer(name)
@@ -448,9 +469,13 @@ class CrossIterationBatchNorm(_Remembering):
         return found[0], found[1]
 
     @torch.no_grad()
-    def _make_room(self, weight: Tensor) -> None:
-        """Buffers for weights of this size; what another size has left is forgotten."""
-        size = weight[0].numel()
+    def make_room(self, weight: Tensor) -> None:
+        """Buffers for weights (C, *) of this size; what another size has left is forgotten.
+
+        Whoever builds the layer beside its convolution calls this, so that buffers have their final shape before copies
+        are made of them; else the first forward does.
+        """
+        size = weight.shape[1:].numel()
         if self.past_weight.shape[2] != size:
             with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
                 for name in _PER_WEIGHT:
@@ -458,7 +483,7 @@ class CrossIterationBatchNorm(_Remembering):
                     self._buffers[name] = kept.new_zeros(*kept.shape[:2], size)
                 self._buffers["past_count"] = torch.zeros_like(self.past_count)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in _PER_WEIGHT:  # K of the given history, which may be unknown here or another
             given, kept = state_dict.get(prefix + name), self.get_buffer(name)
             if isinstance(given, Tensor) and given.dim() == 3 and given.shape[:2] == kept.shape[:2] != given.shape:

@@ -6,6 +6,7 @@ second derivatives hold all statistics fixed. Axes as in norms.streaming.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -93,9 +94,16 @@ class _Controlled(torch.autograd.Function):
         count = x.numel() // mean.numel()
         d_weight, d_bias = product.sum(0) * count, total.sum(0) * count
         error_y, error_1 = ctx.errors
-        along_y, last_y = _recurrence(error_y, 1 - gain * square_y, weight * product)
+        # a sample whose sums are not finite is passed over, so that the errors reach those after it
+        sound = (square_y.abs() + product.abs() + total.abs() + mean_y.abs()) < math.inf
+        none = torch.zeros_like(product)
+        along_y, last_y = _recurrence(
+            error_y, torch.where(sound, 1 - gain * square_y, 1), torch.where(sound, weight * product, none)
+        )
         rest = rstd * (weight * total - gain * along_y * mean_y)
-        along_1, last_1 = _recurrence(error_1, torch.full_like(rest[:, :1], 1 - gain), rest)
+        along_1, last_1 = _recurrence(
+            error_1, torch.where(sound, torch.full_like(rest, 1 - gain), 1), torch.where(sound, rest, none)
+        )
         with torch.no_grad():
             error_y.copy_(last_y)
             error_1.copy_(last_1)
@@ -117,6 +125,7 @@ class _Controlled(torch.autograd.Function):
     axes="NCHW",
     exact_gradient=False,
     across_iterations=True,
+    functional=False,
 )
 class OnlineNorm(_Streaming):
     """Online normalization: each sample by the running statistics of all samples before it.
@@ -189,11 +198,15 @@ class OnlineNorm(_Streaming):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
+        if self.is_empty(x):
+            return self.empty(x)
         count = self._check(x, 1)
         scaled = self.compensation == "layer_scaling"
         if self.training:
+            self._refuse_transforms()
             moments = _moments(x, x.shape[0])
-            mean, var = self._take(*moments, count)
+            # in x's type, or float32 where that is smaller, whatever the type of the buffers
+            mean, var = (t.to(moments[0].dtype) for t in self._take(*moments, count))
             rstd = torch.rsqrt(var + self.eps)
             weight = torch.ones_like(rstd[0]) if self.weight is None else self.weight.to(rstd.dtype)
             bias = torch.zeros_like(rstd[0]) if self.bias is None else self.bias.to(rstd.dtype)
@@ -224,6 +237,10 @@ class OnlineNorm(_Streaming):
             share = (1 / number.to(own_mean.dtype))[:, None]
         else:
             share = torch.full_like(own_mean[:, :1], self.momentum)
+        # a sample that is not finite is passed over: it takes no share
+        sound = (own_mean.abs() + own_var) < math.inf
+        own_mean, own_var = torch.where(sound, own_mean, self.running_mean), torch.where(sound, own_var, 0)
+        share = torch.where(sound, share, 0)
         # means relative to the start, so that nothing large is added up
         away = own_mean - self.running_mean
         before, last = _recurrence(torch.zeros_like(away[0]), 1 - share, share * away)

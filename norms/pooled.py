@@ -84,7 +84,8 @@ class GhostBatchNorm(ChannelStatistics):
         """x: (N, C, *) -> the same shape and dtype."""
         if not self.training:
             return super().forward(x)
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         images = x.shape[0]
@@ -92,12 +93,17 @@ class GhostBatchNorm(ChannelStatistics):
         longer = images % parts  # the first sub-batches have one image more
         if not longer:
             return self.train_on(x, weight, bias, parts)
-        # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
-        # number b are every `longer`-th one from b.
-        order = sorted(range(images), key=lambda i: i % parts >= longer)
-        first, second = x[order].tensor_split([longer * (images // parts + 1)])
-        y = torch.cat((self.train_on(first, weight, bias, longer), self.train_on(second, weight, bias, parts - longer)))
-        return y[sorted(range(images), key=order.__getitem__)]
+        # Two calls, one per size. With the images as rows of `parts`, sub-batches are columns; the last row is short.
+        # Views and no lists of indices, so that a compiled layer serves every batch size.
+        layout, rows = memory_format(x), images // parts
+        full, last = x[: rows * parts].reshape(rows, parts, *x.shape[1:]), x[rows * parts :]
+        first = torch.cat((full[:, :longer].flatten(0, 1), last)).contiguous(memory_format=layout)
+        second = full[:, longer:].flatten(0, 1).contiguous(memory_format=layout)
+        first = self.train_on(first, weight, bias, longer)
+        second = self.train_on(second, weight, bias, parts - longer)
+        columns = (part.reshape(rows, -1, *x.shape[1:]) for part in (first[: rows * longer], second))
+        y = torch.cat((torch.cat(tuple(columns), dim=1).flatten(0, 1), first[rows * longer :]))
+        return y.contiguous(memory_format=layout)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
@@ -149,7 +155,8 @@ class ExtendedBatchNorm(ChannelStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self.check_channels(x)
+        if self.is_empty(x):
+            return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         if not self.training:
@@ -193,7 +200,7 @@ class BatchChannelNorm(BatchNorm):
 
     Args:
         num_channels: C.
-        num_groups: G, a divisor of C.
+        num_groups: G, a divisor of C; "auto": the largest one that is not above 32.
         eps: added to both variances.
         momentum: weight of the new value in bn's running statistics; None: average of all batches.
         affine: weight and bias per channel, of the bn part.
@@ -202,11 +209,14 @@ class BatchChannelNorm(BatchNorm):
         ValueError: G does not divide C; (forward) one value per group, or in training per channel.
     """
 
+    group_weight: nn.Parameter
+    group_bias: nn.Parameter
+
     def __init__(
         self,
         num_channels: int,
         *,
-        num_groups: int = 32,
+        num_groups: int | Literal["auto"] = 32,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
@@ -214,13 +224,14 @@ class BatchChannelNorm(BatchNorm):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        self.check_groups(num_groups)
-        self.channel_groups = num_groups  # `num_groups` is the bn part's, one per channel
-        self.group_weight = nn.Parameter(torch.ones(num_groups, device=device, dtype=dtype))
-        self.group_bias = nn.Parameter(torch.zeros(num_groups, device=device, dtype=dtype))
+        self.channel_groups = self.divisor(num_groups)  # `num_groups` is the bn part's, one per channel
+        for name, start in (("group_weight", 1.0), ("group_bias", 0.0)):
+            self.add_parameter(name, start, (self.channel_groups,), device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
+        if self.is_empty(x):
+            return self.empty(x)
         size = self.num_channels // self.channel_groups
         if size * math.prod(x.shape[2:]) < 2:
             raise ValueError(f"bcn: more than one value per group is needed, given x of shape {tuple(x.shape)}")

@@ -25,7 +25,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ import torch
 from pydantic import ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
+
+from norms.telling import Once, Telling
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
 AXES = tuple("".join(parts) for parts in itertools.product(("", "N"), ("", "C"), ("", "HW")))
@@ -127,11 +129,13 @@ class NormFactory:
         info: the declared facts of the norm.
         build: its class, or what was registered in the place of one.
         options: every option of the norm with its value.
+        once: see norms.telling.
     """
 
     info: NormInfo
     build: Callable[..., nn.Module]
     options: Mapping[str, Any]
+    once: Once = field(default_factory=Once, repr=False)
 
     def __call__(
         self,
@@ -265,9 +269,10 @@ def resolve_norm_options(
     try:
         values = _options_model(build)(**given).model_dump(mode="json")
     except ValidationError as error:
+        wrong: dict[str, list[str]] = {}  # option -> what it should be, one for each of several types
         for e in error.errors():
-            where = ".".join(str(part) for part in e["loc"][:1])
-            mistakes.append(f'norm "{name}": option "{where}" given {e["input"]!r}: {e["msg"]}')
+            wrong.setdefault(".".join(map(str, e["loc"][:1])), []).append(e["msg"])
+        mistakes += [f'norm "{name}": option "{k}" given {given[k]!r}: {", or ".join(m)}' for k, m in wrong.items()]
         values = {}
     if mistakes:
         raise ValueError("\n".join(dict.fromkeys(mistakes)))
@@ -383,8 +388,8 @@ def _build(
     activation: nn.Module | Callable[[Tensor], Tensor] | None,
 ) -> nn.Module:
     info, build, options = factory.info, factory.build, factory.options
-    if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__") or num_channels < 1:
-        raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of at least 1 is needed')
+    if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__"):
+        raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of channels is needed')
     parameters = _parameters(build)
     contract: dict[str, Any] = {"affine": affine}
     contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}
@@ -399,6 +404,12 @@ def _build(
         module = module.to(dtype)
     module.norm_info = info  # type: ignore[assignment]
     module.situation = Situation()  # type: ignore[assignment]
+    # By a name like this torch.fx and what is built on it (feature extractors of torchvision and timm) know torch's own
+    # norms to be one step, and do not look into their forwards. Ours branch on shapes, which can not be followed.
+    module.__dict__["__module__"] = f"torch.nn.{type(module).__module__}"
+    if info.keeps_stats and hasattr(module, "after_update"):
+        telling = module.__dict__["telling"] = Telling(factory.once)
+        module.register_forward_pre_hook(telling)
     return module
 
 

@@ -8,22 +8,25 @@ the other:
     r_K = (1 - m)^K r_0 + sum_j m (1 - m)^(K - 1 - j) s_j          momentum m
     r_K = (n r_0 + sum_j s_j) / (n + K)                            momentum None, n batches before
 
-Difference to torch: the running statistics are float32 also where the parameters are created in a smaller type
-(`module.bfloat16()` still casts every buffer, as it does for torch's own layers).
+Differences to torch: the running statistics are float32 also where the parameters are created in a smaller type
+(`module.bfloat16()` still casts every buffer, as it does for torch's own layers); and a statistic that is not finite,
+of a batch that overflowed, say, leaves the running one of that channel as it was, where torch's stays nan for ever.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import norm_modules
-from norms.situation import check_slices, situation
+from norms.situation import check_slices, situation, unshadow_forward
 
 
 class RunningStatistics(nn.Module):
@@ -82,6 +85,7 @@ class RunningStatistics(nn.Module):
             k = mean.shape[0]
             self.num_batches_tracked.add_(k)
             for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                new = self.finite(new.to(torch.promote_types(new.dtype, running.dtype)), running)
                 if self.momentum is None:
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
@@ -92,6 +96,46 @@ class RunningStatistics(nn.Module):
                     age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
                     weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
                     running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
+
+    def finite(self, new: Tensor, kept: Tensor) -> Tensor:
+        """`new`, and where that is not finite `kept`. A recalibration is shown what there is."""
+        return new if "recalibrating" in self.__dict__ else finite_or(new, kept)
+
+    def train_tracked(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
+    ) -> Tensor:
+        """torch's batch normalization of x (N, C, *) in training, which moves the running statistics itself.
+
+        Args:
+            x: of which the running statistics have the type, or a smaller one.
+            weight: (C,) in the type of the running statistics, and bias likewise; or both None.
+            eps: added to the variance.
+            row: of running statistics (D, C); None where they are (C,).
+        """
+        running = (self.running_mean, self.running_var)
+        running = running if row is None else (running[0][row], running[1][row])
+        # copies: torch's kernel changes what it is given without a check, and keeps it for the backward
+        mean, var = (t.clone() for t in running)
+        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            for kept, new in zip(running, (mean, var), strict=True):
+                kept.copy_(self.finite(new, kept))
+        return y
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # As torch's batch normalization does it: states from before torch 0.4.1, of frozen layers and of other
+        # libraries have no counter.
+        key = prefix + "num_batches_tracked"
+        if key not in state_dict and prefix + "running_mean" in state_dict:
+            tracked = self.num_batches_tracked
+            state_dict[key] = torch.zeros_like(tracked, device="cpu") if tracked.is_meta else tracked
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def finite_or(new: Tensor, kept: Tensor) -> Tensor:
+    """`new`, and where that is infinite or nan `kept`, which broadcasts to it."""
+    return torch.where(new.abs() < math.inf, new, kept.to(new.dtype))
 
 
 class DomainStatistics(RunningStatistics):
@@ -127,16 +171,20 @@ class DomainStatistics(RunningStatistics):
             held = (count > 0).to(mean.dtype)
             seen = held.sum(0)  # (D, 1)
             self.num_batches_tracked.add_(seen[:, 0].long())
+            pairs = [
+                (running, self.finite(new, running))
+                for running, new in ((self.running_mean, mean), (self.running_var, var))
+            ]
             if self.momentum is None:
                 total = self.num_batches_tracked[:, None].clamp(min=1)
-                for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                for running, new in pairs:
                     running.add_((held * (new - running)).sum(0).div_(total))
                 return
             age = seen - held.cumsum(0)  # norm batches of the same domain that come after
             kept = 1 - self.momentum
             weight = held * self.momentum * torch.pow(torch.full_like(age, kept), age)
             left = torch.pow(torch.full_like(seen, kept), seen)
-            for running, new in ((self.running_mean, mean), (self.running_var, var)):
+            for running, new in pairs:
                 running.mul_(left).add_((weight * new).sum(0))
 
 
@@ -231,15 +279,16 @@ def recalibrate(
             for _, norm in norms:
                 norm.train()
                 if not isinstance(norm, DomainStatistics):  # there a norm may look at the other domains' meanwhile
-                    norm.reset_running_stats()  # type: ignore[operator]
+                    _reset_statistics(norm)
                 momenta += [(part, part.momentum) for part in norm.modules() if hasattr(part, "momentum")]
                 pools.append((norm, {}))
             for part, _ in momenta:
                 part.momentum = 1.0  # so that the buffers hold each norm batch's own statistics
             with _observed(pools, slices):
+                call = forward or (net.module if isinstance(net, nn.DataParallel) else net)  # replicas would pool apart
                 for x in batches:
                     check_slices(x, slices)
-                    (forward or net)(x)
+                    call(x)
                     seen += 1
         if not seen:
             raise ValueError("recalibrate: no batches given, so there is nothing to estimate from")
@@ -257,6 +306,18 @@ def recalibrate(
             part.momentum = momentum
         for module, mode in modes:
             module.training = mode
+
+
+def _reset_statistics(norm: nn.Module) -> None:
+    """Everything that `norm` keeps is reset, but how far training has come, which `after_update` has told it."""
+    told = [(part, part.progress) for part in norm.modules() if hasattr(part, "progress")]
+    told = [(part, value.clone() if isinstance(value, Tensor) else value) for part, value in told]
+    norm.reset_running_stats()  # type: ignore[operator]
+    for part, value in told:
+        if isinstance(value, Tensor):
+            part.progress.copy_(value)  # type: ignore[operator]
+        else:
+            part.progress = value
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -281,7 +342,7 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
     A norm that computes all slices at once, or has parts of a norm batch, hands them to `track`, where they are taken;
     any other is called once per norm batch, and its buffers are read after each call.
     """
-    before = [norm.__dict__.get("forward") for norm, _ in pools]
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
     tracking = []
     for norm, pool in pools:
         norm.__dict__["recalibrating"] = True  # inside `hold`, too, one batch is to follow the other
@@ -293,7 +354,7 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
             tracking.append(norm)
             continue
         norm.situation = replace(norm.situation, slices=1)  # type: ignore[type-var]
-        norm.__dict__.pop("forward", None)
+        before.append((norm, unshadow_forward(norm)))
         if any(hasattr(part, "momentum") for part in norm.modules()):
             norm.__dict__["forward"] = _Observer(norm, pool, slices)
         elif slices > 1:
@@ -305,10 +366,9 @@ def _observed(pools: list[tuple[nn.Module, dict[str, _Pool]]], slices: int) -> I
             norm.__dict__.pop("recalibrating", None)
         for norm in tracking:
             del norm.__dict__["track"]
-        for (norm, _), forward in zip(pools, before, strict=True):
-            norm.__dict__.pop("forward", None)
-            if forward is not None:
-                norm.__dict__["forward"] = forward
+        for norm, shadow in before:
+            unshadow_forward(norm)
+            norm.__dict__.update(shadow)
 
 
 class _Tracker:

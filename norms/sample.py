@@ -23,6 +23,7 @@ in, ln and gn raise a ValueError in training and in evaluation, and pn, layer2d 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,7 @@ class GroupNorm(_PerSample):
 
     Args:
         num_channels: C.
-        num_groups: G, a divisor of C.
+        num_groups: G, a divisor of C; "auto": the largest one that is not above 32.
         eps: added to the variance.
         affine: weight and bias per channel.
 
@@ -186,15 +187,14 @@ class GroupNorm(_PerSample):
         self,
         num_channels: int,
         *,
-        num_groups: int = 32,
+        num_groups: int | Literal["auto"] = 32,
         eps: float = 1e-5,
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_channels, eps, affine, device, dtype)
-        self.check_groups(num_groups)
-        self.num_groups = num_groups
+        self.num_groups = self.divisor(num_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.registry import NormInfo, Situation, forked_generators, norm_modules
+from norms.telling import Telling
 
 PARTS = ("context", "query")
 
@@ -72,17 +73,26 @@ def hold(net: nn.Module) -> Iterator[None]:
             for name, value in module._buffers.items():
                 module._buffers[name] = None if value is None else value.clone()
         for norm in norms:
+            _pause(norm, 1)
             if norm.norm_info.keeps_stats and "context" not in norm.norm_info.needs:  # type: ignore[union-attr, operator]
                 handles.append(norm.register_forward_pre_hook(_Afresh(norm, dict(zip(modules, buffers, strict=True)))))
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for norm in norms:
+            _pause(norm, -1)
         for module, kept, state in zip(modules, buffers, extra, strict=True):
             module._buffers.clear()
             module._buffers.update(kept)
             if _has_extra_state(module):
                 module.set_extra_state(state)
+
+
+def _pause(norm: nn.Module, by: int) -> None:
+    telling = norm.__dict__.get("telling")
+    if isinstance(telling, Telling):
+        telling.paused += by
 
 
 def _copied(state: Any) -> Any:
@@ -101,7 +111,10 @@ class _Afresh:
             return
         for part, buffers in zip(norm.modules(), self.kept, strict=True):
             for name, value in buffers.items():
-                part._buffers[name] = None if value is None else value.clone()
+                if value is not None:  # on the device of the buffer, which is another one for a replica of DataParallel
+                    here = part._buffers[name]
+                    value = value.to(value.device if here is None else here.device, copy=True)
+                part._buffers[name] = value
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
         return _do_nothing  # a copy made inside the block is not held
@@ -126,6 +139,9 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
         tell = getattr(norm, "after_update", None)
         if tell is not None:
             tell(progress)
+        telling = norm.__dict__.get("telling")
+        if isinstance(telling, Telling):
+            telling.told()
         if "second_look" in norm.norm_info.needs:  # type: ignore[union-attr, operator]
             looking.append(norm)
     if looking:
@@ -201,16 +217,42 @@ def _told(net: nn.Module, new: Situation) -> Iterator[None]:
         assert isinstance(info, NormInfo)
         mixes = info.mixes_samples or info.mixes_samples_in_eval
         if new.slices > 1 and mixes and not info.slices_at_once and "forward" not in norm.__dict__:
-            # hides the class's forward on this instance only, for the length of the block
-            norm.__dict__["forward"] = _SliceBySlice(norm)
+            shadow_forward(norm, _SliceBySlice)
             shadowed.append(norm)
     try:
         yield
     finally:
         for norm in shadowed:
-            del norm.__dict__["forward"]
+            unshadow_forward(norm)
         for norm, old in zip(norms, before, strict=True):
             norm.situation = old
+
+
+def shadow_forward(norm: nn.Module, shadow: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
+    """Hide the class's forward on this instance, and on replicas of it, by what `shadow(instance)` makes.
+
+    DataParallel copies a module's attributes into its replicas; without a word the replica's forward would be that of
+    the original, on the original's weights.
+    """
+    norm.__dict__["forward"] = shadow(norm)
+    norm.__dict__["_replicate_for_data_parallel"] = _Replicating(norm, shadow)
+
+
+def unshadow_forward(norm: nn.Module) -> dict[str, Any]:
+    """Take back `shadow_forward`, if any. Returns the attributes that were taken away."""
+    names = ("forward", "_replicate_for_data_parallel")
+    return {name: norm.__dict__.pop(name) for name in names if name in norm.__dict__}
+
+
+class _Replicating:
+    def __init__(self, norm: nn.Module, shadow: Callable[[nn.Module], Callable[..., Tensor]]):
+        self.norm, self.shadow = norm, shadow
+
+    def __call__(self) -> nn.Module:
+        replica = type(self.norm)._replicate_for_data_parallel(self.norm)
+        unshadow_forward(replica)
+        shadow_forward(replica, self.shadow)
+        return replica
 
 
 class _SliceBySlice:

@@ -22,12 +22,12 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from norms.channels import PerChannel, check_arguments, memory_format
+from norms.channels import PerChannel, check_arguments, memory_format, transformed
 from norms.grouping import Blocks, _ordinary, evaluate, normalize
 from norms.registry import register
-from norms.running import RunningStatistics
+from norms.running import RunningStatistics, finite_or
 
 
 class _Streaming(PerChannel, RunningStatistics):
@@ -60,6 +60,14 @@ class _Streaming(PerChannel, RunningStatistics):
                 f"{tuple(x.shape)}"
             )
         return count
+
+    def _refuse_transforms(self) -> None:
+        """RuntimeError where torch.func's transforms, or forward-mode derivatives, would pass the backward by."""
+        if transformed():
+            raise RuntimeError(
+                f"{type(self).__name__} has a backward of its own, which moves what the layer keeps, so it does not "
+                "train inside torch.func's transforms (vmap, grad, jvp); it evaluates there"
+            )
 
     @property
     def _recalibrated(self) -> bool:
@@ -95,6 +103,7 @@ def _means(x: Tensor, rows: int) -> Tensor:
 
 def _moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C) of x, in float32 or better, without gradient."""
+    x = x.detach()  # forward-mode derivatives do not heed no_grad
     with torch.no_grad():
         if _fast(x):
             mean, var = Blocks.of(x, x.shape[1], rows).moments(x).unbind()
@@ -210,12 +219,19 @@ class BatchRenorm(_Streaming):
         self.warmup, self.r_until, self.d_until = warmup, r_until, d_until
         self._new_buffer("progress")
 
+    def reset_running_stats(self) -> None:
+        """As after construction: mean 0, variance 1, no batch seen, no progress of training."""
+        super().reset_running_stats()
+        self.progress.zero_()
+
     def after_update(self, progress: float) -> None:
         """Note the fraction of training that is done."""
         self.progress.fill_(progress)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
+        if self.is_empty(x):
+            return self.empty(x)
         count = self._check(x, 2)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_channels, self.eps)
@@ -278,7 +294,7 @@ class _SecondMoment(torch.autograd.Function):
         dy = grads[0]
         product, total = (t[0] for t in _products(dy, x, torch.zeros_like(rstd)[None], rstd[None]))
         slope = factor * weight
-        psi = _over_window(slope * product, ctx.history, ctx.seen, ctx.averaged)
+        psi = _over_window(slope * product, ctx.history, ctx.seen, ctx.averaged, _average(ctx.history, ctx.seen))
         dx = None
         if ctx.needs_input_grad[0]:
             # rstd * (factor * weight * dy - psi * z), z = rstd * x
@@ -288,7 +304,12 @@ class _SecondMoment(torch.autograd.Function):
         return dx, factor * product * count, total * count, None, None, None, None, None
 
 
-def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor) -> Tensor:
+def _average(history: Tensor, seen: Tensor) -> Tensor:
+    """The average (C,) of the values in a history (L, C) that were seen; 0 where none was."""
+    return history.sum(0) / seen.clamp(min=1, max=history.shape[0])
+
+
+def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor, instead: Tensor) -> Tensor:
     """Put `new` (C,) into the history (L, C) of the last L values; their average where `averaged`, else `new`.
 
     Args:
@@ -296,15 +317,30 @@ def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor) -
         history: of the last L iterations, zero where none was yet; changed in place.
         seen: how many iterations were seen; changed in place.
         averaged: a boolean tensor.
+        instead: (C,), what the history takes where `new` is not finite.
+
+    Returns:
+        (C,), in the type of `new`.
     """
     length = history.shape[0]
     with torch.no_grad():
         slot = (seen % length).reshape(1)
-        history.index_copy_(0, slot, new.detach().to(history.dtype)[None])
+        history.index_copy_(0, slot, finite_or(new.detach(), instead).to(history.dtype)[None])
         seen.add_(1)
         held = seen.clamp(max=length)
-        average = history.sum(0) / held
+        average = (history.sum(0) / held).to(new.dtype)
     return torch.where(averaged, average + (new - new.detach()) / held, new)  # the latest value's share has a gradient
+
+
+@fx.wrap  # one step of a graph that torch.fx traces, which could not follow a branch on the shape
+def centred(weight: Tensor) -> Tensor:
+    """A convolution's weight (C, *) with the mean of each filter subtracted. ValueError for filters of one weight."""
+    if weight.shape[1:].numel() < 2:
+        raise ValueError(
+            "mabn: the weights of a filter are centred, which leaves nothing of a single one; given weights of "
+            f"shape {tuple(weight.shape)}"
+        )
+    return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
 @register(
@@ -317,6 +353,7 @@ def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor) -
     exact_gradient=False,
     compiles=False,
     across_iterations=True,
+    functional=False,
 )
 class MovingAverageBatchNorm(_Streaming):
     """Moving average batch normalization: the second moments of the last batches, forward and backward.
@@ -401,9 +438,9 @@ class MovingAverageBatchNorm(_Streaming):
         self.register_buffer("num_backwards_tracked", torch.zeros_like(self.num_batches_tracked))
 
     def reset_running_stats(self) -> None:
-        """As after construction, histories included; the progress of training is kept."""
+        """As after construction: no batch seen, empty histories, no progress of training."""
         super().reset_running_stats()
-        for buffer in (self.chi_history, self.psi_history, self.num_backwards_tracked):
+        for buffer in (self.chi_history, self.psi_history, self.num_backwards_tracked, self.progress):
             buffer.zero_()
 
     def after_update(self, progress: float) -> None:
@@ -411,13 +448,8 @@ class MovingAverageBatchNorm(_Streaming):
         self.progress.fill_(progress)
 
     def transform_weight(self, weight: Tensor) -> Tensor:
-        """The convolution's weight (C, *) with the mean of each filter subtracted."""
-        if weight[0].numel() < 2:
-            raise ValueError(
-                "mabn: the weights of a filter are centred, which leaves nothing of a single one; given weights of "
-                f"shape {tuple(weight.shape)}"
-            )
-        return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
+        """The convolution's weight, centred; see `centred`."""
+        return centred(weight)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype. `weight`: the convolution's, whatever it is; None is refused."""
@@ -425,10 +457,13 @@ class MovingAverageBatchNorm(_Streaming):
             raise ValueError(
                 "mabn subtracts no mean, so it needs a convolution before it, whose weights it centres; no weight given"
             )
+        if self.is_empty(x):
+            return self.empty(x)
         count = self._check(x, 1)
         if not self.training:
             nothing, square = torch.zeros_like(self.running_mean), self._second_moment()
             return evaluate(x, nothing, square, self.weight, self.bias, self.num_channels, self.eps)
+        self._refuse_transforms()
         mean, var = (t[0] for t in _moments(x, 1))
         rstd, factor, averaged = self._take(mean, var, count)
         if torch.compiler.is_compiling():
@@ -447,17 +482,17 @@ class MovingAverageBatchNorm(_Streaming):
         """Move the statistics by a batch of this mean and biased variance (C,); 1 / sqrt(chi + eps), r, and whether
         averages are taken."""
         averaged = self.progress >= self.warmup
-        chi = _over_window(mean.square() + var, self.chi_history, self.num_batches_tracked, averaged)
-        seen = self.num_batches_tracked
+        running, seen = self._second_moment(), self.num_batches_tracked
+        chi = _over_window(mean.square() + var, self.chi_history, seen, averaged, running)
         factor = torch.ones_like(chi)
         if self._recalibrated:
             self.running_mean.copy_(mean)
             self.running_var.copy_(var * (count / max(count - 1, 1)))
         else:
-            running = self._second_moment()
             r = torch.sqrt((chi + self.eps) / (running + self.eps)).clamp(1 / self.r_max, self.r_max)
             factor = torch.where((self.progress >= self.renorm_from) & (seen > self.buffer_size), r, factor)
             share = 1 / seen if self.momentum is None else torch.where(seen == 1, 1.0, self.momentum)
-            self.running_var.copy_(torch.lerp(running, chi.to(running.dtype), share.to(running.dtype)))
+            new = finite_or(chi.to(running.dtype), running)
+            self.running_var.copy_(torch.lerp(running, new, share.to(running.dtype)))
             self.running_mean.zero_()
-        return torch.rsqrt(chi + self.eps), factor, averaged
+        return torch.rsqrt(chi + self.eps), factor.to(chi.dtype), averaged

@@ -16,7 +16,7 @@ without a norm after it are left alone. W' is computed in float32 or better and 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from norms.batch import BatchNorm
 from norms.registry import register
@@ -25,24 +25,30 @@ from norms.sample import GroupNorm
 WEIGHT_EPS = 1e-5
 
 
+@fx.wrap  # one step of a graph that torch.fx traces, which could not follow a branch on the shape
+def standardized(weight: Tensor) -> Tensor:
+    """(W - mean) / (std + 1e-5) of each output filter: weight (O, C_in / groups, *) -> the same shape and type.
+
+    A constant filter becomes zero.
+
+    Raises:
+        ValueError: a filter of one weight (a depthwise 1x1 convolution), which has no standard deviation.
+    """
+    over = tuple(range(1, weight.dim()))
+    if weight.shape[1:].numel() < 2:
+        raise ValueError(
+            f"weight standardization: more than one weight per output filter is needed, given a convolution's "
+            f"weight of shape {tuple(weight.shape)}"
+        )
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    centred = wide - wide.mean(dim=over, keepdim=True)
+    return (centred / (centred.std(dim=over, keepdim=True) + WEIGHT_EPS)).to(weight.dtype)
+
+
 class _StandardizedWeight(nn.Module):
     def transform_weight(self, weight: Tensor) -> Tensor:
-        """(W - mean) / (std + 1e-5) of each output filter: weight (O, C_in / groups, *) -> the same shape and type.
-
-        A constant filter becomes zero.
-
-        Raises:
-            ValueError: a filter of one weight (a depthwise 1x1 convolution), which has no standard deviation.
-        """
-        over = tuple(range(1, weight.dim()))
-        if weight[0].numel() < 2:
-            raise ValueError(
-                f"weight standardization: more than one weight per output filter is needed, given a convolution's "
-                f"weight of shape {tuple(weight.shape)}"
-            )
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        centred = wide - wide.mean(dim=over, keepdim=True)
-        return (centred / (centred.std(dim=over, keepdim=True) + WEIGHT_EPS)).to(weight.dtype)
+        """The convolution's weight, standardized; see `standardized`."""
+        return standardized(weight)
 
 
 @register(

@@ -105,7 +105,10 @@ def conv_norm_act(
         padding = dilation * (kernel - 1) // 2
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device)
     fused = activation if "activation" in factory_info(norm).needs else None
-    return ConvNormAct(conv, norm(out_channels, affine=affine, device=device, activation=fused), activation)
+    layer = norm(out_channels, affine=affine, device=device, activation=fused)
+    if hasattr(layer, "make_room"):
+        layer.make_room(conv.weight)  # type: ignore[operator]
+    return ConvNormAct(conv, layer, activation)
 
 
 class PadShortcut(nn.Module):

@@ -215,13 +215,6 @@ def test_domains_may_be_of_any_integer_type(kind):
             assert torch.equal(layer(batch()), twin(batch()))
 
 
-@pytest.mark.parametrize("domain", [0, BLOCKS[:0]], ids=["number", "tensor"])
-def test_an_empty_batch_is_refused_in_training(domain):
-    layer = layer_of("dsbn")
-    with situation(layer, domain=domain), pytest.raises(ValueError, match="more than 1 value per channel and domain"):
-        layer(batch()[:0])
-
-
 def test_large_means_in_float32_keep_the_variance_right():
     x = batch(n=64, dtype=torch.float32) + 1000
     domain = torch.arange(64) % 2

@@ -373,6 +373,7 @@ def test_cbn_is_the_equation_over_updates(shape, options, groups, affine):
             rate = [0.02, 0.02, 0.02, 0.1, 0.3, 1.0, 3.0, 3.0][step]
             for p, g in zip(net.parameters(), grads[1:], strict=True):
                 p.sub_(g, alpha=rate * p.abs().mean() / math.sqrt(g.square().mean()))
+        after_update(net, lambda: None, 1.0)
     assert literal.dropped > 0
     with torch.no_grad():
         expected = normalized(net.conv(x), layer.running_mean, layer.running_var, layer, layer.eps_outside)

@@ -428,8 +428,6 @@ def test_copies_and_reloads_have_the_same_future_backward_state_included(name):
     torch.testing.assert_close(results[1], results[2], rtol=0, atol=0)
     layer.reset_running_stats()
     start, now = state(build(name, **({"buffer_size": 3} if name == "mabn" else {}))), state(layer)
-    assert now.pop("progress", 1) == 1  # of training, which goes on
-    start.pop("progress", None)
     torch.testing.assert_close(now, start, rtol=0, atol=0)
 
 
@@ -612,11 +610,9 @@ def test_compiled_it_has_the_same_gradients_and_state_also_after_hold(name):
         (lambda: make_norm("mabn", buffer_size=0)(4), "buffer_size=0"),
         (lambda: make_norm("mabn", r_max=0.9)(4), "r_max=0.9"),
         (lambda: make_norm("mabn", warmup=0.5)(4), "warmup=0.5"),
-        (lambda: make_norm("mabn")(4)(torch.randn(0, 4, 1, 1), WEIGHT), r"at least 1 value\(s\)"),
         (lambda: make_norm("online", momentum=1.0)(4), "momentum=1.0"),
         (lambda: make_norm("online", backward_momentum=1.0)(4), "backward_momentum=1.0"),
         (lambda: make_norm("online", compensation="scale")(4), "compensation"),
-        (lambda: make_norm("online")(4)(torch.randn(0, 4, 1, 1)), r"at least 1 value\(s\)"),
         (lambda: make_norm("online")(0), "num_channels=0"),
         (lambda: make_norm("brn", eps=0.0)(4), "eps=0.0"),
         (lambda: make_norm("mabn", momentum=2.0)(4), "momentum=2.0"),

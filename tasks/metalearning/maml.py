@@ -65,11 +65,11 @@ class StepStatistics:
 
 
 def _hand_back(clone: nn.Module, net: nn.Module) -> None:
-    """What the norms of a clone keep now, for those of the network: a clone shares tensors that are changed in place,
-    but a buffer that a norm replaces, or its extra state, is the clone's alone."""
+    """What the norms of a clone keep now, for those of the network, without its graph: a clone shares tensors that are
+    changed in place, but a buffer that a norm replaces, or its extra state, is the clone's alone."""
     for (_, own), (_, part) in zip(_parts(net), _parts(clone), strict=True):
         for key, buffer in part._buffers.items():
-            if buffer is not own._buffers[key]:
+            if buffer is not own._buffers[key] or (buffer is not None and buffer.requires_grad):
                 own._buffers[key] = None if buffer is None else buffer.detach()
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             own.set_extra_state(part.get_extra_state())
