@@ -149,6 +149,16 @@ def vmapped(*tensors: Tensor) -> bool:
     return False
 
 
+def changeable(buffer: Tensor) -> bool:
+    """Whether a tensor of torch.func's transforms can be written into `buffer`: it was brought into them, or there are
+    none and none has left one of its own in it."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._are_functorch_transforms_active():
+        return torch._C._functorch.is_functorch_wrapped_tensor(buffer)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(buffer)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last (2 spatial dimensions), channels_last_3d (3) where x is so and not contiguous; else contiguous.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.channels import PerChannel, Reading, check_arguments
+from norms.channels import PerChannel, Reading, changeable, check_arguments, transformed
 from norms.domain import _normalized, _PerDomain
 from norms.grouping import evaluate, normalize
 from norms.registry import register
@@ -238,10 +238,13 @@ class TaskNorm(PerChannel):
         context_mean = mean.mean(0)
         context_var = (var + (mean - context_mean).square()).mean(0)
         self._let_go()
-        for kept, new in ((self.context_mean, context_mean), (self.context_var, context_var)):
-            kept.copy_(new)
-        with torch.no_grad():
-            self.context_size.fill_(len(mean))
+        size = torch.full_like(self.context_size, len(mean))
+        for name, new in (("context_mean", context_mean), ("context_var", context_var), ("context_size", size)):
+            kept = self.get_buffer(name)
+            if changeable(kept):
+                kept.copy_(new)
+            else:  # the layer's own buffer, which a transform of torch.func does not let change
+                self._buffers[name] = new.to(kept.dtype)
 
     def _check_context(self) -> None:
         missing = "tasknorm: a query before any context; forward the support with part context first"
@@ -252,7 +255,7 @@ class TaskNorm(PerChannel):
 
     def _let_go(self) -> None:
         for kept in (self.context_mean, self.context_var):
-            if kept.requires_grad:  # the graph of an earlier context
+            if kept.requires_grad and not transformed():  # the graph of an earlier context
                 kept.detach_()
 
     def after_update(self, progress: float) -> None:

@@ -178,7 +178,7 @@ class _PerDomain(PerChannel, DomainStatistics):
         check_slices(x, slices)
         wide = torch.promote_types(x.dtype, torch.float32)
         shape = (slices, self.num_domains, self.num_channels)
-        means, variances, images = (torch.zeros(shape, device=x.device, dtype=wide) for _ in range(3))
+        means, variances, images = (x.new_zeros(shape, dtype=wide) for _ in range(3))  # of x, for vmap
         parts = []
         # split, not narrow: its backward is one concatenation
         for (domain, length), part in zip(runs, x.split([length for _, length in runs]), strict=True):

@@ -22,14 +22,14 @@ Axes: N sample, C channel, B entries of the past, K weights of one output channe
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from norms.batch import BatchNorm
-from norms.channels import vmapped
+from norms.channels import transformed, vmapped
 from norms.grouping import evaluate
 from norms.registry import register
 
@@ -193,6 +193,7 @@ class MemorizedBatchNorm(_Remembering):
             past = self._pooled(rows - row, (rows > row) & (rows - row < self.memory), mean.dtype)
         shift, combined = past.joined_by(mean, var)
         y = self._normalized(values, var, shift, torch.rsqrt(combined + self.eps))
+        mean, var = mean.detach(), var.detach()  # forward-mode derivatives do not heed no_grad
         with torch.no_grad():
             if again:
                 self._replace(looked_at, mean, var)
@@ -224,15 +225,17 @@ class MemorizedBatchNorm(_Remembering):
         if self.situation.part != "context" and "recalibrating" not in self.__dict__:
             number = self.forwards.add_(1)
         self.num_batches_tracked.add_(1)
-        mean, var = self.finite(mean, self.running_mean), self.finite(var, self.running_var)
+        sound = self.sound(var)
+        mean, var = torch.where(sound, mean, self.running_mean), torch.where(sound, var, self.running_var)
         for kept, new in ((self.memory_mean, mean), (self.memory_var, var), (self.memory_number, number)):
             kept.copy_(torch.cat([new[None].to(kept.dtype), kept[:-1]]))
 
     def _replace(self, where: Tensor, mean: Tensor, var: Tensor) -> None:
         """The entry that `where` (memory,) marks, if any."""
         self.next_look.add_(1)
+        where = where[:, None] & self.sound(var)
         for kept, new in ((self.memory_mean, mean), (self.memory_var, var)):
-            kept.copy_(torch.where(where[:, None], self.finite(new, kept).to(kept.dtype), kept))
+            kept.copy_(torch.where(where, new.to(kept.dtype), kept))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, memory={self.memory}"
@@ -379,13 +382,10 @@ class CrossIterationBatchNorm(_Remembering):
         if not self.training:
             return self._evaluate(x)
         if vmapped(x, weight, self.running_mean):
-            raise RuntimeError(
-                "cbn takes derivatives with respect to the convolution's weight in its forward, so it does not train "
-                "under torch.func.vmap; it evaluates there"
-            )
+            raise RuntimeError(_TRANSFORMED)
         differentiable = self.buffer_num > 0 and torch.is_grad_enabled()
         if differentiable and weight.requires_grad and not x.requires_grad:
-            raise ValueError(_UNRELATED)
+            self._unrelated()
         plain = self.buffer_num == 0 or self.progress < self.burn_in
         if plain and not self.eps_outside:
             return super().forward(x)
@@ -464,9 +464,14 @@ class CrossIterationBatchNorm(_Remembering):
         for pull in (over_mean, over_var):
             (derivative,) = torch.autograd.grad(x, weight, pull, retain_graph=True, allow_unused=True)
             if derivative is None:
-                raise ValueError(_UNRELATED)
+                self._unrelated()
             found.append(derivative * (1 / (count * unit)))
         return found[0], found[1]
+
+    def _unrelated(self) -> NoReturn:
+        if transformed():
+            raise RuntimeError(_TRANSFORMED)
+        raise ValueError("cbn: x does not depend on the weight that was passed, as far as autograd knows")
 
     @torch.no_grad()
     def make_room(self, weight: Tensor) -> None:
@@ -497,6 +502,9 @@ class CrossIterationBatchNorm(_Remembering):
         )
 
 
-_UNRELATED = "cbn: x does not depend on the weight that was passed, as far as autograd knows"
+_TRANSFORMED = (
+    "cbn takes derivatives with respect to the convolution's weight in its forward, so it does not train under "
+    "torch.func.vmap and in forward-mode derivatives; it evaluates there"
+)
 _PER_WEIGHT = ("past_weight", "past_dmean", "past_dvar")
 """Buffers (B, C, K) of cbn's history."""

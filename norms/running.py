@@ -84,8 +84,9 @@ class RunningStatistics(nn.Module):
         with torch.no_grad():
             k = mean.shape[0]
             self.num_batches_tracked.add_(k)
+            sound = self.sound(var)
             for running, new in ((self.running_mean, mean), (self.running_var, var)):
-                new = self.finite(new.to(torch.promote_types(new.dtype, running.dtype)), running)
+                new = torch.where(sound, new, running)
                 if self.momentum is None:
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
@@ -97,9 +98,12 @@ class RunningStatistics(nn.Module):
                     weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
                     running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
 
-    def finite(self, new: Tensor, kept: Tensor) -> Tensor:
-        """`new`, and where that is not finite `kept`. A recalibration is shown what there is."""
-        return new if "recalibrating" in self.__dict__ else finite_or(new, kept)
+    def sound(self, var: Tensor) -> Tensor:
+        """Which statistics of a batch may be kept: where the mean is not finite, the variance is not either.
+
+        One comparison for both, since small operations count. A recalibration is shown what there is.
+        """
+        return torch.ones_like(var, dtype=torch.bool) if "recalibrating" in self.__dict__ else var < math.inf
 
     def train_tracked(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
@@ -119,8 +123,9 @@ class RunningStatistics(nn.Module):
         y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
+            sound = self.sound(var)
             for kept, new in zip(running, (mean, var), strict=True):
-                kept.copy_(self.finite(new, kept))
+                kept.copy_(torch.where(sound, new, kept))
         return y
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -171,8 +176,9 @@ class DomainStatistics(RunningStatistics):
             held = (count > 0).to(mean.dtype)
             seen = held.sum(0)  # (D, 1)
             self.num_batches_tracked.add_(seen[:, 0].long())
+            sound = self.sound(var)
             pairs = [
-                (running, self.finite(new, running))
+                (running, torch.where(sound, new, running))
                 for running, new in ((self.running_mean, mean), (self.running_var, var))
             ]
             if self.momentum is None:
