@@ -150,10 +150,13 @@ def vmapped(*tensors: Tensor) -> bool:
 
 
 def changeable(buffer: Tensor) -> bool:
-    """Whether a tensor of torch.func's transforms can be written into `buffer`: it was brought into them, or there are
-    none and none has left one of its own in it."""
+    """Whether a result with its graph can be written into `buffer`, else it has to take its place.
+
+    It can not inside torch.func's transforms, unless they were given the buffer; nor where one has left a tensor of its
+    own; nor in a compiled graph.
+    """
     if torch.compiler.is_compiling():
-        return True
+        return False
     if torch._C._are_functorch_transforms_active():
         return torch._C._functorch.is_functorch_wrapped_tensor(buffer)
     return not torch._C._functorch.is_functorch_wrapped_tensor(buffer)

@@ -243,8 +243,8 @@ class TaskNorm(PerChannel):
             kept = self.get_buffer(name)
             if changeable(kept):
                 kept.copy_(new)
-            else:  # the layer's own buffer, which a transform of torch.func does not let change
-                self._buffers[name] = new.to(kept.dtype)
+            else:
+                setattr(self, name, new.to(kept.dtype))
 
     def _check_context(self) -> None:
         missing = "tasknorm: a query before any context; forward the support with part context first"
@@ -255,7 +255,7 @@ class TaskNorm(PerChannel):
 
     def _let_go(self) -> None:
         for kept in (self.context_mean, self.context_var):
-            if kept.requires_grad and not transformed():  # the graph of an earlier context
+            if kept.requires_grad and changeable(kept) and not transformed():  # the graph of an earlier context
                 kept.detach_()
 
     def after_update(self, progress: float) -> None:

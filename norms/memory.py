@@ -227,15 +227,25 @@ class MemorizedBatchNorm(_Remembering):
         self.num_batches_tracked.add_(1)
         sound = self.sound(var)
         mean, var = torch.where(sound, mean, self.running_mean), torch.where(sound, var, self.running_var)
-        for kept, new in ((self.memory_mean, mean), (self.memory_var, var), (self.memory_number, number)):
-            kept.copy_(torch.cat([new[None].to(kept.dtype), kept[:-1]]))
+        for name, new in (("memory_mean", mean), ("memory_var", var), ("memory_number", number)):
+            kept = self.get_buffer(name)
+            self._write(name, torch.cat([new[None].to(kept.dtype), kept[:-1]]))
 
     def _replace(self, where: Tensor, mean: Tensor, var: Tensor) -> None:
         """The entry that `where` (memory,) marks, if any."""
         self.next_look.add_(1)
         where = where[:, None] & self.sound(var)
-        for kept, new in ((self.memory_mean, mean), (self.memory_var, var)):
-            kept.copy_(torch.where(where, new.to(kept.dtype), kept))
+        for name, new in (("memory_mean", mean), ("memory_var", var)):
+            kept = self.get_buffer(name)
+            self._write(name, torch.where(where, new.to(kept.dtype), kept))
+
+    def _write(self, name: str, value: Tensor) -> None:
+        """Change a buffer in place. In a compiled graph it is replaced: there the backward may compute anew what the
+        forward took from it, and would find the new values."""
+        if torch.compiler.is_compiling():
+            setattr(self, name, value)
+        else:
+            self.get_buffer(name).copy_(value)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, memory={self.memory}"

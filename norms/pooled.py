@@ -93,17 +93,12 @@ class GhostBatchNorm(ChannelStatistics):
         longer = images % parts  # the first sub-batches have one image more
         if not longer:
             return self.train_on(x, weight, bias, parts)
-        # Two calls, one per size. With the images as rows of `parts`, sub-batches are columns; the last row is short.
-        # Views and no lists of indices, so that a compiled layer serves every batch size.
-        layout, rows = memory_format(x), images // parts
-        full, last = x[: rows * parts].reshape(rows, parts, *x.shape[1:]), x[rows * parts :]
-        first = torch.cat((full[:, :longer].flatten(0, 1), last)).contiguous(memory_format=layout)
-        second = full[:, longer:].flatten(0, 1).contiguous(memory_format=layout)
-        first = self.train_on(first, weight, bias, longer)
-        second = self.train_on(second, weight, bias, parts - longer)
-        columns = (part.reshape(rows, -1, *x.shape[1:]) for part in (first[: rows * longer], second))
-        y = torch.cat((torch.cat(tuple(columns), dim=1).flatten(0, 1), first[rows * longer :]))
-        return y.contiguous(memory_format=layout)
+        # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
+        # number b are every `longer`-th one from b. By tensors, so that a compiled layer serves every batch size.
+        order = torch.argsort(torch.arange(images, device=x.device) % parts >= longer, stable=True)
+        one, other = x[order].split([longer * (images // parts + 1), (parts - longer) * (images // parts)])
+        y = torch.cat((self.train_on(one, weight, bias, longer), self.train_on(other, weight, bias, parts - longer)))
+        return y[torch.argsort(order)]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"

@@ -101,20 +101,22 @@ def _copied(state: Any) -> Any:
 
 
 class _Afresh:
-    """Before each training forward of a held norm: copies of the buffers as they were when the block began."""
+    """Before each training forward of a held norm: copies of the buffers as they were when the block began.
+
+    A replica that DataParallel makes of the norm has hooks and, on the first device, buffers of the original: it gets
+    copies of its own.
+    """
 
     def __init__(self, norm: nn.Module, kept: dict[nn.Module, dict[str, Tensor | None]]):
-        self.kept = [kept[part] for part in norm.modules()]
+        self.norm, self.kept = norm, [kept[part] for part in norm.modules()]
 
     def __call__(self, norm: nn.Module, inputs: Any) -> None:
         if not norm.training or "recalibrating" in norm.__dict__:  # norms.running sets that
             return
-        for part, buffers in zip(norm.modules(), self.kept, strict=True):
+        kept = self.kept if norm is self.norm else [dict(part._buffers) for part in norm.modules()]
+        for part, buffers in zip(norm.modules(), kept, strict=True):
             for name, value in buffers.items():
-                if value is not None:  # on the device of the buffer, which is another one for a replica of DataParallel
-                    here = part._buffers[name]
-                    value = value.to(value.device if here is None else here.device, copy=True)
-                part._buffers[name] = value
+                part._buffers[name] = None if value is None else value.clone()
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
         return _do_nothing  # a copy made inside the block is not held
