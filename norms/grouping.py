@@ -143,7 +143,7 @@ class Blocks:
     def of(cls, x: Tensor, groups: int, slices: int) -> Blocks:
         shape, channels, positions = tuple(x.shape), x.shape[1], math.prod(x.shape[2:])
         group_size = channels * positions // groups
-        unit = math.gcd(positions, group_size)
+        unit = _common(positions, group_size)
         last = memory_format(x) != torch.contiguous_format
         if unit < _SHORT and not last and shape[0] // slices >= _MANY:
             unit = 1  # values of a sample are columns, which torch's kernels vectorize
@@ -294,6 +294,15 @@ class Blocks:
         if plus is not None:
             y.addcmul_(self.grid(plus[0]), self.on_grid(plus[1]))
         return self.back(y).to(x.dtype)
+
+
+def _common(positions: int, group_size: int) -> int:
+    """The greatest common divisor; in a compiled graph, which may not know the sizes, a common divisor."""
+    if not torch.compiler.is_compiling():
+        return math.gcd(positions, group_size)
+    if group_size % positions == 0:
+        return positions
+    return group_size if positions % group_size == 0 else 1
 
 
 def _moments_of_rows(v: Tensor, dtype: torch.dtype) -> Tensor:

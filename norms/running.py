@@ -91,7 +91,7 @@ class RunningStatistics(nn.Module):
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
                 elif k == 1:
-                    running.lerp_(new[0].to(running.dtype), self.momentum)
+                    running.copy_(torch.lerp(running, new[0].to(running.dtype), self.momentum))  # lerp_ has no vmap
                 else:
                     kept = 1 - self.momentum
                     age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
