@@ -38,11 +38,12 @@ Layers
 In a training loop, the same calls for every norm; most norms make nothing of them
     situation(net, ...)   facts about a batch: domain, context or query, number of norm batches
     hold(net)             no norm changes what it keeps
-    after_update(net, again, progress)   after each optimizer step
+    after_update(net, again, progress)       after each optimizer step
     predict(net, x)       the evaluation forward
-    recalibrate(net, batches)   running statistics estimated anew
+    recalibrate(net, batches)                running statistics estimated anew
 
-`norms.situation` is the module of the first four, too: `from norms.situation import hold` is the same function.
+The first four are explained by `help(norms.situation)`: it is their module, too, so that
+`from norms.situation import hold` is the same function as `norms.hold`.
 """
 
 from __future__ import annotations
