@@ -1,4 +1,4 @@
-"""make_norm's factory as `norm_layer=` of timm's models, which take a partial apart and functions for something else."""
+"""The factory of make_norm as `norm_layer=` of timm, which takes a partial apart and a function for something else."""
 
 import functools
 import inspect
