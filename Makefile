@@ -27,7 +27,10 @@ bench: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+# Compat mode puts this folder itself on the path. With setuptools' usual import hook a mere folder named `results`
+# beside a script would hide the package, since Python asks hooks last.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat \
+		--editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-legacy.txt
 	touch $@
 

@@ -121,21 +121,18 @@ class _Entry:
     file: str
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as an object: libraries put factories into sets
-class NormFactory:
-    """Builds layers of one norm with one set of options; what `make_norm` returns.
-
-    Attributes:
-        info: the declared facts of the norm.
-        build: its class, or what was registered in the place of one.
-        options: every option of the norm with its value.
-        once: see norms.telling.
-    """
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object: libraries put what they are given into sets
+class _Layers:
+    """Builds layers of one norm with one set of options; see NormFactory, which binds it. `once`: see norms.telling."""
 
     info: NormInfo
     build: Callable[..., nn.Module]
     options: Mapping[str, Any]
     once: Once = field(default_factory=Once, repr=False)
+
+    @property
+    def __name__(self) -> str:
+        return f"norms.{self.info.name}"  # timm looks for a norm that it knows under a name; it is to find none
 
     def __call__(
         self,
@@ -146,20 +143,55 @@ class NormFactory:
         dtype: torch.dtype | None = None,
         activation: nn.Module | Callable[[Tensor], Tensor] | None = None,
     ) -> nn.Module:
-        """A layer on x (N, num_channels, *), shape kept, stamped with `norm_info` and a neutral `situation`.
-
-        Args:
-            num_channels: C.
-            affine: weight and bias per channel.
-            device: of parameters and buffers; None: torch's default.
-            dtype: of the parameters; None: torch's default.
-            activation: what directly follows the norm, for a norm that fuses one; None: nothing does.
-
-        Raises:
-            ValueError: a number of channels that is no whole number of at least 1; an activation for a norm that fuses
-                none; what the layer refuses.
-        """
+        """See NormFactory."""
         return _build(self, num_channels, affine, device, dtype, activation)
+
+
+class NormFactory(functools.partial[nn.Module]):
+    """Builds layers of one norm with one set of options; what `make_norm` returns.
+
+        factory(num_channels, *, affine=True, device=None, dtype=None, activation=None) -> nn.Module
+
+    The layer is for x (N, num_channels, *), keeps its shape, and is stamped with `norm_info` and a neutral `situation`.
+
+    A partial that binds no arguments: timm accepts nothing but classes, functions and partials as `norm_layer=`, and
+    takes a partial apart into `func` and keywords. It gets what builds the layers, whole. `func` is no function on
+    purpose, since timm takes a function for a norm with the activation in it, and would leave the activation out.
+
+    Args of a call:
+        num_channels: C.
+        affine: weight and bias per channel.
+        device: of parameters and buffers; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+        activation: what directly follows the norm, for a norm that fuses one; None: nothing does.
+
+    Attributes:
+        info: the declared facts of the norm.
+        build: its class, or what was registered in the place of one.
+        options: every option of the norm with its value.
+
+    Raises:
+        ValueError: (a call) a number of channels that is no whole number of at least 1; an activation for a norm that
+            fuses none; what the layer refuses.
+    """
+
+    func: _Layers
+
+    @property
+    def info(self) -> NormInfo:
+        return self.func.info
+
+    @property
+    def build(self) -> Callable[..., nn.Module]:
+        return self.func.build
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.func.options
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"make_norm({self.info.name!r}{options})"
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -297,7 +329,7 @@ def make_norm(name: str, **options: Any) -> NormFactory:
         ValueError: unknown norm or option, wrong type; from the factory: what the layer itself refuses.
     """
     entry = _entry(name)
-    return NormFactory(entry.info, entry.build, resolve_norm_options(name, options))
+    return NormFactory(_Layers(entry.info, entry.build, resolve_norm_options(name, options)))
 
 
 def factory_info(norm: NormFactory) -> NormInfo:
@@ -380,14 +412,14 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def _build(
-    factory: NormFactory,
+    layers: _Layers,
     num_channels: int,
     affine: bool,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     activation: nn.Module | Callable[[Tensor], Tensor] | None,
 ) -> nn.Module:
-    info, build, options = factory.info, factory.build, factory.options
+    info, build, options = layers.info, layers.build, layers.options
     if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__"):
         raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of channels is needed')
     parameters = _parameters(build)
@@ -408,7 +440,7 @@ def _build(
     # norms to be one step, and do not look into their forwards. Ours branch on shapes, which can not be followed.
     module.__dict__["__module__"] = f"torch.nn.{type(module).__module__}"
     if info.keeps_stats and hasattr(module, "after_update"):
-        telling = module.__dict__["telling"] = Telling(factory.once)
+        telling = module.__dict__["telling"] = Telling(layers.once)
         module.register_forward_pre_hook(telling)
     return module
 

@@ -1,32 +1,86 @@
-"""Records -> frame -> tables. Imports neither torch nor any of our other packages.
+"""Records of runs -> a tidy frame -> tables. Needs neither torch nor any of our other packages.
 
-import results
-df = results.load("runs/quick")           # one tidy row per run
-df.groupby(["task", "norm_label"])["top1"].mean()
+    import results
+
+    df = results.load("runs/quick")  # one row per run: options, metrics, status, environment
+    print(df.groupby(["norm_label", "option.norm_batch_size"], dropna=False)["top1"].agg(["mean", "std", "count"]))
+
+    tables = results.render_all(df)  # per task one table and its sweeps, then the overall ranking
+    print(results.tables_text(tables))
+    files = results.write_tables(tables, "tables", ["csv", "latex"])
+
+    part = df[df["task"] == "classification"]
+    print(results.to_markdown(results.task_table(part, metrics=["top1"])))
+    print(results.to_latex(results.sweep_table(part, "norm_batch_size")))
+
+Frames
+    load, load_history    one row per run; one per run and epoch
+    select                each norm's own value of an option, chosen by validation
+Tables
+    render_all            every table that a frame supports
+    task_table, sweep_table, overall_table   one of them
+    tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
+Metrics and records
+    metric, add_metric    what is known of a metric: unit, direction, digits
+    read_record           one record.json, a RunRecord of one RunSpec
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from results.cells import Table
+    from results.frame import load, load_history
+    from results.metrics import Metric, add_metric, metric
+    from results.record import RunRecord, RunSpec, read_record
+    from results.render import tables_text, to_csv, to_latex, to_markdown, to_text, write_tables
+    from results.selection import select
+    from results.tables import overall_table, render_all, sweep_table, task_table
 
-__all__ = ["load", "load_history"]
+__all__ = [
+    "Metric",
+    "RunRecord",
+    "RunSpec",
+    "Table",
+    "add_metric",
+    "load",
+    "load_history",
+    "metric",
+    "overall_table",
+    "read_record",
+    "render_all",
+    "select",
+    "sweep_table",
+    "tables_text",
+    "task_table",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "to_text",
+    "write_tables",
+]
 
-# pandas is imported when first needed: every worker imports results.record and none of them makes a table.
+# Imported when first asked for: every worker imports results.record, and none of them needs pandas.
+_HOMES = {
+    "cells": ("Table",),
+    "frame": ("load", "load_history"),
+    "metrics": ("Metric", "add_metric", "metric"),
+    "record": ("RunRecord", "RunSpec", "read_record"),
+    "render": ("tables_text", "to_csv", "to_latex", "to_markdown", "to_text", "write_tables"),
+    "selection": ("select",),
+    "tables": ("overall_table", "render_all", "sweep_table", "task_table"),
+}
 
 
-def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
-    """One tidy row per run below `folder`; see `results.frame.load`."""
-    from results import frame
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"results.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    return frame.load(folder, strict=strict, stale=stale)
 
-
-def load_history(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
-    """One row per run and epoch below `folder`; see `results.frame.load_history`."""
-    from results import frame
-
-    return frame.load_history(folder, strict=strict, stale=stale)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from suite.environment import ROOT, commit, cpu_count, export_threads, set_allocator
+from suite.environment import commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
     from results.record import RunSpec
@@ -62,7 +62,9 @@ def main() -> None:
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A config file.  [default: configs/quick.yaml]")] = None,
+    config: Annotated[
+        Path, typer.Argument(help="A config file; configs/NAME.yaml is the suite's own where there is none here.")
+    ] = Path("configs/quick.yaml"),
     tasks: Annotated[str, typer.Option(help="Only these tasks of the config, separated by commas.")] = "",
     norms: Annotated[
         str,
@@ -91,9 +93,6 @@ def run(
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
-    if config is None:
-        config = Path("configs/quick.yaml")
-        config = config if config.exists() else ROOT / config
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
     from suite.plan import Overrides, plan
 

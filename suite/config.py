@@ -13,6 +13,9 @@ import yaml
 
 from norms.registry import nearest
 
+CONFIGS = Path(__file__).resolve().parent / "configs"
+"""The suite's own configs: in a checkout a link to the folder at its top, in an installed wheel a folder."""
+
 KEYS = ("budget", "norms", "seeds", "tasks", "threads")
 MOST_SEEDS = 100_000
 
@@ -25,13 +28,25 @@ class PlanError(ValueError):
         super().__init__("\n".join(self.lines))
 
 
+def find_config(path: str | Path) -> Path:
+    """`path`, or the suite's own config where that is `configs/NAME.yaml` and no such file is here."""
+    path = Path(path)
+    own = CONFIGS / path.name
+    return own if path.parent == Path("configs") and not path.exists() and own.is_file() else path
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises PlanError for a missing or unreadable file, bad YAML, a key given twice."""
+    """The mapping in a YAML file; `configs/NAME.yaml` is the suite's own where no such file is here.
+
+    Raises:
+        PlanError: a missing or unreadable file, bad YAML, a key given twice.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = find_config(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
-        near = nearest(str(path), map(str, Path("configs").glob("*.yaml")))
+        here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
+        near = nearest(str(path), [*map(str, here), *(f"configs/{file.name}" for file in own)])
         raise PlanError([f'config "{path}": {reason}{near}']) from error
     try:
         config = _load(text)

@@ -1,13 +1,51 @@
-"""Task modules by name, imported only when asked for. A plugin adds one with `register_task`."""
+"""What a norm is trained on: tasks by name, each imported only when asked for, and what a task of your own needs.
+
+    from pathlib import Path
+
+    import torch
+
+    import norms
+    import tasks
+
+    task = tasks.get_task("classification")
+    print(task.name, task.metrics, sorted(task.options.model_fields))
+    options = task.options(dataset="fashion_mnist_mini", model="resnet8", epochs=1, max_steps=2)
+    context = tasks.RunContext(torch.device("cpu"), seed=0, data_dir=Path("data"), folder=Path("."))
+    outcome = task.run(norms.make_norm("gn", num_groups=8), options, context)
+    print(outcome.metrics["top1"])
+
+Names
+    task_names(), get_task(name)    the tasks there are
+    register_task(task)             adds one of yours; a file with it is loaded by --plugin
+The contract (tasks.base)
+    Task                  name, version, options, metrics, and the methods setting, data_checksum, why_not, run
+    Options               base of its options model
+    Setting               what of a run a norm's constructor may ask for
+    RunContext            device, seed, folders, named generators
+    Outcome, Diverged     how a run ends: with metrics, or by a loss that is not finite
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.base import Task
+    from tasks.base import Diverged, Options, Outcome, RunContext, Setting, Task
 
+__all__ = [
+    "Diverged",
+    "Options",
+    "Outcome",
+    "RunContext",
+    "Setting",
+    "Task",
+    "get_task",
+    "register_task",
+    "task_names",
+]
+
+_CONTRACT = ("Diverged", "Options", "Outcome", "RunContext", "Setting", "Task")
 _MODULES = {
     "classification": "tasks.classification",
     "architecture_search": "tasks.architecture_search",
@@ -20,6 +58,7 @@ _TASKS: dict[str, Task] = {}
 
 
 def task_names() -> list[str]:
+    """All names: the built-in tasks, then those of plugins."""
     return [*_MODULES, *(name for name in _TASKS if name not in _MODULES)]
 
 
@@ -42,3 +81,14 @@ def register_task(task: Task) -> Task:
         raise ValueError(f'task "{task.name}" is already registered; choose another name')
     _TASKS[task.name] = task
     return task
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CONTRACT:  # tasks.base imports torch, which the names of tasks do not need
+        value = globals()[name] = getattr(importlib.import_module("tasks.base"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -64,7 +64,7 @@ class Adversarial:
     """
 
     name = "adversarial"
-    version = 1
+    version = 2
     options = AdversarialOptions
     metrics = (
         "robust_top1",

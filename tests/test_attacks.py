@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -394,9 +395,28 @@ def test_the_parts_use_the_seed_that_is_recorded():
     made = []
     for seed in (1, 1, 2):
         with crafting(net, "eval"):
-            made.append(attack("square", net, images, labels, epsilon=0.02, seed=seed, scale=SMALL))
+            made.append(attack("square", net, images, labels, epsilon=0.05, seed=seed, scale=SMALL))
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+HALVINGS = [(0, 1), (10, 1), (11, 2), (50, 2), (51, 4), (200, 4), (201, 8), (500, 8), (501, 16), (1000, 16), (1001, 32),
+            (2000, 32), (2001, 64), (4000, 64), (4001, 128), (4999, 128), (6000, 128), (6001, 256), (8000, 256),
+            (8001, 512)]  # fmt: skip
+"""(query, what Square's first share of 0.8 is divided by): Andriushchenko et al. 2020 (arXiv:1912.00049)."""
+
+
+@pytest.mark.parametrize("queries", [100, 5000, 10_000])
+def test_squares_schedule_is_the_published_one_whatever_the_number_of_queries(queries, monkeypatch):
+    """AutoAttack does not stretch the schedule of 10,000 queries to its own 5,000."""
+    made = []
+    monkeypatch.setattr(torchattacks.Square, "forward", lambda self, images, labels: made.append(self) or images)
+    images, net = picture(2), network().eval()
+    with crafting(net, "eval"):
+        attack("square", net, images, torch.zeros(2), epsilon=0.02, seed=0, scale=Scale(square_queries=queries))
+    (square,) = made
+    assert square.n_queries == queries
+    assert [square.p_selection(query) for query, _ in HALVINGS] == [0.8 / divisor for _, divisor in HALVINGS]
 
 
 def test_validation_is_attacked_without_autoattack_and_restarts():

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 import tasks
 from results.record import RunSpec
+from suite.config import read_config
 from suite.plan import Overrides, PlanError, parse_seeds, plan, plan_config
 from tasks.base import NotPrepared, Options, Setting
 
@@ -293,3 +294,16 @@ def test_seeds_are_a_list_a_number_or_text(given, expected):
 def test_other_seeds_are_refused(given):
     with pytest.raises(ValueError, match="seed"):
         parse_seeds(given)
+
+
+def test_the_suites_own_configs_are_found_from_any_folder_and_a_file_that_is_there_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "classification" in read_config("configs/quick.yaml")["tasks"]
+    for path in ("quick.yaml", "other/quick.yaml", tmp_path / "configs" / "quick.yaml"):
+        with pytest.raises(PlanError, match="No such file"):
+            read_config(path)
+    with pytest.raises(PlanError, match=r'did you mean "configs/quick\.yaml"'):
+        read_config("configs/quik.yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quick.yaml").write_text("seeds: 7", encoding="utf-8")
+    assert read_config("configs/quick.yaml") == {"seeds": 7}

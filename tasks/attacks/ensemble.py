@@ -10,6 +10,11 @@
 torchattacks' own AutoAttack has 10 steps by default, takes its seed from the clock, and shows each part only what the
 parts before left over. Here every part gets a seed and all images that it is given. Within a part torchattacks draws
 starts for the images that are still classified correctly, so an image's start may depend on the others of its batch.
+
+Square halves the share of the image that its squares cover after 10, 50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000
+queries. That is the schedule of a search of 10,000, and AutoAttack keeps it for its 5,000, which so end before the last
+two halvings. torchattacks by default squeezes the whole schedule into the number of queries; here it is AutoAttack's,
+for any number.
 """
 
 from __future__ import annotations
@@ -97,7 +102,7 @@ def attack(
     elif part == "fab_t":
         made = library.FAB(target, steps=scale.fab_steps, multi_targeted=True, n_classes=classes, **common)
     else:
-        made = library.Square(target, n_queries=scale.square_queries, **common)
+        made = library.Square(target, n_queries=scale.square_queries, resc_schedule=False, **common)
     # FAB views images as vectors, which other memory formats do not allow
     examples: Tensor = made(images.contiguous(), labels)
     return examples.detach().contiguous(memory_format=_format_of(images))

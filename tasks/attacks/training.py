@@ -1,4 +1,13 @@
-"""Adversarial training: the network from [0, 1] images to logits, crafting a batch, one update, the loop."""
+"""Adversarial training: the network from [0, 1] images to logits, crafting a batch, one update, the loop.
+
+Differences of "trades" from the published code (Zhang et al. 2019, github.com/yaodongyu/TRADES):
+
+- An update forwards the images once and the examples once, so running statistics move twice: by images, by examples.
+  There the images are forwarded once more for the divergence, and statistics move three times: by images, by examples,
+  by images.
+- The start of crafting, an image plus noise, is projected into the ball and [0, 1] before the first gradient. There
+  only the iterates after it are.
+"""
 
 from __future__ import annotations
 

@@ -247,6 +247,11 @@ class AuxiliaryHead(nn.Module):
     """A second classifier on the maps after two thirds of the cells: (N, C, H, W), H and W at least 8 -> (N, K).
 
     8x8 maps, which 32x32 images give, are the published case; larger ones are averaged at the end.
+
+    Differences from the published code: there the first activation works in place, so that in training the network
+    goes on with rectified maps. A cell, which begins with that activation itself, does not notice. But of exactly three
+    cells the head watches the last, and the classifier pools rectified maps in training and the maps as they are in
+    evaluation. Here it pools the maps as they are in both.
     """
 
     def __init__(self, channels: int, num_classes: int, *, norm: NormFactory, device: Device):
