@@ -96,7 +96,10 @@ def _check(conv: nn.Module, norm: nn.Module) -> NormInfo:
     for what, module in (("the convolution", conv), (f'norm "{info.name}"', norm)):
         if any(part.training for part in module.modules()):
             raise ValueError(f"{what} is in training mode; only evaluation can be fused: call eval() first")
-        if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        hooks = [
+            h for part in module.modules() for h in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        ]
+        if not all(getattr(hook, "only_looks", False) for hook in hooks):
             raise ValueError(f"{what} has forward hooks, which a fused convolution would not run; remove them first")
         if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
             raise ValueError(f"{what} is on the meta device, where weights have no values")

@@ -30,9 +30,12 @@ class Telling:
     norm without one nothing is known.
 
     Attributes:
+        only_looks: the hook changes nothing, so that a norm can be fused without it.
         untold: updates since the norm was told of one.
         paused: number of `hold` blocks around the norm, within which weights change for a trial.
     """
+
+    only_looks = True
 
     def __init__(self, once: Once):
         self.once = once
