@@ -43,8 +43,8 @@ class Changed(NamedTuple):
     """What a swap changes beyond the norm: the path of the norm, and what the new one does that the old one did not.
 
     Said are: parameters that train where the old norm did not train all of its own, tied parameters that are untied,
-    running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, and lost
-    hooks.
+    running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, one image
+    without a batch axis that is refused, and lost hooks.
     """
 
     norm: str

@@ -13,7 +13,7 @@ own dependence on mode or values (stochastic depth) stays its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -130,16 +130,17 @@ class Pair(NamedTuple):
 class Graphs:
     """The graph of `net`, which stays as it is: one, or one for training and one for evaluation where they differ.
 
-    Arguments of the forward that have a default of None, a number or text are fixed to it.
+    Arguments of the forward that have a default of None, a number or text are fixed to it, less those of `inputs`.
 
     Args:
         net: the network with its old norms.
+        inputs: as norms.convert.trace.trace.
 
     Raises:
         ValueError: as norms.convert.trace.trace; a net that is wrapped (DataParallel, torch.compile) or holds what is.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, inputs: Collection[str] = ()):
         self.net = net
         for path, module in net.named_modules():
             if isinstance(module, WRAPPERS):
@@ -156,7 +157,7 @@ class Graphs:
             for mode in (True, False):
                 net.train(mode)
                 vars(net).update(self._constants)  # so that the next graph names its own anew
-                found = trace(net)
+                found = trace(net, inputs)
                 graphs.append(found.graph)
                 self._constants |= found.constants
                 self._scopes |= found.scopes
