@@ -115,8 +115,13 @@ class Audit:
 
     @property
     def complete(self) -> bool:
-        """Every norm of the network is ours."""
+        """Every norm of the network is ours. One that the caller keeps is not."""
         return not self.left
+
+    @property
+    def kept(self) -> list[Left]:
+        """The norms that were left because the caller keeps them."""
+        return [left for left in self.left if left.why == KEPT]
 
     @property
     def channels_last(self) -> list[Left]:
@@ -124,6 +129,7 @@ class Audit:
         return [left for left in self.left if left.why == CHANNELS_LAST]
 
 
+KEPT = "the caller keeps it"
 CHANNELS_LAST = "channels-last: normalizes the last axes, where our norms take (N, C, *)"
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torchvision.models.feature_extraction import DualGraphModule
 
 from norms.convert.audit import Left, Removed, Rewired, own_parts
@@ -79,7 +80,8 @@ def _complete(
 ) -> None:
     """Give `module` these modes, and what `of` holds and no graph asks for, so that no name of its state is lost.
 
-    That is modules, parameters and buffers, second names of the same one included; copied where a memo is given.
+    That is modules, parameters and buffers, second names of the same one included, and attributes that are numbers,
+    text or containers of such (a detector asks its backbone for `out_channels`); copied where a memo is given.
     """
 
     def taken(part: Any) -> Any:
@@ -101,6 +103,19 @@ def _complete(
         for name, buffer in part._buffers.items():
             if name not in twin._buffers:
                 twin.register_buffer(name, taken(buffer), persistent=name not in part._non_persistent_buffers_set)
+        plain = {name: value for name, value in vars(part).items() if name[0] != "_" and not hasattr(twin, name)}
+        plain = {name: taken(value) for name, value in plain.items() if _is_plain(value)}
+        vars(twin).update(plain)
+        if twin is module:  # a copy of a GraphModule keeps no other attributes
+            module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = plain
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, tuple | list | set):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | None)
 
 
 class Removal(NamedTuple):

@@ -20,7 +20,7 @@ import copy
 import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from norms.convert.audit import is_channelwise, is_ours
 from norms.convert.layers import ACTIVATIONS, HOOKS
 from norms.convert.state import State, changed_keys
+from norms.registry import nearest
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -117,13 +118,36 @@ def arguments(net: nn.Module) -> dict[str, inspect.Parameter]:
     return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def fixed_arguments(net: nn.Module, inputs: Collection[str] = ()) -> dict[str, Any]:
-    """The forward's own defaults, so that `if mask is not None` is decided as in a plain call."""
+def optional_arguments(net: nn.Module) -> dict[str, Any]:
+    """Arguments with a default on which a forward may decide, such as `if mask is not None`, and that default."""
     return {
-        name: p.default
-        for name, p in arguments(net).items()
-        if isinstance(p.default, bool | int | float | str | None) and name not in inputs
+        name: parameter.default
+        for name, parameter in arguments(net).items()
+        if isinstance(parameter.default, bool | int | float | str | None)
     }
+
+
+def check_inputs(net: nn.Module, inputs: Any) -> None:
+    """ValueError where `inputs` are not names of arguments of the forward, one line each."""
+    names = check_names("inputs", inputs, "names of arguments")
+    known = arguments(net)
+    mistakes = [
+        f'inputs: the forward of {type(net).__name__} has no argument "{name}"; it has {", ".join(known) or "none"}'
+        f"{nearest(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+
+
+def check_names(option: str, value: Any, what: str) -> list[str]:
+    """The strings in a list, tuple or set; ValueError for anything else, a single string included."""
+    names = list(value) if isinstance(value, Collection) and not isinstance(value, str | Mapping) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        one = f", such as [{value!r}]" if isinstance(value, str) else ""
+        raise ValueError(f"{option}={value!r}: it takes a list of {what}{one}")
+    return names
 
 
 def fixed(value: Any, name: str, default: bool | int | float | str | None) -> None:
@@ -200,12 +224,12 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         root_fn, args = super().create_args_for_root(root_fn, is_module)
-        defaults = fixed_arguments(self.root, self.inputs)
-        for place, (name, parameter) in enumerate(arguments(self.root).items(), start=1):
-            if name in defaults:
-                self.create_proxy("call_function", fixed, (args[place], name, defaults[name]), {})
-                args[place] = defaults[name]
-            elif name in self.inputs and parameter.default is None:
+        optional = optional_arguments(self.root)
+        for place, name in enumerate(arguments(self.root), start=1):
+            if name in optional and name not in self.inputs:
+                self.create_proxy("call_function", fixed, (args[place], name, optional[name]), {})
+                args[place] = optional[name]
+            elif name in optional and optional[name] is None:
                 args[place] = self.create_proxy("call_function", given, (args[place], name), {})
         return root_fn, args
 
