@@ -42,7 +42,7 @@ from norms.convert.audit import (
 )
 from norms.convert.graph import Graphs, wants
 from norms.convert.layers import has_hooks, own_activation, replacement
-from norms.convert.trace import check_inputs, check_names, optional_arguments
+from norms.convert.trace import Untraceable, check_inputs, check_names, optional_arguments
 from norms.registry import NormFactory, factory_info, nearest
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Rewired",
     "Size",
     "Swapped",
+    "Untraceable",
     "audit_norms",
     "convert_norms",
     "converted",
@@ -106,17 +107,19 @@ def converted(
         The network and the audit. The network is `net` itself, changed in place, or a torch.fx.GraphModule that holds
         its modules; `net` must not be used any more then. Such a network is the old one's forward and no more. It lacks
         the other methods, also of the modules between, and all hooks of these and of `net` (`audit.unhooked`);
-        attributes that are no tensors count as they were when it was converted; optional arguments are as `inputs`
-        says; checkpointing of activations is gone.
+        attributes that are no tensors count as they were when it was converted (numbers and text can still be read);
+        optional arguments are as `inputs` says; checkpointing of activations is gone.
 
     Raises:
         ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; what a layer refuses (with the
             path of the norm it was to replace); a DistributedDataParallel; a path in `keep` that is no norm, a name in
             `inputs` that is no argument of the forward (with the nearest). For a norm that needs its surroundings: a
-            network that torch.fx can not trace, or whose forward changes buffers or attributes or draws random numbers
-            outside modules that are kept whole; one that is wrapped (DataParallel, torch.compile); one that would have
-            to be rewritten and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's
-            weight: a norm that no convolution directly precedes.
+            network that is wrapped (DataParallel, torch.compile); one that would have to be rewritten and uses
+            torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's weight: a norm that no
+            convolution directly precedes.
+        Untraceable: a ValueError; for a norm that needs its surroundings, a network that torch.fx can not trace, or
+            whose forward changes buffers or attributes or draws random numbers outside modules that are kept whole.
+            Parts of it may be converted one by one (a detector's `backbone`).
     """
     return _convert(net, factory, keep, inputs, in_place=False)
 

@@ -152,7 +152,8 @@ class Graphs:
         inputs: as norms.convert.trace.trace.
 
     Raises:
-        ValueError: as norms.convert.trace.trace; a net that is wrapped (DataParallel, torch.compile) or holds what is.
+        Untraceable: as norms.convert.trace.trace.
+        ValueError: a net that is wrapped (DataParallel, torch.compile) or holds what is.
     """
 
     def __init__(self, net: nn.Module, inputs: Collection[str] = ()):

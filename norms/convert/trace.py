@@ -51,6 +51,10 @@ class Trace(NamedTuple):
     blocks: list[str]
 
 
+class Untraceable(ValueError):
+    """The forward of a network does what a graph does not hold."""
+
+
 def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
     """Trace the forward of `net` in its current mode; `net`, its tensors and all random generators stay as they are.
 
@@ -61,12 +65,12 @@ def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
         inputs: optional arguments of the forward that are inputs of the graph. The others keep their defaults.
 
     Raises:
-        ValueError: the forward can not be traced, since it depends on values or shapes (with torch.fx's own words), or
+        Untraceable: the forward can not be traced, since it depends on values or shapes (with torch.fx's own words), or
             it changes something or draws random numbers while traced; it was set on the network itself.
     """
     name = type(net).__name__
     if "forward" in vars(net):
-        raise ValueError(
+        raise Untraceable(
             f"{name} has a forward that was set on it, and torch.fx would follow that of its class; "
             "let it be the method of a class, or take a norm that needs no more than x"
         )
@@ -81,18 +85,19 @@ def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
             constants = {key: vars(net).pop(key) for key in tracer.constants}
             changed, drawn = state.changed(), state.drawn()
         except Exception as error:
-            raise ValueError(
+            raise Untraceable(
                 f"{name} can not be traced by torch.fx, so what surrounds its norms is not known: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
+                f"{type(error).__name__}: {' '.join(str(error).split())}; convert the parts that it can follow one by one "
+                "(a detector's backbone), or take a norm that needs no more than x"
             ) from error
         finally:
             state.restore()
     if changed:
-        raise ValueError(
+        raise Untraceable(
             f"the forward of {name} changes {', '.join(changed)}, which torch.fx does not follow; {_KEPT_WHOLE}"
         )
     if drawn:
-        raise ValueError(
+        raise Untraceable(
             f"the forward of {name} draws random numbers ({', '.join(drawn)}) that depend on no tensor, which would "
             f"be the same ever after; {_KEPT_WHOLE}"
         )
@@ -130,7 +135,7 @@ def optional_arguments(net: nn.Module) -> dict[str, Any]:
 def check_inputs(net: nn.Module, inputs: Any) -> None:
     """ValueError where `inputs` are not names of arguments of the forward, one line each."""
     names = check_names("inputs", inputs, "names of arguments")
-    known = arguments(net)
+    known = arguments(net) if names else {}
     mistakes = [
         f'inputs: the forward of {type(net).__name__} has no argument "{name}"; it has {", ".join(known) or "none"}'
         f"{nearest(name, known)}"
