@@ -36,7 +36,7 @@ class Conversion(NamedTuple):
 
     Attributes:
         parts: the audit of each part that was converted, by its path; "" is the whole model.
-        why: why it was converted in parts, or "".
+        why: what kept torch.fx from following the whole, or "".
     """
 
     parts: dict[str, Audit]
@@ -118,7 +118,7 @@ def _converted(net: nn.Module, factory: NormFactory, keep: Collection[str]) -> t
     except Untraceable as error:
         parts: dict[str, Audit] = {}
         _convert_parts(net, "", factory, keep, parts, error)
-        return net, Conversion(parts, str(error))
+        return net, Conversion(parts, " ".join(str(error.__cause__ or error).split()))
 
 
 def _convert_parts(
@@ -179,7 +179,8 @@ def _arguments(net: nn.Module, model: _Model) -> tuple[Any, ...]:
 def conversion_lines(conversion: Conversion, model: str, norm: str) -> Iterator[str]:
     """The audits of `model` with `norm` in it, in words; why it was converted in parts first, if it was."""
     if conversion.why:
-        yield f"{model} is converted in parts, {', '.join(conversion.parts)}, and not as a whole: {conversion.why}"
+        parts = ", ".join(conversion.parts)
+        yield f"{model} is converted in parts ({parts}), since torch.fx can not follow it as a whole: {conversion.why}"
     for path, audit in conversion.parts.items():
         yield from audit_lines(audit, f"{model}.{path}" if path else model, norm)
 

@@ -106,7 +106,7 @@ def _complete(
         plain = {name: value for name, value in vars(part).items() if name[0] != "_" and not hasattr(twin, name)}
         plain = {name: taken(value) for name, value in plain.items() if _is_plain(value)}
         vars(twin).update(plain)
-        if twin is module:  # a copy of a GraphModule keeps no other attributes
+        if twin is module and not isinstance(module, GraphOfEachMode):  # a copy keeps no other attributes
             module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = plain
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from norms.convert.audit import is_channelwise, is_ours
+from norms.convert.calls import fixed, given, ordered_dict
 from norms.convert.layers import ACTIVATIONS, HOOKS
 from norms.convert.state import State, changed_keys
 from norms.registry import nearest
@@ -87,8 +88,8 @@ def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
         except Exception as error:
             raise Untraceable(
                 f"{name} can not be traced by torch.fx, so what surrounds its norms is not known: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}; convert the parts that it can follow one by one "
-                "(a detector's backbone), or take a norm that needs no more than x"
+                f"{type(error).__name__}: {' '.join(str(error).split())}; convert the parts that it can follow (a "
+                "detector's backbone), or take a norm that needs no more than x"
             ) from error
         finally:
             state.restore()
@@ -153,37 +154,6 @@ def check_names(option: str, value: Any, what: str) -> list[str]:
         one = f", such as [{value!r}]" if isinstance(value, str) else ""
         raise ValueError(f"{option}={value!r}: it takes a list of {what}{one}")
     return names
-
-
-def fixed(value: Any, name: str, default: bool | int | float | str | None) -> None:
-    """ValueError where an argument has another value than the one that it had when the graph was made."""
-    if value is not default and not (isinstance(value, bool | int | float | str) and value == default):
-        what = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(
-            f"{name} is given {what}, where this network was converted with its default, {name}={default!r}; "
-            f'inputs=["{name}"] keeps it an argument'
-        )
-
-
-def given(value: Any, name: str) -> Any:
-    """`value`; ValueError where it is None, since the graph is that of a forward to which it was given."""
-    if value is None:
-        raise ValueError(
-            f"{name}=None: this network was converted with {name} among its inputs, so that it has to be given"
-        )
-    return value
-
-
-def ordered_dict(items: list[tuple[Any, Any]]) -> OrderedDict[Any, Any]:
-    """An OrderedDict, which torch.fx would make a dict."""
-    return OrderedDict(items)
-
-
-# stay one node each where a pickled network is traced again
-_WRAPPED = (fixed, given, ordered_dict)
-fx.wrap("fixed")
-fx.wrap("given")
-fx.wrap("ordered_dict")
 
 
 # --- the trace --------------------------------------------------------------------------------------------------------
@@ -303,10 +273,10 @@ class _Tracer(fx.Tracer):
             return names[value.node]
 
         args, kwargs = _mapped((args, kwargs), stand_in)
-        given = [(container, copy.copy(container)) for container in _containers((args, kwargs))]
+        before = [(container, copy.copy(container)) for container in _containers((args, kwargs))]
         blocks = dict(self.blocks)
         result = forward(*args, **kwargs)
-        if any(changed_keys(*each) for each in given):
+        if any(changed_keys(*each) for each in before):
             return _Trial(through=True)
         if state.changed() or state.drawn():  # another call may return another name, or none
             return _Trial(_mapped(result, lambda part: _Part()))
@@ -329,7 +299,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        if node.target in _WRAPPED:
+        if node.target in (fixed, given, ordered_dict):
             node.meta["is_wrapped"] = True
         self.scopes[node] = self.scope.module_path
         if _blocks_around() != self._outside:
@@ -356,7 +326,7 @@ def _structured(structure: Any, call: Any) -> Any:
         return structure
     if not isinstance(structure, dict | list | tuple):
         return call
-    parts: Any = structure.items() if isinstance(structure, dict) else enumerate(structure)
+    parts = list(structure.items() if isinstance(structure, dict) else enumerate(structure))
     if any(isinstance(key, fx.Proxy) for key, _ in parts):
         return call
     keyed = {key: _structured(part, call[key]) for key, part in parts}
