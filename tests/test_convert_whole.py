@@ -67,7 +67,7 @@ def summed(whole, x):
 
 def by_name(whole, x):
     maps = whole(x)
-    return {f"{name}_{i}": y for i, (name, y) in enumerate(maps.items())}, list(maps)[0] == "fine", len(maps)
+    return {f"{name}_{i}": y for i, (name, y) in enumerate(maps.items())}, next(iter(maps)) == "fine", len(maps)
 
 
 def one_or_all(whole, x):
@@ -114,7 +114,10 @@ CASES = {
     "dict": (lambda m, x: {"fine": x, "coarse": pool(x)}, by_name),
     "ordered_dict": (lambda m, x: OrderedDict(fine=x, coarse=pool(x)), by_name),
     "ordered_dict_returned": (lambda m, x: OrderedDict(fine=x, coarse=pool(x)), lambda whole, x: whole(x)),
-    "nested": (lambda m, x: {"a": [x, (pool(x), None)]}, lambda whole, x: [y for y in whole(x)["a"][1] if y is not None]),
+    "nested": (
+        lambda m, x: {"a": [x, (pool(x), None)]},
+        lambda whole, x: [y for y in whole(x)["a"][1] if y is not None],
+    ),
     "one_or_two_by_mode": (lambda m, x: [x] if m.training else [x, pool(x)], summed),
     "none_in_evaluation": (lambda m, x: m.linear(x) if m.training else None, auxiliary),
     "none": (lambda m, x: None, auxiliary),
@@ -176,7 +179,7 @@ def of_torch(module, use):
     ("module", "use"),
     [
         of_torch(nn.MaxPool2d(2, return_indices=True), lambda whole, x: [y.float() for y in whole(x)]),
-        of_torch(nn.LSTM(6, 3, batch_first=True), lambda whole, x: [y for y in whole(x[:, 0])][1][0]),
+        of_torch(nn.LSTM(6, 3, batch_first=True), lambda whole, x: list(whole(x[:, 0]))[1][0]),
         of_torch(nn.GRU(6, 3), lambda whole, x: one_or_all(whole, x[:, 0])),
         of_torch(
             nn.MultiheadAttention(6, 2),
@@ -211,7 +214,7 @@ class OwnWay(nn.Module):
 
 
 def test_what_a_module_does_while_its_call_is_tried_is_undone_and_stays_its_own():
-    net = Around(OwnWay(), lambda whole, x: [y for y in whole(x).values()])
+    net = Around(OwnWay(), lambda whole, x: list(whole(x).values()))
     before, states = copy.deepcopy(net.whole.state_dict()), (torch.get_rng_state(), random.getstate())
     new, _ = converted(net, make_norm("bn_act"))
     whole = new.whole
@@ -240,7 +243,9 @@ def test_a_module_that_changes_its_arguments_and_draws_is_refused():
 
 
 def test_what_depends_on_the_mode_inside_a_module_makes_no_second_graph():
-    drops = nn.Sequential(torchvision.ops.StochasticDepth(0.5, "row"), Whole(lambda m, x: F.dropout(x, 0.5, m.training)))
+    drops = nn.Sequential(
+        torchvision.ops.StochasticDepth(0.5, "row"), Whole(lambda m, x: F.dropout(x, 0.5, m.training))
+    )
     net = Around(Whole(lambda m, x: [m.drops(x), torch.tensor(2.0) if m.training else x]), lambda whole, x: whole(x)[0])
     net.whole.drops = drops
     new, _ = converted(net, make_norm("bn_act"))

@@ -234,7 +234,7 @@ def _kept(net: nn.Module, places: list[_Place], keep: Keep) -> set[nn.Module]:
     if callable(keep):
         return {place.old for place in places if keep(place.path, place.old)}
     name, modules = type(net).__name__, dict(net.named_modules(remove_duplicate=False))
-    norms = {path for path, module in modules.items() if is_channelwise(module) or looks_like_a_norm(module)}
+    norms = [path for path, module in modules.items() if is_channelwise(module) or looks_like_a_norm(module)]
     mistakes = []
     for path in check_names("keep", keep, "paths of norms, or a function of path and module"):
         if path in modules and path not in norms:
