@@ -77,6 +77,8 @@ def convert_model(model: str, factory: NormFactory, norm: str, keep: Collection[
                 if built.detects and device == "meta":  # where they look for objects, they look at values
                     continue
                 net, conversion = _converted(built.net, factory, keep)
+                if built.detects and conversion.why:  # the first thing at which torch.fx stopped would mislead
+                    conversion = conversion._replace(why="it takes lists of images, and targets in training")
                 if any(audit.swapped for audit in conversion.parts.values()):
                     # some facts, for norms that need to be told them; the others do not look
                     with situation(net, domain=0, part="context"):

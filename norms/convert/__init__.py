@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from norms.convert.arguments import check_inputs, check_names, optional_arguments
 from norms.convert.audit import (
     KEPT,
     Audit,
@@ -42,7 +43,7 @@ from norms.convert.audit import (
 )
 from norms.convert.graph import Graphs, wants
 from norms.convert.layers import has_hooks, own_activation, replacement
-from norms.convert.trace import Untraceable, check_inputs, check_names, optional_arguments
+from norms.convert.trace import Untraceable
 from norms.registry import NormFactory, factory_info, nearest
 
 __all__ = [

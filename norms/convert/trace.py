@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from norms.convert.arguments import arguments, optional_arguments
 from norms.convert.audit import is_channelwise, is_ours
 from norms.convert.calls import fixed, given, ordered_dict
 from norms.convert.layers import ACTIVATIONS, HOOKS
+from norms.convert.nested import containers, leaves, mapped, structured
 from norms.convert.state import State, changed_keys
-from norms.registry import nearest
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -115,50 +115,6 @@ def is_looked_for(module: nn.Module) -> bool:
     return is_ours(module) or is_channelwise(module) or isinstance(module, CONVOLUTIONS + ACTIVATIONS)
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
-def arguments(net: nn.Module) -> dict[str, inspect.Parameter]:
-    """The arguments of the forward that can be named in a call, in order."""
-    (_, *parameters) = inspect.signature(type(net).forward).parameters.values()
-    return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def optional_arguments(net: nn.Module) -> dict[str, Any]:
-    """Arguments with a default on which a forward may decide, such as `if mask is not None`, and that default."""
-    return {
-        name: parameter.default
-        for name, parameter in arguments(net).items()
-        if isinstance(parameter.default, bool | int | float | str | None)
-    }
-
-
-def check_inputs(net: nn.Module, inputs: Any) -> None:
-    """ValueError where `inputs` are not names of arguments of the forward, one line each."""
-    names = check_names("inputs", inputs, "names of arguments")
-    known = arguments(net) if names else {}
-    mistakes = [
-        f'inputs: the forward of {type(net).__name__} has no argument "{name}"; it has {", ".join(known) or "none"}'
-        f"{nearest(name, known)}"
-        for name in names
-        if name not in known
-    ]
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-
-
-def check_names(option: str, value: Any, what: str) -> list[str]:
-    """The strings in a list, tuple or set; ValueError for anything else, a single string included."""
-    names = list(value) if isinstance(value, Collection) and not isinstance(value, str | Mapping) else None
-    if names is None or not all(isinstance(name, str) for name in names):
-        one = f", such as [{value!r}]" if isinstance(value, str) else ""
-        raise ValueError(f"{option}={value!r}: it takes a list of {what}{one}")
-    return names
-
-
-# --- the trace --------------------------------------------------------------------------------------------------------
-
-
 class _Part:
     """A place in the result of a call at which the graph has to take what the call returns there."""
 
@@ -222,10 +178,10 @@ class _Tracer(fx.Tracer):
         if not self.is_leaf_module(m, path) or is_looked_for(m):
             return super().call_module(m, forward, args, kwargs)
         if super().is_leaf_module(m, path):  # a module of torch, whose forward asks for more than stand-ins tell
-            return _structured(_of_torch(m, args, kwargs), super().call_module(m, forward, args, kwargs))
+            return structured(_of_torch(m, args, kwargs), super().call_module(m, forward, args, kwargs))
         trial = self._try(m, forward, args, kwargs)
         if not trial.through:
-            return _structured(trial.structure, super().call_module(m, forward, args, kwargs))
+            return structured(trial.structure, super().call_module(m, forward, args, kwargs))
         self._through.append(m)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -272,15 +228,15 @@ class _Tracer(fx.Tracer):
                 names[value.node] = self.create_proxy("placeholder", value.node.name, (), {})
             return names[value.node]
 
-        args, kwargs = _mapped((args, kwargs), stand_in)
-        before = [(container, copy.copy(container)) for container in _containers((args, kwargs))]
+        args, kwargs = mapped((args, kwargs), stand_in)
+        before = [(container, copy.copy(container)) for container in containers((args, kwargs))]
         blocks = dict(self.blocks)
         result = forward(*args, **kwargs)
         if any(changed_keys(*each) for each in before):
             return _Trial(through=True)
         if state.changed() or state.drawn():  # another call may return another name, or none
-            return _Trial(_mapped(result, lambda part: _Part()))
-        unknown = not all(isinstance(part, fx.Proxy | Tensor | str | int | float | None) for part in _leaves(result))
+            return _Trial(mapped(result, lambda part: _Part()))
+        unknown = not all(isinstance(part, fx.Proxy | Tensor | str | int | float | None) for part in leaves(result))
         return _Trial(result, through=unknown and self.blocks == blocks)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -318,55 +274,6 @@ def _of_torch(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if isinstance(m, nn.RNNBase | nn.LSTMCell) or getattr(m, "return_indices", False):  # pooling with its indices
         return one, one
     return one
-
-
-def _structured(structure: Any, call: Any) -> Any:
-    """The result of `call` as the containers that it consists of; `call` itself where it is none."""
-    if structure is None or isinstance(structure, str):
-        return structure
-    if not isinstance(structure, dict | list | tuple):
-        return call
-    parts = list(structure.items() if isinstance(structure, dict) else enumerate(structure))
-    if any(isinstance(key, fx.Proxy) for key, _ in parts):
-        return call
-    keyed = {key: _structured(part, call[key]) for key, part in parts}
-    return _mapped_container(structure, keyed)
-
-
-def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """A copy of nested dicts, lists and tuples, with `leaf` of everything else that they hold."""
-    if not isinstance(value, dict | list | tuple):
-        return leaf(value)
-    parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
-    return _mapped_container(value, {key: _mapped(part, leaf) for key, part in parts})
-
-
-def _mapped_container(like: Any, parts: dict[Any, Any]) -> Any:
-    """A container of the same kind as `like` with these parts under the same keys, or at the same positions."""
-    if isinstance(like, dict):
-        new = copy.copy(like)
-        new.update(parts)
-        return new
-    if isinstance(like, list):
-        return list(parts.values())
-    return type(like)(*parts.values()) if hasattr(like, "_fields") else tuple(parts.values())
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    """The dicts and lists in nested containers."""
-    if isinstance(value, dict | list | tuple):
-        if not isinstance(value, tuple):
-            yield value
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers(part)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(part)
-    else:
-        yield value
 
 
 def _blocks_around() -> tuple[bool, bool, int]:
