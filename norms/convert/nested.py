@@ -1,4 +1,4 @@
-"""Nested dicts, lists and tuples, the arguments and results of modules: copied, read, and taken from a node's result."""
+"""Nested dicts, lists and tuples, as modules take and return them: copied, read, and taken from a node's result."""
 
 from __future__ import annotations
 
