@@ -238,28 +238,35 @@ def check(
 
 @app.command("convert-report")
 def convert_report(
-    model: Annotated[str, typer.Argument(help="A classification model of torchvision, or timm:NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model of torchvision (classification, segmentation, detection, video), or timm:NAME."),
+    ],
     norm: Annotated[str, typer.Argument(help="The norm to put in.")],
     options: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the norm, such as num_groups=8 (repeatable)."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="PATH", help="A norm of the model that stays (repeatable).")
     ] = None,
     plugin: Plugins = None,
 ) -> int:
     """Put a norm into an existing model, and show what was swapped and what was not; exit 1 when a norm is left.
 
     The model has random weights. It is forwarded once in both modes, on torch's meta device where model and norm can be
-    (nothing is computed then), else on the CPU. A model whose norms are all channels-last (ViT, Swin) is refused.
+    (nothing is computed then), else on the CPU. A model whose norms are all channels-last (ViT, Swin) is refused. A
+    detector is converted in parts where the norm needs more than x. A norm that stays because of --keep is left, too.
     """
     from norms.registry import make_norm, norm_label
-    from suite.foreign import audit_lines, convert_model
+    from suite.foreign import conversion_lines, convert_model
 
     _load_plugins(plugin)
     given = _parse_options(options)
     factory, label = make_norm(norm, **given), norm_label(norm, given)
-    audit = convert_model(model, factory, label)
-    _print_lines(audit_lines(audit, model, label))
-    return 0 if audit.complete else 1
+    conversion = convert_model(model, factory, label, keep or ())
+    _print_lines(conversion_lines(conversion, model, label))
+    return 0 if conversion.complete else 1
 
 
 @app.command()

@@ -200,6 +200,18 @@ BAD = [
     (["convert-report", "resnet18", "gn", "--option", "8"], ['--option "8"', "KEY=VALUE"]),
     (["convert-report", "resnet18", "gn", "--option", "num_groups=48"], ['"resnet18"', "bn1", "48 does not divide 64"]),
     (["convert-report", "alexnet", "bn"], ['"alexnet" has no norm']),
+    (["convert-report", "ssd300_vgg16", "bn"], ['"ssd300_vgg16" has no norm']),
+    (
+        ["convert-report", "r3d18", "bn"],
+        ['unknown model "r3d18"', "segmentation, detection and video", 'did you mean "r3d_18"'],
+    ),
+    (["convert-report", "swin3d_t", "bn"], ['"swin3d_t"', "channels-last"]),
+    (["convert-report", "resnet18", "bn", "--keep", "layer1.0.bn"], ['has no norm "layer1.0.bn"', "did you mean"]),
+    (["convert-report", "resnet18", "bn", "--keep", "fc"], ['"fc" is a Linear and no norm']),
+    (
+        ["convert-report", "deeplabv3_mobilenet_v3_large", "frn"],
+        ["classifier.0.convs.4.2: ", "more than one value", "`--keep classifier.0.convs.4.2`"],
+    ),
     (["convert-report", "vit_b_16", "bn"], ['"vit_b_16"', "channels-last", "encoder.ln (LayerNorm)"]),
     (["convert-report", "timm:vit_tiny_patch16_224", "bn"], ["channels-last", "blocks.11.norm2 (LayerNorm)"]),
 ]
@@ -252,6 +264,39 @@ def test_a_conversion_that_leaves_norms_names_them_and_exits_with_1(suite):
     assert (code, err) == (1, [])
     assert sum(line.startswith("features.") and "channels-last" in line for line in out) == 18
     assert out[-1] == "incomplete: 18 norms of convnext_tiny are not ours"
+
+
+def test_a_norm_that_is_kept_is_named_and_exits_with_1(suite):
+    keep = ("--keep", "classifier.0.convs.4.2")
+    code, out, err = suite("convert-report", "deeplabv3_mobilenet_v3_large", "frn", *keep)
+    assert (code, err, out[0]) == (1, [], "deeplabv3_mobilenet_v3_large -> frn: 52 norms swapped, 1 left")
+    assert ["classifier.0.convs.4.2", "BatchNorm2d", "the", "caller", "keeps", "it"] in [line.split() for line in out]
+    assert out[-1] == "incomplete: 1 norms of deeplabv3_mobilenet_v3_large are not ours"
+
+
+@pytest.mark.parametrize(("model", "norms"), [("r2plus1d_18", 37), ("s3d", 77), ("fcn_resnet50", 54)])
+def test_models_of_segmentation_and_video_are_converted(model, norms, suite):
+    code, out, err = suite("convert-report", model, "bn")
+    assert (code, err, out[0]) == (0, [], f"{model} -> bn: {norms} norms swapped, 0 left")
+
+
+def test_a_detector_is_converted_as_a_whole_or_in_the_parts_that_can_be_followed(suite):
+    model = "fcos_resnet50_fpn"
+    code, out, err = suite("convert-report", model, "ln")
+    assert (code, err, out[0]) == (0, [], f"{model} -> ln: 61 norms swapped, 0 left")
+    keep = "head.regression_head.conv.1"
+    code, out, err = suite("convert-report", model, "frn", "--keep", keep)
+    assert (code, err) == (1, [])
+    heads = [f"head.{kind}_head.conv" for kind in ("classification", "regression")]
+    assert out[0] == (
+        f"{model} is converted in parts (backbone, {', '.join(heads)}), since torch.fx can not follow it as a whole: "
+        "it takes lists of images, and targets in training"
+    )
+    assert [line for line in out if "->" in line] == [
+        f"{model}.backbone -> frn: 53 norms swapped, 0 left",
+        f"{model}.{heads[0]} -> frn: 4 norms swapped, 0 left",
+        f"{model}.{heads[1]} -> frn: 3 norms swapped, 1 left",
+    ]
 
 
 def test_what_a_conversion_changes_beyond_the_norms_is_said_of_each(suite):

@@ -42,6 +42,12 @@ LEFT = [
 ]
 
 
+def one_image(old, path):
+    """What is said of an instance norm, which took one image without a batch axis, too."""
+    axes = {nn.InstanceNorm1d: "C, L", nn.InstanceNorm2d: "C, H, W", nn.InstanceNorm3d: "C, D, H, W"}.get(type(old))
+    return [Changed(path, f"refuses one image without a batch axis, ({axes}), which the old norm took")] * bool(axes)
+
+
 def name_of(value):
     return type(value).__name__ if isinstance(value, nn.Module) else ""
 
@@ -53,7 +59,7 @@ def test_a_channelwise_norm_is_swapped_in_place(old, shape, mode):
     audit = convert_norms(net, make_norm("ln"))
     affine = ("weight", "bias") if getattr(old, "weight", None) is not None else ()
     constant = [Changed("1", "trains weight, bias; the old norm trained nothing")]
-    changed = constant if isinstance(old, FrozenBatchNorm2d) else []
+    changed = constant if isinstance(old, FrozenBatchNorm2d) else one_image(old, "1")
     assert audit == Audit([Swapped("1", type(old).__name__, 6, affine)], [], [("1", "ln")], changed=changed)
     assert audit.complete
     assert net[1].training is mode
@@ -340,7 +346,7 @@ def test_what_trains_where_the_old_norm_did_not_is_named(old, name, expected):
 def test_a_layer_that_starts_without_statistics_is_named(old, name, options, fresh):
     audit = convert_norms(nn.Sequential(copy.deepcopy(old)), make_norm(name, **options))
     expected = Changed("0", "starts without running statistics: train or recalibrate before evaluating")
-    assert audit.changed == [expected] * fresh
+    assert audit.changed == [expected] * fresh + one_image(old, "0")
 
 
 def test_a_batch_norm_that_keeps_no_statistics_is_swapped_and_its_new_way_to_evaluate_named():

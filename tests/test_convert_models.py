@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from norms import registry
 from norms.batch import BatchNorm
-from norms.convert import audit_norms, converted
+from norms.convert import Untraceable, audit_norms, converted
 from norms.registry import make_norm, norm_modules, register
 
 TORCHVISION = (
@@ -226,6 +226,68 @@ def test_norms_that_work_with_the_weight_get_it_or_the_model_is_refused(own_norm
         assert first_output(new.train(mode)(x)).shape[0] == 2
 
 
+# --- networks of many outputs, and their parts ------------------------------------------------------------------------
+
+DENSE = {
+    "fasterrcnn_resnet50_fpn": ("backbone", 53),
+    "fasterrcnn_mobilenet_v3_large_fpn": ("backbone", 46),
+    "maskrcnn_resnet50_fpn_v2": ("backbone", 61),
+    "retinanet_resnet50_fpn": ("backbone", 53),
+    "fcos_resnet50_fpn": ("backbone", 53),
+    "ssdlite320_mobilenet_v3_large": ("backbone", 58),
+    "deeplabv3_resnet50": ("", 60),
+    "lraspp_mobilenet_v3_large": ("", 47),
+    "r3d_18": ("", 20),
+}
+"""The part that torch.fx can follow, and its norms."""
+
+
+def dense(name):
+    """On the CPU, with every parameter and statistic as training might leave it."""
+    torch.manual_seed(0)
+    options = {} if name == "r3d_18" else {"weights_backbone": None}
+    return as_trained(torchvision.models.get_model(name, weights=None, num_classes=3, **options))
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_network_that_returns_feature_maps_by_name_keeps_its_function(own_norms, name):
+    part, norms = DENSE[name]
+    net = dense(name).get_submodule(part)
+    expected = copy.deepcopy(net)
+    new, audit = converted(net, make_norm("bn_act"))
+    assert len(audit.swapped) == norms
+    assert audit.complete
+    assert (getattr(new, "out_channels", None)) == getattr(expected, "out_channels", None)
+    # 1 x 1 maps in training have no statistics of one batch to compare
+    shape = (2, 3, 4, 56, 56) if name == "r3d_18" else (2, 3, 160, 160)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for mode, tolerance in ((False, 1e-5), (True, 1e-2)):  # batch statistics of deep layers amplify rounding
+            torch.manual_seed(3)  # dropout
+            ours = new.train(mode)(x)
+            torch.manual_seed(3)
+            theirs = expected.train(mode)(x)
+            assert type(ours) is type(theirs)
+            if isinstance(theirs, dict):
+                assert list(ours) == list(theirs)
+            for y, z in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+                assert (y - z).abs().max() <= tolerance * z.abs().max()
+
+
+def test_a_detector_detects_with_a_converted_backbone():
+    net = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    with pytest.raises(Untraceable, match=r"FasterRCNN can not be traced .*convert the parts.*a detector's backbone"):
+        converted(net, make_norm("frn"))
+    net.backbone, audit = converted(net.backbone, make_norm("frn"))
+    assert audit.complete
+    images = [torch.rand(3, 64, 64)]
+    assert net.eval()(images)[0].keys() == {"boxes", "labels", "scores"}
+    targets = [{"boxes": torch.tensor([[0.0, 0.0, 20.0, 30.0]]), "labels": torch.tensor([1])}]
+    assert all(loss.isfinite() for loss in net.train()(images, targets).values())
+    built = torchvision.models.detection.FasterRCNN(net.backbone, num_classes=2)  # which asks for out_channels
+    assert built.backbone is net.backbone
+
+
 # --- real numbers -----------------------------------------------------------------------------------------------------
 
 REAL = (
@@ -241,7 +303,10 @@ REAL = (
 def trained(name):
     """On the CPU, with every parameter and statistic as training might leave it."""
     torch.manual_seed(0)
-    net = build(name, "cpu").eval()
+    return as_trained(build(name, "cpu").eval())
+
+
+def as_trained(net):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key, tensor in [*net.named_parameters(), *net.named_buffers()]:

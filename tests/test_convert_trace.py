@@ -417,6 +417,6 @@ def test_a_distributed_network_is_refused_for_every_norm():
 def test_running_statistics_of_an_instance_norm_that_are_gone_are_named():
     tracked = nn.InstanceNorm2d(4, track_running_stats=True)
     net = nn.Sequential(tracked, nn.InstanceNorm2d(4))
-    assert convert_norms(net, make_norm("in")).changed == [
+    assert [changed for changed in convert_norms(net, make_norm("in")).changed if "running" in changed.what] == [
         Changed("0", "evaluates as it trains; the old norm evaluated with running statistics, which are gone")
     ]

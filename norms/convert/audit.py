@@ -43,8 +43,8 @@ class Changed(NamedTuple):
     """What a swap changes beyond the norm: the path of the norm, and what the new one does that the old one did not.
 
     Said are: parameters that train where the old norm did not train all of its own, tied parameters that are untied,
-    running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, and lost
-    hooks.
+    running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, one image
+    without a batch axis that is refused, and lost hooks.
     """
 
     norm: str
@@ -115,8 +115,13 @@ class Audit:
 
     @property
     def complete(self) -> bool:
-        """Every norm of the network is ours."""
+        """Every norm of the network is ours. One that the caller keeps is not."""
         return not self.left
+
+    @property
+    def kept(self) -> list[Left]:
+        """The norms that were left because the caller keeps them."""
+        return [left for left in self.left if left.why == KEPT]
 
     @property
     def channels_last(self) -> list[Left]:
@@ -124,6 +129,7 @@ class Audit:
         return [left for left in self.left if left.why == CHANNELS_LAST]
 
 
+KEPT = "the caller keeps it"
 CHANNELS_LAST = "channels-last: normalizes the last axes, where our norms take (N, C, *)"
 
 

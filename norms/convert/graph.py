@@ -13,13 +13,14 @@ own dependence on mode or values (stochastic depth) stays its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torchvision.models.feature_extraction import DualGraphModule
 
 from norms.convert.audit import Left, Removed, Rewired, own_parts
@@ -79,7 +80,8 @@ def _complete(
 ) -> None:
     """Give `module` these modes, and what `of` holds and no graph asks for, so that no name of its state is lost.
 
-    That is modules, parameters and buffers, second names of the same one included; copied where a memo is given.
+    That is modules, parameters and buffers, second names of the same one included, and attributes that are numbers,
+    text or containers of such (a detector asks its backbone for `out_channels`); copied where a memo is given.
     """
 
     def taken(part: Any) -> Any:
@@ -101,6 +103,19 @@ def _complete(
         for name, buffer in part._buffers.items():
             if name not in twin._buffers:
                 twin.register_buffer(name, taken(buffer), persistent=name not in part._non_persistent_buffers_set)
+        plain = {name: value for name, value in vars(part).items() if name[0] != "_" and not hasattr(twin, name)}
+        plain = {name: taken(value) for name, value in plain.items() if _is_plain(value)}
+        vars(twin).update(plain)
+        if twin is module and not isinstance(module, GraphOfEachMode):  # a copy keeps no other attributes
+            module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = plain
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, tuple | list | set):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | None)
 
 
 class Removal(NamedTuple):
@@ -130,16 +145,18 @@ class Pair(NamedTuple):
 class Graphs:
     """The graph of `net`, which stays as it is: one, or one for training and one for evaluation where they differ.
 
-    Arguments of the forward that have a default of None, a number or text are fixed to it.
+    Arguments of the forward that have a default of None, a number or text are fixed to it, less those of `inputs`.
 
     Args:
         net: the network with its old norms.
+        inputs: as norms.convert.trace.trace.
 
     Raises:
-        ValueError: as norms.convert.trace.trace; a net that is wrapped (DataParallel, torch.compile) or holds what is.
+        Untraceable: as norms.convert.trace.trace.
+        ValueError: a net that is wrapped (DataParallel, torch.compile) or holds what is.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, inputs: Collection[str] = ()):
         self.net = net
         for path, module in net.named_modules():
             if isinstance(module, WRAPPERS):
@@ -156,7 +173,7 @@ class Graphs:
             for mode in (True, False):
                 net.train(mode)
                 vars(net).update(self._constants)  # so that the next graph names its own anew
-                found = trace(net)
+                found = trace(net, inputs)
                 graphs.append(found.graph)
                 self._constants |= found.constants
                 self._scopes |= found.scopes

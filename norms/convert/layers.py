@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
 from norms.registry import NormFactory, NormInfo, factory_info, norm_option_defaults
@@ -32,6 +34,61 @@ class NormDropAct(nn.Module):
 
     def forward(self, x: Tensor, **inputs: Any) -> Tensor:
         return self.act(self.drop(self.norm(x, **inputs)))
+
+
+_SHAPES = {2: "(N, {})", 3: "(N, {}, L)", 4: "(N, {}, H, W)", 5: "(N, {}, D, H, W)"}
+_AXES = {
+    nn.BatchNorm1d._check_input_dim: (2, 3),
+    nn.BatchNorm2d._check_input_dim: (4,),
+    nn.BatchNorm3d._check_input_dim: (5,),
+    nn.InstanceNorm1d._check_input_dim: (3,),
+    nn.InstanceNorm2d._check_input_dim: (4,),
+    nn.InstanceNorm3d._check_input_dim: (5,),
+}
+"""The numbers of axes that a norm takes, by the method that checks them: a class may bring a check of its own. Instance
+norms take one axis less, too, for one image."""
+
+
+@dataclass(frozen=True)
+class AsTheOldNorm:
+    """A forward pre-hook of a new layer: it is called as the old norm was, and refuses the shapes that this refused.
+
+    Our layers take x (N, C, *) with any number of axes, so that one image (C, H, W) would be normalized along other
+    axes, silently where H = C. A hook, since it serves any class that a plugin registers, and a value, so that the
+    layer is copied, pickled and compiled as before.
+
+    Attributes:
+        old: the old norm's class.
+        num_channels: C.
+        axes: the numbers of axes that x may have; (): any.
+    """
+
+    old: str
+    num_channels: int
+    axes: tuple[int, ...]
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not args and "input" in kwargs:  # the name that torch's norms give it
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+        x = args[0] if args else kwargs.get("x")
+        if self.axes and isinstance(x, Tensor) and x.dim() not in self.axes:  # a stand-in of torch.fx has no axes
+            shapes = " or ".join(_SHAPES[axes].format(self.num_channels) for axes in self.axes)
+            one = "; x[None] gives one image its batch axis" if x.dim() + 1 == min(self.axes) else ""
+            raise ValueError(
+                f"x must be {shapes}, given {tuple(x.shape)}: {type(layer).__name__} stands in the place of "
+                f"{self.old}{one}"
+            )
+        return args, kwargs
+
+
+def _axes(old: nn.Module) -> tuple[int, ...]:
+    """The numbers of axes that `old` takes; () where that is not known."""
+    if is_frozen(old) or is_layer2d(old):  # they are known by their names
+        name = type(old).__name__
+        return (4,) if "2d" in name or isinstance(old, FrozenBatchNorm2d) else (5,) if "3d" in name else ()
+    return _AXES.get(getattr(type(old), "_check_input_dim", None), ())  # type: ignore[arg-type]
 
 
 def replacement(
@@ -73,6 +130,8 @@ def replacement(
         raise ValueError(f"{path} ({type(old).__name__}): {error}") from error
     carried = _carry(old, layer)
     changes = _changes(old, layer, carried, tied)
+    hook = AsTheOldNorm(type(old).__name__, num_channels(old), _axes(old))
+    layer.register_forward_pre_hook(hook, with_kwargs=True)
     layer.train(old.training)
     if does_nothing(drop) and does_nothing(act):
         return layer, carried, changes
@@ -167,6 +226,9 @@ def _changes(old: nn.Module, new: nn.Module, carried: Collection[str], tied: Col
         changes.append(f"starts without running statistics: train or recalibrate before evaluating{unlike}")
     if isinstance(old, _InstanceNorm) and old.running_mean is not None and not info.keeps_stats:
         changes.append("evaluates as it trains; the old norm evaluated with running statistics, which are gone")
+    if isinstance(old, _InstanceNorm) and _axes(old):
+        one = _SHAPES[_axes(old)[0]].format("C").replace("N, ", "")
+        changes.append(f"refuses one image without a batch axis, {one}, which the old norm took")
     if is_frozen(old) and "running_mean" in carried:
         changes.append("normalizes with its batch's statistics in training; those of the old norm were constant")
     if has_hooks(old):
