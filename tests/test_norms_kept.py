@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from norms.channels import Reading
+from norms.convert import converted
 from norms.registry import make_norm, norm_names, norm_option_defaults
 from norms.situation import situation
 from tasks.nets import conv_norm_act
@@ -205,3 +206,10 @@ def test_a_number_of_groups_that_divides_nothing_is_one_line_with_what_is_allowe
 def test_a_factory_called_with_no_whole_number_says_so(channels):
     with pytest.raises(ValueError, match=r'^norm "bn": num_channels=.*: a whole number of channels is needed$'):
         make_norm("bn")(channels)
+
+
+def test_a_converted_cbn_has_its_final_shape_before_the_first_forward():
+    net, _ = converted(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), make_norm("cbn", burn_in=0.0))
+    average = AveragedModel(net)
+    net(torch.randn(4, 3, 8, 8))
+    average.update_parameters(net)

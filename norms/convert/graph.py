@@ -295,6 +295,9 @@ class Graphs:
                 graph.erase_node(call)
                 call = before
             graph.erase_node(conv)
+            inner = inner_norm(layer)
+            if hasattr(inner, "make_room"):  # as tasks.nets does beside its convolution
+                inner.make_room(self.net.get_submodule(str(conv.target)).weight)  # type: ignore[operator]
             how = [word for word, true in zip(("transformed", "passed"), wants(layer), strict=True) if true]
             rewired[Rewired(str(conv.target), path, " and ".join(how))] = None
         return list(rewired)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,13 @@ class AsTheOldNorm:
     layer is copied, pickled and compiled as before.
 
     Attributes:
+        only_looks: see norms.telling.
         old: the old norm's class.
         num_channels: C.
         axes: the numbers of axes that x may have; (): any.
     """
 
+    only_looks: ClassVar[bool] = True
     old: str
     num_channels: int
     axes: tuple[int, ...]
