@@ -117,6 +117,7 @@ class _Controlled(torch.autograd.Function):
     axes="NCHW",
     exact_gradient=False,
     across_iterations=True,
+    running_variance="biased",
 )
 class OnlineNorm(_Streaming):
     """Online normalization: each sample by the running statistics of all samples before it.
