@@ -14,6 +14,7 @@ from norms.registry import load_plugin, norm_names
 HONEST = '''
 import copy
 import torch
+import torch.nn.functional as F
 from torch import nn
 from norms.registry import register
 
@@ -24,9 +25,21 @@ class Honest(nn.Module):
         for name, start in (("weight", 1.0), ("bias", 0.0)):
             self.register_parameter(name, nn.Parameter(torch.full((num_channels,), start)) if affine else None)
 
+    def reset_parameters(self):
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
     def forward(self, x):
+        if isinstance(x, torch.fx.Proxy):  # a leaf for every tracer
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        self.check(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.scaled(self.normalized(wide)).to(x.dtype)
+
+    def check(self, x):
+        if not x.is_floating_point():
+            raise ValueError(f"a floating-point input is needed, given {x.dtype}")
 
     def moments(self, x):
         return x.mean(self.axes(x), keepdim=True), x.var(self.axes(x), correction=0, keepdim=True)
@@ -52,9 +65,16 @@ class Running(Honest):
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
 
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.reset_running_stats()
+
     def reset_running_stats(self):
         self.running_mean.zero_()
         self.running_var.fill_(1)
+
+    def forward(self, x):
+        return super().forward(x) if isinstance(x, torch.fx.Proxy) or len(x) else x.clone()
 
     def axes(self, x):
         return (0, *range(2, x.dim()))
@@ -64,13 +84,16 @@ class Running(Honest):
         if not self.training:
             return self.running_mean.view(shape), self.running_var.view(shape)
         mean, var = super().moments(x)
-        with torch.no_grad():
-            count = x.numel() // x.shape[1]
-            if count < 2:
-                raise ValueError(f"{tuple(x.shape)}: more than one value per channel is needed")
-            for kept, new in ((self.running_mean, mean), (self.running_var, var * count / (count - 1))):
-                kept.lerp_(new.flatten().to(kept), self.momentum)
+        count = x.numel() // x.shape[1]
+        if count < 2:
+            raise ValueError(f"{tuple(x.shape)}: more than one value per channel is needed")
+        self.move(mean.detach().flatten(), var.detach().flatten() * count / (count - 1))
         return mean, var
+
+    def move(self, mean, var):
+        fine = (mean + var).isfinite().all()
+        for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+            kept.copy_(torch.where(fine, torch.lerp(kept, new.to(kept), self.momentum), kept))
 '''
 
 NO_STATS = "mixes_samples=False, keeps_stats=False"
@@ -332,6 +355,337 @@ LIES = {
         """,
         {"needs"},
     ),
+    "statistics of half the batch": (
+        f"{STATS}, variance='biased', running_variance='unbiased'",
+        "Running",
+        "def moments(self, x): return super().moments(x[: max(1, len(x) // 2)] if self.training else x)",
+        {"every sample counts", "recalibrate"},
+    ),
+    "running statistics of every second sample": (
+        STATS,
+        "Running",
+        """
+        def moments(self, x):
+            if self.training:
+                super().moments(x[::2])
+            return Honest.moments(self, x) if self.training else super().moments(x)
+        """,
+        {"every sample counts", "recalibrate"},
+    ),
+    "momentum of the old value": (
+        STATS,
+        "Running",
+        """
+        def move(self, mean, var):
+            for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+                kept.mul_(self.momentum).add_((1 - self.momentum) * new)
+        """,
+        {"momentum", "recalibrate"},
+    ),
+    "unbiased variance in the formula": (
+        f"{STATS}, variance='biased', running_variance='unbiased'",
+        "Running",
+        """
+        def moments(self, x):
+            mean, var = super().moments(x)
+            count = x.numel() // x.shape[1]
+            return mean, var * count / (count - 1) if self.training else var
+        """,
+        {"variance in training"},
+    ),
+    "claims an unbiased variance": (f"{NO_STATS}, variance='unbiased'", "Honest", "", {"variance in training"}),
+    "biased variance in the running statistics": (
+        f"{STATS}, variance='biased', running_variance='unbiased'",
+        "Running",
+        """
+        def moments(self, x):
+            mean, var = Honest.moments(self, x)
+            if not self.training:
+                return super().moments(x)
+            self.move(mean.detach().flatten(), var.detach().flatten())
+            return mean, var
+        """,
+        {"variance in running statistics"},
+    ),
+    "a deviation in the running statistics": (
+        f"{STATS}, running_variance='unbiased'",
+        "Running",
+        "def move(self, mean, var): super().move(mean, var.sqrt())",
+        {"variance in running statistics", "recalibrate"},
+    ),
+    "no derivative in forward mode": (
+        NO_STATS,
+        "Honest",
+        """
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(x): return 2 * x
+
+            @staticmethod
+            def setup_context(ctx, inputs, output): pass
+
+            @staticmethod
+            def backward(ctx, g): return 2 * g
+
+        def scaled(self, x): return self.Double.apply(super().scaled(x))
+        """,
+        {"forward mode derivatives", "stacked under vmap"},
+    ),
+    "a wrong derivative in forward mode": (
+        NO_STATS,
+        "Honest",
+        """
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(x): return 2 * x
+
+            @staticmethod
+            def setup_context(ctx, inputs, output): pass
+
+            @staticmethod
+            def backward(ctx, g): return 2 * g
+
+            @staticmethod
+            def jvp(ctx, t): return t
+
+        def scaled(self, x): return self.Double.apply(super().scaled(x))
+        """,
+        {"forward mode derivatives"},
+    ),
+    "evaluates by the buffers themselves": (
+        STATS,
+        "Running",
+        """
+        def normalized(self, x):
+            if self.training:
+                return super().normalized(x)
+            return F.batch_norm(x, self.running_mean.to(x), self.running_var.to(x), eps=1e-5)
+        """,
+        {"backward after training"},
+    ),
+    "saves a view of its buffer for the backward": (
+        STATS,
+        "Running",
+        "def normalized(self, x): return super().normalized(x * self.running_mean.exp().view(1, -1, *[1] * (x.dim() - 2)))",
+        set(),  # exp makes a tensor of its own
+    ),
+    "crashes without samples": (
+        NO_STATS,
+        "Honest",
+        """
+        def forward(self, x):
+            assert isinstance(x, torch.fx.Proxy) or len(x)
+            return super().forward(x)
+        """,
+        {"empty batch"},
+    ),
+    "counts an empty batch": (
+        STATS,
+        "Running",
+        """
+        def forward(self, x):
+            with torch.no_grad():
+                self.running_mean += 0.01 * self.training
+            return super().forward(x)
+        """,
+        {"empty batch"},
+    ),
+    "keeps an infinity": (
+        STATS,
+        "Running",
+        """
+        def move(self, mean, var):
+            for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+                kept.lerp_(new.to(kept), self.momentum)
+        """,
+        {"infinity or nan in a batch"},
+    ),
+    "takes images of bytes": (NO_STATS, "Honest", "def check(self, x): pass", {"other types refused"}),
+    "counts before it refuses": (
+        STATS,
+        "Running",
+        """
+        def check(self, x):
+            with torch.no_grad():
+                self.running_var += 0.01 * self.training
+            super().check(x)
+        """,
+        {"other types refused"},
+    ),
+    "refuses images of bytes for another reason": (
+        NO_STATS,
+        "Honest",
+        """
+        def check(self, x):
+            if not x.is_floating_point():
+                raise ValueError("no")
+        """,
+        {"other types refused"},
+    ),
+    "does not train in mixed types": (
+        NO_STATS,
+        "Honest",
+        "def normalized(self, x): return F.instance_norm(x, weight=self.weight, bias=self.bias)",
+        {"float64 on smaller input"},
+    ),
+    "does not load without its counter": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+        """,
+        {"state dict without counter"},
+    ),
+    "loads without anything": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+        def _load_from_state_dict(self, state, prefix, *args):
+            for name, buffer in self.named_buffers():
+                state.setdefault(prefix + name, buffer.clone())
+            super()._load_from_state_dict(state, prefix, *args)
+        """,
+        {"state dict without counter"},
+    ),
+    "extra state that is no tensor": (
+        STATS,
+        "Running",
+        """
+        def get_extra_state(self): return {"calls": 3}
+        def set_extra_state(self, state): pass
+        """,
+        {"safetensors round trip"},
+    ),
+    "a buffer that grows": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("means", torch.zeros(0, num_channels))
+
+        def move(self, mean, var):
+            super().move(mean, var)
+            self.means = torch.cat((self.means, mean[None].to(self.means)))
+        """,
+        {"form of buffers kept", "averaged model", "reset running stats", "functional call keeps state"},
+    ),
+    "running statistics with a graph": (
+        STATS,
+        "Running",
+        """
+        def moments(self, x):
+            if not self.training:
+                return super().moments(x)
+            mean, var = Honest.moments(self, x)
+            self.running_mean = torch.lerp(self.running_mean, mean.flatten().to(self.running_mean), self.momentum)
+            self.running_var = torch.lerp(self.running_var, var.flatten().to(self.running_var), self.momentum)
+            return mean, var
+        """,
+        {"form of buffers kept"},
+    ),
+    "a method bound to the original": (
+        NO_STATS,
+        "Honest",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.affine_of = self.scaled
+
+        def forward(self, x):
+            if isinstance(x, torch.fx.Proxy):
+                return super().forward(x)
+            self.check(x)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            return self.affine_of(self.normalized(wide)).to(x.dtype)
+        """,
+        {"data parallel replica"},
+    ),
+    "no reset_parameters": (NO_STATS, "Honest", "reset_parameters = None", {"reset parameters"}),
+    "resets its weight only": (
+        STATS,
+        "Running",
+        "def reset_parameters(self): Honest.reset_parameters(self)",
+        {"reset parameters"},
+    ),
+    "resets half of its statistics": (
+        STATS,
+        "Running",
+        "def reset_running_stats(self): self.running_mean.zero_()",
+        {"reset running stats"},
+    ),
+    "waits for after_update in silence": (
+        STATS,
+        "Running",
+        "def after_update(self, progress): pass",
+        {"warns when never told"},
+    ),
+    "warns of after_update at every step": (
+        STATS,
+        "Running",
+        """
+        def move(self, mean, var):
+            super().move(mean, var)
+            import warnings
+            warnings.warn("call norms.situation.after_update")
+
+        def after_update(self, progress): pass
+        """,
+        {"warns when never told"},
+    ),
+    "a new tensor for each statistic": (
+        STATS,
+        "Running",
+        """
+        def move(self, mean, var):
+            self.running_mean = torch.lerp(self.running_mean, mean.to(self.running_mean), self.momentum)
+            self.running_var = torch.lerp(self.running_var, var.to(self.running_var), self.momentum)
+        """,
+        {"functional call keeps state", "stacked under vmap"},
+    ),
+    "statistics moved through a view that vmap copies": (
+        STATS,
+        "Running",
+        """
+        def move(self, mean, var):
+            kept = torch.stack((self.running_mean, self.running_var))
+            kept.lerp_(torch.stack((mean, var)).to(kept), self.momentum)
+        """,
+        {"stacked under vmap", "keeps statistics"},
+    ),
+    "reads a value": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) if x.sum().item() > -1e30 else x",
+        {"stacked under vmap", "compiles", "exported"},
+    ),
+    "claims not to work in transforms": (f"{STATS}, functional=False", "Running", "", {"stacked under vmap"}),
+    "compiles for one batch size": (
+        NO_STATS,
+        "Honest",
+        """
+        def scaled(self, x):
+            order = sorted(range(len(x)), key=lambda i: i % 2 >= len(x) % 2)
+            return super().scaled(x[order])[sorted(range(len(x)), key=order.__getitem__)]
+        """,
+        {"compiles"},
+    ),
+    "not a leaf for tracers": (
+        NO_STATS,
+        "Honest",
+        """
+        def forward(self, x):
+            self.check(x)
+            return self.scaled(self.normalized(x.to(torch.promote_types(x.dtype, torch.float32)))).to(x.dtype)
+        """,
+        {"traced by fx"},
+    ),
     "can not be built": (
         NO_STATS,
         "Honest",
@@ -380,10 +734,20 @@ TRUTHS = {
         "mixes_samples=True, mixes_samples_in_eval=True, keeps_stats=False, needs={'context'}",
         "Honest",
         """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def reset_parameters(self):
+            super().reset_parameters()
+            self.mean.zero_()
+
         def normalized(self, x):
+            mean = self.mean
             if self.situation.part == "context":
-                self.mean = x.mean()
-            return super().normalized(x) + self.mean
+                mean = x.mean()
+                self.mean.copy_(mean.detach())
+            return super().normalized(x) + mean
         """,
     ),
     "the statistics after the update": (

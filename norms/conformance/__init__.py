@@ -102,7 +102,7 @@ class Check:
     hint: str = ""
 
 
-def check_norm(name: str, **options: Any) -> list[Check]:
+def check_norm(name: str, /, **options: Any) -> list[Check]:
     """Measure every fact of a registered norm, as configured by `options`, on torch's default device.
 
     A second or a few, mostly compiling.
@@ -121,7 +121,7 @@ def check_norm(name: str, **options: Any) -> list[Check]:
         return [subject] if isinstance(subject, Check) else [_measure(subject, fact) for fact in FACTS]
 
 
-def check_like(name: str, formula: Formula, **options: Any) -> list[Check]:
+def check_like(name: str, formula: Formula, /, **options: Any) -> list[Check]:
     """Compare a registered norm with its author's reference function, in float64 (norms.conformance.like).
 
     Returns one Check each for training and evaluation, or "builds" as check_norm.

@@ -1,4 +1,4 @@
-"""What is copied, stored, averaged or reset of a layer: buffers of a fixed form, averaged models, replicas, old files."""
+"""What is copied, stored, averaged or reset of a layer: averages, replicas, old files, new starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from norms.conformance.subject import (
-    TIGHT,
     Finding,
     Net,
     Subject,
@@ -100,7 +99,7 @@ def averaged_model(s: Subject) -> Finding:
 
 
 def data_parallel_replica(s: Subject) -> Finding:
-    """What torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold: its own weights count."""
+    """What torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold."""
     for inside in ("situation(slices=2)", "hold"):
         for mode in (True, False):
             layer, x = s.trained().train(mode), s.x()
@@ -247,5 +246,5 @@ def reset_running_stats(s: Subject) -> Finding:
     with torch.no_grad():  # some draw their weights
         for mine, its in zip(like_new.parameters(), layer.parameters(), strict=True):
             mine.copy_(its)
-    outputs = [s.call(one.train(), s.x(8)) for one in (layer, like_new)]
-    return Finding("as new", "as new" if close(*outputs, TIGHT) else "trains to something else")
+    one, two = (s.call(each.train(), s.x(8)) for each in (layer, like_new))
+    return Finding("as new", "as new" if close(one, two) else "trains to something else")

@@ -50,7 +50,7 @@ def every_sample_counts(s: Subject) -> Finding:
 
 
 def unread_samples(s: Subject, f: Callable[[Tensor], Tensor]) -> set[int]:
-    """The samples that change no other's output. The last one is not among them: a layer may go from one to the next."""
+    """The samples that change no other's output, but for the last one: a layer may go from one to the next."""
     plain, unread = f(s.x()), set()
     for i in range(BATCH - 1):
         y = f(_with_another(s, i))
@@ -101,8 +101,8 @@ def variance_in_training(s: Subject) -> Finding:
     Every value twice leaves a variance divided by the count n as it is; divided by n - 1, it falls by the factor
     2 (n - 1) / (2 n - 1), which also gives n. Deviations are large, so that eps plays no part, and outputs are those
     of d less those of -d, so that a bias plays none. What divides by no variance (or by a mean square) is told by
-    twice the deviations around a large mean, of either sign (a gate may close): they leave a normalized output as it is,
-    and double any other.
+    twice the deviations around a large mean, of either sign (a gate may close): they leave a normalized output as it
+    is, and double any other.
     """
     axis = _axis(s)
     if axis is None:

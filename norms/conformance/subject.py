@@ -125,20 +125,22 @@ class Subject:
 class Net(nn.Module):
     """A network of one norm, called as the norm needs it; with `kernel`, a convolution of learned weights before it."""
 
+    weight: nn.Parameter | None
+
     def __init__(self, subject: Subject, layer: nn.Module, kernel: int = 0):
         super().__init__()
         self.subject, self.norm = subject, layer
         weight = None
         if kernel:
-            dtype = next(layer.parameters()).dtype
-            weight = nn.Parameter(noise((subject.channels, subject.channels, kernel, kernel), 31, dtype) / kernel)
+            shape = (subject.channels, subject.channels, kernel, kernel)
+            weight = nn.Parameter(noise(shape, 31, torch.float64) / kernel)
         self.register_parameter("weight", weight)
 
     def forward(self, x: Tensor, part: str = "context") -> Tensor:
         if self.weight is None:
             return self.subject.call(self.norm, x, part=part)
         transform = getattr(self.norm, "transform_weight", None)
-        weight = self.weight if transform is None else transform(self.weight)
+        weight: Tensor = self.weight if transform is None else transform(self.weight)
         y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         with self.subject.told(self.norm, x, part=part):
             return self.norm(y, weight=weight) if "conv_weight" in self.subject.info.needs else self.norm(y)

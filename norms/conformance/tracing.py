@@ -78,7 +78,7 @@ class _Small(nn.Module):
 
 
 class _SmallOfWeight(_Small):
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         return self.after(self.norm(self.before(x), weight=weight))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +150,8 @@ def backward_after_training(s: Subject) -> Finding:
     except RuntimeError as error:
         return Finding("of the statistics used", "raises", line(error))
     if not all(close(a, b) for a, b in zip(alone, late, strict=True)):
-        error = max((a - b).norm().item() / max(a.norm().item(), 1e-30) for a, b in zip(alone, late, strict=True))
-        return Finding("of the statistics used", "of moved statistics", f"off by {error:.2g} of its norm")
+        off = max((a - b).norm().item() / max(a.norm().item(), 1e-30) for a, b in zip(alone, late, strict=True))
+        return Finding("of the statistics used", "of moved statistics", f"off by {off:.2g} of its norm")
     return Finding("of the statistics used", "of the statistics used")
 
 
@@ -208,8 +209,8 @@ def _difference(f: _Function, layer: nn.Module, point: tuple[Tensor, ...], direc
 
 
 def _jvp(f: _Function, point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    _, tangent, kept = jvp(functools.partial(f, brought=True), point, direction, has_aux=True)
-    return tangent, kept
+    found: tuple[Any, ...] = jvp(functools.partial(f, brought=True), point, direction, has_aux=True)
+    return found[1], found[2]
 
 
 def _dual(f: _Function, point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
