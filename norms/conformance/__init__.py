@@ -144,7 +144,9 @@ def _subject(name: str, options: dict[str, Any]) -> Subject | Check:
     info = norm_info(name)
     resolved = resolve_norm_options(name, options, setting)
     try:
-        return find_subject(info, make_norm(name, **resolved), bool(options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return find_subject(info, make_norm(name, **resolved), bool(options))
     except Exception as error:  # noqa: BLE001 - whatever a norm under test raises is the finding
         return Check(name, "builds", "yes", "no", False, line(error), hint_for("builds", "no", line(error)))
 

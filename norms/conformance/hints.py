@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _DECLARE = "or the declaration is wrong: see norms.registry.NormInfo"
-_BUFFER = "keep state in registered buffers, counters too, and change them in place under torch.no_grad()"
-_ATTRIBUTE = f"state in a plain attribute (self.x = ..., a Python counter) is neither stored nor held: {_BUFFER}"
+_BUFFER = "keep it in registered buffers, changed in place under torch.no_grad()"
+_ATTRIBUTE = f"a plain attribute (a Python counter) is neither stored nor held: {_BUFFER}"
 _NO_GRAD = "running statistics take a gradient graph along: update them under torch.no_grad()"
 _CUT = "statistics of a part of the batch: is x cut (x[::2], x[:n // 2]) before they are taken?"
 _CONVENTION = "torch.var divides by n - 1 unless correction=0; times n / (n - 1) the biased variance is unbiased"

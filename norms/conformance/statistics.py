@@ -77,15 +77,21 @@ def momentum(s: Subject) -> Finding:
         return Finding("-", "none", "", True)
     for part in parts:
         part.momentum = 0.25  # type: ignore[assignment]
-    found: list[Tensor] = []
-    for shift in (0.0, 1.0):
-        one = copy.deepcopy(layer)
-        s.call(one.train(), s.x(1, n=1), offset=torch.full((), shift, dtype=torch.float64))
-        found.append(torch.cat([m.flatten() for m in _running(one, "running_mean").values()] or [torch.zeros(1)]))
+    try:  # of one sample, since to some every sample is a batch
+        found = [_moved_mean(s, layer, s.x(1, n=1), shift) for shift in (0.0, 1.0)]
+    except ValueError:
+        found = [_moved_mean(s, layer, s.x(1), shift) for shift in (0.0, 1.0)]
     moved = (found[1] - found[0]).abs().max().item()  # of several domains one is moved
     words = {0.25: "the new value's weight", 0.75: "the old value's weight", 0.0: "no running mean moves"}
     measured = next((text for weight, text in words.items() if abs(moved - weight) < 1e-6), "another rule")
     return Finding("the new value's weight", measured, f"{moved:.3g} at momentum 0.25", measured != words[0.75])
+
+
+def _moved_mean(s: Subject, layer: nn.Module, x: Tensor, shift: float) -> Tensor:
+    """Running means after a batch that is shifted."""
+    one = copy.deepcopy(layer).train()
+    s.call(one, x, offset=torch.full((), shift, dtype=x.dtype))
+    return torch.cat([mean.flatten() for mean in _running(one, "running_mean").values()] or [torch.zeros(1)])
 
 
 def _running(layer: nn.Module, start: str) -> dict[str, Tensor]:

@@ -82,8 +82,10 @@ class Subject:
         transform = getattr(layer, "transform_weight", None)
         if transform is not None or "conv_weight" in self.info.needs:
             weight = identity(x) if transform is None else transform(identity(x))
-            layout = memory_format(x)  # which not every device's convolution keeps
-            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight).contiguous(memory_format=layout)
+            given = x
+            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
+            with contextlib.suppress(RuntimeError):  # not every device's convolution keeps it; vmap can not be asked
+                x = x.contiguous(memory_format=memory_format(given))
             if "conv_weight" in self.info.needs:
                 inputs["weight"] = weight
         if offset is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from norms.conformance.subject import (
     TIGHT,
@@ -15,7 +17,6 @@ from norms.conformance.subject import (
     Subject,
     close,
     grad,
-    identity,
     line,
     mode_name,
     noise,
@@ -61,46 +62,47 @@ def compiles(s: Subject) -> Finding:
 
 
 class _Small(nn.Module):
-    """What a tool is given: a layer between a convolution and an activation; the weight of one that needs it is input.
+    """What a tool is given: a layer between a convolution and an activation.
 
     Nothing of `Subject.call` is in it, which no tracer could follow: facts are told around it.
     """
 
     def __init__(self, s: Subject, layer: nn.Module):
         super().__init__()
-        self.before = nn.Conv2d(s.channels, s.channels, 1, bias=False, dtype=torch.float64)
-        with torch.no_grad():
-            self.before.weight.copy_(noise(self.before.weight.shape, 31, torch.float64))
+        self.weight = nn.Parameter(noise((s.channels, s.channels, 1, 1), 31, torch.float64))
         self.norm, self.after = layer, nn.Softplus()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.norm(self.before(x)))
+        return self.after(self.norm(F.conv2d(x, self.weight)))
 
 
 class _SmallOfWeight(_Small):
+    """The same where the layer is called with the convolution's weight, which is an input here."""
+
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        return self.after(self.norm(self.before(x), weight=weight))
+        return self.after(self.norm(F.conv2d(x, weight), weight=weight))
 
 
-def _small(s: Subject, layer: nn.Module) -> tuple[nn.Module, list[Tensor]]:
+def _small(s: Subject, layer: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network, and its inputs beside x."""
-    if "conv_weight" in s.info.needs:
-        return _SmallOfWeight(s, layer), [identity(s.x()).detach()]
-    return _Small(s, layer), []
+    if "conv_weight" not in s.info.needs:
+        return _Small(s, layer), {}
+    net = _SmallOfWeight(s, layer)
+    return net, {"weight": net.weight}
 
 
 def traced_by_fx(s: Subject) -> Finding:
     """torch.fx.symbolic_trace and torchvision's create_feature_extractor, with nothing said about the layer."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    def extractor(net: nn.Module) -> nn.Module:
-        found: nn.Module = create_feature_extractor(net, ["norm"])
+    def extracted(net: nn.Module) -> nn.Module:
+        found: nn.Module = create_feature_extractor(net, ["after"])
         return found
 
-    tools = (("symbolic_trace", fx.symbolic_trace), ("create_feature_extractor", extractor))
-    for name, tool in tools:
-        if "conv_weight" in s.info.needs and name != "symbolic_trace":
-            continue  # a network of two inputs, of which the extractor makes one
+    # a network of two inputs is not for the extractor, which makes them one
+    tools: list[tuple[str, Callable[[nn.Module], nn.Module]]]
+    tools = [("symbolic_trace", fx.symbolic_trace), ("create_feature_extractor", extracted)]
+    for name, tool in tools[: 1 if "conv_weight" in s.info.needs else 2]:
         net, inputs = _small(s, s.trained())
         twin = copy.deepcopy(net)
         try:
@@ -108,26 +110,19 @@ def traced_by_fx(s: Subject) -> Finding:
         except Exception as error:  # noqa: BLE001 - a layer under test may raise anything
             return Finding("yes", "no", f"{name}: {line(error)}")
         for mode in (True, False):
-            x, z = s.x().requires_grad_(), s.x().requires_grad_()
+            where, outputs, slopes = f"{name}, {mode_name(mode)}", [], []
             for each in (traced, twin):
-                each.train(mode)
-            if inputs:  # a weight that x does not depend on is not a convolution's, so these go without gradient
-                x, z = x.detach(), z.detach()
-            torch.manual_seed(0)
-            with s.told(twin, z):
-                hidden = twin.norm(twin.before(z), *inputs)  # type: ignore[operator]
-            expected = hidden if name != "symbolic_trace" else twin.after(hidden)  # type: ignore[operator]
-            torch.manual_seed(0)
-            with s.told(traced, x):
-                y = traced(x, *inputs)
-            y = y["norm"] if isinstance(y, dict) else y
-            where = f"{name}, {mode_name(mode)}"
-            if not close(y, expected):
+                x = s.x().requires_grad_()
+                torch.manual_seed(0)
+                with s.told(each, x):
+                    y = each.train(mode)(x, **inputs)
+                y = y["after"] if isinstance(y, dict) else y
+                outputs.append(y)
+                slopes.append(grad(y, x, noise(y.shape, 7, y.dtype)))
+            if not close(outputs[0], outputs[1]):
                 return Finding("yes", "another output", where)
-            if y.requires_grad and x.requires_grad:
-                pull = noise(y.shape, 7, y.dtype)
-                if not close(grad(y, x, pull), grad(expected, z, pull)):
-                    return Finding("yes", "another gradient", where)
+            if not close(slopes[0], slopes[1]):
+                return Finding("yes", "another gradient", where)
             if not same(state(net), state(twin), TIGHT):
                 return Finding("yes", "other statistics", where)
     return Finding("yes", "yes")
@@ -139,10 +134,10 @@ def exported(s: Subject) -> Finding:
     x = s.x()
     with torch.no_grad(), s.told(net, x), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts
-        expected = net(x, *inputs)
+        expected = net(x, **inputs)
         try:
-            program = torch.export.export(net.eval(), (x, *inputs))
-            y = program.module()(x, *inputs)
+            program = torch.export.export(net, (x,), inputs)
+            y = program.module()(x, **inputs)
         except Exception as error:  # noqa: BLE001 - the exporter wraps whatever happens while tracing
             return Finding("yes", "no", line(error))
     return Finding("yes", "yes" if close(y, expected) else "another output")
