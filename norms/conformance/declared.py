@@ -97,7 +97,9 @@ def earlier_iterations(s: Subject) -> Finding:
     for past in ((s.x(1), s.x(2)), (3 * s.x(1) + 2, 2 * s.x(2) - 1)):
         outputs.append(s.call(s.train(s.layer(), *past), x))
     depends = not close(outputs[0], outputs[1])
-    return Finding(yes(s.info.across_iterations), yes(depends), "", depends or not s.info.across_iterations)
+    missing = s.info.across_iterations and not depends
+    less = missing and s.configured
+    return Finding(yes(s.info.across_iterations), yes(depends), "with these options" * less, less or not missing)
 
 
 def keeps_statistics(s: Subject) -> Finding:
@@ -219,7 +221,8 @@ def needs(s: Subject) -> Finding:
     measured = listed(name for name, yes in found.items() if yes)
     if found["context"] and _queries_see_each_other(s):
         measured += ", and queries see each other"  # then the context would not be all that they are normalized by
-    return Finding(listed(s.info.needs), measured)
+    less = s.configured and {name for name, yes in found.items() if yes} < s.info.needs
+    return Finding(listed(s.info.needs), measured, "with these options" * less, less or None)
 
 
 def _fuses_activation(s: Subject) -> bool:

@@ -99,8 +99,9 @@ class Subject:
         self, net: nn.Module, x: Tensor, domain: Tensor | None = None, part: str = "context", slices: int = 1
     ) -> contextlib.AbstractContextManager[None]:
         """What a forward of x takes place in: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
-        labels = torch.arange(len(x)) % 2 if domain is None else domain
-        return situation(net, domain=labels, part=part, slices=slices)
+        labels = torch.arange(len(x)) if domain is None else domain
+        known = 1 if self.factory.options.get("num_domains") == 1 else 2
+        return situation(net, domain=labels % known, part=part, slices=slices)
 
     def bare(self, layer: nn.Module, x: Tensor) -> Tensor:
         """One forward of x, told nothing; without a convolution but where the norm needs one, and x can have one."""
