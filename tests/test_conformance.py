@@ -614,6 +614,15 @@ LIES = {
         """,
         {"data parallel replica"},
     ),
+    "takes no integer for a domain": (
+        f"{NO_STATS}, needs={{'domain'}}",
+        "Honest",
+        """
+        def scaled(self, x):
+            return super().scaled(x) + self.situation.domain.view(-1, *[1] * (x.dim() - 1)).to(x)
+        """,
+        {"empty batch", "exported"},
+    ),
     "no reset_parameters": (NO_STATS, "Honest", "reset_parameters = None", {"reset parameters"}),
     "resets its weight only": (
         STATS,

@@ -150,7 +150,7 @@ HINTS: dict[str, dict[str, str]] = {
         "": "no .item(), no `if` on a tensor's value, no print; or declare compiles=False",
     },
     "traced_by_fx": {
-        "control flow|traced": "torch.fx goes into the forward and meets an `if` on a shape: make the layer a leaf",
+        "control flow|traced|Proxy": "torch.fx goes into the forward, and shapes have no value there: make it a leaf",
         "": "the trace has fixed the mode or a statistic: make the layer a leaf",
     },
     "exported": {"": "the exporter needs what compilation needs: no .item(), no `if` on a tensor's value"},

@@ -43,6 +43,7 @@ class Subject:
     factory: NormFactory
     channels: int
     configured: bool = False  # with options, which may leave less of what the norm declares
+    one_domain: bool = False  # every batch is told one domain, as an integer, in the place of one for each sample
 
     def layer(self, channels: int | None = None, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
         """A layer whose parameters are moved off their start, where many a mistake is multiplied by 0 or 1."""
@@ -100,8 +101,8 @@ class Subject:
     ) -> contextlib.AbstractContextManager[None]:
         """What a forward of x takes place in: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
         labels = torch.arange(len(x)) if domain is None else domain
-        known = 1 if self.factory.options.get("num_domains") == 1 else 2
-        return situation(net, domain=labels % known, part=part, slices=slices)
+        labels = labels % (1 if self.factory.options.get("num_domains") == 1 else 2)
+        return situation(net, domain=0 if self.one_domain else labels, part=part, slices=slices)
 
     def bare(self, layer: nn.Module, x: Tensor) -> Tensor:
         """One forward of x, told nothing; without a convolution but where the norm needs one, and x can have one."""
