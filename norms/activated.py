@@ -160,6 +160,8 @@ class FilterResponseNorm(InstanceNorm):
     axes="NHW",
     needs={"activation"},
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class EvoNormB0(BatchNorm):
     """EvoNorm-B0: the standard deviation of the batch, or of the sample plus v x where that is larger.
@@ -253,6 +255,7 @@ class EvoNormB0(BatchNorm):
     keeps_stats=False,
     axes="CHW",
     needs={"activation"},
+    variance="biased",
 )
 class EvoNormS0(GroupNorm):
     """EvoNorm-S0: a sigmoid-gated input over the standard deviation of its group of channels; no mean is subtracted.
@@ -330,6 +333,7 @@ def _affine_only(x: Tensor, flat: Tensor, weight: Tensor | None, bias: Tensor | 
     axes="CHW",
     version=2,  # gn where no activation follows, where the identity was taken for phi
     needs={"activation"},
+    variance="biased",
 )
 class ProxyNorm(GroupNorm):
     """Proxy-normalized activations: what gn and the activation give, standardized by the moments of a Gaussian proxy.

@@ -28,6 +28,8 @@ from norms.situation import check_slices
     keeps_stats=True,
     axes="NHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class InstanceEnhancementBatchNorm(ChannelStatistics):
     """Instance enhancement batch normalization: bn whose weight each sample scales.
@@ -91,6 +93,8 @@ class InstanceEnhancementBatchNorm(ChannelStatistics):
     keeps_stats=True,
     axes="NCHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class SwitchableNorm(ChannelStatistics):
     """Switchable normalization: weighted means and, separately, variances of in, ln and bn, in this order.

@@ -118,6 +118,8 @@ class _BatchStatistics(PerChannel, RunningStatistics):
     keeps_stats=True,
     axes="NHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class BatchNorm(_BatchStatistics):
     """Batch normalization: mean and biased variance over samples and positions of each channel.
@@ -156,6 +158,8 @@ class BatchNorm(_BatchStatistics):
     keeps_stats=True,
     axes="NCHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class BatchGroupNorm(_BatchStatistics):
     """Batch group normalization: statistics over the batch and over a group of a sample's D = C*H*W values.

@@ -32,6 +32,8 @@ from norms.situation import check_slices
     axes="NHW",
     needs="domain",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class SandwichBatchNorm(PerChannel, RunningStatistics):
     """Sandwich batch normalization: one bn for all samples, then an affine of each sample's condition.
@@ -139,6 +141,7 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
     keeps_stats=False,
     axes="NHW",
     needs="context",
+    variance="biased",
 )
 class TaskNorm(PerChannel):
     """TaskNorm-I: moments of the context set of a task and of each sample itself, mixed.

@@ -275,6 +275,8 @@ def _normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bia
     axes="NHW",
     needs="domain",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class DomainSpecificBatchNorm(_PerDomain):
     """Domain-specific batch normalization: every domain has its own bn, statistics and affine.
@@ -320,6 +322,8 @@ class DomainSpecificBatchNorm(_PerDomain):
     axes="NHW",
     needs="domain",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class DualBatchNorm(DomainSpecificBatchNorm):
     """The auxiliary batch normalization of AdvProp: domain 0 is clean images, domain 1 adversarial ones.
@@ -365,6 +369,8 @@ class DualBatchNorm(DomainSpecificBatchNorm):
     axes="NHW",
     needs="domain",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class BatchNormEmbedding(_PerDomain):
     """Batch normalization embeddings: statistics per domain, affine shared, unseen domains placed between the known.
@@ -433,6 +439,8 @@ class BatchNormEmbedding(_PerDomain):
     exact_gradient=False,
     needs="domain",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class TransNorm(_PerDomain):
     """Transferable normalization: source and target (domains 0 and 1) each by their own statistics, one affine, and

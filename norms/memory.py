@@ -95,6 +95,8 @@ class _Past(NamedTuple):
     axes="NHW",
     needs="second_look",
     across_iterations=True,
+    variance="biased",
+    running_variance="biased",
 )
 class MemorizedBatchNorm(_Remembering):
     """Memorized batch normalization: statistics of the last batches, older ones with less weight, by double forward.
@@ -262,6 +264,8 @@ class MemorizedBatchNorm(_Remembering):
     compiles=False,
     across_iterations=True,
     functional=False,
+    variance="biased",
+    running_variance="unbiased",
 )
 class CrossIterationBatchNorm(_Remembering):
     """Cross-iteration batch normalization: the last batches' statistics, carried over to the present weights.

@@ -126,6 +126,7 @@ class _Controlled(torch.autograd.Function):
     exact_gradient=False,
     across_iterations=True,
     functional=False,
+    running_variance="biased",
 )
 class OnlineNorm(_Streaming):
     """Online normalization: each sample by the running statistics of all samples before it.

@@ -35,7 +35,15 @@ class ChannelStatistics(BatchNorm):
         return y
 
 
-@register(name="ghost", source="Hoffer et al. 2017, arXiv:1705.08741", mixes_samples=True, keeps_stats=True, axes="NHW")
+@register(
+    name="ghost",
+    source="Hoffer et al. 2017, arXiv:1705.08741",
+    mixes_samples=True,
+    keeps_stats=True,
+    axes="NHW",
+    variance="biased",
+    running_variance="unbiased",
+)
 class GhostBatchNorm(ChannelStatistics):
     """Ghost batch normalization: bn on virtual sub-batches, with one set of running statistics.
 
@@ -104,7 +112,15 @@ class GhostBatchNorm(ChannelStatistics):
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
 
 
-@register(name="ebn", source="Luo et al. 2020, arXiv:2003.05569", mixes_samples=True, keeps_stats=True, axes="NCHW")
+@register(
+    name="ebn",
+    source="Luo et al. 2020, arXiv:2003.05569",
+    mixes_samples=True,
+    keeps_stats=True,
+    axes="NCHW",
+    variance="biased",
+    running_variance="unbiased",
+)
 class ExtendedBatchNorm(ChannelStatistics):
     """Extended batch normalization: bn's mean per channel, one standard deviation for all channels.
 
@@ -183,6 +199,8 @@ class ExtendedBatchNorm(ChannelStatistics):
     keeps_stats=True,
     axes="NCHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class BatchChannelNorm(BatchNorm):
     """Batch-channel normalization: bn, then normalization of groups of channels within each sample.

@@ -109,6 +109,7 @@ class NoNorm(_PerSample):
     mixes_samples=False,
     keeps_stats=False,
     axes="HW",
+    variance="biased",
 )
 class InstanceNorm(_PerSample):
     """Mean and biased variance over the positions of one channel of one sample.
@@ -139,7 +140,14 @@ class InstanceNorm(_PerSample):
         return _grouped(x, self.num_channels, self.weight, self.bias, self.eps)
 
 
-@register(name="ln", source="Ba et al. 2016, arXiv:1607.06450", mixes_samples=False, keeps_stats=False, axes="CHW")
+@register(
+    name="ln",
+    source="Ba et al. 2016, arXiv:1607.06450",
+    mixes_samples=False,
+    keeps_stats=False,
+    axes="CHW",
+    variance="biased",
+)
 class LayerNorm(_PerSample):
     """Mean and biased variance over all channels and positions of one sample; affine per channel.
 
@@ -169,7 +177,14 @@ class LayerNorm(_PerSample):
         return _grouped(x, 1, self.weight, self.bias, self.eps)
 
 
-@register(name="gn", source="Wu & He 2018, arXiv:1803.08494", mixes_samples=False, keeps_stats=False, axes="CHW")
+@register(
+    name="gn",
+    source="Wu & He 2018, arXiv:1803.08494",
+    mixes_samples=False,
+    keeps_stats=False,
+    axes="CHW",
+    variance="biased",
+)
 class GroupNorm(_PerSample):
     """Mean and biased variance over the C/G channels of a group and all positions of one sample.
 
@@ -239,6 +254,7 @@ class _OverChannels(_PerSample):
     mixes_samples=False,
     keeps_stats=False,
     axes="C",
+    variance="unbiased",
 )
 class PositionalNorm(_OverChannels):
     """Mean and variance over the channels at one position of one sample.
@@ -276,7 +292,14 @@ class PositionalNorm(_OverChannels):
         return f"{super().extra_repr()}, unbiased={self.unbiased}"
 
 
-@register(name="layer2d", source="Liu et al. 2022, arXiv:2201.03545", mixes_samples=False, keeps_stats=False, axes="C")
+@register(
+    name="layer2d",
+    source="Liu et al. 2022, arXiv:2201.03545",
+    mixes_samples=False,
+    keeps_stats=False,
+    axes="C",
+    variance="biased",
+)
 class LayerNorm2d(_OverChannels):
     """Layer normalization over the channels alone, as ConvNeXt has it: mean and biased variance at each position.
 

@@ -155,6 +155,8 @@ def _linear(x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor | None = None, f
     keeps_stats=True,
     axes="NHW",
     exact_gradient=False,
+    variance="biased",
+    running_variance="unbiased",
 )
 class BatchRenorm(_Streaming):
     """Batch renormalization: bn's output, corrected towards what the running statistics would have given.

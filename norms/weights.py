@@ -57,6 +57,7 @@ class _StandardizedWeight(nn.Module):
     mixes_samples=False,
     keeps_stats=False,
     axes="CHW",
+    variance="biased",
 )
 class WeightStandardizedGroupNorm(_StandardizedWeight, GroupNorm):
     """Group normalization of a convolution whose weights are standardized per output filter.
@@ -75,6 +76,8 @@ class WeightStandardizedGroupNorm(_StandardizedWeight, GroupNorm):
     keeps_stats=True,
     axes="NHW",
     slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
 )
 class WeightStandardizedBatchNorm(_StandardizedWeight, BatchNorm):
     """Batch normalization of a convolution whose weights are standardized per output filter.

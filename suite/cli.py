@@ -10,6 +10,7 @@ Modules that import torch or pandas are imported inside the commands that need t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,7 @@ import typer
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
+    from norms.conformance import Check
     from results.record import RunSpec
     from suite.engine import Event
     from suite.progress import Progress
@@ -193,46 +196,67 @@ def check(
         list[str] | None, typer.Argument(help="Norms to check.  [default: those of the plugins, else all]")
     ] = None,
     all_norms: Annotated[bool, typer.Option("--all", help="Every registered norm, plugins' included.")] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="KEY=VALUE", help="An option of the one norm, such as num_groups=4 (repeatable)."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="A Python file with a function reference(x, weight, bias, ...), to compare the one norm with."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout in the place of tables.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where the layers are measured: cpu, cuda, ...")] = "cpu",
     plugin: Plugins = None,
 ) -> int:
-    """Measure what norms declare about themselves; exit 1 when a declared fact is false."""
+    """Measure what norms declare about themselves; exit 1 when a declared fact is false.
+
+    Under each false fact stands what usually causes it.
+
+    The file of --like is executed. Its reference(x, weight, bias, ...) gives the training output, and evaluation(x,
+    running_mean, running_var, weight, bias, ...), where it is there, that of evaluation: a float64 tensor of the shape
+    of x (N, C, H, W). Arguments are passed by name: x, any parameter, buffer or option of the norm, and domain (N,),
+    conv_weight and activation where the norm needs them.
+    """
     import torch
 
-    from norms.conformance import check_norm
-    from norms.registry import norm_info, norm_names
-    from suite.progress import columns
+    from norms.conformance import check_like, check_norm
+    from norms.conformance.like import load_formula
+    from norms.registry import norm_info, norm_label, resolve_norm_options
 
-    own = _load_plugins(plugin)
-    _check_device(device)
+    given = _parse_options(options)
+    # what a user's file prints is no part of the document
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        chosen = _norms_to_check(norms, all_norms, plugin)
+        if len(chosen) != 1 and (given or like):
+            option, those = "--option" if given else "--like", ", ".join(norms or ()) or f"{len(chosen)} norms"
+            raise ValueError(f"{option} is for one norm; given {those}")
+        _check_device(device)
+        formula = None if like is None else load_formula(like)
     torch.set_num_threads(1)  # on inputs this small a second one costs more than it computes
-    if all_norms and norms:
-        raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
-    if plugin and not (own or norms or all_norms):
-        files = ", ".join(map(str, plugin))
-        raise ValueError(f"{files}: registers no norm; put @register(...) before the class (README, Your own norm)")
-    chosen = norm_names() if all_norms else list(norms or own or norm_names())
-    mistakes = []
+    found, false = [], []
     for name in chosen:
-        try:
-            norm_info(name)
-        except ValueError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    false = []
-    for name in chosen:
-        with torch.device(device):
-            checks = check_norm(name)
-        print(f"{name}: {norm_info(name).source}")
-        rows = [("", "fact", "declared", "measured", "")]
-        rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]
-        _print_lines(columns(rows))
-        sys.stdout.flush()
-        false += [f"{name}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
+        with torch.device(device), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            checks = check_like(name, formula, **given) if formula else []
+            checks += [c for c in check_norm(name, **given) if c not in checks]
+        label = norm_label(name, given)
+        options_used = {key: value for key, value in resolve_norm_options(name, given).items() if key in given}
+        found.append({"norm": name, "options": options_used, "source": norm_info(name).source, "facts": checks})
+        if not as_json:
+            _print_lines(_check_lines(f"{label}: {norm_info(name).source}", checks))
+            sys.stdout.flush()
+        false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
     for line in false:
         print(f"false: {line}", file=sys.stderr)
-    print(f"{len(chosen)} norms checked, {len(false)} false facts")
+    if as_json:
+        print(json.dumps({"norms": found, "false": len(false)}, default=_fact, allow_nan=False, indent=2))
+    else:
+        print(f"{len(chosen)} norms checked, {len(false)} false facts")
     return 1 if false else 0
 
 
@@ -452,6 +476,48 @@ def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f'--option "{text}": {error}') from error
     return given
+
+
+def _norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequence[Path] | None) -> list[str]:
+    """Registered names. All that are unknown are reported at once."""
+    from norms.registry import norm_info, norm_names
+
+    own = _load_plugins(plugin)
+    if all_norms and norms:
+        raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
+    if plugin and not (own or norms or all_norms):
+        files = ", ".join(map(str, plugin))
+        raise ValueError(f"{files}: registers no norm; put @register(...) before the class (README, Your own norm)")
+    chosen = norm_names() if all_norms else list(norms or own or norm_names())
+    mistakes = []
+    for name in chosen:
+        try:
+            norm_info(name)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return chosen
+
+
+def _check_lines(title: str, checks: Sequence[Check]) -> Iterator[str]:
+    """The facts of one norm as a table, and under each false one its hint."""
+    from suite.progress import columns
+
+    yield title
+    rows = [("", "fact", "declared", "measured", "")]
+    rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]
+    head, *lines = columns(rows)
+    yield head
+    for check, line in zip(checks, lines, strict=True):
+        yield line
+        if check.hint:
+            yield f"       usually: {check.hint}"
+
+
+def _fact(check: Check) -> dict[str, Any]:
+    """A check in a JSON document, without the norm that it stands under."""
+    return {key: value for key, value in asdict(check).items() if key != "norm"}
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:

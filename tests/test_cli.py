@@ -190,6 +190,18 @@ BAD = [
     (["tables", "RESULTS", "--select", "learning_rat"], ["learning_rat"]),
     (["check", "--plugin", "EMPTY"], ["empty.py", "registers no norm"]),
     (["check", "bm"], ['unknown norm "bm"', 'did you mean "bn"']),
+    (["check", "gn", "bn", "--option", "num_groups=4"], ["--option is for one norm", "given gn, bn"]),
+    (["check", "--option", "eps=1"], ["--option is for one norm", "norms"]),
+    (["check", "gn", "--option", "groups=4"], ['unknown option "groups"', 'did you mean "num_groups"']),
+    (["check", "gn", "--option", "num_groups=four", "--json"], ["\"num_groups\" given 'four'"]),
+    (["check", "gn", "--option", "num_groups"], ['--option "num_groups"', "KEY=VALUE"]),
+    (["check", "gn", "bn", "--like", "FORMULA"], ["--like is for one norm", "given gn, bn"]),
+    (["check", "gn", "--like", "none.py"], ['formula "none.py"', "No such file"]),
+    (["check", "gn", "--like", "EMPTY"], ["empty.py", "no function reference(x, weight, bias, ...)"]),
+    (
+        ["check", "gn", "--like", "FORMULA", "--json"],
+        ["reference(x, gamma)", '"gamma" is nothing that gn has', "num_groups"],
+    ),
     (["bench", "layer"], ['unknown benchmark "layer"', 'did you mean "layers"']),
     (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
     (["lst"], ["lst"]),
@@ -221,10 +233,12 @@ BAD = [
 def test_bad_input_is_one_line_exit_code_2_and_nothing_runs(suite, config, tmp_path, arguments, parts):
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "formula.py").write_text("def reference(x, gamma): return x * gamma\n")
     (tmp_path / "taken.py").write_text(NORM.format(name="bn", facts="", formula="return x"))
     spec = fake_spec("bn", 0)
     write_record(tmp_path / "results", RunRecord(spec=spec, status="ok", metrics={"top1": 0.5}))
     names = {"CONFIG": config, "BROKEN": "broken.py", "TAKEN": "taken.py", "EMPTY": "empty.py", "RESULTS": "results"}
+    names["FORMULA"] = "formula.py"
     code, out, err = suite(*(names.get(a, a) for a in arguments))
     assert (code, out) == (2, [])
     (line,) = err
@@ -380,7 +394,48 @@ def test_check_exits_with_1_and_names_the_false_fact(suite, tmp_path):
     code, out, err = suite("check", "--plugin", tmp_path / "liar.py")
     assert code == 1
     assert any("cli_liar" in line and "mixes samples in train" in line for line in err)
-    assert any(line.startswith("FALSE") and "mixes samples in train" in line for line in out)
+    (false,) = (i for i, line in enumerate(out) if line.startswith("FALSE") and "mixes samples in train" in line)
+    assert out[false + 1].startswith("       usually: statistics go over axis 0")
+    assert sum(line.startswith("FALSE") for line in out) == sum("usually: " in line for line in out)
+
+
+def test_check_as_json_is_one_strict_document_whatever_a_users_file_prints(suite, tmp_path):
+    text = NORM.format(name="cli_liar", facts="", formula="print('noise'); return self.scale * (x - x.mean(0))")
+    (tmp_path / "liar.py").write_text(f"print('loud')\n{text}")
+    (tmp_path / "formula.py").write_text("print('loud')\ndef reference(x, scale): return scale * (x - x.mean(0))\n")
+    code, out, err = suite(
+        "check", "--plugin", "liar.py", "--option", "scale=2", "--like", "formula.py", "--json", "--device", "cpu"
+    )
+    assert code == 1
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    document = json.loads("\n".join(out), parse_constant=refuse)
+    (norm,) = document["norms"]
+    assert (norm["norm"], norm["options"], norm["source"]) == ("cli_liar", {"scale": 2.0}, "mine")
+    facts = {fact["fact"]: fact for fact in norm["facts"]}
+    assert len(facts) == len(norm["facts"])
+    assert (facts["training like reference"]["measured"], facts["evaluation like reference"]["ok"]) == ("same", True)
+    assert set(facts["axes"]) == {"fact", "declared", "measured", "ok", "detail", "hint"}
+    assert not facts["mixes samples in train"]["ok"]
+    assert "axis 0" in facts["mixes samples in train"]["hint"]
+    assert document["false"] == sum(not fact["ok"] for fact in norm["facts"])
+    assert sum(line.startswith("false: cli_liar(scale=2.0): ") for line in err) == document["false"]
+
+
+def test_check_compares_a_norm_with_options_with_its_formula(suite, tmp_path):
+    (tmp_path / "formula.py").write_text(
+        "def reference(x, weight, bias, num_groups, eps):\n"
+        "    g = x.reshape(len(x), num_groups, -1)\n"
+        "    y = (g - g.mean(2, keepdim=True)) / (g.var(2, correction=0, keepdim=True) + eps).sqrt()\n"
+        "    return y.reshape(x.shape) * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)\n"
+    )
+    _, out, _ = suite("check", "gn", "--option", "num_groups=4", "--like", "formula.py")
+    assert out[0].startswith("gn(num_groups=4): Wu & He")
+    assert out[2].split()[:6] == ["ok", "training", "like", "reference", "same", "same"]
+    assert "largest difference" in out[2]
+    assert out[3].split()[:7] == ["ok", "evaluation", "like", "reference", "-", "not", "tried"]
 
 
 def test_tables_and_help_start_without_torch(tmp_path):

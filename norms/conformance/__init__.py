@@ -2,8 +2,11 @@
 
 One function measures one fact on a small real input and returns a Finding; FACTS lists them in the order of the
 table. What NormInfo declares must be measured so (declared.py); what it has no field for must hold of every norm, or
-be defined (contract.py). Inputs are float64 unless the fact is about another type, so that "the same" means equal up
-to 1e-9 and no tolerance hides a small dependence.
+be defined (contract.py). Further facts by what they are about: which samples enter a statistic and how its variance is
+divided (statistics.py), inputs from outside the benchmark (inputs.py), copies, files and new starts (copies.py),
+torch.func and autograd (transforms.py), tools that read programs (tracing.py). Inputs are float64 unless the fact is
+about another type, so that "the same" means equal up to 1e-9 and no tolerance hides a small dependence. Each false fact
+carries what usually causes it (hints.py). `check_like` compares a norm with a formula of its author's (like.py).
 
 A norm that declares exact_gradient=False or compiles=False asks for less, so these two are then "not tried": a norm
 that is better than its word passes.
@@ -11,13 +14,16 @@ that is better than its word passes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from norms.conformance import contract, declared
+from norms.conformance import contract, copies, declared, inputs, like, statistics, tracing, transforms
+from norms.conformance.hints import hint_for
+from norms.conformance.like import Formula
 from norms.conformance.subject import BATCH, Finding, Subject, find_subject, line
 from norms.registry import make_norm, norm_info, resolve_norm_options
 
@@ -29,29 +35,66 @@ FACTS: tuple[Callable[[Subject], Finding], ...] = (
     declared.mixes_samples_in_train,
     declared.mixes_samples_in_eval,
     declared.axes,
+    statistics.every_sample_counts,
+    statistics.variance_in_training,
     declared.earlier_iterations,
     declared.keeps_statistics,
     declared.running_statistics_used_in_eval,
+    statistics.variance_in_running_statistics,
+    statistics.momentum,
     declared.gradient_first_order,
     declared.gradient_second_order,
+    transforms.forward_mode_derivatives,
+    transforms.backward_after_training,
     contract.batch_of_one,
+    inputs.empty_batch,
     contract.maps_of_one_position,
     contract.other_spatial_ranks,
     contract.odd_channel_counts,
     contract.constant_input,
+    inputs.infinity_or_nan_in_a_batch,
+    inputs.other_types_refused,
+    inputs.float64_on_smaller_input,
     contract.affine_false,
     contract.state_dict_round_trip,
+    copies.state_dict_without_counter,
+    copies.safetensors_round_trip,
     contract.deepcopy,
     contract.pickled,
+    copies.form_of_buffers_kept,
+    copies.averaged_model,
+    copies.data_parallel_replica,
+    copies.reset_parameters,
+    copies.reset_running_stats,
     contract.freeze,
     contract.recalibrate,
+    statistics.warns_when_never_told,
     declared.slices,
-    declared.compiles,
+    transforms.functional_call_keeps_state,
+    transforms.stacked_under_vmap,
+    tracing.compiles,
+    tracing.traced_by_fx,
+    tracing.exported,
     contract.autocast,
     contract.global_generator_untouched,
     contract.channels_last_kept,
     declared.needs,
 )
+
+
+_ONE_DOMAIN_TOO = (
+    transforms.forward_mode_derivatives,
+    transforms.backward_after_training,
+    transforms.stacked_under_vmap,
+    inputs.empty_batch,
+    inputs.infinity_or_nan_in_a_batch,
+    inputs.float64_on_smaller_input,
+    copies.data_parallel_replica,
+    tracing.compiles,
+    tracing.traced_by_fx,
+    tracing.exported,
+)
+"""Measured once more with an integer as the domain, which norms that need one often serve by other code."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +108,7 @@ class Check:
         measured: what the layer did.
         ok: False when the two contradict each other, or the check could not be carried out.
         detail: why, or what else there is to say; one line.
+        hint: what usually causes it, where ok is False; one line.
     """
 
     norm: str
@@ -73,9 +117,10 @@ class Check:
     measured: str
     ok: bool
     detail: str = ""
+    hint: str = ""
 
 
-def check_norm(name: str, **options: Any) -> list[Check]:
+def check_norm(name: str, /, **options: Any) -> list[Check]:
     """Measure every fact of a registered norm, as configured by `options`, on torch's default device.
 
     A second or a few, mostly compiling.
@@ -89,21 +134,61 @@ def check_norm(name: str, **options: Any) -> list[Check]:
     Raises:
         ValueError: unknown norm or option, or an option of the wrong type.
     """
+    with torch.random.fork_rng(devices=[]):
+        subject = _subject(name, options)
+        return [subject] if isinstance(subject, Check) else [_measure(subject, fact) for fact in FACTS]
+
+
+def check_like(name: str, formula: Formula, /, **options: Any) -> list[Check]:
+    """Compare a registered norm with its author's reference function, in float64 (norms.conformance.like).
+
+    Returns one Check each for training and evaluation, or "builds" as check_norm.
+
+    Raises:
+        ValueError: as check_norm; a function that asks for what the norm has not, fails, or returns another shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        subject = _subject(name, options)
+        if isinstance(subject, Check):
+            return [subject]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [_judged(name, compare.__name__, compare(subject, formula)) for compare in like.COMPARISONS]
+
+
+def _subject(name: str, options: dict[str, Any]) -> Subject | Check:
+    """How layers of this norm are made, or why they can not be."""
     setting = {"norm_batch_size": BATCH, "num_domains": 2, "image_shape": (3, 4, 4)}
     info = norm_info(name)
-    given, options = options, resolve_norm_options(name, options, setting)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            subject = find_subject(info, make_norm(name, **options), bool(given))
-        except Exception as error:  # noqa: BLE001 - whatever a norm under test raises is the finding
-            return [Check(name, "builds", "yes", "no", False, line(error))]
-        return [_measure(subject, fact) for fact in FACTS]
+    resolved = resolve_norm_options(name, options, setting)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return find_subject(info, make_norm(name, **resolved), bool(options))
+    except Exception as error:  # noqa: BLE001 - whatever a norm under test raises is the finding
+        return Check(name, "builds", "yes", "no", False, line(error), hint_for("builds", "no", line(error)))
 
 
 def _measure(subject: Subject, fact: Callable[[Subject], Finding]) -> Check:
-    label = fact.__name__.replace("_", " ")
     try:
-        declared, measured, detail, ok = fact(subject)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a fact that is about warnings looks for itself
+            found = fact(subject)
+            if "domain" in subject.info.needs and fact in _ONE_DOMAIN_TOO and _holds(found):
+                found = fact(replace(subject, one_domain=True))
+                if not _holds(found):
+                    found = found._replace(detail=f"one domain for the whole batch: {found.detail}")
     except Exception as error:  # noqa: BLE001 - a norm under test may raise anything; one failed check, not a crash
-        return Check(subject.info.name, label, "works", "raises", False, line(error))
-    return Check(subject.info.name, label, declared, measured, declared == measured if ok is None else ok, detail)
+        found = Finding("works", "raises", line(error), False)
+    return _judged(subject.info.name, fact.__name__, found)
+
+
+def _holds(found: Finding) -> bool:
+    return found.declared == found.measured if found.ok is None else found.ok
+
+
+def _judged(norm: str, fact: str, found: Finding) -> Check:
+    declared, measured, detail, _ = found
+    ok = _holds(found)
+    hint = "" if ok else hint_for(fact, measured, detail)
+    return Check(norm, fact.replace("_", " "), declared, measured, ok, detail, hint)

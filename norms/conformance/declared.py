@@ -6,7 +6,6 @@ import contextlib
 import copy
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,6 @@ from norms.conformance.subject import (
     close,
     grad,
     gradients,
-    line,
     listed,
     mode_name,
     noise,
@@ -68,8 +66,14 @@ def _mixing(s: Subject, mode: bool, declared: bool) -> Finding:
 
 def axes(s: Subject) -> Finding:
     """Along which axes the value at the last sample, first channel and first position depends on others."""
+    measured = measured_axes(s)
     if s.info.axes is None:
-        return Finding("-", "not declared", "", True)
+        return Finding("-", measured or "none", "", True)
+    less = s.configured and set(measured) <= set(s.info.axes)
+    return Finding(s.info.axes or "none", measured or "none", "with these options" * less, less or None)
+
+
+def measured_axes(s: Subject) -> str:
     found = set()
     # a group may be a single channel; a fused activation may clip one value, or show it one statistic of two
     for channels, seed in itertools.product((s.channels, 2 * s.channels), range(0, 12, 2)):
@@ -84,9 +88,7 @@ def axes(s: Subject) -> Finding:
             with hold(layer):
                 if not close(base, s.call(layer, x, offset=offset)[-1, 0, 0, 0]):
                     found.add(letters)
-    measured = "".join(letters for letters in ("N", "C", "HW") if letters in found)
-    less = s.configured and set(measured) <= set(s.info.axes)
-    return Finding(s.info.axes or "none", measured or "none", "with these options" * less, less or None)
+    return "".join(letters for letters in ("N", "C", "HW") if letters in found)
 
 
 def earlier_iterations(s: Subject) -> Finding:
@@ -95,7 +97,9 @@ def earlier_iterations(s: Subject) -> Finding:
     for past in ((s.x(1), s.x(2)), (3 * s.x(1) + 2, 2 * s.x(2) - 1)):
         outputs.append(s.call(s.train(s.layer(), *past), x))
     depends = not close(outputs[0], outputs[1])
-    return Finding(yes(s.info.across_iterations), yes(depends), "", depends or not s.info.across_iterations)
+    missing = s.info.across_iterations and not depends
+    less = missing and s.configured
+    return Finding(yes(s.info.across_iterations), yes(depends), "with these options" * less, less or not missing)
 
 
 def keeps_statistics(s: Subject) -> Finding:
@@ -205,31 +209,6 @@ def slices(s: Subject) -> Finding:
     return Finding("slice by slice", "slice by slice", "at once" if s.info.slices_at_once else "")
 
 
-def compiles(s: Subject) -> Finding:
-    if not s.info.compiles:
-        return Finding("no", "not tried", "", True)
-    layer = s.trained()
-    eager = copy.deepcopy(layer)
-    torch._dynamo.reset()
-    try:
-        with warnings.catch_warnings():
-            # dynamo itself looks at .grad of its inputs, and a convolution's output is not a leaf
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=False)
-            for mode in (True, False):
-                x, z = s.x().requires_grad_(), s.x().requires_grad_()
-                compiled.train(mode)  # type: ignore[attr-defined]
-                y, expected = s.call(compiled, x), s.call(eager.train(mode), z)  # type: ignore[arg-type]
-                pull = noise(y.shape, 7, y.dtype)
-                if not close(y, expected) or not close(grad(y, x, pull), grad(expected, z, pull)):
-                    return Finding("yes", f"another result in {mode_name(mode)}")
-    except Exception as error:  # noqa: BLE001 - dynamo wraps whatever happens while tracing
-        return Finding("yes", "no", line(error))
-    finally:
-        torch._dynamo.reset()
-    return Finding("yes", "yes" if same(state(layer), state(eager), TIGHT) else "other statistics")
-
-
 def needs(s: Subject) -> Finding:
     """What a call must bring, by its effect: outputs that change with the domain, the context set or the activation."""
     found = {
@@ -242,7 +221,8 @@ def needs(s: Subject) -> Finding:
     measured = listed(name for name, yes in found.items() if yes)
     if found["context"] and _queries_see_each_other(s):
         measured += ", and queries see each other"  # then the context would not be all that they are normalized by
-    return Finding(listed(s.info.needs), measured)
+    less = s.configured and {name for name, yes in found.items() if yes} < s.info.needs
+    return Finding(listed(s.info.needs), measured, "with these options" * less, less or None)
 
 
 def _fuses_activation(s: Subject) -> bool:

@@ -43,15 +43,23 @@ class Subject:
     factory: NormFactory
     channels: int
     configured: bool = False  # with options, which may leave less of what the norm declares
+    one_domain: bool = False  # every batch is told one domain, as an integer, in the place of one for each sample
 
     def layer(self, channels: int | None = None, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
         """A layer whose parameters are moved off their start, where many a mistake is multiplied by 0 or 1."""
-        if "activation" in self.info.needs:
-            kwargs.setdefault("activation", nn.ReLU())
-        layer: nn.Module = self.factory(channels or self.channels, dtype=dtype, **kwargs)
+        layer = self.fresh(channels, dtype=dtype, **kwargs)
         with torch.no_grad():
             for seed, parameter in enumerate(layer.parameters()):
                 parameter.add_(noise(parameter.shape, 100 + seed, parameter.dtype), alpha=0.1)
+        return layer
+
+    def fresh(self, channels: int | None = None, *, dtype: torch.dtype = torch.float64, **kwargs: Any) -> nn.Module:
+        """A layer as the factory builds it."""
+        if "activation" in self.info.needs:
+            kwargs.setdefault("activation", nn.ReLU())
+        channels = channels or self.channels
+        layer = self.factory(channels, dtype=dtype, **kwargs)
+        _make_room(layer, torch.empty(channels, channels, 1, 1, device="meta"))  # for the weight of `identity`
         return layer
 
     def x(self, seed: int = 0, *, n: int = BATCH, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -77,20 +85,34 @@ class Subject:
         inputs: dict[str, Tensor] = {}
         transform = getattr(layer, "transform_weight", None)
         if transform is not None or "conv_weight" in self.info.needs:
-            # an identity, yet one that autograd sees, in the place of the convolution before the norm
-            weight = torch.eye(x.shape[1], dtype=x.dtype).reshape(x.shape[1], x.shape[1], *[1] * (x.dim() - 2))
-            weight = weight.requires_grad_() if transform is None else transform(weight.requires_grad_())
-            layout = memory_format(x)  # which not every device's convolution keeps
-            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight).contiguous(memory_format=layout)
+            weight = identity(x) if transform is None else transform(identity(x))
+            given = x
+            x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
+            with contextlib.suppress(RuntimeError):  # not every device's convolution keeps it; vmap can not be asked
+                x = x.contiguous(memory_format=memory_format(given))
             if "conv_weight" in self.info.needs:
                 inputs["weight"] = weight
         if offset is not None:
             x = x + offset
-        labels = torch.arange(len(x)) % 2 if domain is None else domain
         known = next(norm.situation for _, norm in norm_modules(layer))
         assert isinstance(known, Situation)
-        with situation(layer, domain=labels, part=part, slices=known.slices):
+        with self.told(layer, x, domain, part, known.slices):
             return functional_call(layer, parameters or {}, (x,), inputs) if parameters else layer(x, **inputs)
+
+    def told(
+        self, net: nn.Module, x: Tensor, domain: Tensor | None = None, part: str = "context", slices: int = 1
+    ) -> contextlib.AbstractContextManager[None]:
+        """What a forward of x takes place in: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
+        labels = torch.arange(len(x)) if domain is None else domain
+        labels = labels % (1 if self.factory.options.get("num_domains") == 1 else 2)
+        return situation(net, domain=0 if self.one_domain else labels, part=part, slices=slices)
+
+    def bare(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """One forward of x, told nothing; without a convolution but where the norm needs one, and x can have one."""
+        if "conv_weight" not in self.info.needs:
+            return layer(x)
+        weight = identity(x)
+        return layer(F.conv2d(x, weight) if x.is_floating_point() else x, weight=weight)
 
     def train(self, layer: nn.Module, *batches: Tensor) -> nn.Module:
         """Training steps without an optimizer, so that statistics and memories fill."""
@@ -107,6 +129,37 @@ class Subject:
         return self.train(self.layer(dtype=dtype, **kwargs), *(self.x(seed, dtype=dtype) for seed in (1, 2, 3)))
 
 
+class Net(nn.Module):
+    """A network of one norm, called as the norm needs it; with `kernel`, a convolution of learned weights before it."""
+
+    weight: nn.Parameter | None
+
+    def __init__(self, subject: Subject, layer: nn.Module, kernel: int = 0):
+        super().__init__()
+        self.subject, self.norm = subject, layer
+        weight = None
+        if kernel:
+            shape = (subject.channels, subject.channels, kernel, kernel)
+            weight = nn.Parameter(noise(shape, 31, torch.float64) / kernel)
+            _make_room(layer, weight)
+        self.register_parameter("weight", weight)
+
+    def forward(self, x: Tensor, part: str = "context") -> Tensor:
+        if self.weight is None:
+            return self.subject.call(self.norm, x, part=part)
+        transform = getattr(self.norm, "transform_weight", None)
+        weight: Tensor = self.weight if transform is None else transform(self.weight)
+        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        with self.subject.told(self.norm, x, part=part):
+            return self.norm(y, weight=weight) if "conv_weight" in self.subject.info.needs else self.norm(y)
+
+
+def _make_room(layer: nn.Module, weight: Tensor) -> None:
+    """What tasks.nets does for a layer beside its convolution."""
+    if hasattr(layer, "make_room"):
+        layer.make_room(weight)  # type: ignore[operator]
+
+
 def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False) -> Subject:
     refused: ValueError | None = None
     for channels in CHANNELS:
@@ -119,6 +172,14 @@ def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False)
             return subject
     assert refused is not None
     raise refused
+
+
+def identity(x: Tensor) -> Tensor:
+    """The weight of a convolution that changes nothing of x (N, C, *), yet one that autograd sees."""
+    kind = x.dtype if x.is_floating_point() else torch.float64
+    # made with a gradient: torch.func's transforms do not let a tensor ask for one later
+    unit = torch.eye(x.shape[1], dtype=kind, requires_grad=True)
+    return unit.reshape(x.shape[1], x.shape[1], *[1] * (x.dim() - 2))
 
 
 def noise(shape: torch.Size | tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
@@ -168,6 +229,17 @@ def same(one: Any, two: Any, tolerance: float = 0.0) -> bool:
             return close(one, two, tolerance)
         return torch.equal(one, two)
     return bool(one == two)
+
+
+def twins(s: Subject, layer: nn.Module, twin: nn.Module, x: Tensor) -> Finding:
+    """Two layers that must be equal bit for bit: evaluated, trained one step, evaluated again."""
+    if not same(state(layer), state(twin)):
+        return Finding("same", "differs in what it keeps")
+    for step in ("evaluation", "training", "evaluation after it"):
+        outputs = [s.call(one.train(step == "training"), x) for one in (layer, twin)]
+        if not torch.equal(*outputs):
+            return Finding("same", f"differs in {step}")
+    return Finding("same", "same" if same(state(layer), state(twin)) else "differs in what it keeps")
 
 
 def yes(value: bool) -> str:
