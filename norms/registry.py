@@ -439,10 +439,25 @@ def _build(
     # By a name like this torch.fx and what is built on it (feature extractors of torchvision and timm) know torch's own
     # norms to be one step, and do not look into their forwards. Ours branch on shapes, which can not be followed.
     module.__dict__["__module__"] = f"torch.nn.{type(module).__module__}"
+    if not hasattr(module, "check_channels"):  # ours ask first of all
+        module.register_forward_pre_hook(_RefuseOtherTypes())
     if info.keeps_stats and hasattr(module, "after_update"):
         telling = module.__dict__["telling"] = Telling(layers.once)
         module.register_forward_pre_hook(telling)
     return module
+
+
+class _RefuseOtherTypes:
+    """A forward pre-hook of a user's norm: integers would come out as rounded numbers, without a word."""
+
+    only_looks = True
+
+    def __call__(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
+            raise ValueError(
+                f"{type(norm).__name__}: x must hold floating-point numbers, given {inputs[0].dtype}; convert it "
+                "first, for example x.float()"
+            )
 
 
 def forked_generators(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -216,7 +216,7 @@ def check(
 ) -> int:
     """Measure what norms declare about themselves; exit 1 when a declared fact is false.
 
-    Under each false fact stands what usually causes it.
+    Under each false fact stands what usually causes it. A note: what a plugin's norm does not keep outside this suite.
 
     The file of --like is executed. Its reference(x, weight, bias, ...) gives the training output, and evaluation(x,
     running_mean, running_var, weight, bias, ...), where it is there, that of evaluation: a float64 tensor of the shape
@@ -250,7 +250,7 @@ def check(
         if not as_json:
             _print_lines(_check_lines(f"{label}: {norm_info(name).source}", checks))
             sys.stdout.flush()
-        false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if not c.ok]
+        false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if c.false]
     for line in false:
         print(f"false: {line}", file=sys.stderr)
     if as_json:
@@ -506,7 +506,9 @@ def _check_lines(title: str, checks: Sequence[Check]) -> Iterator[str]:
 
     yield title
     rows = [("", "fact", "declared", "measured", "")]
-    rows += [("ok" if c.ok else "FALSE", c.fact, c.declared, c.measured, c.detail) for c in checks]
+    rows += [
+        ("FALSE" if c.false else "ok" if c.ok else "note", c.fact, c.declared, c.measured, c.detail) for c in checks
+    ]
     head, *lines = columns(rows)
     yield head
     for check, line in zip(checks, lines, strict=True):

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from norms import conformance, registry
-from norms.conformance import FACTS, Check, check_like, check_norm
+from norms.conformance import ELSEWHERE, FACTS, Check, check_like, check_norm
 from norms.conformance.hints import HINTS
 from norms.conformance.like import COMPARISONS, load_formula
 from norms.registry import load_plugin, make_norm, norm_names, resolve_norm_options
@@ -507,11 +507,23 @@ LIES = {
         """,
         {"infinity or nan in a batch"},
     ),
-    "takes images of bytes": (NO_STATS, "Honest", "def check(self, x): pass", {"other types refused"}),
+    # with check_channels a layer says that it looks at its input itself; for any other make_norm does
+    "takes images of bytes": (
+        NO_STATS,
+        "Honest",
+        """
+        check_channels = None
+
+        def check(self, x): pass
+        """,
+        {"other types refused"},
+    ),
     "counts before it refuses": (
         STATS,
         "Running",
         """
+        check_channels = None
+
         def check(self, x):
             with torch.no_grad():
                 self.running_var += 0.01 * self.training
@@ -523,6 +535,8 @@ LIES = {
         NO_STATS,
         "Honest",
         """
+        check_channels = None
+
         def check(self, x):
             if not x.is_floating_point():
                 raise ValueError("no")
@@ -639,7 +653,11 @@ LIES = {
     "waits for after_update in silence": (
         STATS,
         "Running",
-        "def after_update(self, progress): pass",
+        """
+        def after_update(self, progress): pass
+
+        def register_forward_pre_hook(self, *hook): pass  # that which make_norm gives a norm that is told of updates
+        """,
         {"warns when never told"},
     ),
     "warns of after_update at every step": (
@@ -689,6 +707,9 @@ LIES = {
         NO_STATS,
         "Honest",
         """
+        def __getattribute__(self, name):
+            return "mine" if name == "__module__" else super().__getattribute__(name)
+
         def forward(self, x):
             self.check(x)
             return self.scaled(self.normalized(x.to(torch.promote_types(x.dtype, torch.float32)))).to(x.dtype)
@@ -1169,3 +1190,28 @@ def test_an_averaged_bgn_refuses_the_size_that_the_network_refuses():
     for one in (net, average):
         with pytest.raises(ValueError, match="trained size"):
             one.eval()(torch.randn(2, 3, 12, 12))
+
+
+def test_what_matters_outside_the_suite_alone_is_a_note_for_a_norm_of_a_users_file(tmp_path):
+    """torch's own batch normalization, registered as it is: nothing is false, and what it does not keep is said."""
+    file = tmp_path / "my_bn.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            from torch import nn
+            from norms import register
+
+            @register(name="my_bn", source="torch", mixes_samples=True, keeps_stats=True, axes="NHW")
+            class MyBatchNorm(nn.BatchNorm2d):
+                def __init__(self, num_channels: int, *, affine: bool = True, device=None, dtype=None):
+                    super().__init__(num_channels, affine=affine, device=device, dtype=dtype)
+            """
+        )
+    )
+    (name,) = load_plugin(file)
+    found = check_norm(name)
+    assert [c.fact for c in found if c.false] == []
+    notes = {c.fact for c in found if c.note and not c.ok}
+    assert {"backward after training", "empty batch", "infinity or nan in a batch"} <= notes
+    assert notes <= {fact.__name__.replace("_", " ") for fact in ELSEWHERE}
+    assert not any(c.note for c in check_norm("none"))

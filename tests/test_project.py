@@ -153,7 +153,7 @@ def test_the_norm_in_the_readme_is_twenty_lines_and_keeps_what_it_declares(tmp_p
     file = tmp_path / "my_norm.py"
     file.write_text(example, encoding="utf-8")
     (name,) = load_plugin(file)
-    assert [check for check in check_norm(name) if not check.ok] == []
+    assert [check for check in check_norm(name) if check.false] == []
 
 
 def test_the_readme_names_every_command():

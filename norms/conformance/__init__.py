@@ -8,6 +8,8 @@ torch.func and autograd (transforms.py), tools that read programs (tracing.py). 
 about another type, so that "the same" means equal up to 1e-9 and no tolerance hides a small dependence. Each false fact
 carries what usually causes it (hints.py). `check_like` compares a norm with a formula of its author's (like.py).
 
+A norm of a user's plugin is not asked to hold wherever the built-in ones do (ELSEWHERE): there a false fact is a note.
+
 A norm that declares exact_gradient=False or compiles=False asks for less, so these two are then "not tried": a norm
 that is better than its word passes.
 """
@@ -97,6 +99,24 @@ _ONE_DOMAIN_TOO = (
 """Measured once more with an integer as the domain, which norms that need one often serve by other code."""
 
 
+ELSEWHERE = (
+    transforms.forward_mode_derivatives,
+    transforms.backward_after_training,
+    transforms.functional_call_keeps_state,
+    transforms.stacked_under_vmap,
+    inputs.empty_batch,
+    inputs.infinity_or_nan_in_a_batch,
+    inputs.float64_on_smaller_input,
+    copies.state_dict_without_counter,
+    copies.safetensors_round_trip,
+    copies.averaged_model,
+    copies.data_parallel_replica,
+    copies.reset_parameters,
+    tracing.exported,
+)
+"""About tools and places outside this suite: no table of it depends on them."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One fact of one norm.
@@ -109,6 +129,7 @@ class Check:
         ok: False when the two contradict each other, or the check could not be carried out.
         detail: why, or what else there is to say; one line.
         hint: what usually causes it, where ok is False; one line.
+        note: it would matter outside the suite alone, and is not asked of a user's norm: to be known, no mistake.
     """
 
     norm: str
@@ -118,6 +139,12 @@ class Check:
     ok: bool
     detail: str = ""
     hint: str = ""
+    note: bool = False
+
+    @property
+    def false(self) -> bool:
+        """A mistake."""
+        return not (self.ok or self.note)
 
 
 def check_norm(name: str, /, **options: Any) -> list[Check]:
@@ -180,7 +207,8 @@ def _measure(subject: Subject, fact: Callable[[Subject], Finding]) -> Check:
                     found = found._replace(detail=f"one domain for the whole batch: {found.detail}")
     except Exception as error:  # noqa: BLE001 - a norm under test may raise anything; one failed check, not a crash
         found = Finding("works", "raises", line(error), False)
-    return _judged(subject.info.name, fact.__name__, found)
+    plugin = isinstance(subject.info.version, str)
+    return replace(_judged(subject.info.name, fact.__name__, found), note=plugin and fact in ELSEWHERE)
 
 
 def _holds(found: Finding) -> bool:
