@@ -98,7 +98,7 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         """
         self.check_channels(x)
         domain = self._domain(x)  # type: ignore[misc]
-        if not len(x):
+        if x.shape[0] == 0:
             return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
@@ -215,9 +215,9 @@ class TaskNorm(PerChannel):
         part = self.situation.part
         if part is None:
             raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
-        if not len(x):
+        if x.shape[0] == 0:
             return self.empty(x)
-        if part == "context" and len(x) * math.prod(x.shape[2:]) < 2:
+        if part == "context" and x.shape[0] * math.prod(x.shape[2:]) < 2:
             raise ValueError(
                 f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
             )
@@ -243,7 +243,7 @@ class TaskNorm(PerChannel):
         context_mean = mean.mean(0)
         context_var = (var + (mean - context_mean).square()).mean(0)
         self._let_go()
-        size = torch.full_like(self.context_size, len(mean))
+        size = torch.full_like(self.context_size, mean.shape[0])
         for name, new in (("context_mean", context_mean), ("context_var", context_var), ("context_size", size)):
             kept = self.get_buffer(name)
             if changeable(kept):

@@ -81,7 +81,7 @@ class _PerDomain(PerChannel, DomainStatistics):
         """
         self.check_channels(x)
         domain = self._domain(x)
-        if not len(x):
+        if x.shape[0] == 0:
             return self.empty(x)
         if not self.training:
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
@@ -200,7 +200,7 @@ class _PerDomain(PerChannel, DomainStatistics):
         return plain and self.momentum is not None and self.running_mean.dtype == wide
 
     def _train_as_bn(self, x: Tensor) -> Tensor:
-        if len(x) * math.prod(x.shape[2:]) < 2:
+        if x.shape[0] * math.prod(x.shape[2:]) < 2:
             raise ValueError(self._too_few(x))
         weight, bias = self._affine(0, self.running_mean.dtype)
         return self.train_tracked(x, weight, bias, self.eps, row=0)

@@ -145,7 +145,8 @@ class Blocks:
         group_size = channels * positions // groups
         unit = _common(positions, group_size)
         last = memory_format(x) != torch.contiguous_format
-        if unit < _SHORT and not last and shape[0] // slices >= _MANY:
+        some = torch.compiler.is_compiling() or shape[0] // slices < _MANY  # a graph is of any number of samples
+        if unit < _SHORT and not last and not some:
             unit = 1  # values of a sample are columns, which torch's kernels vectorize
         return cls(shape, groups, slices, last, shape[0] // slices, channels, group_size, unit, positions // unit)
 

@@ -471,8 +471,10 @@ def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ValueError(f'--option "{text}": KEY=VALUE is needed')
+        if (key := key.strip()) in given:
+            raise ValueError(f'--option "{text}": {key} is given twice')
         try:
-            given[key.strip()] = parse_value(value)
+            given[key] = parse_value(value)
         except ValueError as error:
             raise ValueError(f'--option "{text}": {error}') from error
     return given

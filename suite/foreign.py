@@ -262,7 +262,10 @@ def _build(name: str) -> _Model:
     if name.startswith("timm:"):
         import timm
 
-        net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False)
+        try:
+            net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False)
+        except RuntimeError as error:  # the name is known, what follows its dot is not
+            raise ValueError(str(error)) from error
         return _Model(net, tuple(net.pretrained_cfg["input_size"]))
     family = next(family for family in _FAMILIES if name in _known(family))
     options: dict[str, Any] = {"weights_backbone": None} if family in ("segmentation", "detection") else {}

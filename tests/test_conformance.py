@@ -87,7 +87,7 @@ class Running(Honest):
         self.running_var.fill_(1)
 
     def forward(self, x):
-        return super().forward(x) if isinstance(x, torch.fx.Proxy) or len(x) else x.clone()
+        return super().forward(x) if isinstance(x, torch.fx.Proxy) or x.shape[0] else x.clone()
 
     def axes(self, x):
         return (0, *range(2, x.dim()))
@@ -282,6 +282,18 @@ LIES = {
             return mean + 0.01 * self.calls, var
         """,
         {"state dict round trip", "freeze"},
+    ),
+    "running statistics in attributes": (
+        STATS,
+        "Running",
+        """
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            mean, var = self.running_mean, self.running_var
+            del self.running_mean, self.running_var
+            self.running_mean, self.running_var = mean, var
+        """,
+        {"keeps statistics", "state dict round trip", "recalibrate"},
     ),
     "a buffer that no state dict has": (
         STATS,
@@ -688,6 +700,18 @@ LIES = {
         "def scaled(self, x): return super().scaled(x) if x.sum().item() > -1e30 else x",
         {"stacked under vmap", "compiles", "exported"},
     ),
+    "rounds to float32": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x.float()).to(x)",
+        {"gradient first order", "gradient second order"},
+    ),
+    "asks for the length of a batch": (
+        NO_STATS,
+        "Honest",
+        "def scaled(self, x): return super().scaled(x) if len(x) else x",
+        {"exported"},
+    ),
     "claims not to work in transforms": (f"{STATS}, functional=False", "Running", "", {"stacked under vmap"}),
     "compiles for one batch size": (
         NO_STATS,
@@ -909,6 +933,10 @@ CAUSES = [
     ("no derivative in forward mode", "forward mode derivatives", "without jvp"),
     ("compiles for one batch size", "compiles", "a symbol at the second size"),
     ("does not compile", "compiles", "no .item()"),
+    ("running statistics in attributes", "recalibrate", "a Python counter"),
+    ("rounds to float32", "gradient first order", "x.float() rounds a float64 input"),
+    ("rounds to float32", "gradient second order", "x.float() rounds a float64 input"),
+    ("asks for the length of a batch", "exported", "x.shape[0] is any"),
     ("warns of after_update at every step", "warns when never told", "have the weights changed"),
     ("waits for after_update in silence", "warns when never told", "warnings.warn, once"),
 ]
@@ -919,6 +947,11 @@ def test_the_hint_tells_the_cause(check, lie, fact, words):
     *norm, _ = LIES[lie]
     (found,) = check(*norm, only={fact})
     assert words in found.hint
+
+
+def test_statistics_that_no_buffer_shows_are_not_taken_for_those_of_a_part_of_the_batch(check):
+    *norm, _ = LIES["running statistics in attributes"]
+    assert false(check(*norm, only={"every sample counts"})) == {}
 
 
 @pytest.mark.parametrize("fact", [*FACTS, *COMPARISONS], ids=lambda fact: fact.__name__)
@@ -1068,6 +1101,12 @@ DIFFERENT = {
         "training",
         "channels 3 alone",
     ),
+    "a root of a negative number": (
+        "+ bias.view(1, -1, 1, 1)",
+        "+ (x - 10).sqrt()",
+        "training",
+        "formula: not finite on (4, 8, 4, 4); largest difference inf",
+    ),
     "evaluates with eps outside": (
         "sqrt() * weight + bias",
         "sqrt().add(eps) * weight + bias",
@@ -1137,6 +1176,8 @@ BAD_FORMULAS = {
     "def reference(x: return x": ["SyntaxError"],
     "import no_such_module": ["ModuleNotFoundError", "no_such_module"],
     "import sys; sys.exit(0)": ["SystemExit"],
+    "import sys\ndef reference(x): sys.exit(3)": ["fails for x of shape (4, 8, 4, 4)", "SystemExit: 3", "(line 2)"],
+    "import torch\nreference = torch.relu": ["reference is no Python function", "names it asks for are unknown"],
 }
 
 

@@ -95,9 +95,10 @@ def _defined(s: Subject, cases: dict[str, Tensor]) -> Finding:
             except Exception as error:  # noqa: BLE001 - "never another exception" is the fact
                 outcome, ok = line(error), False
             else:
-                good = y.shape == x.shape and bool(y.isfinite().all())
-                outcome = "works" if good else f"not finite, or {tuple(y.shape)} instead of {tuple(x.shape)}"
-                ok &= good
+                outcome = "works" if y.isfinite().all() else "not finite"
+                if y.shape != x.shape:
+                    outcome = f"{tuple(y.shape)} instead of {tuple(x.shape)}"
+                ok &= outcome == "works"
             outcomes.setdefault(outcome, []).append(" ".join(filter(None, (name, mode_name(mode)))))
     kinds = {"works" if text == "works" else "ValueError" for text in outcomes}
     measured = " or ".join(sorted(kinds, reverse=True)) if ok else "undefined"
@@ -220,7 +221,7 @@ def recalibrate(s: Subject) -> Finding:
             measured = _other_statistics(s, layer, x)
             # options may make training take other statistics than the whole batch's (ghost's small sub-batches)
             allowed = s.configured and measured == "others"
-            detail = "with these options" if allowed else f"from {len(batches)} of {len(batches[0])} samples"
+            detail = "with these options" if allowed else f"estimated from {len(batches)} x {len(batches[0])} samples"
             return Finding("statistics of the batches", measured, detail, allowed)
     return Finding("statistics of the batches", "statistics of the batches")
 
@@ -234,8 +235,10 @@ def _other_statistics(s: Subject, layer: nn.Module, x: Tensor) -> str:
         return {name: value for name, value in state(net.norm).items() if "running" in name}
 
     found, start = estimated(x), copy.deepcopy(layer)
+    if not found:
+        return "no buffers"
     start.reset_running_stats()  # type: ignore[operator]
-    if found and all(same(value, state(start)[name]) for name, value in found.items()):
+    if all(same(value, state(start)[name]) for name, value in found.items()):
         return "unmoved"
     for part in (slice(16), slice(16, None), slice(0, None, 2), slice(1, None, 2)):
         other = x.clone()

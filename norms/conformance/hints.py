@@ -15,6 +15,7 @@ _NO_GRAD = "running statistics take a gradient graph along: update them under to
 _CUT = "statistics of a part of the batch: is x cut (x[::2], x[:n // 2]) before they are taken?"
 _CONVENTION = "torch.var divides by n - 1 unless correction=0; times n / (n - 1) the biased variance is unbiased"
 _TYPES = "compute in torch.promote_types(x.dtype, torch.float32), parameters cast to it, and return y.to(x.dtype)"
+_ROUNDED = f"x.float() rounds a float64 input: {_TYPES}"
 _SWAPPED = "the two weights are swapped: momentum is the new value's, running.lerp_(new, momentum), as in torch"
 _LIKE = {
     "it is the training formula": "evaluation must read the running statistics: self.training is False there",
@@ -25,6 +26,7 @@ _LIKE = {
     "^differs; shift": "the same but for what is added: the bias twice or not at all, or another mean",
     "^differs; .*alone": "some samples or channels only: an index, or a view that mixes the order of axes",
     "^refused": "the layer takes no input of this comparison; the detail says why",
+    "^differs; (layer|formula): not finite": "a division by zero or a root of a negative number there: is eps inside?",
     "": "other axes, or another formula: write both out for one channel by hand",
 }
 
@@ -68,9 +70,13 @@ HINTS: dict[str, dict[str, str]] = {
     "momentum": {"": _SWAPPED},
     "gradient_first_order": {
         "raises": _NO_GRAD,
+        "float32": _ROUNDED,
         "": "is a statistic detached (.detach(), .data, no_grad)? If it is meant: exact_gradient=False",
     },
-    "gradient_second_order": {"": "is something detached in the backward? Its operations must be differentiable, too"},
+    "gradient_second_order": {
+        "float32": _ROUNDED,
+        "": "is something detached in the backward? Its operations must be differentiable, too",
+    },
     "forward_mode_derivatives": {
         "jvp function": "an autograd.Function without jvp: add that staticmethod, or use plain operations there",
         "captured|in-place|inplace": f"a buffer takes a value with a tangent: {_BUFFER}",
@@ -128,7 +134,8 @@ HINTS: dict[str, dict[str, str]] = {
         "reset_running_stats": "a norm that keeps statistics has reset_running_stats()",
         "unmoved": _SWAPPED,
         "of a part": _CUT,
-        "": "with momentum 1 the running statistics are the batch's own, and evaluation uses them",
+        "^no buffers": _ATTRIBUTE,
+        "": "running statistics must be those of the training formula: other axes, or a deviation for a variance?",
     },
     "warns_when_never_told": {
         "without steps|loop told": "warn of updates that nobody told of alone: have the weights changed since?",
@@ -153,7 +160,10 @@ HINTS: dict[str, dict[str, str]] = {
         "control flow|traced|Proxy": "torch.fx goes into the forward, and shapes have no value there: make it a leaf",
         "": "the trace has fixed the mode or a statistic: make the layer a leaf",
     },
-    "exported": {"": "the exporter needs what compilation needs: no .item(), no `if` on a tensor's value"},
+    "exported": {
+        "dynamic": "the batch size is fixed while tracing: len(x) is the example's, x.shape[0] is any",
+        "": "the exporter needs what compilation needs: no .item(), no `if` on a tensor's value",
+    },
     "autocast": {
         "kept in 16 bits": "buffers have the parameters' small type: register them as float32 or better",
         "": f"statistics in 16 bits: {_TYPES}",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ def load_formula(path: str | Path) -> Formula:
                 f'formula "{path}": no function reference(x, weight, bias, ...); it has '
                 f"{', '.join(own) or 'no function'}{nearest(name, own)}"
             )
-        asked = inspect.signature(function).parameters.values()
+        try:
+            asked = inspect.signature(function).parameters.values()
+        except ValueError as error:  # torch.relu and the like
+            raise ValueError(f'formula "{path}": {name} is no Python function: the names it asks for are unknown') from error
         if any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
             raise ValueError(
                 f'formula "{path}": {name}{inspect.signature(function)}: arguments are passed by name, so each has one '
@@ -116,6 +120,7 @@ def _inputs(s: Subject) -> Iterator[tuple[str, Tensor]]:
 
 def _compared(s: Subject, layer: nn.Module, formula: Formula, name: str, function: Function) -> Finding:
     worst, size, tried, differ, refused = 0.0, 0.0, 0, [], []
+    infinite: dict[str, str] = {}  # who gives values that are not finite -> the first input
     for what, x in _inputs(s):
         try:
             y, expected = _pair(s, layer, formula, name, function, x)
@@ -123,13 +128,19 @@ def _compared(s: Subject, layer: nn.Module, formula: Formula, name: str, functio
             refused.append(f"{what} refused: {error}")
             continue
         tried += 1
-        worst, size = max(worst, (y - expected).abs().max().item()), max(size, expected.abs().max().item())
+        for who, made in (("layer", y), ("formula", expected)):
+            if not made.isfinite().all():
+                infinite.setdefault(who, what)
+        difference = (y - expected).abs().nan_to_num(math.inf, math.inf)
+        worst, size = max(worst, difference.max().item()), max(size, expected.abs().nan_to_num(0).max().item())
         if not close(y, expected):
             differ.append(what)
     detail = f"largest difference {worst:.2g} of values up to {size:.2g} on {tried} inputs"
     if differ and len(differ) < tried:
         detail += f"; differs on: {', '.join(differ)}"
-    if differ:
+    if infinite:
+        detail = f"{'; '.join(f'{who}: not finite on {what}' for who, what in infinite.items())}; {detail}"
+    elif differ:
         detail = f"{_cause(s, layer, formula, name, function)}; {detail}"
     elif refused:
         detail += f"; {'; '.join(refused)}"
@@ -189,7 +200,7 @@ def _applied(formula: Formula, name: str, function: Function, known: dict[str, A
     try:
         with torch.no_grad():
             y = function(**given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == formula.file]
         place = f" (line {lines[-1]})" if lines else ""
         text = " ".join(str(error).split())

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from norms.conformance.subject import (
+    BATCH,
     TIGHT,
     Finding,
     Subject,
@@ -26,6 +27,8 @@ from norms.conformance.subject import (
 
 BATCHES = (64, 67)
 """At the second size torch.compile makes the batch a symbol; a prime number leaves a remainder for every cut."""
+OTHER = 7
+"""A second batch size of an exported program."""
 
 
 def compiles(s: Subject) -> Finding:
@@ -129,15 +132,24 @@ def traced_by_fx(s: Subject) -> Finding:
 
 
 def exported(s: Subject) -> Finding:
-    """torch.export in evaluation, inside the situation that the layer needs."""
+    """torch.export in evaluation, inside the situation that the layer needs, of any batch size.
+
+    But for a domain for each sample, which is a constant of the program: that has its number of samples.
+    """
     net, inputs = _small(s, s.trained().eval())
-    x = s.x()
-    with torch.no_grad(), s.told(net, x), warnings.catch_warnings():
+    fixed = "domain" in s.info.needs and not s.one_domain
+    x, other = s.x(), s.x(1, n=BATCH if fixed else OTHER)
+    sizes: dict[str, Any] = {"x": None if fixed else {0: torch.export.Dim("n")}, **dict.fromkeys(inputs)}
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts
-        expected = net(x, **inputs)
         try:
-            program = torch.export.export(net, (x,), inputs)
-            y = program.module()(x, **inputs)
+            with s.told(net, x):
+                program = torch.export.export(net, (x,), inputs, dynamic_shapes=sizes)
+            for given in (x, other):
+                with s.told(net, given):
+                    expected = net(given, **inputs)
+                if not close(program.module()(given, **inputs), expected):
+                    return Finding("yes", "another output", f"N={len(given)}")
         except Exception as error:  # noqa: BLE001 - the exporter wraps whatever happens while tracing
             return Finding("yes", "no", line(error))
-    return Finding("yes", "yes" if close(y, expected) else "another output")
+    return Finding("yes", "yes", "" if fixed else f"N={BATCH}, then {OTHER}")
