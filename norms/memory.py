@@ -495,12 +495,12 @@ class CrossIterationBatchNorm(_Remembering):
         are made of them; else the first forward does.
         """
         size = weight.shape[1:].numel()
-        if self.past_weight.shape[2] != size:
-            with torch.inference_mode(False):  # tensors that are made inside it can not be changed after it
-                for name in _PER_WEIGHT:
-                    kept = self.get_buffer(name)
-                    self._buffers[name] = kept.new_zeros(*kept.shape[:2], size)
-                self._buffers["past_count"] = torch.zeros_like(self.past_count)
+        if self.past_weight.shape[2] == size or vmapped(self.past_weight):
+            return
+        for name in _PER_WEIGHT:
+            kept = self.get_buffer(name)
+            kept.resize_(*kept.shape[:2], size).zero_()  # the tensor itself, which a functional call may have brought
+        self.past_count.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in _PER_WEIGHT:  # K of the given history, which may be unknown here or another

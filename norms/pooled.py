@@ -103,7 +103,8 @@ class GhostBatchNorm(ChannelStatistics):
             return self.train_on(x, weight, bias, parts)
         # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
         # number b are every `longer`-th one from b. By tensors, so that a compiled layer serves every batch size.
-        order = torch.argsort(torch.arange(images, device=x.device) % parts >= longer, stable=True)
+        shorter = torch.arange(images, device=x.device) % parts >= longer
+        order = torch.argsort(shorter.long(), stable=True)  # not every device sorts booleans
         one, other = x[order].split([longer * (images // parts + 1), (parts - longer) * (images // parts)])
         y = torch.cat((self.train_on(one, weight, bias, longer), self.train_on(other, weight, bias, parts - longer)))
         return y[torch.argsort(order)]

@@ -6,6 +6,7 @@ never comes. In a training loop that was not written for them nothing else would
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -41,6 +42,9 @@ class Telling:
         self.once = once
         self.untold = self.paused = 0
         self._version: tuple[int, int] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Telling:
+        return Telling(copy.deepcopy(self.once, memo))  # a copy made inside `hold` is not held
 
     def told(self) -> None:
         """The norm was told of an update."""

@@ -398,7 +398,7 @@ def test_check_exits_with_1_and_names_the_false_fact(suite, tmp_path):
     assert any("cli_liar" in line and "mixes samples in train" in line for line in err)
     (false,) = (i for i, line in enumerate(out) if line.startswith("FALSE") and "mixes samples in train" in line)
     assert out[false + 1].startswith("       usually: statistics go over axis 0")
-    assert sum(line.startswith("FALSE") for line in out) == sum("usually: " in line for line in out)
+    assert sum(line.startswith(("FALSE", "note")) for line in out) == sum("usually: " in line for line in out)
 
 
 def test_check_as_json_is_one_strict_document_whatever_a_users_file_prints(suite, tmp_path):
@@ -419,10 +419,10 @@ def test_check_as_json_is_one_strict_document_whatever_a_users_file_prints(suite
     facts = {fact["fact"]: fact for fact in norm["facts"]}
     assert len(facts) == len(norm["facts"])
     assert (facts["training like reference"]["measured"], facts["evaluation like reference"]["ok"]) == ("same", True)
-    assert set(facts["axes"]) == {"fact", "declared", "measured", "ok", "detail", "hint"}
+    assert set(facts["axes"]) == {"fact", "declared", "measured", "ok", "detail", "hint", "note"}
     assert not facts["mixes samples in train"]["ok"]
     assert "axis 0" in facts["mixes samples in train"]["hint"]
-    assert document["false"] == sum(not fact["ok"] for fact in norm["facts"])
+    assert document["false"] == sum(not (fact["ok"] or fact["note"]) for fact in norm["facts"])
     assert sum(line.startswith("false: cli_liar(scale=2.0): ") for line in err) == document["false"]
 
 

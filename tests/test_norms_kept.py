@@ -155,6 +155,16 @@ def test_else_from_the_first_forward_on(mode):
     assert layer.past_weight.shape == (3, 8, 27)
 
 
+def test_a_functional_call_fills_the_history_that_it_brings_whatever_its_size_was():
+    layer, conv = make_norm("cbn", burn_in=0.0)(8), nn.Conv2d(3, 8, 3)
+    brought = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    for _ in range(2):
+        functional_call(layer, brought, (conv(torch.randn(4, 3, 8, 8)),), {"weight": conv.weight})
+    assert brought["past_weight"].shape == (3, 8, 27)
+    assert brought["past_count"] == 2
+    assert layer.past_count == 0
+
+
 # --- states of other libraries --------------------------------------------------------------------------------------
 
 

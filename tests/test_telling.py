@@ -76,6 +76,14 @@ def test_trials_inside_hold_and_forwards_without_gradient_are_no_updates():
                 parameter.mul_(0.9)
 
 
+def test_a_copy_made_inside_hold_is_watched():
+    net = network("brn")
+    with hold(net):
+        twin = copy.deepcopy(net)
+    with pytest.warns(UserWarning, match="brn"):
+        train(twin, 12, tell=False)
+
+
 def test_several_forwards_before_one_update_are_one_update():
     net = network("brn")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
