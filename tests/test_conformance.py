@@ -706,6 +706,12 @@ LIES = {
         "def scaled(self, x): return super().scaled(x.float()).to(x)",
         {"gradient first order", "gradient second order"},
     ),
+    "rounds its input to float32": (
+        NO_STATS,
+        "Honest",
+        "def forward(self, x): return super().forward(x if isinstance(x, torch.fx.Proxy) else x.float().to(x))",
+        {"gradient first order", "gradient second order"},
+    ),
     "asks for the length of a batch": (
         NO_STATS,
         "Honest",
@@ -935,7 +941,7 @@ CAUSES = [
     ("does not compile", "compiles", "no .item()"),
     ("running statistics in attributes", "recalibrate", "a Python counter"),
     ("rounds to float32", "gradient first order", "x.float() rounds a float64 input"),
-    ("rounds to float32", "gradient second order", "x.float() rounds a float64 input"),
+    ("rounds its input to float32", "gradient second order", "x.float() rounds a float64 input"),
     ("asks for the length of a batch", "exported", "x.shape[0] is any"),
     ("warns of after_update at every step", "warns when never told", "have the weights changed"),
     ("waits for after_update in silence", "warns when never told", "warnings.warn, once"),

@@ -80,7 +80,9 @@ def load_formula(path: str | Path) -> Formula:
         try:
             asked = inspect.signature(function).parameters.values()
         except ValueError as error:  # torch.relu and the like
-            raise ValueError(f'formula "{path}": {name} is no Python function: the names it asks for are unknown') from error
+            raise ValueError(
+                f'formula "{path}": {name} is no Python function: the names it asks for are unknown'
+            ) from error
         if any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
             raise ValueError(
                 f'formula "{path}": {name}{inspect.signature(function)}: arguments are passed by name, so each has one '
