@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from norms.telling import Once, Telling
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
+VARIANCES = ("biased", "unbiased")
 AXES = tuple("".join(parts) for parts in itertools.product(("", "N"), ("", "C"), ("", "HW")))
 SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
 """Facts of a run that a constructor may ask for by naming a parameter so; the plan fills them in before hashing."""
@@ -77,7 +78,7 @@ class NormInfo:
         axes: letters of "NCHW", the axes along which a value's training output depends on other values: "NHW" for bn,
             "CHW" for gn, "" for none. None: not declared.
         across_iterations: the statistics of earlier iterations enter the training output in the place of a larger
-            batch. Several norm batches per update would be taken for iterations, so tasks skip such a norm there.
+            batch. Several norm batches per update would look like several iterations, so tasks skip such a norm there.
         slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
             once per slice (see norms.situation).
         functional: training works inside torch.func's transforms (vmap, grad, jvp), with the buffers that
@@ -235,6 +236,9 @@ def register(
     axes = facts.get("axes")
     if axes is not None and axes not in AXES:
         raise ValueError(f'norm "{name}": axes "{axes}" are unknown; allowed: {", ".join(filter(None, AXES))} and ""')
+    for fact in ("variance", "running_variance"):
+        if facts.get(fact) not in (None, *VARIANCES):
+            raise ValueError(f'norm "{name}": {fact} "{facts[fact]}" is unknown; allowed: {", ".join(VARIANCES)}')
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         file = _file_of(build)

@@ -42,12 +42,12 @@ def situation(
         slices: number of norm batches in one batch; it must divide the batch's size.
 
     Raises:
-        ValueError: an unknown part, fewer than one slice, or (when forwarded) a batch that `slices` does not divide.
+        ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that `slices` does not divide.
     """
     if part is not None and part not in PARTS:
         raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
-    if slices < 1:
-        raise ValueError(f"slices={slices}: at least 1 is needed")
+    if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
+        raise ValueError(f"slices={slices}: a whole number of at least 1 is needed")
     with _told(net, Situation(domain, part, slices)):
         yield
 
@@ -59,8 +59,9 @@ def hold(net: nn.Module) -> Iterator[None]:
     The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
     before, whatever happens inside. Nested use is fine. Every training forward of a norm starts from what it was before
     the block, so that the steps of an attack do not enter each other's statistics. What a norm keeps of a context set,
-    and what a recalibration inside the block estimates, lasts to its end; buffers that `torch.func.functional_call`
-    brings to a training forward inside do not count.
+    and what a recalibration inside the block estimates, lasts to its end. Buffers passed by
+    `torch.func.functional_call` are not held: a training forward inside starts from the norm's own buffers, and what it
+    moved stands in the dictionary afterwards.
     """
     norms = [norm for _, norm in norm_modules(net)]
     modules = [part for norm in norms for part in norm.modules()]

@@ -146,8 +146,9 @@ def test_situation_is_a_function_of_the_package_and_a_module_in_it():
     with norms.situation(net, domain=3, slices=2):
         assert (net.situation.domain, net.situation.slices) == (3, 2)
     assert net.situation.slices == 1
-    with pytest.raises(ValueError, match="slices=0"), norms.situation(net, slices=0):
-        pass
+    for slices in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"slices={slices}"), norms.situation(net, slices=slices):
+            pass
     with pytest.raises(TypeError, match="slyces"):
         norms.situation(net, slyces=2)
 

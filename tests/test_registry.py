@@ -198,6 +198,8 @@ def test_a_constructor_that_breaks_the_contract_is_refused_when_registered(signa
         ({"name": "Not-A-Name"}, "lower case"),
         ({"name": "bn"}, "already registered"),
         ({"mix": True}, "unknown facts"),
+        ({"variance": "unbaised"}, 'variance "unbaised" is unknown; allowed: biased, unbiased'),
+        ({"running_variance": "n - 1"}, 'running_variance "n - 1" is unknown'),
         ({"needs": {"weights"}}, "needs .*weights.* unknown"),
         ({"needs": {"activation"}}, "must accept activation"),
     ],
