@@ -42,7 +42,8 @@ def situation(
         slices: number of norm batches in one batch; it must divide the batch's size.
 
     Raises:
-        ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that `slices` does not divide.
+        ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that
+            `slices` does not divide.
     """
     if part is not None and part not in PARTS:
         raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
