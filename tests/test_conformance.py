@@ -1107,6 +1107,7 @@ DIFFERENT = {
         "training",
         "channels 3 alone",
     ),
+    "normalizes nothing": ("return (x - mean) / (var + eps).sqrt()", "return x", "training", "in all places"),
     "a root of a negative number": (
         "+ bias.view(1, -1, 1, 1)",
         "+ (x - 10).sqrt()",
@@ -1195,6 +1196,11 @@ def test_a_bad_formula_is_one_line_that_says_what_is_allowed(formula, text):
     assert "\n" not in message
     for part in BAD_FORMULAS[text]:
         assert part in message
+
+
+def test_a_formula_may_define_dataclasses(formula):
+    before = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    a: int\n"
+    assert false(check_like("bn", formula(before + FORMULA))) == {}
 
 
 def test_a_missing_formula_is_one_line(tmp_path):

@@ -19,7 +19,9 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,10 @@ def load_formula(path: str | Path) -> Formula:
         text = file.read_bytes()
     except OSError as error:
         raise ValueError(f'formula "{path}": {error.strerror or error}') from error
-    space: dict[str, Any] = {"__name__": "normsuite_formula", "__file__": str(file)}
+    module = types.ModuleType("normsuite_formula")
+    sys.modules[module.__name__] = module  # dataclasses look there for what annotations name
+    space = vars(module)
+    space["__file__"] = str(file)
     try:
         exec(compile(text, str(file), "exec", dont_inherit=True), space)
     except (Exception, SystemExit) as error:
@@ -258,7 +263,7 @@ def _cause(s: Subject, layer: nn.Module, formula: Formula, name: str, function: 
     mine, theirs = ((up - down) / 2 for up, down in zip(ups, downs, strict=True))
     read = theirs.abs() > 1e-3 * theirs.abs().max()
     ratios = (mine[read] / theirs[read]).square()
-    if read.any() and (ratios - ratios.mean()).abs().max() < 1e-6:
+    if read.any() and (ratios / ratios.mean() - 1).abs().max() < 1e-6:
         ratio = ratios.mean().item()
         for words, value in (("unbiased", 1 / (1 - ratio)), ("biased", 1 / (1 - 1 / ratio))) if ratio != 1 else ():
             if value > 1.5 and abs(value - round(value)) < 1e-3 * value:
