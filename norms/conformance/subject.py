@@ -162,7 +162,8 @@ def _make_room(layer: nn.Module, weight: Tensor) -> None:
 
 def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False) -> Subject:
     refused: ValueError | None = None
-    for channels in CHANNELS:
+    groups = factory.options.get("num_groups")
+    for channels in (*CHANNELS, *([2 * groups] if isinstance(groups, int) else [])):  # 7 divides none of the former
         subject = Subject(info, factory, channels, configured)
         try:
             subject.call(subject.layer(), subject.x())
