@@ -11,6 +11,8 @@ the other:
 Differences to torch: the running statistics are float32 also where the parameters are created in a smaller type
 (`module.bfloat16()` still casts every buffer, as it does for torch's own layers); and a statistic that is not finite,
 of a batch that overflowed, say, leaves the running one of that channel as it was, where torch's stays nan for ever.
+The batch is counted all the same: in the equations above the running statistic stands in the place of the one that is
+not finite.
 """
 
 from __future__ import annotations
