@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from norms.channels import PerChannel, Reading, check_arguments
+from norms.channels import PerChannel, Reading, check_arguments, transformed
 from norms.grouping import evaluate, normalize
 from norms.registry import register
 from norms.running import RunningStatistics
@@ -46,6 +46,9 @@ def bgn_groups(norm_batch_size: int) -> int:
 
 MOST_AXES = 4
 """Spatial axes that bgn can keep the trained size of."""
+
+ONE = 2**40
+"""A size of 1 in bgn's buffer: far from the whole numbers that an average of buffers rounds to."""
 
 
 class _BatchStatistics(PerChannel, RunningStatistics):
@@ -83,8 +86,8 @@ class _BatchStatistics(PerChannel, RunningStatistics):
         self._trained_at(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        one_group_per_channel = slices == 1 and self.num_groups == self.num_channels
-        if one_group_per_channel and self.momentum is not None and self.running_mean.dtype == wide:
+        plain = slices == 1 and self.num_groups == self.num_channels and not transformed()
+        if plain and self.momentum is not None and self.running_mean.dtype == wide:
             return self.train_tracked(x, weight, bias, self.eps)
         y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
         self.track(mean, var, count)
@@ -182,7 +185,9 @@ class BatchGroupNorm(_BatchStatistics):
     Attributes:
         num_groups: the resolved G.
         trained_size: the spatial size that running statistics belong to where G does not divide C, else None. Kept in
-            the buffer `trained_shape`, padded with zeros, so that copies and averages of a network have it, too.
+            the buffer `trained_shape`, so that copies and averages of a network have it, too: the sizes, padded with
+            zeros, and a 1 after them, all times ONE; zeros before training. An average with zeros, or a rounded one,
+            has the same ratios.
 
     Raises:
         ValueError: "auto" or "paper" without norm_batch_size, G < 1; (forward) D is not a multiple of G, fewer than two
@@ -221,15 +226,16 @@ class BatchGroupNorm(_BatchStatistics):
         super().__init__(num_channels, num_groups, eps, momentum, affine, device, dtype)
         self.norm_batch_size = norm_batch_size
         if num_channels % num_groups:
-            shape = torch.zeros(MOST_AXES, device=device, dtype=torch.long)
-            self.register_buffer("trained_shape", shape)
+            self.register_buffer("trained_shape", torch.zeros(MOST_AXES + 1, device=device, dtype=torch.long))
         self._reading = Reading()
 
     @property
     def trained_size(self) -> tuple[int, ...] | None:
         """See the class."""
         shape = self._reading(self.trained_shape) if self.num_channels % self.num_groups else None
-        return tuple(side for side in shape if side) or None if shape else None
+        if not shape or not shape[-1]:
+            return None
+        return tuple(round(side / shape[-1]) for side in shape[:-1] if side)
 
     @property
     def equivalent_to(self) -> str | None:
@@ -245,8 +251,9 @@ class BatchGroupNorm(_BatchStatistics):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         old = state_dict.pop(prefix + "_extra_state", None)  # where versions before 0.6 kept the size
         if isinstance(old, Tensor) and self.num_channels % self.num_groups and len(old) <= MOST_AXES:
-            shape = torch.zeros(MOST_AXES, dtype=torch.long)
-            shape[: len(old)] = old
+            shape = torch.zeros(MOST_AXES + 1, dtype=torch.long)
+            shape[: len(old)] = old * ONE
+            shape[-1] = ONE * bool(len(old))
             state_dict.setdefault(prefix + "trained_shape", shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -272,9 +279,10 @@ class BatchGroupNorm(_BatchStatistics):
         )
         if torch.compiler.is_compiling():
             # values can not be looked at while a graph is made, so the graph is to look
-            new = torch.stack([torch.full_like(self.trained_shape[0], side) for side in size])
-            kept = self.trained_shape[: len(size)]
-            torch._assert_async(((kept == new) | (kept == 0)).all(), f"{why}, which x has not")
+            one = self.trained_shape[-1]
+            new = torch.stack([one * side for side in size])
+            off = (self.trained_shape[: len(size)] - new).abs()
+            torch._assert_async((2 * off <= one).all(), f"{why}, which x has not")
         elif self.trained_size not in (None, size):
             raise ValueError(
                 f"{why} {self.trained_size}; given {size}. Call reset_running_stats() to start over at another size"
@@ -284,7 +292,8 @@ class BatchGroupNorm(_BatchStatistics):
         if self.num_channels % self.num_groups and (torch.compiler.is_compiling() or self.trained_size is None):
             with torch.no_grad():
                 for axis, side in enumerate(x.shape[2:]):
-                    self.trained_shape[axis].fill_(side)
+                    self.trained_shape[axis].fill_(side * ONE)
+                self.trained_shape[-1].fill_(ONE)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}"

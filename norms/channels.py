@@ -95,8 +95,9 @@ class PerChannel(nn.Module):
 
         Zeros, where none at all would stop a DistributedDataParallel that waits for every gradient.
         """
-        total = torch.stack([p.sum() for p in self.parameters()]).sum() if self._parameters else x.new_zeros(())
-        return (x + 0 * total.to(x.dtype)).contiguous(memory_format=memory_format(x))
+        sums = [p.sum().to(x.dtype) for p in self.parameters()]
+        total = torch.stack(sums).sum() if sums else x.new_zeros(())
+        return (x + 0 * total).contiguous(memory_format=memory_format(x))
 
     def divisor(self, num_groups: int | Literal["auto"]) -> int:
         """The number of equal groups that the channels are cut into.

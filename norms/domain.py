@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from norms.channels import PerChannel, check_arguments
+from norms.channels import PerChannel, check_arguments, transformed
 from norms.grouping import evaluate, normalize
 from norms.registry import register
 from norms.running import DomainStatistics
@@ -196,7 +196,7 @@ class _PerDomain(PerChannel, DomainStatistics):
     def _is_bn(self, x: Tensor) -> bool:
         """Whether bn's own call serves, which also moves the running statistics: then a tie with bn is exact."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        plain = self.num_domains == 1 and self.situation.slices == 1 and not self.observed
+        plain = self.num_domains == 1 and self.situation.slices == 1 and not self.observed and not transformed()
         return plain and self.momentum is not None and self.running_mean.dtype == wide
 
     def _train_as_bn(self, x: Tensor) -> Tensor:

@@ -63,9 +63,8 @@ def normalize(
         y, mean, var = normalize(x.contiguous(), weight, bias, groups, slices, eps)
         return y.contiguous(memory_format=layout), mean, var
     blocks = Blocks.of(x, groups, slices)
-    if blocks.whole:
+    if blocks.whole and not transformed():  # there torch's kernels give wrong second derivatives, without a word
         wide = torch.promote_types(x.dtype, torch.float32)
-        # two tensors: of views, vmap would change copies
         mean, var = (x.new_zeros(slices * groups, dtype=wide) for _ in range(2))
         scale, shift = (None if p is None else blocks.spread_channels(p, wide) for p in (weight, bias))
         v = blocks.parts(x)[0]

@@ -32,6 +32,7 @@ from norms.batch import BatchNorm
 from norms.channels import transformed, vmapped
 from norms.grouping import evaluate
 from norms.registry import register
+from norms.running import finite_or
 
 
 class _Remembering(BatchNorm):
@@ -49,11 +50,12 @@ class _Remembering(BatchNorm):
         var, mean = torch.var_mean(values, (0, *range(2, x.dim())), correction=0)
         return values, mean, var, count
 
-    def _normalized(self, values: Tensor, var: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
+    def _normalized(self, values: Tensor, mean: Tensor, var: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
         """values (N, C, *) by other statistics than its own: (values - mean - shift) * rstd, then weight and bias.
 
         Args:
             values: in float32 or better.
+            mean: (C,), its mean.
             var: (C,), its biased variance.
             shift: (C,), the mean to normalize by less its own.
             rstd: (C,).
@@ -62,6 +64,9 @@ class _Remembering(BatchNorm):
         if self.weight is not None and self.bias is not None:
             scale = rstd * self.weight.to(values.dtype)
             bias = self.bias.to(values.dtype) - scale * shift
+        if transformed():  # there torch's kernel gives wrong second derivatives, without a word
+            shape = (-1, *[1] * (values.dim() - 2))
+            return (values - mean.view(shape)) * scale.view(shape) + bias.view(shape)
         return F.batch_norm(values, None, None, scale * torch.sqrt(var + self.eps), bias, True, 0.0, self.eps)
 
 
@@ -194,7 +199,7 @@ class MemorizedBatchNorm(_Remembering):
             row = ((rows + 1) * looked_at).sum() - 1 if again else -1
             past = self._pooled(rows - row, (rows > row) & (rows - row < self.memory), mean.dtype)
         shift, combined = past.joined_by(mean, var)
-        y = self._normalized(values, var, shift, torch.rsqrt(combined + self.eps))
+        y = self._normalized(values, mean, var, shift, torch.rsqrt(combined + self.eps))
         mean, var = mean.detach(), var.detach()  # forward-mode derivatives do not heed no_grad
         with torch.no_grad():
             if again:
@@ -205,6 +210,8 @@ class MemorizedBatchNorm(_Remembering):
             # without a memory bn, whose buffer is unbiased; recalibration relies on it
             factor = count / (count - 1) if self.momentum == 1 else 1.0
             for kept, new in ((self.running_mean, whole.mean), (self.running_var, whole.var * factor)):
+                if "recalibrating" not in self.__dict__:
+                    new = finite_or(new.to(kept.dtype), kept)  # the memory's means may be far apart
                 kept.copy_(torch.where(looked_at.any(), new, kept) if again else new)
         return y.to(x.dtype)
 
@@ -227,7 +234,7 @@ class MemorizedBatchNorm(_Remembering):
         if self.situation.part != "context" and "recalibrating" not in self.__dict__:
             number = self.forwards.add_(1)
         self.num_batches_tracked.add_(1)
-        sound = self.sound(var)
+        sound = self.sound(mean, var)
         mean, var = torch.where(sound, mean, self.running_mean), torch.where(sound, var, self.running_var)
         for name, new in (("memory_mean", mean), ("memory_var", var), ("memory_number", number)):
             kept = self.get_buffer(name)
@@ -236,7 +243,7 @@ class MemorizedBatchNorm(_Remembering):
     def _replace(self, where: Tensor, mean: Tensor, var: Tensor) -> None:
         """The entry that `where` (memory,) marks, if any."""
         self.next_look.add_(1)
-        where = where[:, None] & self.sound(var)
+        where = where[:, None] & self.sound(mean, var)
         for name, new in (("memory_mean", mean), ("memory_var", var)):
             kept = self.get_buffer(name)
             self._write(name, torch.where(where, new.to(kept.dtype), kept))
@@ -411,7 +418,7 @@ class CrossIterationBatchNorm(_Remembering):
             rstd = 1 / (combined.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + self.eps)  # sqrt has no slope at 0
         else:
             rstd = torch.rsqrt(combined + self.eps)
-        y = self._normalized(values, var, shift, rstd).to(x.dtype)
+        y = self._normalized(values, mean, var, shift, rstd).to(x.dtype)
         mean, var = mean.detach(), var.detach()
         if not plain and differentiable:
             self._push(mean, var, weight.detach(), *self._derivatives(x, weight, mean, count))
@@ -449,7 +456,8 @@ class CrossIterationBatchNorm(_Remembering):
         A channel whose numbers are not finite is entered with the running statistics, as of weights that do not count.
         """
         mean, var, weight, dmean, dvar = entry
-        sound = (mean.abs() + var + dmean.abs().flatten(1).sum(1) + dvar.abs().flatten(1).sum(1)) < math.inf
+        size = mean.abs() + var + dmean.abs().flatten(1).sum(1) + dvar.abs().flatten(1).sum(1)
+        sound = size.to(self.past_mean.dtype) < math.inf
         each = sound.view(-1, *[1] * (weight.dim() - 1))
         mean = torch.where(sound, mean, self.running_mean.to(mean.dtype))
         var = torch.where(sound, var, self.running_var.to(var.dtype))

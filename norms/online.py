@@ -14,6 +14,7 @@ from torch import Tensor
 
 from norms.grouping import evaluate
 from norms.registry import register
+from norms.running import finite_or
 from norms.streaming import _linear, _moments, _products, _Streaming
 
 
@@ -105,8 +106,8 @@ class _Controlled(torch.autograd.Function):
             error_1, torch.where(sound, torch.full_like(rest, 1 - gain), 1), torch.where(sound, rest, none)
         )
         with torch.no_grad():
-            error_y.copy_(last_y)
-            error_1.copy_(last_1)
+            for error, last in ((error_y, last_y), (error_1, last_1)):  # large finite samples overflow here
+                error.copy_(finite_or(last.to(error.dtype), error))
         dx = None
         if ctx.needs_input_grad[0]:
             # rstd * (weight * dz - gain * along_y * y) - gain * along_1, in terms of dy and y, then of dy and x
@@ -239,7 +240,7 @@ class OnlineNorm(_Streaming):
         else:
             share = torch.full_like(own_mean[:, :1], self.momentum)
         # a sample that is not finite is passed over: it takes no share
-        sound = (own_mean.abs() + own_var) < math.inf
+        sound = (own_mean.abs() + own_var).to(self.running_var.dtype) < math.inf
         own_mean, own_var = torch.where(sound, own_mean, self.running_mean), torch.where(sound, own_var, 0)
         share = torch.where(sound, share, 0)
         # means relative to the start, so that nothing large is added up
@@ -249,7 +250,8 @@ class OnlineNorm(_Streaming):
         var, last_var = _recurrence(self.running_var, 1 - share, share * spread)
         mean = self.running_mean + before
         self.running_mean.add_(last)
-        self.running_var.copy_(last_var)
+        # means that are far apart may overflow where no variance does
+        self.running_var.copy_(finite_or(last_var.to(self.running_var.dtype), self.running_var))
         seen.add_(len(own_mean))
         return mean, var
 

@@ -11,6 +11,8 @@ the other:
 Differences to torch: the running statistics are float32 also where the parameters are created in a smaller type
 (`module.bfloat16()` still casts every buffer, as it does for torch's own layers); and a statistic that is not finite,
 of a batch that overflowed, say, leaves the running one of that channel as it was, where torch's stays nan for ever.
+The batch is counted all the same: in the equations above the running statistic stands in the place of the one that is
+not finite.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class RunningStatistics(nn.Module):
         with torch.no_grad():
             k = mean.shape[0]
             self.num_batches_tracked.add_(k)
-            sound = self.sound(var)
+            sound = self.sound(mean, var)
             for running, new in ((self.running_mean, mean), (self.running_var, var)):
                 new = torch.where(sound, new, running)
                 if self.momentum is None:
@@ -98,12 +100,17 @@ class RunningStatistics(nn.Module):
                     weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
                     running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
 
-    def sound(self, var: Tensor) -> Tensor:
-        """Which statistics of a batch may be kept: where the mean is not finite, the variance is not either.
+    def sound(self, mean: Tensor, var: Tensor) -> Tensor:
+        """Which statistics of a batch may be kept: those that are finite in the type of the running ones.
 
-        One comparison for both, since small operations count. A recalibration is shown what there is.
+        Where the mean is not finite, the variance is not either, so that one comparison does for both, since small
+        operations count; but not in a smaller type (`module.half()`). A recalibration is shown what there is.
         """
-        return torch.ones_like(var, dtype=torch.bool) if "recalibrating" in self.__dict__ else var < math.inf
+        if "recalibrating" in self.__dict__:
+            return torch.ones_like(var, dtype=torch.bool)
+        kept = self.running_var.dtype
+        found = var.to(kept) < math.inf
+        return found if mean.dtype == kept else found & (mean.to(kept).abs() < math.inf)
 
     def train_tracked(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
@@ -123,7 +130,7 @@ class RunningStatistics(nn.Module):
         y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            sound = self.sound(var)
+            sound = self.sound(mean, var)
             for kept, new in zip(running, (mean, var), strict=True):
                 kept.copy_(torch.where(sound, new, kept))
         return y
@@ -176,7 +183,7 @@ class DomainStatistics(RunningStatistics):
             held = (count > 0).to(mean.dtype)
             seen = held.sum(0)  # (D, 1)
             self.num_batches_tracked.add_(seen[:, 0].long())
-            sound = self.sound(var)
+            sound = self.sound(mean, var)
             pairs = [
                 (running, torch.where(sound, new, running))
                 for running, new in ((self.running_mean, mean), (self.running_var, var))

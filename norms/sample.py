@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norms.channels import PerChannel, check_arguments, memory_format
+from norms.channels import PerChannel, check_arguments, memory_format, transformed
 from norms.registry import register
 
 
@@ -243,7 +243,14 @@ class _OverChannels(_PerSample):
             biased = (self.num_channels - 1) / self.num_channels
             eps = eps * biased
             weight = (x.new_ones(self.num_channels, dtype=wide) if weight is None else weight) * math.sqrt(biased)
-        y = F.layer_norm(x.to(wide).movedim(1, -1), (self.num_channels,), weight, bias, eps)
+        values = x.to(wide).movedim(1, -1)
+        if transformed():  # there the kernel gives wrong second derivatives, without a word
+            centred = values - values.mean(-1, keepdim=True)
+            y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+            y = y if weight is None else y * weight
+            y = y if bias is None else y + bias
+        else:
+            y = F.layer_norm(values, (self.num_channels,), weight, bias, eps)
         return y.movedim(-1, 1).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 

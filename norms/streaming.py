@@ -327,7 +327,7 @@ def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor, i
     length = history.shape[0]
     with torch.no_grad():
         slot = (seen % length).reshape(1)
-        history.index_copy_(0, slot, finite_or(new.detach(), instead).to(history.dtype)[None])
+        history.index_copy_(0, slot, finite_or(new.detach().to(history.dtype), instead)[None])
         seen.add_(1)
         held = seen.clamp(max=length)
         average = (history.sum(0) / held).to(new.dtype)
@@ -488,8 +488,10 @@ class MovingAverageBatchNorm(_Streaming):
         chi = _over_window(mean.square() + var, self.chi_history, seen, averaged, running)
         factor = torch.ones_like(chi)
         if self._recalibrated:
-            self.running_mean.copy_(mean)
-            self.running_var.copy_(var * (count / max(count - 1, 1)))
+            var = var * (count / max(count - 1, 1))
+            sound = self.sound(mean, var)
+            self.running_mean.copy_(torch.where(sound, mean, self.running_mean))
+            self.running_var.copy_(torch.where(sound, var, self.running_var))
         else:
             r = torch.sqrt((chi + self.eps) / (running + self.eps)).clamp(1 / self.r_max, self.r_max)
             factor = torch.where((self.progress >= self.renorm_from) & (seen > self.buffer_size), r, factor)

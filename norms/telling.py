@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-UNTOLD = 3
-"""Updates of its weights that a norm goes through in silence: a loop may do something of its own with them."""
+UNTOLD = 30
+"""Updates of its weights that a norm goes through in silence, more than one step makes: LBFGS tries 25 by default."""
 
 
 class Once:

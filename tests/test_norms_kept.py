@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+from norms.batch import ONE
 from norms.channels import Reading
 from norms.convert import converted
-from norms.registry import make_norm, norm_names, norm_option_defaults
+from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
 from norms.situation import situation
 from tasks.nets import conv_norm_act
 
@@ -41,6 +43,24 @@ def test_an_averaged_bgn_refuses_the_size_that_the_network_refuses(before, use_b
     assert average.module[1].trained_size == (6, 6)
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["averaged before training", "averaged after"])
+@pytest.mark.parametrize("decay", [0.9, 0.996, 0.9998, 0.9999])
+def test_a_moving_average_of_buffers_keeps_the_guard(decay, before):
+    # sizes that a moving average in float32 rounds to the next smaller number
+    for size in (3, 6, 12, 29, 39):
+        net = nn.Sequential(make_norm("bgn", **SPLIT)(8))
+        if not before:
+            net(torch.randn(2, 8, size, 2))
+        averages = [AveragedModel(net, avg_fn=get_ema_avg_fn(decay), use_buffers=True), ModelEmaV2(net, decay=decay)]
+        averages += [AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)]
+        averages += [ModelEmaV3(net, decay=decay)]
+        for _ in range(10):
+            net(torch.randn(2, 8, size, 2))
+            for average in averages:
+                (average.update_parameters if isinstance(average, AveragedModel) else average.update)(net)
+        assert [average.module[0].trained_size for average in averages] == [(size, 2)] * 4
+
+
 def test_the_guard_stands_in_the_buffers_that_a_functional_call_brings():
     layer = make_norm("bgn", **SPLIT)(8)
     brought = {name: buffer.clone() for name, buffer in layer.named_buffers()}
@@ -57,7 +77,7 @@ def test_a_vmapped_ensemble_is_guarded():
     buffers = {name: buffer.clone() for name, buffer in buffers.items()}
     call = torch.func.vmap(lambda p, b, x: functional_call(layers[0], (p, b), (x,)))
     call(parameters, buffers, torch.randn(2, 4, 8, 6, 6))
-    assert buffers["trained_shape"].tolist() == [[6, 6, 0, 0]] * 2
+    assert buffers["trained_shape"].tolist() == [[6 * ONE, 6 * ONE, 0, 0, ONE]] * 2
     with pytest.raises(ValueError, match=r"trained size \(6, 6\)"):
         call(parameters, buffers, torch.randn(2, 4, 8, 4, 4))
 
@@ -223,3 +243,52 @@ def test_a_converted_cbn_has_its_final_shape_before_the_first_forward():
     average = AveragedModel(net)
     net(torch.randn(4, 3, 8, 8))
     average.update_parameters(net)
+
+
+# --- what is kept stays finite, and nothing is kept of nothing ------------------------------------------------------
+
+
+def small(name, **arguments):
+    options = {"num_groups": 4, "ghost_batch_size": 2}
+    options = {key: value for key, value in options.items() if key in norm_option_defaults(name)}
+    fused = {"activation": nn.ReLU()} if "activation" in norm_info(name).needs else {}
+    return make_norm(name, **options)(8, **arguments, **fused)
+
+
+def called(norm, x):
+    extra = {"weight": torch.ones(8, 4, dtype=x.dtype)} if "conv_weight" in norm.norm_info.needs else {}
+    with situation(norm, domain=0, part="context"):
+        return norm(x, **extra)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", norm_names())
+def test_an_empty_batch_needs_no_affine(name, training):
+    norm = small(name, affine=False).train(training)
+    x = torch.randn(0, 8, 4, 4, requires_grad=True)
+    y = called(norm, x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("buffers", "given", "far"),
+    [(torch.float16, torch.float16, 1e3), (torch.float16, torch.float32, 1e6), (torch.float32, torch.float64, 1e25)],
+)
+@pytest.mark.parametrize("name", [name for name in norm_names() if norm_info(name).keeps_stats])
+def test_statistics_that_the_buffers_type_can_not_hold_are_not_kept(name, buffers, given, far):
+    norm = small(name).to(buffers)
+    x = (torch.randn(8, 8, 4, 4, dtype=torch.float64) * far).to(given).requires_grad_()
+    called(norm, x).float().sum().backward()
+    assert all(b.isfinite().all() for b in norm.buffers())
+
+
+@pytest.mark.parametrize("far", [1e6, 1e10, 1e25])
+def test_a_batch_of_large_numbers_leaves_online_trainable(far):
+    norm = make_norm("online")(8)
+    for value in (1.0, far, 1.0):
+        x = (value * torch.randn(64, 8, 1, 1)).requires_grad_()
+        (norm(x) * torch.randn_like(x)).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(b.isfinite().all() for b in norm.buffers())

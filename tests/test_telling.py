@@ -9,8 +9,10 @@ from torch import nn
 
 from norms.registry import make_norm, norm_info, norm_names
 from norms.situation import after_update, hold
+from norms.telling import UNTOLD
 from tasks.nets import conv_norm_act
 
+LONG = UNTOLD + 2
 FOLLOWING = ["mbn", "cbn", "brn", "mabn"]
 
 
@@ -44,13 +46,13 @@ def test_the_norms_that_follow_are_those_that_the_tests_name():
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_one_warning_stands_for_a_network_and_names_the_call(name):
     with pytest.warns(UserWarning, match=rf'norm "{name}".*norms\.after_update\(net, again, progress\)') as caught:
-        train(network(name), 12, tell=False)
+        train(network(name), LONG, tell=False)
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize("name", [*FOLLOWING, "bn", "online"])
 def test_nothing_is_said_where_the_loop_tells_or_nothing_is_to_be_told(name):
-    train(network(name), 12, tell=name in FOLLOWING)
+    train(network(name), LONG, tell=name in FOLLOWING)
 
 
 def test_each_factory_warns_by_itself_and_copies_of_a_network_do_not_share_their_counts():
@@ -58,19 +60,19 @@ def test_each_factory_warns_by_itself_and_copies_of_a_network_do_not_share_their
         net = network("brn")
         twin = copy.deepcopy(net)
         with pytest.warns(UserWarning, match="brn"):
-            train(net, 12, tell=False)
+            train(net, LONG, tell=False)
         with pytest.warns(UserWarning, match="brn"):
-            train(twin, 12, tell=False)
+            train(twin, LONG, tell=False)
 
 
 def test_trials_inside_hold_and_forwards_without_gradient_are_no_updates():
     net = network("brn")
     with warnings.catch_warnings(), hold(net):
         warnings.simplefilter("error")
-        train(net, 12, tell=False)
+        train(net, LONG, tell=False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
-        for _ in range(12):
+        for _ in range(LONG):
             net(torch.randn(4, 4, 5, 5))
             for parameter in net.parameters():
                 parameter.mul_(0.9)
@@ -89,7 +91,24 @@ def test_several_forwards_before_one_update_are_one_update():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(3):  # two updates can be seen from three rounds
-            for _ in range(8):
+        for _ in range(UNTOLD):  # one update less can be seen
+            for _ in range(2):
                 net(torch.randn(4, 4, 5, 5)).square().sum().backward()
             optimizer.step()
+
+
+def test_an_optimizer_that_tries_weights_within_a_step_is_told_once_a_step():
+    net, x = network("brn"), torch.randn(4, 4, 5, 5)
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1)
+
+    def loss():
+        optimizer.zero_grad()
+        value = net(x).square().sum()
+        value.backward()
+        return value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(3):
+            optimizer.step(loss)
+            after_update(net, lambda: net(x), (step + 1) / 3)

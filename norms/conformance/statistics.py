@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from norms.conformance.declared import measured_axes
 from norms.conformance.subject import BATCH, Finding, Net, Subject, batch, close, line, noise, same, state
 from norms.situation import after_update
+from norms.telling import UNTOLD
 
-STEPS = 20
+STEPS = UNTOLD + 5
 """Optimizer steps after which a norm that is never told of them must have warned."""
 
 
