@@ -22,9 +22,10 @@ Axes: N sample, C channel, B entries of the past, K weights of one output channe
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -397,16 +398,17 @@ class CrossIterationBatchNorm(_Remembering):
                 f"cbn for {self.num_channels} channels: the convolution's weight must be ({self.num_channels}, *), "
                 f"given {tuple(weight.shape)}"
             )
+        empty = self.is_empty(x)
         self.make_room(weight)
-        if self.is_empty(x):
+        if empty:
             return self.empty(x)
         if not self.training:
             return self._evaluate(x)
-        if vmapped(x, weight, self.running_mean):
+        if vmapped(x, weight, self.running_mean) or forward_ad._current_level >= 0:
             raise RuntimeError(_TRANSFORMED)
         differentiable = self.buffer_num > 0 and torch.is_grad_enabled()
         if differentiable and weight.requires_grad and not x.requires_grad:
-            self._unrelated()
+            raise ValueError(_UNRELATED)
         plain = self.buffer_num == 0 or self.progress < self.burn_in
         if plain and not self.eps_outside:
             return super().forward(x)
@@ -486,14 +488,9 @@ class CrossIterationBatchNorm(_Remembering):
         for pull in (over_mean, over_var):
             (derivative,) = torch.autograd.grad(x, weight, pull, retain_graph=True, allow_unused=True)
             if derivative is None:
-                self._unrelated()
+                raise ValueError(_UNRELATED)
             found.append(derivative * (1 / (count * unit)))
         return found[0], found[1]
-
-    def _unrelated(self) -> NoReturn:
-        if transformed():
-            raise RuntimeError(_TRANSFORMED)
-        raise ValueError("cbn: x does not depend on the weight that was passed, as far as autograd knows")
 
     @torch.no_grad()
     def make_room(self, weight: Tensor) -> None:
@@ -524,6 +521,7 @@ class CrossIterationBatchNorm(_Remembering):
         )
 
 
+_UNRELATED = "cbn: x does not depend on the weight that was passed, as far as autograd knows"
 _TRANSFORMED = (
     "cbn takes derivatives with respect to the convolution's weight in its forward, so it does not train under "
     "torch.func.vmap and in forward-mode derivatives; it evaluates there"

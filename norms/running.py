@@ -139,8 +139,8 @@ class RunningStatistics(nn.Module):
         # As torch's batch normalization does it: states from before torch 0.4.1, of frozen layers and of other
         # libraries have no counter.
         key = prefix + "num_batches_tracked"
-        if key not in state_dict and prefix + "running_mean" in state_dict:
-            tracked = self.num_batches_tracked
+        tracked = self.num_batches_tracked
+        if key not in state_dict and prefix + "running_mean" in state_dict and tracked is not None:
             state_dict[key] = torch.zeros_like(tracked, device="cpu") if tracked.is_meta else tracked
         super()._load_from_state_dict(state_dict, prefix, *args)
 

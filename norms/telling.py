@@ -7,14 +7,15 @@ never comes. In a training loop that was not written for them nothing else would
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-UNTOLD = 30
-"""Updates of its weights that a norm goes through in silence, more than one step makes: LBFGS tries 25 by default."""
+UNTOLD = 3
+"""Updates of its weights that a norm goes through in silence: a loop may do something of its own with them."""
 
 
 class Once:
@@ -57,7 +58,7 @@ class Telling:
         if parameter is None or parameter.is_inference():
             return
         before, self._version = self._version, (id(parameter), parameter._version)
-        if before is None or before[0] != id(parameter) or before == self._version:
+        if before is None or before[0] != id(parameter) or before == self._version or _tried():
             return
         self.untold += 1
         if self.untold == UNTOLD and not self.once.warned:
@@ -68,3 +69,13 @@ class Telling:
                 "word to it: call norms.after_update(net, again, progress) after each optimizer step",
                 stacklevel=2,
             )
+
+
+def _tried() -> bool:
+    """Whether an optimizer's step calls this forward, as LBFGS does to try weights; it is told once for the step."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer):
+            return True
+    return False

@@ -208,6 +208,12 @@ def test_a_state_without_a_counter_loads_strictly_and_leaves_the_layers_own(name
     torch.testing.assert_close(layer.running_mean, state["running_mean"])
 
 
+def test_an_evonorm_without_statistics_refuses_them_by_name():
+    layer = make_norm("evonorm_b0")(8)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        layer.load_state_dict({**layer.state_dict(), "running_mean": torch.zeros(8)}, strict=True)
+
+
 def test_a_state_without_any_statistics_is_still_refused():
     layer = make_norm("bn")(8)
     with pytest.raises(RuntimeError, match="running_mean"):
