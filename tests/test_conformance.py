@@ -992,10 +992,14 @@ def test_options_are_checked_and_a_norm_that_fits_no_width_is_a_finding():
         check_norm("gnn")
     with pytest.raises(ValueError, match="unknown option"):
         check_norm("gn", groups=4)
-    (only,) = check_norm("gn", num_groups=3)
+    (only,) = check_norm("gn", num_groups=0)
     assert only.fact == "builds"
     assert not only.ok
-    assert "num_groups=3" in only.detail
+    assert "num_groups=0" in only.detail
+
+
+def test_a_number_of_groups_that_divides_no_usual_width_is_checked_at_one_that_it_divides():
+    assert all(c.ok for c in check_norm("gn", num_groups=7))
 
 
 def test_a_refusal_is_reported_with_its_reason():

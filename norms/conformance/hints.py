@@ -166,8 +166,8 @@ HINTS: dict[str, dict[str, str]] = {
     },
     "autocast": {
         "kept in 16 bits": "buffers have the parameters' small type: register them as float32 or better",
-        "": "statistics in 16 bits: compute in torch.promote_types(x.dtype, torch.float32); or E[x^2] - E[x]^2, lost at "
-        "large means",
+        "": "statistics in 16 bits: compute in torch.promote_types(x.dtype, torch.float32); or E[x^2] - E[x]^2, lost "
+        "at large means",
     },
     "global_generator_untouched": {"": "a draw from the global generator: give the layer a torch.Generator of its own"},
     "channels_last_kept": {"": "a view, reshape or contiguous() loses it: end with contiguous(memory_format=...)"},
