@@ -70,12 +70,13 @@ def hold(net: nn.Module) -> Iterator[None]:
     # copied: a layer may hand out the very object that it goes on to change
     extra = [_copied(module.get_extra_state()) if _has_extra_state(module) else None for module in modules]
     handles: list[Any] = []
+    for norm in norms:
+        _pause(norm, 1)
     try:
         for module in modules:
             for name, value in module._buffers.items():
                 module._buffers[name] = None if value is None else value.clone()
         for norm in norms:
-            _pause(norm, 1)
             if norm.norm_info.keeps_stats and "context" not in norm.norm_info.needs:  # type: ignore[union-attr, operator]
                 handles.append(norm.register_forward_pre_hook(_Afresh(norm, dict(zip(modules, buffers, strict=True)))))
         yield
