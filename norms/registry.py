@@ -82,7 +82,8 @@ class NormInfo:
         slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
             once per slice (see norms.situation).
         functional: training works inside torch.func's transforms (vmap, grad, jvp), with the buffers that
-            functional_call brings; a norm that declares False raises a RuntimeError there. Evaluation always works.
+            functional_call brings. A norm that declares False raises a RuntimeError under vmap and jvp. Evaluation
+            always works.
         variance: "biased" (divided by the count) or "unbiased" (by the count less one), the variance in the training
             formula; None: not declared, or there is none.
         running_variance: the same of the variance that running statistics take in.
