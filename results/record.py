@@ -13,13 +13,14 @@ import itertools
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
+
+from results import files
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -139,7 +140,7 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{RECORD}.*"):  # by a writer that was killed; nobody else writes while we hold the lock
         left.unlink(missing_ok=True)
-    return _write(folder / RECORD, record.model_dump_json(by_alias=True, indent=1))
+    return files.write_text(folder / RECORD, record.model_dump_json(by_alias=True, indent=1))
 
 
 def write_versions(out: str | Path, specs: Iterable[RunSpec]) -> None:
@@ -153,42 +154,22 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec]) -> None:
         versions["task"][spec.task] = spec.task_version
         versions["norm"].update(spec.further_norms.values())
     if versions != read_versions(out):
-        _write(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
+        files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
 
 
 def read_versions(out: str | Path) -> dict[str, dict[str, str]]:
     """{"norm": {name: version}, "task": {name: version}} as last planned; empty where nothing readable says so."""
     try:
-        found = json.loads((Path(out) / VERSIONS).read_text(encoding="utf-8"))
+        found = json.loads(files.read_bytes(Path(out) / VERSIONS))
         return {kind: {str(k): str(v) for k, v in found[kind].items()} for kind in ("norm", "task")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {"norm": {}, "task": {}}  # tables then fall back to what finished last
 
 
-def _write(file: Path, text: str) -> Path:
-    """Replace `file` in one step that survives a power cut."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself, too
-        descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    return file
-
-
 def read_record(file: str | Path) -> RunRecord:
     """Read one record. Raises RecordError (file and reason in one line) for anything else than a record."""
     try:
-        content = Path(file).read_bytes()
+        content = files.read_bytes(file)
         return RunRecord.model_validate_json(content)
     except OSError as error:
         raise RecordError(f"{file}: {error.strerror or error}") from error

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import secrets
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results import files
 from results.cells import HOLES, Cell, Column, Row, Table
 from results.escape import escape_latex, escape_markdown, one_line
 from results.metrics import Metric, nearest
@@ -255,12 +254,7 @@ def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="")
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

@@ -1,0 +1,116 @@
+"""Files on disks as people have them: written whole or not at all, read only where they are what they should be.
+
+The last part of a path is never followed where it is a link: a link called `record.json` or `output.txt` would let a
+write go over the file it points to. Folders may be links, since large disks are mounted that way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import platform
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+LARGEST = 256 * 2**20
+"""Bytes of the largest file that is read at once; no record or note of a grid comes near."""
+
+_FORGOTTEN = 24 * 3600.0  # seconds after which a temporary file of another machine belongs to nobody
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def read_bytes(file: str | Path, largest: int = LARGEST) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it is missing, a link, a folder, a pipe or a device, or larger than `largest` bytes; `strerror` says
+            which.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | _NO_FOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a link; a regular file is needed", str(file)) from None
+        raise
+    with os.fdopen(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(file))
+        content = stream.read(largest + 1) if found.st_size <= largest else b""
+        if found.st_size > largest or len(content) > largest:
+            raise OSError(errno.EFBIG, f"is larger than {largest / 2**20:g} MiB", str(file))
+        return content
+
+
+def open_new(file: str | Path) -> BinaryIO:
+    """An empty file to write to, in the place of what had this name; where that was a link, its target stays.
+
+    Raises:
+        OSError: the name is that of a folder, or the folder above can not be written to.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.fdopen(os.open(file, flags, 0o666), "wb")
+
+
+def write_text(file: str | Path, text: str) -> Path:
+    """Replace `file` in one step that survives a power cut; a link of this name is replaced, not followed.
+
+    What writers that were killed left behind for the same name is removed.
+    """
+    file = Path(file)
+    sweep(file)
+    temporary = file.with_name(f".{file.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(file.parent)
+    return file
+
+
+def sweep(file: Path) -> None:
+    """Remove the temporary files of `write_text` for this name whose writers are gone."""
+    for left in file.parent.glob(f".{glob.escape(file.name)}.*.*.*"):
+        *_, host, process, _ = left.name.split(".")
+        with contextlib.suppress(OSError):
+            if (host == _host() and not _alive(process)) or time.time() - left.stat().st_mtime > _FORGOTTEN:
+                left.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the file system can: SMB, sshfs and others refuse to sync a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):  # the rename is done by now
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _host() -> str:
+    """Tells machines that share a disk apart, in letters that are safe in a file's name."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, OSError):  # another user's process, or no number: not ours to judge
+        return True
+    return True
