@@ -22,6 +22,7 @@ Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
+OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none of a task ended well.")
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 
@@ -180,7 +181,8 @@ class Grid:
         ends = {seed: ended(r, metric.name) for seed, r in runs.items()}
         count = Counter(ends.values())
         mean, std, n, ci95 = summary.summarize(own.values())
-        whys = {_why(runs[seed], end) for seed, end in ends.items() if end in ("failed", "skipped", "missing")}
+        told = ("failed", "skipped", "missing", *(["diverged"] if metric == OUTCOME else []))
+        whys = {_why(runs[seed], end) for seed, end in ends.items() if end in told}
         reason = "; ".join(sorted(whys - {""}))
         same = {str(r["equals"] or "") for r in runs.values() if r["status"] == "ok"}
         equals = same.pop() if len(same) == 1 else ""

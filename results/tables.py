@@ -28,7 +28,7 @@ from results import derived, selection, summary
 from results.captions import chosen, evidence, grid_caption
 from results.cells import Cell, Column, Row, Setting, Table
 from results.frame import HELD_OUT, NORM_BATCH, distinct, natural
-from results.grid import Block, Grid, current, option_columns, present_metrics, value_text, without
+from results.grid import OUTCOME, Block, Grid, current, option_columns, present_metrics, value_text, without
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
     FORMATS,
@@ -59,7 +59,6 @@ __all__ = [
 
 REFERENCE = "bn"
 AUTO_SWEEPS = (NORM_BATCH, "batch_size", "learning_rate")
-OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none ended well.")
 RANK = Metric("average_rank", "average rank", "", False, 2, description="Mean rank over settings; 1 is best.")
 REPEATED = "does not mix samples: the same runs stand in every norm batch"
 

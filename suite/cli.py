@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,8 @@ import typer
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from norms.conformance import Check
     from results.record import RunSpec
     from suite.engine import Event
@@ -97,6 +99,7 @@ def run(
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
+    from suite.config import find_config
     from suite.plan import Overrides, plan
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
@@ -116,17 +119,21 @@ def run(
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
+    file = find_config(config).resolve()
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from results.record import write_versions
     from suite.engine import execute, write_skipped
-    from suite.grid import Grid, describe, dry_summary, summary
+    from suite.grid import Grid, describe, dry_summary, not_of_config, restate_budget, shared_folder, summary
     from suite.progress import Names, Progress, Remaining, levels
     from suite.runner import Runner
 
     grid = Grid(planned, folder, retry)
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
     remaining = Remaining(jobs, grid.records)
+    if out is None:
+        for line in shared_folder(folder, file):
+            print(line, file=sys.stderr)
     if dry_run:
         _print_lines(describe(grid, names))
         left = remaining.total(Counter(map(levels, grid.todo)))
@@ -138,9 +145,12 @@ def run(
         raise ValueError(f'--out "{folder}": {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f'--out "{folder}": not writable')
-    write_versions(folder, [*planned.runs, *(spec for spec, _ in planned.skipped)])
+    everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
+    write_versions(folder, everything, str(file))
     write_skipped(folder, planned.skipped)
-    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
+    if restated := restate_budget(grid):
+        print(f"budget: restated as {planned.budget} in {restated} records that were made before")
+    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder)
     runner = Runner(
         device=device,
         threads=planned.threads,
@@ -167,9 +177,12 @@ def run(
             return 130
         finally:
             signal.signal(signal.SIGTERM, before)
-    files = _show_tables(folder, ("csv", "latex", "markdown"))
+    df, files = _show_tables(folder, ("csv", "latex", "markdown"))
     failed = grid.failed + counts["failed"]
     print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {folder / 'tables'}")
+    if not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
+        others = int((~df["key"].isin([spec.key for spec in everything])).sum())
+        _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     _print_lines(summary(grid, counts, failed))
     return 1 if failed else 0
 
@@ -185,9 +198,25 @@ def tables(
         str, typer.Option(help="Choose this option per norm by validation, on seeds that the table leaves out.")
     ] = "",
     sweep: Annotated[str, typer.Option(help="The option along the columns of the sweep table.")] = "",
+    configs: Annotated[
+        list[Path] | None,
+        typer.Option("--config", help="Only the runs that this config asks for, as it is now (repeatable)."),
+    ] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = Path("data"),
 ) -> None:
-    """Print the tables of the runs that are there, and write them."""
-    _show_tables(folder, _split(formats), _split(metrics), select, _split(sweep))
+    """Print the tables of the runs that are there, and write them.
+
+    With --config, give the same --plugin and --data-dir as to `run`: code and data decide which runs are asked for.
+    """
+    own = _load_plugins(plugin)  # their metrics count without --config, too
+    keys = _keys(configs, own, data_dir) if configs else None
+    df, _ = _show_tables(folder, _split(formats), _split(metrics), select, _split(sweep), keys)
+    if keys is not None:
+        print(
+            f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
+            f"{sum(df.attrs['not_asked'].values())} others in {folder} are left out"
+        )
 
 
 @app.command()
@@ -447,20 +476,59 @@ def _show_tables(
     metrics: Sequence[str] = (),
     select: str = "",
     sweep: Sequence[str] = (),
-) -> list[Path]:
-    """Print every table of a folder of results, and write them beside it in the given formats."""
+    keys: Collection[str] | None = None,
+) -> tuple[DataFrame, list[Path]]:
+    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
+
+    Returns:
+        The runs, and the files, which lie in the folder.
+
+    Raises:
+        ValueError: there is no run.
+    """
     import results
     from results.render import tables_text, write_tables
     from results.tables import render_all
 
-    df = results.load(folder)
+    df = results.load(folder, keys=keys)
+    if df.empty and (others := sum(df.attrs["not_asked"].values())):
+        raise ValueError(
+            f"none of the {others} records in {folder} is what the config asks for now: code, options and "
+            "data count; without --config all are shown"
+        )
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
     files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
     width = shutil.get_terminal_size((120, 24)).columns
     print(tables_text(rendered, width))
-    return files
+    return df, files
+
+
+def _keys(configs: Sequence[Path], plugin_norms: tuple[str, ...], data_dir: Path) -> set[str]:
+    """The keys of all runs that the configs ask for; mistakes of all of them are reported at once."""
+    export_threads(1)
+    from suite.plan import Overrides, PlanError, plan
+
+    overrides = Overrides(plugin_norms=plugin_norms)
+    keys: set[str] = set()
+    mistakes: list[str] = []
+    for config in configs:
+        try:
+            planned = plan(config, overrides, data_dir)
+        except PlanError as error:
+            mistakes += error.lines
+        else:
+            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
+    if mistakes:
+        raise PlanError(mistakes)
+    return keys
+
+
+def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:
+    """What a plan of the same runs needs on the command line beside the config."""
+    given = [part for file in plugin or () for part in ("--plugin", str(file))]
+    return given if data_dir == Path("data") else [*given, "--data-dir", str(data_dir)]
 
 
 def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
