@@ -138,7 +138,8 @@ class Outcome:
         history: one mapping of numbers per epoch.
         artifacts: names of files written into `context.folder`.
         evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...; a
-            "budget" here takes the place of the config's, where a task knows that it is smaller.
+            "budget" here takes the place of the config's, where a task knows that it is smaller; in a word of its own,
+            since "reduced" and "full" follow the config when that is corrected.
     """
 
     metrics: Mapping[str, float | None]
@@ -194,7 +195,10 @@ class Task(Protocol):
         ...
 
     def data_checksum(self, options: Any, data_dir: Path) -> str:
-        """Identity of the data the options name. Raises NotPrepared, or ValueError for an unknown name."""
+        """Identity of the data the options name. Raises NotPrepared, or ValueError for an unknown name.
+
+        Where a task has an option `dataset`, that one names the data: tables show one identity for each of its values.
+        """
         ...
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: Any) -> str | None:
