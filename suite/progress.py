@@ -155,12 +155,13 @@ class Progress:
         return line + self._left_behind(record)
 
     def _left_behind(self, record: RunRecord) -> str:
-        """A second line with the paths of a failed run's traceback and output, where there are any."""
+        """A second line that says where a failed run's traceback and output lie, if there are any."""
         if self.folder is None or record.status != "failed":
             return ""
         folder = run_folder(self.folder, record.spec)
-        found = [folder / name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
-        return f"\n    see {' and '.join(map(_near, found))}" if found else ""
+        found = [name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
+        beside = f" and {found[1]} beside it" if len(found) > 1 else ""
+        return f"\n    see {_near(folder / found[0])}{beside}" if found else ""
 
 
 def duration(seconds: float) -> str:
