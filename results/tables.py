@@ -9,8 +9,11 @@ What holds in every table:
   counts these pairs, since a run that is asked for and not yet begun leaves no record either.
 - The best mean is bold, the next distinct one underlined, by the metric's direction; equal means tie. A cell with
   holes is never marked: its mean is that of the runs which survived, or over other seeds than the others'.
-- Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
-  of comparisons. It can not fall below 2 / 2^n, so five seeds or fewer never carry a mark.
+- Differences to the reference norm are paired by seed, with the sign-flip p value, not corrected for the number of
+  comparisons. Up to 20 pairs it is exact and can not fall below 2 / 2^n, so five seeds or fewer never carry a mark;
+  beyond, it is that of sampled flips. The caption says which.
+- The overall table ranks norms over the same settings and seeds only: one that lacks some has no rank.
+- A task without one good run has a table too: its rows say what happened instead.
 - Where a task holds out one domain after the other, a seed's value is the mean over all of them (results.derived). Only
   the sweep over `held_out` shows single runs.
 """

@@ -233,6 +233,7 @@ def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite,
     assert file.name == "traceback.txt"
     assert not file.is_absolute()
     assert "RuntimeError: it fails" in (tmp_path / file).read_text()
+    assert "[a] failed 1/1 (RuntimeError: it fails)" in out, "a table of nothing but failures has their reasons"
     code, out, _ = suite(*command)
     assert (code, len(made(tmp_path))) == (1, 1)
     assert "1 failed before" in "\n".join(out)
