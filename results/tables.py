@@ -247,14 +247,16 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         Row(label, tuple(c[i] for c in cells), norms[label], equals=same[label].pop() if len(same[label]) == 1 else "")
         for i, label in enumerate(labels)
     )
-    caption = [
+    ranking = [
         "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
-        f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids) or 'nothing'}, "
-        "each norm by its mean over seeds.",
+        f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids)}, each norm by its mean over seeds.",
         "Cells with diverged or failed runs rank behind all others, by their share of such runs.",
         "A norm without a result in some block of a column, or with seeds missing there, has no average there, and the "
         "others are ranked without it.",
         *(["Blank: no record in any block of the column."] if any(None in row.cells for row in rows) else []),
+    ]
+    caption = [
+        *(ranking if grids else []),
         *([f"Without a metric to rank by: {', '.join(unranked)}."] if unranked else []),
         *itertools.chain.from_iterable(chosen(grid, df) for grid, _ in grids),
         *evidence(df),
