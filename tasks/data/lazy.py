@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tasks.data.decoding import decode
 from tasks.data.prepared import read_manifest
 
 
@@ -127,22 +126,3 @@ def loaded_batches(
     return iter(
         DataLoader(images, batch_sampler=chunks, num_workers=workers, pin_memory=pin, multiprocessing_context=start)
     )
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept.
-
-    Raises:
-        ValueError: the file is not an image that can be decoded; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: can not be decoded as an image: {error}") from error
-    scale = size / min(rgb.size)
-    width, height = (max(size, round(side * scale)) for side in rgb.size)
-    resized = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)), np.uint8).transpose(2, 0, 1).copy()
