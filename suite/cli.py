@@ -386,12 +386,20 @@ def data_prepare(
     data_dir: DataDir = Path("data"),
     source: Annotated[Path | None, typer.Option(help="Where the images of a set lie that is not downloaded.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
+    force: Annotated[bool, typer.Option(help="Make it again; what is prepared stays until that is complete.")] = False,
 ) -> None:
     """Download and decode a data set: the only command that downloads anything."""
     from tasks import data
 
-    data.prepare(name, data_dir, source=source, size=size)
-    print(f"{name} is prepared in {data_dir}")
+    done = data.prepare(name, data_dir, source=source, size=size, force=force)
+    for note in done.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if done.made:
+        print(f"{name} is prepared in {data_dir}")
+    elif data.dataset_info(name).builtin:
+        print(f"{name} is built in: nothing to do")
+    else:
+        print(f"{name} is prepared already in {data_dir}: nothing to do")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from tasks.data.batches import (
 )
 from tasks.data.catalog import (
     DatasetInfo,
+    Preparation,
     check_batch_size,
     check_classifiable,
     check_disjoint,
@@ -44,6 +45,7 @@ __all__ = [
     "FolderData",
     "FolderImages",
     "ImageData",
+    "Preparation",
     "Split",
     "augment",
     "check_batch_size",

@@ -23,7 +23,8 @@ from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
 from tasks.data.joined import JOINED, joined_checksum, joined_labels, load_joined, missing_members
-from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+from tasks.data.prepared import PARTS, check_domain, command, read_labels, read_manifest, read_set
+from tasks.data.sources import check_source
 from tasks.data.store import builtin_digest
 
 FOLDER = "folder:"
@@ -144,7 +145,7 @@ def dataset_info(name: str) -> DatasetInfo:
     _check_name(name)
     if name in _BUILTIN:
         return _BUILTIN[name].info
-    how = f"python run_suite.py data prepare {name}"
+    how = command(name)
     if name in DOWNLOADS:
         d = DOWNLOADS[name]
         return DatasetInfo(name, d.title, "real", d.num_classes, d.image_shape, d.sizes, (), False, how, d.licence)
@@ -170,45 +171,68 @@ def is_prepared(name: str, data_dir: Path) -> bool:
     return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
 
 
-def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None) -> None:
-    """Download or decode a data set into `data_dir`; nothing to do where that has been done. Nothing else downloads.
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` did.
 
-    A joined set prepares those of its members that are not prepared.
+    Args:
+        made: False where nothing was to do.
+        notes: what a user should know of the images, one line each.
+    """
+
+    made: bool
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None, force: bool = False
+) -> Preparation:
+    """Download or decode a data set into `data_dir`. Nothing else downloads.
+
+    Nothing is done where that has been done, of a folder: from the same images. A joined set prepares those of its
+    members that are not prepared.
 
     Args:
         name: one of `dataset_names()` or `folder:PATH`.
         data_dir: made if missing.
-        source: the folder of `imagenet`.
-        size: side of a folder's images in pixels (default: 64, and 224 for imagenet).
+        source: the folder of `imagenet`; with `force` by default the one that it was prepared from.
+        size: side of a folder's images in pixels (default: as it is prepared, else 64, and 224 for imagenet).
+        force: make it again, and put it into the place of what is prepared once it is complete.
 
     Raises:
         ValueError: unknown name, failed download, unsupported folder, damaged image, `source` or `size` where they do
-            not apply, or a set that is prepared with another size already.
+            not apply; without `force`, a set that is prepared with another size, from another folder, or from one that
+            has changed or is gone.
     """
     _check_name(name)
     if source is not None and name != "imagenet":
         raise ValueError(f'data set "{name}" takes no source; only imagenet does')
     if size is not None and _fixed(name):
         raise ValueError(f'data set "{name}" takes no size; only folders and imagenet do')
-    if is_prepared(name, data_dir):
-        if size is not None and read_manifest(name, data_dir, _folder(name))["size"] != size:
-            raise ValueError(
-                f'data set "{name}" is prepared with another size; delete {data_dir / _folder(name)} first'
-            )
-        return
-    if name in DOWNLOADS:
-        prepare_download(name, data_dir)
-        return
-    if name in JOINED:
-        for member in missing_members(name, data_dir):
-            prepare_download(member, data_dir)
-        return
-    if name == "imagenet" and source is None:
+    if _fixed(name):
+        members = JOINED[name].members if name in JOINED else (name,) if name in DOWNLOADS else ()
+        missing = [member for member in members if force or not is_prepared(member, data_dir)]
+        for member in missing:
+            prepare_download(member, data_dir, replace=force)
+        return Preparation(bool(missing))
+    before = _prepared_before(name, data_dir, force)
+    if name != "imagenet":
+        root = folder_root(name)
+    elif source is not None or "root" in before:
+        root = source.expanduser() if source is not None else Path(before["root"])
+    else:
         raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
-    root = source if source is not None else Path(name[len(FOLDER) :])
+    if before and not force:
+        if size not in (None, before["size"]):
+            raise ValueError(
+                f'data set "{name}" in {data_dir} is prepared with another size, {before["size"]}; '
+                "--force makes it again"
+            )
+        check_source(name, root, data_dir, _folder(name), before)
+        return Preparation(False)
     if size is None:
-        size = IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE
-    folders.prepare_folder(name, root, data_dir, _folder(name), size)
+        size = before.get("size", IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE)
+    return Preparation(True, tuple(folders.prepare_folder(name, root, data_dir, _folder(name), size, replace=force)))
 
 
 def load(name: str, data_dir: Path, **options: Any) -> ImageData:
@@ -306,9 +330,7 @@ def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int |
                 absent = names[int(counts.argmin())]
                 advice = ""
                 if not _fixed(name):  # its owner can mend this, and what is prepared is not read again by itself
-                    advice = (
-                        f"; give {domain}/{absent} 3 images or more, delete {data_dir / _folder(name)} and prepare it"
-                    )
+                    advice = f"; give {domain}/{absent} 3 images or more and prepare it again with --force"
                 raise ValueError(
                     f'data set "{name}": the {part} part of domain "{domain}" has no image of class "{absent}"; '
                     f"every domain needs every class in train, val and test{advice}"
@@ -457,9 +479,32 @@ def _check_name(name: str) -> None:
         raise ValueError(f'unknown data set "{name}"; allowed: {", ".join(names)}, folder:PATH{nearest(name, names)}')
 
 
+def _prepared_before(name: str, data_dir: Path, force: bool) -> dict[str, Any]:
+    """The manifest of a folder that is prepared; empty where there is none, or none that is whole and `force`."""
+    if not is_prepared(name, data_dir):
+        return {}
+    try:
+        return read_manifest(name, data_dir, _folder(name))
+    except ValueError:
+        if force:
+            return {}
+        raise
+
+
+def folder_root(name: str) -> Path:
+    """The path of a `folder:PATH`, `~` expanded. Raises ValueError where there is no such home."""
+    try:
+        return Path(name[len(FOLDER) :]).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f'data set "{name}": {error}') from error
+
+
 def _folder(name: str) -> str:
     """The folder of a prepared set below data_dir. A path is hashed, so that two folders of one name do not meet."""
     if not name.startswith(FOLDER):
         return name
-    root = Path(name[len(FOLDER) :]).resolve()
+    try:
+        root = folder_root(name).resolve()
+    except RuntimeError as error:  # links that lead in a circle
+        raise ValueError(f'data set "{name}": {error}') from error
     return f"folder-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"

@@ -6,8 +6,8 @@ files of several pages the first image counts. Everything else is refused by a V
 
 - 16-bit gray: divided by 257 and rounded, so 0 to 65,535 becomes 0 to 255 (of a 12-bit TIFF: 0 to 4,095). The file's
   own range counts, not that of its values: 12-bit values in a 16-bit file stay dark. 16-bit colour: its high bytes.
-- 32-bit integers have no scale of their own. As 16-bit where they come from a format that scales to 65,535 (PGM), or lie
-  within 0 to 65,535 and exceed 255; all other are refused, since up to 255 they may be meant as 8 or as 16 bits.
+- 32-bit integers have no scale of their own. As 16-bit where they come from a format that scales to 65,535 (PGM), or
+  lie within 0 to 65,535 and exceed 255; all others are refused: up to 255 they may be meant as 8 or as 16 bits.
 - float: 0 to 1 is multiplied by 255 and rounded. Values outside, NaN among them, are refused.
 - transparency (an alpha channel, a transparent palette entry, a transparent colour): composited on white.
 - EXIF's (or XMP's) orientation: turned. EXIF that can not be parsed, as many photographs have, says nothing.
@@ -21,8 +21,8 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -58,15 +58,17 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     try:
         # Pillow warns about files (damaged EXIF, large images); what a file becomes must not depend on who listens
-        with warnings.catch_warnings(), _regular_file(path) as file:
+        with warnings.catch_warnings(), regular_file(path) as file:
             warnings.simplefilter("ignore")
             return _middle(_read(file, size), size)
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, struct.error and KeyError among them
-        raise ValueError(f"{path}: can not be decoded as an image: {_reason(error)}") from error
+        raise ValueError(f"{path}: can not be decoded as an image: {reason(error)}") from error
 
 
 @contextmanager
-def _regular_file(path: Path) -> Iterator[BinaryIO]:
+def regular_file(path: Path) -> Iterator[BufferedReader]:
+    """The file, open; links are followed. Raises OSError, or ValueError: no regular file, too large (not named)."""
+
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for its writer
 
@@ -79,7 +81,7 @@ def _regular_file(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read(file: BinaryIO, size: int) -> Image.Image:
+def _read(file: BufferedReader, size: int) -> Image.Image:
     """The first image of a file, RGB of 8 bits and turned the right way up."""
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image)
@@ -101,7 +103,7 @@ def _check_size(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(_ORIENTATION)
-    except Exception:  # not parsed: as if there were none
+    except Exception:  # noqa: BLE001  not parsed: as if there were none
         return 1
     return found if isinstance(found, int) else 1
 
@@ -170,7 +172,9 @@ def _from_float(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # true of NaN
-        raise ValueError(f"floats from {low:g} to {high:g} have no known scale; allowed: 0 to 1 (or save it with 8 bits)")
+        raise ValueError(
+            f"floats from {low:g} to {high:g} have no known scale; allowed: 0 to 1 (or save it with 8 bits)"
+        )
     return Image.fromarray(np.rint(values * np.float32(255)).astype(np.uint8)).convert("RGB")
 
 
@@ -194,7 +198,7 @@ def _middle(rgb: Image.Image, size: int) -> np.ndarray:
     return np.asarray(square, np.uint8).transpose(2, 0, 1).copy()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """One short line; the errors of the system and of Pillow name the file a second time."""
     if isinstance(error, UnidentifiedImageError):
         return f"its content is none of {', '.join(FORMATS)}, or damaged"

@@ -57,8 +57,10 @@ def _source(kind: str, root: Path, **options: Any) -> Any:
     return getattr(torchvision.datasets, kind)(str(root), download=True, **options)
 
 
-def prepare_download(name: str, data_dir: Path) -> None:
+def prepare_download(name: str, data_dir: Path, *, replace: bool = False) -> None:
     """Download (into data_dir/downloads, kept, so that an interrupted one goes on) and write data_dir/name.
+
+    replace: take the place of a set that is there already; otherwise that one stays.
 
     Raises:
         ValueError: the download failed; says why, and that nothing was left half done.
@@ -86,7 +88,7 @@ def prepare_download(name: str, data_dir: Path) -> None:
         "disjoint_classes": entry.disjoint_classes,
         "made_with": f"torchvision {version('torchvision')}",
     }
-    with new_folder(data_dir, name) as folder:
+    with new_folder(data_dir, name, replace=replace) as folder:
         write_set(folder, facts, {"": parts})
 
 

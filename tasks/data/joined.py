@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tasks.base import NotPrepared
 from tasks.data.images import ImageData, Split, make_data
-from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+from tasks.data.prepared import PARTS, check_domain, command, read_labels, read_manifest, read_set
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def joined_checksum(name: str, data_dir: Path) -> str:
     if missing := missing_members(name, data_dir):
         raise NotPrepared(
             f'data set "{name}" is not prepared in {data_dir} ({", ".join(missing)} of {", ".join(members)} missing): '
-            f"run `python run_suite.py data prepare {name}`"
+            f"run `{command(name)}`"
         )
     text = "/".join(f"{m}={read_manifest(m, data_dir, m)['checksum']}" for m in members)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

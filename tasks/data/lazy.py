@@ -42,7 +42,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.root / self.paths[index]
         if not path.is_file() or path.stat().st_size != self._bytes[index]:
-            raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again")
+            raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again with --force")
         return torch.from_numpy(decode(path, self.size)), int(self.labels[index])
 
 
@@ -78,7 +78,7 @@ def open_folder(name: str, data_dir: Path, folder: str) -> FolderData:
     if hashlib.sha256(text.encode()).hexdigest() != manifest["files"]["index.json"]:
         raise ValueError(f"{path}: damaged or missing; delete {path.parent} and prepare the data set again")
     root, size = Path(manifest["root"]), manifest["size"]
-    parts = {part: FolderImages(root, entries, size) for part, entries in json.loads(text).items()}
+    parts = {part: FolderImages(root, entries, size) for part, entries in json.loads(text)["parts"].items()}
     mean, std = manifest["moments"][""]
     return FolderData(
         name=name,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from norms.registry import nearest
 from tasks.base import NotPrepared
+from tasks.data.decoding import DECODING
 from tasks.data.images import ImageData, Split, channel_moments, make_data
+from tasks.data.swap import exchange
 
 FORMAT = 1  # raised when the same source is cut or decoded in another way: it enters the checksum
 PARTS = ("train", "val", "test")
@@ -33,8 +36,11 @@ Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @contextmanager
-def new_folder(data_dir: Path, folder: str) -> Iterator[Path]:
-    """A temporary folder that becomes data_dir/folder when the block ends well, and is removed when it does not."""
+def new_folder(data_dir: Path, folder: str, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes data_dir/folder when the block ends well, and is removed when it does not.
+
+    replace: take the place of a folder that is there already, in one step; otherwise the one that is there stays.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
     try:
@@ -44,7 +50,9 @@ def new_folder(data_dir: Path, folder: str) -> Iterator[Path]:
             temporary.rename(data_dir / folder)
         except OSError:
             # another process may have finished the same set first; anything else is an error
-            if not (data_dir / folder / "manifest.json").exists():
+            if replace and (data_dir / folder).is_dir():
+                exchange(temporary, data_dir / folder)
+            elif not (data_dir / folder / "manifest.json").exists():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,10 +90,13 @@ def read_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
     try:
         modified = path.stat().st_mtime_ns
     except FileNotFoundError:
-        raise NotPrepared(
-            f'data set "{name}" is not prepared in {data_dir}: run `python run_suite.py data prepare {name}`'
-        ) from None
+        raise NotPrepared(f'data set "{name}" is not prepared in {data_dir}: run `{command(name)}`') from None
     return _manifest(path, modified)
+
+
+def command(name: str) -> str:
+    """What a user types to prepare a set; a path may hold blanks."""
+    return f"python run_suite.py data prepare {shlex.quote(name)}"
 
 
 def read_set(
@@ -96,12 +107,8 @@ def read_set(
     Raises:
         NotPrepared: as read_manifest. ValueError: damaged files, or `domain` is missing, unknown or not applicable.
     """
-    manifest = _in_memory_manifest(name, data_dir, folder)
-    index = _domain_index(name, manifest, domain)
-    parts = {
-        part: Split(*(_read_array(name, data_dir / folder, manifest, index, part, f) for f in ("images", "labels")))
-        for part in PARTS
-    }
+    manifest, arrays = _read_arrays(name, data_dir, folder, domain, ("images", "labels"))
+    parts = {part: Split(images, labels) for part, (images, labels) in arrays.items()}
     return make_data(
         f"{name}/{domain}" if domain else name,
         manifest["title"],
@@ -118,9 +125,8 @@ def read_set(
 
 def read_labels(name: str, data_dir: Path, folder: str, *, domain: str | None = None) -> dict[str, Tensor]:
     """part -> labels, int64 (N,), of one domain of a prepared set, verified; no image is read. Raises as read_set."""
-    manifest = _in_memory_manifest(name, data_dir, folder)
-    index = _domain_index(name, manifest, domain)
-    return {part: _read_array(name, data_dir / folder, manifest, index, part, "labels") for part in PARTS}
+    _, arrays = _read_arrays(name, data_dir, folder, domain, ("labels",))
+    return {part: labels for part, (labels,) in arrays.items()}
 
 
 def check_domain(name: str, domain: str | None, domains: Sequence[str]) -> str:
@@ -158,13 +164,33 @@ def _domain_index(name: str, manifest: dict[str, Any], domain: str | None) -> in
     return domains.index(check_domain(name, domain, domains))
 
 
+def _read_arrays(
+    name: str, data_dir: Path, folder: str, domain: str | None, fields: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+    """The manifest, and part -> fields of one domain: all of one set, also where `prepare` replaces it meanwhile."""
+    while True:
+        manifest = _in_memory_manifest(name, data_dir, folder)
+        index = _domain_index(name, manifest, domain)
+        try:
+            return manifest, {
+                part: [_read_array(name, data_dir / folder, manifest, index, part, field) for field in fields]
+                for part in PARTS
+            }
+        except (ValueError, OSError):
+            if _in_memory_manifest(name, data_dir, folder) == manifest:
+                raise
+
+
 def _read_array(name: str, folder: Path, manifest: dict[str, Any], index: int, part: str, field: str) -> Tensor:
     path = folder / f"{index}_{part}_{field}.npy"
-    if not path.exists() or _digest(path) != manifest["files"].get(path.name):
-        raise ValueError(
-            f"{path}: damaged or missing; delete {folder} and run `python run_suite.py data prepare {name}` again"
-        )
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    try:
+        with path.open("rb") as file:  # once: what was verified is what is read, also where the set is replaced
+            if hashlib.file_digest(file, "sha256").hexdigest() == manifest["files"].get(path.name):
+                file.seek(0)
+                return torch.from_numpy(np.load(file, allow_pickle=False))
+    except FileNotFoundError:
+        pass
+    raise ValueError(f"{path}: damaged or missing; delete {folder} and run `{command(name)}` again")
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,6 +205,11 @@ def _manifest(path: Path, modified: int) -> dict[str, Any]:
         raise ValueError(
             f"{path}: written as format {manifest['format']}, this is format {FORMAT}; delete {path.parent} "
             "and prepare the data set again"
+        )
+    if "index.json" in manifest["files"] and manifest.get("decoding") != DECODING:
+        raise ValueError(
+            f"{path}: written by a version that decodes some images in another way; "
+            "prepare the data set again with --force"
         )
     return dict(manifest)
 
