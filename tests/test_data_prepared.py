@@ -153,6 +153,16 @@ def test_train_and_val_together_are_the_published_training_set(cifar):
     assert both == {image.tobytes() for image in pixels(40, 32, 32, 3, seed=40).transpose(0, 3, 1, 2)}
 
 
+def test_a_downloaded_set_is_made_again_by_force_only(cifar, monkeypatch):
+    before = checksum("cifar10", cifar)
+    monkeypatch.setattr(FakeCifar, "make", lambda self, count: pixels(count, 32, 32, 3, seed=count + 1))
+    assert not prepare("cifar10", cifar).made
+    assert checksum("cifar10", cifar) == before
+    assert prepare("cifar10", cifar, force=True).made
+    assert checksum("cifar10", cifar) != before
+    assert {p.name for p in cifar.iterdir()} == {"cifar10", "downloads"}
+
+
 def test_omniglot_has_disjoint_classes_by_alphabet(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "Omniglot", FakeOmniglot)
     prepare("omniglot", tmp_path)

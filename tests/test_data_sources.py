@@ -78,11 +78,15 @@ def test_a_changed_folder_says_so_and_force_makes_it_again(root, data_dir, chang
     name = f"folder:{root}"
     if older:  # a manifest of 1.4 names the folder only, so the images can be counted at most
         path = manifest_of(data_dir)
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "source"}))
+        path.write_text(
+            json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("source", "decoding")})
+        )
     before = load(name, data_dir)
     change(root)
     if older and change in (rename, move, edit):
-        assert not prepare(name, data_dir).made
+        done = prepare(name, data_dir)
+        assert not done.made
+        assert done.notes[0].startswith("an older version prepared it: only the folder and the number of images were")
     else:
         with pytest.raises(ValueError, match=r"has changed since it was prepared \(.*\); --force makes it again"):
             prepare(name, data_dir)
@@ -225,6 +229,7 @@ def test_the_decoding_is_part_of_a_large_sets_identity_only(tmp_path, root, monk
         for version in (2, 3):
             monkeypatch.setattr(folders, "DECODING", version)
             monkeypatch.setattr("tasks.data.prepared.DECODING", version)
+            monkeypatch.setattr("tasks.data.sources.DECODING", version)
             data_dir = tmp_path / f"{large} {version}"
             prepare(name, data_dir, size=6)
             found[large, version] = checksum(name, data_dir)
@@ -243,6 +248,13 @@ def test_a_large_set_of_an_older_decoding_is_to_be_made_again(tmp_path, root, mo
     prepare("imagenet", tmp_path, source=root, size=6, force=True)
     assert len(open_folder("imagenet", tmp_path).train) == 18
     assert decoding.DECODING == 2
+
+
+def test_a_set_in_memory_of_another_decoding_is_used_and_said(root, data_dir, monkeypatch):
+    monkeypatch.setattr("tasks.data.sources.DECODING", 3)
+    assert len(load(f"folder:{root}", data_dir).train) == 18
+    with pytest.raises(ValueError, match="this version decodes some images in another way; --force"):
+        prepare(f"folder:{root}", data_dir)
 
 
 # names and the command line

@@ -228,8 +228,7 @@ def prepare(
                 f'data set "{name}" in {data_dir} is prepared with another size, {before["size"]}; '
                 "--force makes it again"
             )
-        check_source(name, root, data_dir, _folder(name), before)
-        return Preparation(False)
+        return Preparation(False, check_source(name, root, data_dir, _folder(name), before))
     if size is None:
         size = before.get("size", IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE)
     return Preparation(True, tuple(folders.prepare_folder(name, root, data_dir, _folder(name), size, replace=force)))

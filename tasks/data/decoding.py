@@ -37,7 +37,7 @@ LARGEST_RESIZED = 2**24  # pixels; a long strip is cut before it is resized wher
 
 _WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
-_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
+_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # TIFF tags
 _WHITE_IS_ZERO = 0
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,18 +84,19 @@ def regular_file(path: Path) -> Iterator[BufferedReader]:
 def _read(file: BufferedReader, size: int) -> Image.Image:
     """The first image of a file, RGB of 8 bits and turned the right way up."""
     with Image.open(file, formats=FORMATS) as image:
-        _check_size(image)
+        _check_size(*image.size)
+        tags = getattr(image, "tag_v2", {})
+        _check_size(tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))  # a small TIFF may lie in a huge tile
         raw_mode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
         image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that would be thrown away
         image.load()
-        _check_size(image)  # a GIF's first frame may be larger than its header says
+        _check_size(*image.size)  # a GIF's first frame may be larger than its header says
         rgb = _rgb(image, raw_mode)
         turn = _TURNS.get(_orientation(image))  # after loading: Pillow turns a TIFF by itself and drops the tag
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
+def _check_size(width: int, height: int) -> None:
     if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
         raise ValueError(f"{width}x{height} pixels; allowed: sides to {LARGEST_SIDE}, areas to {LARGEST_AREA}")
 

@@ -87,7 +87,7 @@ def _write_index(folder: Path, facts: dict[str, Any], root: Path, listing: Folde
     text = json.dumps({"decoding": DECODING, "parts": index})
     (folder / "index.json").write_text(text)
     files = {"index.json": hashlib.sha256(text.encode()).hexdigest()}
-    write_manifest(folder, {**facts, "domains": [""], "moments": moments, "decoding": DECODING}, files)
+    write_manifest(folder, {**facts, "domains": [""], "moments": moments}, files)
 
 
 def _decode_all(root: Path, parts: Listing, size: int) -> Parts:

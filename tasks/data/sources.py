@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks.data.decoding import reason, regular_file
+from tasks.data.decoding import DECODING, reason, regular_file
 from tasks.data.layout import FolderListing, list_folder
 from tasks.data.prepared import read_labels
 
@@ -22,13 +22,16 @@ def source_facts(root: Path, listing: FolderListing, *, content: bool) -> dict[s
     source: dict[str, Any] = {"images": len(listing.sizes), "listing": _digest(listing.sizes)}
     if content:
         source["content"] = _digest({path: file_digest(root / path) for path in listing.sizes})
-    return {"root": str(root.resolve()), "source": source}
+    return {"root": str(root.resolve()), "source": source, "decoding": DECODING}
 
 
-def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: dict[str, Any]) -> None:
-    """Whether data_dir/folder, which `manifest` describes, was made from `root` as it is.
+def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Whether data_dir/folder, which `manifest` describes, was made from `root` as it is, and as it is decoded now.
 
     A manifest of an older version says less: then only the folder and the number of images are compared.
+
+    Returns:
+        What a user should know of that, one line each.
 
     Raises:
         ValueError: it was not, or `root` is no folder of images (any more).
@@ -40,9 +43,18 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
             f'data set "{name}" in {data_dir} was prepared from {manifest["root"]}, not from {root}; '
             "--force makes it again"
         )
+    if manifest.get("decoding", DECODING) != DECODING:
+        raise ValueError(
+            f'data set "{name}" in {data_dir}: this version decodes some images in another way; --force makes it again'
+        )
     listing = list_folder(root)
     known = manifest.get("source")
+    notes: tuple[str, ...] = ()
     if known is None:
+        notes = (
+            "an older version prepared it: only the folder and the number of images were compared, "
+            "and some images are decoded in another way now; --force makes it again",
+        )
         labels = [read_labels(name, data_dir, folder, domain=domain or None) for domain in manifest["domains"]]
         known = {"images": sum(len(part) for parts in labels for part in parts.values())}
     if known["images"] != len(listing.sizes):
@@ -52,7 +64,7 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
     elif "content" in known and known != source_facts(root, listing, content=True)["source"]:
         changed = "other content of some files"
     else:
-        return
+        return notes
     raise ValueError(
         f'data set "{name}" in {data_dir}: {root} has changed since it was prepared ({changed}); --force makes it again'
     )
