@@ -139,6 +139,18 @@ class Classification:
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
         if options.single_class_groups is not None and not datasets.in_memory(options.dataset, data_dir):
             raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        if options.batch_size > counts.sum():
+            raise ValueError(
+                f'batch_size {options.batch_size} exceeds the {int(counts.sum())} training images of "{options.dataset}"'
+            )
+        if (groups := options.single_class_groups) is not None:
+            size = options.batch_size // groups
+            if (whole := int((counts // size).sum())) < groups:
+                raise ValueError(
+                    f'single_class_groups {groups}: the classes of "{options.dataset}" fill {whole} groups of {size} '
+                    "training images of one class; lower batch_size"
+                )
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:

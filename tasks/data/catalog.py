@@ -23,7 +23,7 @@ from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
 from tasks.data.joined import JOINED, joined_checksum, joined_labels, load_joined, missing_members
-from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+from tasks.data.prepared import PARTS, check_domain, is_written, read_index, read_labels, read_manifest, read_set
 from tasks.data.store import builtin_digest
 
 FOLDER = "folder:"
@@ -163,11 +163,15 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:
-    """Whether `load` would find the set: always for built-in ones; files are not verified here."""
+    """Whether `load` would find the set: always for built-in ones; arrays are not verified here.
+
+    Raises:
+        ValueError: unknown name, or what lies there is damaged or can not be read; names the file.
+    """
     _check_name(name)
     if name in JOINED:
         return not missing_members(name, data_dir)
-    return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
+    return name in _BUILTIN or is_written(name, data_dir, _folder(name))
 
 
 def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None) -> None:
@@ -326,6 +330,21 @@ def check_batch_size(
             raise ValueError(f'batch_size {batch_size} exceeds the {available} training images of domain "{domain}"')
 
 
+def class_counts(name: str, data_dir: Path, classes: int | None = None) -> dict[str, Tensor]:
+    """Part ("train", "val", "test") -> images of each class, int64 (K,), of a set without domains (of digits: mnist).
+
+    Planning asks this. Labels are read once per content; the counts are shared, so do not change them.
+
+    Args:
+        name, data_dir: as for `load`.
+        classes: K, the first classes only (default: all).
+
+    Raises:
+        As `load`.
+    """
+    return _class_counts(name, data_dir, classes, checksum(name, data_dir))
+
+
 def in_memory(name: str, data_dir: Path) -> bool:
     """Whether `load` holds this set; the others are read by `open_folder`. Raises NotPrepared, or ValueError."""
     _check_name(name)
@@ -424,6 +443,23 @@ def _domain_labels(name: str, data_dir: Path, content: str) -> dict[str, dict[st
         loaded = load_domains(name, data_dir)
         return {d: {part: getattr(data, part).labels.clone() for part in PARTS} for d, data in loaded.items()}
     return {d: read_labels(name, data_dir, _folder(name), domain=d) for d in domain_names(name, data_dir)}
+
+
+@functools.lru_cache(maxsize=64)
+def _class_counts(name: str, data_dir: Path, classes: int | None, content: str) -> dict[str, Tensor]:
+    # `content` is part of the cache's key, as above
+    if name in _BUILTIN:
+        data = load(name, data_dir)
+        labels, count = {part: getattr(data, part).labels for part in PARTS}, data.num_classes
+    else:
+        manifest, folder = read_manifest(name, data_dir, _folder(name)), _folder(name)
+        count = manifest["num_classes"]
+        if "index.json" in manifest["files"]:
+            index = read_index(name, data_dir, folder)
+            labels = {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
+        else:
+            labels = read_labels(name, data_dir, folder)
+    return {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
 
 
 def _class_names(name: str, data_dir: Path) -> Sequence[str]:
