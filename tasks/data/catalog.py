@@ -340,7 +340,7 @@ def class_counts(name: str, data_dir: Path, classes: int | None = None) -> dict[
         classes: K, the first classes only (default: all).
 
     Raises:
-        As `load`.
+        As `load`; ValueError where a part is left without images.
     """
     return _class_counts(name, data_dir, classes, checksum(name, data_dir))
 
@@ -459,7 +459,11 @@ def _class_counts(name: str, data_dir: Path, classes: int | None, content: str) 
             labels = {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
         else:
             labels = read_labels(name, data_dir, folder)
-    return {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
+    counts = {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
+    for part, of_classes in counts.items():
+        if not of_classes.any():
+            raise ValueError(f'data set "{name}": no image is left in the {part} part (classes={classes})')
+    return counts
 
 
 def _class_names(name: str, data_dir: Path) -> Sequence[str]:

@@ -76,7 +76,7 @@ def prepare_download(name: str, data_dir: Path) -> None:
     except Exception as error:  # a damaged file makes a reader raise whatever it likes, EOFError among them
         reason = " ".join(f"{type(error).__name__}: {error}".removeprefix("ValueError: ").split())
         raise ValueError(
-            f'data set "{name}" could not be downloaded or read: {reason[:400]}. '
+            f'data set "{name}" could not be downloaded or read: {reason[:240]}. '
             f"Nothing of it was prepared; run the command again, or put the publisher's files into {root} yourself"
         ) from error
     if mistake := _incomplete(entry, parts, class_names):
