@@ -36,10 +36,10 @@ Steps = Annotated[_N, Field(ge=1, le=10**9)]  # of one training
 Repeats = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
 Classes = Annotated[_N, Field(ge=2, le=10**5)]
 Width = Annotated[_N, Field(ge=1, le=512)]  # channels; planning resnet18_cifar with 512 takes 4 GB and 13 s
-Cells = Annotated[_N, Field(ge=1, le=40)]  # planning a search network of 40 takes 3 GB and 11 s
+Cells = Annotated[_N, Field(le=40)]  # planning a search network of 40 takes 3 GB and 11 s
 Pixels = Annotated[_N, Field(ge=0, le=4096)]  # of an image's side
-Positive = Annotated[_N, Field(gt=0, le=1e6, allow_inf_nan=False)]  # a rate or a weight
-NotNegative = Annotated[_N, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Positive = Annotated[_N, Field(gt=0, le=1e30, allow_inf_nan=False)]  # a rate or a weight; its square is finite, too
+NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Fraction = Annotated[_N, Field(ge=0, lt=1)]
 
 

@@ -69,7 +69,7 @@ class AdversarialOptions(SupervisedOptions):
     trades_beta: Positive[float | None] = None
 
     milestones: tuple[float, ...] | None = Field(None, max_length=100)
-    attack_images: Images[int] = Field(1000, ge=2)
+    attack_images: Annotated[Images[int], Field(ge=2)] = 1000
     pgd_steps: Repeats[int] = 20
     pgd_step_size: Level[float | None] = None
     pgd_restarts: Repeats[int] = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -73,12 +73,12 @@ class ArchitectureSearchOptions(Options):
 
     dataset: str = "fashion_mnist_mini"
     num_classes: Classes[int | None] = None
-    image_size: Pixels[int | None] = Field(None, ge=4)
+    image_size: Annotated[Pixels[int | None], Field(ge=4)] = None
     norm_batch_size: Batch[int | None] = None
     norm_weight_decay: bool = False
     momentum: Fraction[float] = 0.9
     weight_decay: NotNegative[float] = 3e-4
-    gradient_clip: float = Field(5.0, gt=0, le=1e12, allow_inf_nan=False)
+    gradient_clip: Positive[float] = 5.0
     augmentation: Augmentation = "crop_flip"
     channels_last: bool = True
 

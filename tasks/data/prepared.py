@@ -173,7 +173,7 @@ def read_index(name: str, data_dir: Path, folder: str) -> dict[str, list[tuple[s
         return parse_index(content, manifest["num_classes"])
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: damaged or missing ({_reason(error)}); delete {path.parent} and prepare the data set again"
+            f"{path}: damaged or missing; delete {path.parent} and prepare the data set again ({_reason(error)})"
         ) from error
 
 
@@ -266,7 +266,7 @@ def _read_array(name: str, folder: Path, manifest: dict[str, Any], index: int, p
         if field == "labels" and not ((array >= 0) & (array < manifest["num_classes"])).all():
             raise ValueError(f"a label is not in 0..{manifest['num_classes'] - 1}")
     except Exception as error:  # a header that anyone may have written makes numpy raise whatever it likes
-        raise ValueError(f"{path}: damaged or missing ({_reason(error)}); {_again(name, folder)}") from error
+        raise ValueError(f"{path}: damaged or missing; {_again(name, folder)} ({_reason(error)})") from error
     return torch.from_numpy(array)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
@@ -81,14 +81,14 @@ class FewShotOptions(Options):
     dataset: str = "glyphs"
     method: Literal["prototypical", "maml", "imprinting"] = "prototypical"
     model: Literal["conv4", "resnet12"] = "conv4"
-    width: Width[int | None] = Field(None, ge=2)
+    width: Annotated[Width[int | None], Field(ge=2)] = None
     way: Classes[int] = 5
     shot: Repeats[int] = 1
     queries: Repeats[int] = 15
     train_way: Classes[int | None] = None
     train_queries: Repeats[int | None] = None
-    test_episodes: Repeats[int] = Field(600, ge=2)
-    val_episodes: Repeats[int] = Field(200, ge=2)
+    test_episodes: Annotated[Repeats[int], Field(ge=2)] = 600
+    val_episodes: Annotated[Repeats[int], Field(ge=2)] = 200
 
     steps: Steps[int] = 2000
     meta_batch_size: Repeats[int | None] = None
@@ -107,7 +107,7 @@ class FewShotOptions(Options):
     inner_steps: Repeats[int | None] = None
     test_inner_steps: Repeats[int | None] = None
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
-    imprinting_batch_size: Batch[int | None] = Field(None, ge=2)
+    imprinting_batch_size: Annotated[Batch[int | None], Field(ge=2)] = None
 
     @model_validator(mode="wrap")
     @classmethod
