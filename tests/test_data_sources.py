@@ -208,6 +208,17 @@ def test_whoever_prepares_second_without_force_changes_nothing(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_linked_set_gives_its_place_and_keeps_its_files(tmp_path, root, data_dir):
+    place = manifest_of(data_dir).parent
+    place.rename(tmp_path / "scratch")
+    place.symlink_to(tmp_path / "scratch")
+    assert len(load(f"folder:{root}", data_dir).train) == 18
+    prepare(f"folder:{root}", data_dir, force=True)
+    assert not place.is_symlink()
+    assert [p.name for p in data_dir.iterdir()] == [place.name]
+    assert (tmp_path / "scratch" / "manifest.json").exists()
+
+
 # identity
 
 

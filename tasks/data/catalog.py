@@ -19,11 +19,21 @@ import torch
 from torch import Tensor
 
 from norms.registry import nearest
+from tasks.base import NotPrepared
 from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
 from tasks.data.joined import JOINED, joined_checksum, joined_labels, load_joined, missing_members
-from tasks.data.prepared import PARTS, check_domain, command, read_labels, read_manifest, read_set
+from tasks.data.prepared import (
+    PARTS,
+    check_domain,
+    command,
+    is_written,
+    read_index,
+    read_labels,
+    read_manifest,
+    read_set,
+)
 from tasks.data.sources import check_source
 from tasks.data.store import builtin_digest
 
@@ -164,11 +174,15 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:
-    """Whether `load` would find the set: always for built-in ones; files are not verified here."""
+    """Whether `load` would find the set: always for built-in ones; arrays are not verified here.
+
+    Raises:
+        ValueError: unknown name, or what lies there is damaged or can not be read; names the file.
+    """
     _check_name(name)
     if name in JOINED:
         return not missing_members(name, data_dir)
-    return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
+    return name in _BUILTIN or is_written(name, data_dir, _folder(name))
 
 
 @dataclass(frozen=True)
@@ -347,6 +361,21 @@ def check_batch_size(
             raise ValueError(f'batch_size {batch_size} exceeds the {available} training images of domain "{domain}"')
 
 
+def class_counts(name: str, data_dir: Path, classes: int | None = None) -> dict[str, Tensor]:
+    """Part ("train", "val", "test") -> images of each class, int64 (K,), of a set without domains (of digits: mnist).
+
+    Planning asks this. Labels are read once per content; the counts are shared, so do not change them.
+
+    Args:
+        name, data_dir: as for `load`.
+        classes: K, the first classes only (default: all).
+
+    Raises:
+        As `load`; ValueError where a part is left without images.
+    """
+    return _class_counts(name, data_dir, classes, checksum(name, data_dir))
+
+
 def in_memory(name: str, data_dir: Path) -> bool:
     """Whether `load` holds this set; the others are read by `open_folder`. Raises NotPrepared, or ValueError."""
     _check_name(name)
@@ -447,6 +476,27 @@ def _domain_labels(name: str, data_dir: Path, content: str) -> dict[str, dict[st
     return {d: read_labels(name, data_dir, _folder(name), domain=d) for d in domain_names(name, data_dir)}
 
 
+@functools.lru_cache(maxsize=64)
+def _class_counts(name: str, data_dir: Path, classes: int | None, content: str) -> dict[str, Tensor]:
+    # `content` is part of the cache's key, as above
+    if name in _BUILTIN:
+        data = load(name, data_dir)
+        labels, count = {part: getattr(data, part).labels for part in PARTS}, data.num_classes
+    else:
+        manifest, folder = read_manifest(name, data_dir, _folder(name)), _folder(name)
+        count = manifest["num_classes"]
+        if "index.json" in manifest["files"]:
+            _, index = read_index(name, data_dir, folder)
+            labels = {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
+        else:
+            labels = read_labels(name, data_dir, folder)
+    counts = {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
+    for part, of_classes in counts.items():
+        if not of_classes.any():
+            raise ValueError(f'data set "{name}": no image is left in the {part} part (classes={classes})')
+    return counts
+
+
 def _class_names(name: str, data_dir: Path) -> Sequence[str]:
     """One per class of a set with domains; the only such built-in set, digits, calls its classes by their numbers."""
     if name in JOINED:
@@ -480,10 +530,10 @@ def _check_name(name: str) -> None:
 
 def _prepared_before(name: str, data_dir: Path, force: bool) -> dict[str, Any]:
     """The manifest of a folder that is prepared; empty where there is none, or none that is whole and `force`."""
-    if not is_prepared(name, data_dir):
-        return {}
     try:
         return read_manifest(name, data_dir, _folder(name))
+    except NotPrepared:
+        return {}
     except ValueError:
         if force:
             return {}

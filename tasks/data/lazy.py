@@ -6,8 +6,6 @@ depends on its file alone, and images are augmented in batches on the device, fr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.data.decoding import decode
-from tasks.data.prepared import read_manifest
+from tasks.data.prepared import read_index
 
 
 class FolderImages(Dataset[tuple[Tensor, int]]):
@@ -70,15 +68,9 @@ def open_folder(name: str, data_dir: Path, folder: str) -> FolderData:
     Raises:
         NotPrepared: it was not prepared. ValueError: its index is damaged, or it is one that `load` holds in memory.
     """
-    manifest = read_manifest(name, data_dir, folder)
-    if "index.json" not in manifest["files"]:
-        raise ValueError(f'data set "{name}" fits in memory: use load')
-    path = data_dir / folder / "index.json"
-    text = path.read_text() if path.exists() else ""
-    if hashlib.sha256(text.encode()).hexdigest() != manifest["files"]["index.json"]:
-        raise ValueError(f"{path}: damaged or missing; delete {path.parent} and prepare the data set again")
+    manifest, index = read_index(name, data_dir, folder)
     root, size = Path(manifest["root"]), manifest["size"]
-    parts = {part: FolderImages(root, entries, size) for part, entries in json.loads(text)["parts"].items()}
+    parts = {part: FolderImages(root, entries, size) for part, entries in index.items()}
     mean, std = manifest["moments"][""]
     return FolderData(
         name=name,
