@@ -467,4 +467,4 @@ def test_damaged_files_are_images_or_named_errors(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_damaged_files_are_images_or_named_errors_for_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "LARGEST_AREA", 2**22)
-    check_damaged(tmp_path / "damaged.png", 200_000)
+    check_damaged(tmp_path / "damaged.png", 150_000)
