@@ -137,6 +137,32 @@ def test_a_damaged_manifest_is_mended_by_force(root, data_dir):
     assert len(load(f"folder:{root}", data_dir).test) == 20
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("source", 3),
+        ("source", {}),
+        ("source", {"images": "5"}),
+        ("root", 5),
+        ("root", None),
+        ("size", "6"),
+        ("size", 0),
+    ],
+)
+def test_what_a_manifest_says_of_its_source_is_not_believed(root, data_dir, fact, value):
+    path = manifest_of(data_dir)
+    facts = json.loads(path.read_text())
+    for changed in (facts | {fact: value}, {key: facts[key] for key in facts if key != fact or fact == "source"}):
+        path.write_text(json.dumps(changed))
+        if changed == facts:
+            continue  # a manifest without its source is an older version's
+        with pytest.raises(ValueError, match=rf"{path.parent}.*(damaged|not prepared from a folder)"):
+            prepare(f"folder:{root}", data_dir)
+        path.unlink()
+    path.write_text(json.dumps(facts))
+    assert not prepare(f"folder:{root}", data_dir).made
+
+
 def test_a_failed_repetition_leaves_what_was_there(root, data_dir):
     before = checksum(f"folder:{root}", data_dir)
     (root / "train/a/0.png").write_bytes(b"no image")

@@ -245,7 +245,7 @@ def test_arrays_that_do_not_fit_each_other_are_named(mnist, file, array):
 )
 def test_an_index_of_another_form_or_of_files_elsewhere_is_named(imagenet, index):
     data_dir, folder, files = imagenet
-    content = json.dumps(index).encode()
+    content = json.dumps({"parts": index}).encode()
     (folder / "index.json").write_bytes(content)
     (folder / "manifest.json").write_text(changed(files, files={"index.json": hashlib.sha256(content).hexdigest()}))
     errors = ask("imagenet", data_dir, folder)
@@ -273,7 +273,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KEYS = ["format", "name", "kind", "num_classes", "class_names", "disjoint_classes", "domains", "moments", "files"]
-CHANGES = st.dictionaries(st.sampled_from([*KEYS, "checksum", "root", "size"]), VALUES, min_size=1, max_size=3)
+CHANGES = st.dictionaries(
+    st.sampled_from([*KEYS, "checksum", "root", "size", "source", "decoding"]), VALUES, min_size=1, max_size=3
+)
 
 
 def fuzz(mnist, imagenet, examples, seconds):

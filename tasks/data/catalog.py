@@ -531,7 +531,10 @@ def _check_name(name: str) -> None:
 def _prepared_before(name: str, data_dir: Path, force: bool) -> dict[str, Any]:
     """The manifest of a folder that is prepared; empty where there is none, or none that is whole and `force`."""
     try:
-        return read_manifest(name, data_dir, _folder(name))
+        manifest = read_manifest(name, data_dir, _folder(name))
+        if "root" not in manifest or "size" not in manifest:
+            raise ValueError(f"{data_dir / _folder(name)}: not prepared from a folder; --force makes it again")
+        return manifest
     except NotPrepared:
         return {}
     except ValueError:

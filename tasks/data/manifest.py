@@ -116,16 +116,26 @@ def _mistake(manifest: dict[str, Any]) -> str | None:
     if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in files.values()):
         return "files are not names with their sha256"
     if "index.json" in files:
-        if domains != [""] or type(manifest.get("root")) is not str or type(manifest.get("size")) is not int:
+        if domains != [""] or "root" not in manifest or "size" not in manifest:
             return "an index needs one domain, root and size"
-        if not 1 <= manifest["size"] < 2**16 or "\0" in manifest["root"]:
-            return "root or size can not be"
     else:
         needed = {f"{i}_{p}_{f}.npy" for i in range(len(domains)) for p in PARTS for f in ("images", "labels")}
         if set(files) != needed:
             return "files are not the images and labels of every part"
+    if mistake := _mistake_of_source(manifest):
+        return mistake
     if manifest["checksum"] != content_checksum(files):
         return "checksum is not that of the files"
+    return None
+
+
+def _mistake_of_source(manifest: dict[str, Any]) -> str | None:
+    """As _mistake, of what a folder's manifest says of where it comes from, as far as it does."""
+    root, size, source = manifest.get("root", ""), manifest.get("size", 1), manifest.get("source", {"images": 0})
+    if type(root) is not str or "\0" in root or type(size) is not int or not 1 <= size < 2**16:
+        return "root or size can not be"
+    if not isinstance(source, dict) or type(source.get("images")) is not int:
+        return "source does not say how many images"
     return None
 
 
