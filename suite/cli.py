@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 
@@ -40,7 +41,19 @@ _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
-app = typer.Typer(help="NormSuite: what does a normalization layer change?", **_SETTINGS)
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands. Click takes an EOFError for Ctrl-C; here it is a file that ends too early."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise ValueError(f"a file ends too early: {error}") from error
+
+
+app = typer.Typer(cls=_Commands, help="NormSuite: what does a normalization layer change?", **_SETTINGS)
 list_app = typer.Typer(help="What there is: norms, tasks, data sets, metrics.", **_SETTINGS)
 data_app = typer.Typer(help="Data sets: what is here, and how to prepare the rest.", **_SETTINGS)
 app.add_typer(list_app, name="list")
@@ -404,8 +417,12 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
 
     rows = [("name", "here", "what")]
     for name in data.dataset_names():
-        info = data.dataset_info(name)
-        rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(info)))
+        what = str(data.dataset_info(name))
+        try:
+            here = "yes" if data.is_prepared(name, data_dir) else "no"
+        except ValueError as error:  # of one set; the others are listed all the same
+            here, what = "damaged", str(error)
+        rows.append((name, here, what))
     _print_lines(columns(rows))
 
 
@@ -415,12 +432,20 @@ def data_prepare(
     data_dir: DataDir = Path("data"),
     source: Annotated[Path | None, typer.Option(help="Where the images of a set lie that is not downloaded.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
+    force: Annotated[bool, typer.Option(help="Make it again; what is prepared stays until that is complete.")] = False,
 ) -> None:
     """Download and decode a data set: the only command that downloads anything."""
     from tasks import data
 
-    data.prepare(name, data_dir, source=source, size=size)
-    print(f"{name} is prepared in {data_dir}")
+    done = data.prepare(name, data_dir, source=source, size=size, force=force)
+    for note in done.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if done.made:
+        print(f"{name} is prepared in {data_dir}")
+    elif data.dataset_info(name).builtin:
+        print(f"{name} is built in: nothing to do")
+    else:
+        print(f"{name} is prepared already in {data_dir}: nothing to do")
 
 
 @contextlib.contextmanager

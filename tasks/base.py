@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -26,6 +26,22 @@ from norms.registry import (
     resolve_norm_options,
 )
 
+_N = TypeVar("_N")
+# What numbers options take: far beyond what is published, and short of what no machine plans, prints or stores. Of the
+# form Batch[int], or Batch[int | None] where null stands for something.
+Batch = Annotated[_N, Field(ge=1, le=2**17)]  # images of an update or a forward; up to 65,536 are published
+Images = Annotated[_N, Field(ge=1, le=10**8)]
+Epochs = Annotated[_N, Field(ge=1, le=10**5)]
+Steps = Annotated[_N, Field(ge=1, le=10**9)]  # of one training
+Repeats = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
+Classes = Annotated[_N, Field(ge=2, le=10**5)]
+Width = Annotated[_N, Field(ge=1, le=512)]  # channels; planning resnet18_cifar with 512 takes 4 GB and 13 s
+Cells = Annotated[_N, Field(le=40)]  # planning a search network of 40 takes 3 GB and 11 s
+Pixels = Annotated[_N, Field(ge=0, le=4096)]  # of an image's side
+Positive = Annotated[_N, Field(gt=0, le=1e30, allow_inf_nan=False)]  # a rate or a weight; its square is finite, too
+NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Fraction = Annotated[_N, Field(ge=0, lt=1)]
+
 
 class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
@@ -36,6 +52,14 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def divisors(number: int, near: int, most: int = 8) -> str:
+    """The divisors of `number`, at most so many of them, those nearest to `near`: for messages."""
+    found = [d for d in range(1, number + 1) if number % d == 0]
+    if len(found) <= most:
+        return ", ".join(map(str, found))
+    return f"{', '.join(map(str, sorted(sorted(found, key=lambda d: abs(d - near))[:most])))} and others"
 
 
 def only_used(given: Mapping[str, Any], used: Mapping[str, Any], conditional: Collection[str]) -> dict[str, Any]:
