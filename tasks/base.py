@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -25,10 +25,13 @@ from norms.registry import (
     norm_label,
     resolve_norm_options,
 )
+from norms.values import exact, shown
 
 
 class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
+
+    True, numbers and texts are not turned into each other (see norms.values).
 
     A field named `norm_batch_size` (None: the SGD batch) has one meaning everywhere: the images per forward that share
     statistics, where a batch holds several domains those of each. The plan sets it to null for norms that do not mix
@@ -36,6 +39,15 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unconverted(cls, given: Any, info: ValidationInfo) -> Any:
+        return exact(cls.model_fields[info.field_name or ""].annotation, given)
+
+
+class LeftOut(ValueError):
+    """These values do not go together, and a grid over both leaves the combination out. Raised by an options model."""
 
 
 def only_used(given: Mapping[str, Any], used: Mapping[str, Any], conditional: Collection[str]) -> dict[str, Any]:
@@ -80,7 +92,7 @@ class NormChoice(BaseModel):
             return {"name": name, "options": options or {}}
         if isinstance(given, NormChoice) or (isinstance(given, dict) and "version" in given):  # as a record holds it
             return given
-        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {given!r}")
+        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {shown(given)}")
 
     def resolved(self, setting: Setting) -> NormChoice:
         """With options, version and label complete.

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 import tasks
 from results.record import RunSpec
-from suite.config import read_config
-from suite.plan import Overrides, PlanError, parse_seeds, plan, plan_config
+from suite.blocks import Overrides
+from suite.config import PlanError, parse_seeds, read_config
+from suite.plan import plan, plan_config
 from tasks.base import NotPrepared, Options, Setting
 
 few = settings(deadline=None, max_examples=50)
