@@ -43,7 +43,9 @@ def sequence_depth(annotation: Any) -> int:
 
 
 def shown(value: Any, length: int = 60) -> str:
-    """`repr` of a value that somebody gave, at most `length` characters of it."""
+    """A value that somebody gave, as Python writes it (true, false and null as YAML does), cut to `length`."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     try:
         return cut(repr(value), length)
     except (ValueError, RecursionError):  # integers of more than 4,300 digits; lists inside themselves

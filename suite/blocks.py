@@ -149,6 +149,7 @@ class Reader:
 
     def _settings(self, tasks: list[str]) -> dict[str, dict[str, Any]]:
         settings: dict[str, dict[str, Any]] = {}
+        seen: set[tuple[str, str]] = set()
         for text in self.overrides.settings:
             match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
             text = cut(text, 80)
@@ -162,16 +163,15 @@ class Reader:
                     f'--set "{text}": the config has no task "{task}" but {known}{nearest(task, tasks)}'
                 )
                 continue
-            given = settings.setdefault(task, {})
-            if option in given:
+            if (task, option) in seen:
                 self.mistakes.append(
                     f'--set "{text}": {task}.{option} is given twice; an axis is a list, as {task}.{option}=[1, 2]'
                 )
                 continue
+            seen.add((task, option))
             try:
-                given[option] = parse_value(value)
+                settings.setdefault(task, {})[option] = parse_value(value)
             except ValueError as error:
-                given[option] = None  # a second one is still one too many
                 self.mistakes.append(f'--set "{text}": {error}')
         return settings
 

@@ -80,7 +80,7 @@ def parse_value(text: str) -> Any:
     try:
         value = yaml_core.load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"the value is not YAML{_said(error, text)}") from error
+        raise ValueError(f"not YAML as configs have it: {_said(error, text).partition(': ')[2]}") from error
     if mistakes := form_mistakes(value, "the value"):
         raise ValueError(mistakes[0])
     return value

@@ -65,8 +65,8 @@ def located(options: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, A
 
 def _called(path: str) -> str:
     """The last name in an absolute path as it is written: that of a link, not of its target."""
-    name = next((part for part in reversed(path.split("/")) if part not in ("", ".")), "..")
-    return name if name != ".." else os.path.basename(os.path.realpath(path))
+    name = Path(path).name
+    return Path(os.path.realpath(path)).name if name == ".." else name
 
 
 def _each_folder(value: Any, change: Callable[[str], str]) -> Any:

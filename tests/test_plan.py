@@ -91,7 +91,7 @@ def test_a_spec_is_complete_after_defaults():
         ({}, 1),
         ({"learning_rate": [0.1, 0.2, 0.3]}, 3),
         ({"learning_rate": [0.1, 0.2], "epochs": [1, 2, 3]}, 6),
-        ({"learning_rate": [0.1, "1e-1", 0.1]}, 1),  # the same value three times
+        ({"learning_rate": [0.1, 0.10, 1e-1]}, 1),  # the same value three times
         ({"milestones": [4, 5]}, 1),  # one value of a sequence option
         ({"milestones": [[4], [5, 6]]}, 2),  # an axis of sequences
         ({"stages": [[1], [2]]}, 1),
