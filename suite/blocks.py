@@ -362,4 +362,5 @@ def _too_many(axes: Mapping[str, Collection[Any]]) -> str | None:
     if count <= MOST_COMBINATIONS:
         return None
     sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items() if len(values) > 1)
-    return f"{count:.3g} combinations ({cut(sizes, 100)}); at most {MOST_COMBINATIONS:,} are planned"
+    number = f"{count:,}" if count < 10**12 else "more than 10^12"
+    return f"{number} combinations ({cut(sizes, 100)}); at most {MOST_COMBINATIONS:,} are planned"

@@ -602,7 +602,7 @@ def _split(option: str, text: str | None) -> tuple[str, ...]:
         raise ValueError(f'{option} "{text[:120]}": a "{open_[-1]}" is not closed')
     names = tuple(part.strip() for part in parts if part.strip())
     if not names:
-        raise ValueError(f'{option} "{text[:120]}": names no {option.removeprefix("--").removesuffix("s")}')
+        raise ValueError(f'{option} "{text[:120]}": a name is needed')
     return names
 
 

@@ -188,7 +188,7 @@ def test_a_partial_of_a_class_may_be_registered(plugin):
     bound = functools.partial(type(make_norm("gn")(32)), num_groups=2)
     register(name="gn2", source="test", mixes_samples=False, keeps_stats=False)(bound)
     assert make_norm("gn2")(8).num_groups == 2
-    assert make_norm("gn2", num_groups="4")(8).num_groups == 4
+    assert make_norm("gn2", num_groups=4)(8).num_groups == 4
 
 
 @pytest.mark.parametrize(
