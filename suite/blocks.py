@@ -246,7 +246,10 @@ class Reader:
         except ValueError as error:
             lines = self.missing if isinstance(error, NotPrepared) else self.mistakes
             lines += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
-            return ""
+        except OSError as error:
+            where = cut(str(error.filename or self.data_dir), 120)
+            self.mistakes.append(f'task "{task.name}": its data can not be read: {error.strerror}: {where}')
+        return ""
 
     def _norms(self, given: Any, where: str) -> list[Norm]:
         if given is None and not self.overrides.norms:

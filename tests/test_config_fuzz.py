@@ -128,14 +128,14 @@ fuzz = settings(
 )
 
 
-@settings(fuzz, max_examples=80)
+@settings(fuzz, max_examples=250)
 @given(text=texts)
 def test_any_text_is_a_plan_or_a_few_lines(planned, text):
     check(planned, text)
 
 
 @pytest.mark.slow
-@settings(fuzz, max_examples=6_000)
+@settings(fuzz, max_examples=20_000)
 @given(text=texts)
 def test_any_text_is_a_plan_or_a_few_lines_at_length(planned, text):
     check(planned, text)

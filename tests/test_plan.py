@@ -59,6 +59,8 @@ class FakeTask:
     def data_checksum(self, options, data_dir):
         if options.dataset == "far":
             raise NotPrepared('data set "far" is not prepared: run_suite.py data prepare far')
+        if options.dataset == "locked":
+            raise PermissionError(13, "Permission denied", "/locked")
         return f"sum of {options.dataset}"
 
     def why_not(self, norm, info, options):
@@ -259,6 +261,7 @@ MISTAKES = [
     ({"tasks": {"fake": {"epochs": []}}}, {}, ['option "epochs"', "empty list"]),
     ({"tasks": {"fake": {"norm_batch_size": 3}}}, {}, ['task "fake": norm_batch_size 3 does not divide 64']),
     ({"tasks": {"fake": {"dataset": "far"}}}, {}, ["data prepare far"]),
+    ({"tasks": {"fake": {"dataset": "locked"}}}, {}, ["its data can not be read: Permission denied: /locked"]),
     ({}, {"tasks": ("fakes",)}, ['--tasks "fakes"', 'did you mean "fake"']),
     ({}, {"norms": ("bgm",)}, ['--norms "bgm"', 'did you mean "bgn"']),
     ({}, {"seeds": "a"}, ['seeds "a"']),
