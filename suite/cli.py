@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,14 +82,14 @@ def run(
     config: Annotated[
         Path, typer.Argument(help="A config file; configs/NAME.yaml is the suite's own where there is none here.")
     ] = Path("configs/quick.yaml"),
-    tasks: Annotated[str, typer.Option(help="Only these tasks of the config, separated by commas.")] = "",
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks of the config, separated by commas.")] = None,
     norms: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Instead of the config's norms: a name or label selects the config's entries, another registered "
             "name is added with its defaults."
         ),
-    ] = "",
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help='Instead of the config\'s seeds: "0-4", "0,2,5".')] = None,
     settings: Annotated[
         list[str] | None,
@@ -109,11 +108,13 @@ def run(
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
-    from suite.config import find_config
-    from suite.plan import Overrides, plan
+    from suite.blocks import Overrides
+    from suite.config import ManyRuns, find_config
+    from suite.plan import plan
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
         if value is not None and not value >= least:  # nan among them
@@ -121,14 +122,20 @@ def run(
     _check_device(device)
     plugin_norms = _load_plugins(plugin)
     overrides = Overrides(
-        tasks=_split(tasks),
-        norms=_split(norms),
+        tasks=_split("--tasks", tasks),
+        norms=_split("--norms", norms),
         seeds=seeds,
         settings=tuple(settings or ()),
         plugin_norms=plugin_norms,
         threads=threads,
+        many=yes,
     )
-    planned = plan(config, overrides, data_dir)
+    try:
+        planned = plan(config, overrides, data_dir, without_data=dry_run)
+    except ManyRuns as error:
+        if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
+            raise
+        planned = plan(config, replace(overrides, many=True), data_dir, without_data=dry_run)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
@@ -137,7 +144,16 @@ def run(
 
     from results.record import write_versions
     from suite.engine import execute, write_skipped
-    from suite.grid import Grid, describe, dry_summary, not_of_config, restate_budget, shared_folder, summary
+    from suite.grid import (
+        Grid,
+        describe,
+        dry_summary,
+        left_out,
+        not_of_config,
+        restate_budget,
+        shared_folder,
+        summary,
+    )
     from suite.progress import Names, Progress, Remaining, levels
     from suite.runner import Runner
 
@@ -152,6 +168,7 @@ def run(
         left = remaining.total(Counter(map(levels, grid.todo)))
         _print_lines(dry_summary(grid, jobs, left))
         return 0
+    _print_lines(left_out(planned))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,6 +188,7 @@ def run(
         plugins=tuple(file.resolve() for file in plugin or ()),
         budget=planned.budget,
         commit=commit(),
+        folders=planned.folders,
     )
     counts: Counter[str] = Counter()
     if grid.todo:
@@ -204,13 +222,14 @@ def run(
 def tables(
     folder: Annotated[Path, typer.Argument(help="A folder of results.")],
     formats: Annotated[
-        str, typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables.")
-    ] = "",
-    metrics: Annotated[str, typer.Option(help="Only these metrics, separated by commas.")] = "",
+        str | None,
+        typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables."),
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Only these metrics, separated by commas.")] = None,
     select: Annotated[
         str, typer.Option(help="Choose this option per norm by validation, on seeds that the table leaves out.")
     ] = "",
-    sweep: Annotated[str, typer.Option(help="The option along the columns of the sweep table.")] = "",
+    sweep: Annotated[str | None, typer.Option(help="The option along the columns of the sweep table.")] = None,
     configs: Annotated[
         list[Path] | None,
         typer.Option("--config", help="Only the runs that this config asks for, as it is now (repeatable)."),
@@ -224,7 +243,8 @@ def tables(
     """
     own = _load_plugins(plugin)  # their metrics count without --config, too
     keys = _keys(configs, own, data_dir) if configs else None
-    df, _ = _show_tables(folder, _split(formats), _split(metrics), select, _split(sweep), keys)
+    names = _split("--format", formats), _split("--metrics", metrics)
+    df, _ = _show_tables(folder, *names, select, _split("--sweep", sweep), keys)
     if keys is not None:
         print(
             f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
@@ -533,9 +553,11 @@ def _show_tables(
 def _keys(configs: Sequence[Path], plugin_norms: tuple[str, ...], data_dir: Path) -> set[str]:
     """The keys of all runs that the configs ask for; mistakes of all of them are reported at once."""
     export_threads(1)
-    from suite.plan import Overrides, PlanError, plan
+    from suite.blocks import Overrides
+    from suite.config import PlanError
+    from suite.plan import plan
 
-    overrides = Overrides(plugin_norms=plugin_norms)
+    overrides = Overrides(plugin_norms=plugin_norms, many=True)
     keys: set[str] = set()
     mistakes: list[str] = []
     for config in configs:
@@ -659,10 +681,32 @@ def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:
     return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in specs)}
 
 
-def _split(text: str) -> tuple[str, ...]:
-    """ "bn, gn(num_groups=8,eps=0.1)" -> its parts; a comma inside brackets separates nothing."""
-    parts = re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", text)
-    return tuple(part.strip() for part in parts if part.strip())
+def _split(option: str, text: str | None) -> tuple[str, ...]:
+    """ "bn, gn(num_groups=8,eps=0.1)" -> its parts; a comma inside brackets separates nothing. None: not given.
+
+    Raises:
+        ValueError: no name at all, or brackets that do not match.
+    """
+    if text is None:
+        return ()
+    parts, open_ = [""], ""
+    for character in text:
+        if character in "([":
+            open_ += character
+        elif character in ")]":
+            if open_[-1:] + character not in ("()", "[]"):
+                raise ValueError(f'{option} "{text[:120]}": a "{character}" closes nothing')
+            open_ = open_[:-1]
+        if character == "," and not open_:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if open_:
+        raise ValueError(f'{option} "{text[:120]}": a "{open_[-1]}" is not closed')
+    names = tuple(part.strip() for part in parts if part.strip())
+    if not names:
+        raise ValueError(f'{option} "{text[:120]}": a name is needed')
+    return names
 
 
 def _annotation(annotation: Any) -> str:

@@ -18,8 +18,9 @@ from results.record import (
     run_lock,
     write_record,
 )
+from suite.blocks import BUDGETS
 from suite.engine import look
-from suite.plan import BUDGETS, Plan
+from suite.plan import Plan
 from suite.progress import Names, columns, duration, seed_text
 
 
@@ -119,6 +120,15 @@ def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
     yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {grid.folder}"
     if grid.todo and left is not None:
         yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
+    yield from left_out(grid.plan)
+    for line in grid.plan.missing:
+        yield f"missing, so that its runs count as not done: {line}"
+
+
+def left_out(plan: Plan) -> Iterator[str]:
+    """How many combinations of options make no setting, with the first of them; no line where there is none."""
+    if plan.left_out:
+        yield f"combinations left out: {len(plan.left_out)}, such as {plan.left_out[0]}"
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -25,6 +25,7 @@ from norms.registry import (
     norm_label,
     resolve_norm_options,
 )
+from norms.values import exact, shown
 
 _N = TypeVar("_N")
 # What numbers options take: far beyond what is published, and short of what no machine plans, prints or stores. Of the
@@ -46,12 +47,23 @@ Fraction = Annotated[_N, Field(ge=0, lt=1)]
 class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
 
+    True, numbers and texts are not turned into each other (see norms.values).
+
     A field named `norm_batch_size` (None: the SGD batch) has one meaning everywhere: the images per forward that share
     statistics, where a batch holds several domains those of each. The plan sets it to null for norms that do not mix
     samples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unconverted(cls, given: Any, info: ValidationInfo) -> Any:
+        return exact(cls.model_fields[info.field_name or ""].annotation, given)
+
+
+class LeftOut(ValueError):
+    """These values do not go together, and a grid over both leaves the combination out. Raised by an options model."""
 
 
 def divisors(number: int, near: int, most: int = 8) -> str:
@@ -104,7 +116,7 @@ class NormChoice(BaseModel):
             return {"name": name, "options": options or {}}
         if isinstance(given, NormChoice) or (isinstance(given, dict) and "version" in given):  # as a record holds it
             return given
-        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {given!r}")
+        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {shown(given)}")
 
     def resolved(self, setting: Setting) -> NormChoice:
         """With options, version and label complete.

@@ -1,5 +1,6 @@
 """suite.cli: what a person types, sees and gets as an exit code; and suite.progress, which words it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -223,6 +224,46 @@ def test_a_dry_run_shows_the_grid_and_changes_nothing(suite, config, tmp_path):
     assert not made(tmp_path)
 
 
+def test_a_dry_run_names_the_data_that_is_missing_once_and_a_run_refuses(suite, tmp_path):
+    (tmp_path / "far.yaml").write_text(
+        "norms: [bn, ln]\nseeds: 0\ntasks: {classification: {dataset: [cifar10, cifar100], epochs: [1, 2]}}\n"
+    )
+    code, out, err = suite("run", "far.yaml", "--dry-run")
+    assert (code, err) == (0, [])
+    missing = [line for line in out if line.startswith("missing")]
+    assert len(missing) == 2
+    assert all(f"data prepare {name}`" in line for name, line in zip(("cifar10", "cifar100"), missing, strict=True))
+    assert any("8 to do" in line for line in out)
+    code, out, err = suite("run", "far.yaml")
+    assert (code, out, len(err)) == (2, [], 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_grid_leaves_out_is_counted(suite, tmp_path):
+    (tmp_path / "pairs.yaml").write_text(
+        "norms: [bn]\nseeds: 0\n"
+        "tasks: {domain_adaptation: {source: [mnist, uci], target: [mnist, uci], model: resnet8}}\n"
+    )
+    code, out, err = suite("run", "pairs.yaml", "--dry-run")
+    assert (code, err) == (0, [])
+    assert out[-1].startswith('combinations left out: 2, such as task "domain_adaptation": source and target are both')
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2)])
+def test_on_a_terminal_many_runs_are_a_question(suite, config, monkeypatch, answer, code):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("suite.plan.MOST_RUNS", 3)
+    assert suite("run", config, "--dry-run")[0] == 2
+    assert suite("run", config, "--dry-run", "--yes")[0] == 0
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    found, _, err = suite("run", config, "--dry-run")
+    assert found == code
+    assert "6 runs, which is more than 3. Make them?" in err[0]
+
+
 def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite, config, tmp_path):
     command = ("run", config, "--set", "cli_fake.fails=true", "--seeds", 0, "--norms", "bn")
     code, out, _ = suite(*command)
@@ -270,6 +311,22 @@ BAD = [
     (["run", "CONFIG", "--tasks", "cli_fak"], ['did you mean "cli_fake"']),
     (["run", "CONFIG", "--seeds", "3-1"], ['"3-1"', 'did you mean "1-3"']),
     (["run", "CONFIG", "--set", "cli_fake.learning_rat=1"], ['did you mean "learning_rate"']),
+    (["run", "CONFIG", "--norms", "bn("], ['--norms "bn("', "not closed"]),
+    (["run", "CONFIG", "--norms", "bn]"], ['--norms "bn]"', "closes nothing"]),
+    (["run", "CONFIG", "--norms", "gn(num_groups=[8)"], ['a ")" closes nothing']),
+    (["run", "CONFIG", "--norms", ","], ['--norms ","', "a name is needed"]),
+    (["run", "CONFIG", "--norms", ""], ["a name is needed"]),
+    (["run", "CONFIG", "--tasks", " , "], ["a name is needed"]),
+    (["run", "CONFIG", "--seeds", ","], ['seeds ","']),
+    (["run", "CONFIG", "--seeds", ""], ['seeds ""']),
+    (["run", "CONFIG", "--set", "cli_fake.fails=yes"], ["not text; write true"]),
+    (["run", "CONFIG", "--set", "cli_fake.fails=true", "--set", "cli_fake.fails=false"], ["given twice"]),
+    (["run", "CONFIG", "--seeds", "0-99999"], ["300,000 runs", "--yes"]),
+    (["tables", "RESULTS", "--metrics", ","], ["a name is needed"]),
+    (["tables", "RESULTS", "--format", ""], ["a name is needed"]),
+    (["tables", "RESULTS", "--sweep", ","], ["a name is needed"]),
+    (["check", "gn", "--option", "num_groups=yes"], ["\"num_groups\" given 'yes'", "not text"]),
+    (["check", "gn", "--option", "eps=1e999"], ['--option "eps=1e999"', "no finite number"]),
     (["run", "CONFIG", "--device", "gpu"], ['--device "gpu"']),
     (["run", "CONFIG", "--device", "cuda:99"], ['--device "cuda:99"', "available"]),
     (["run", "CONFIG", "--device", "meta"], ['--device "meta"', "not available"]),

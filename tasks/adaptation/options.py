@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from tasks.base import Batch, Images, Positive, Repeats, only_used
+from tasks.base import Batch, Images, LeftOut, Positive, Repeats, only_used
 from tasks.supervised import SupervisedOptions
 
 SOURCE, TARGET = 0, 1
@@ -67,7 +67,7 @@ class DomainAdaptationOptions(SupervisedOptions):
     @model_validator(mode="after")
     def _two_domains(self) -> DomainAdaptationOptions:
         if self.source == self.target:
-            raise ValueError(f'source and target are both "{self.source}"; two domains are needed')
+            raise LeftOut(f'source and target are both "{self.source}"; two domains are needed')
         if self.adabn_images < self.shared:
             raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.shared} images")
         return self
