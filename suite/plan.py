@@ -40,7 +40,7 @@ from norms.registry import (
 )
 from results.record import RunSpec
 from suite.config import KEYS, PlanError, kind, parse_seeds, parse_value, read_config
-from tasks import get_task, task_names
+from tasks import get_task, task_names, task_version
 from tasks.base import NormChoice, Options, Task
 
 BUDGETS = ("reduced", "full")
@@ -355,7 +355,7 @@ def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec
                 task_options=options.model_dump(mode="json"),
                 seed=0,
                 norm_version=str(norm.info.version),
-                task_version=str(task.version),
+                task_version=task_version(task.name),
                 data_checksum=checksum,
                 norm_label=norm.label,
             )
