@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from norms.source import Module, Source, parse, read_source
 
@@ -86,6 +86,12 @@ def loaded(path: str | Path) -> Plugin | None:
     """The plugin as it was loaded last from this file, or None; the file is not looked at."""
     plugin = getattr(sys.modules.get(_module_name(Path(path).resolve())), "__plugin__", None)
     return plugin if isinstance(plugin, Plugin) else None
+
+
+def registered_by(path: str | Path) -> tuple[tuple[str, str], ...]:
+    """(kind, name) of what this file registered when it was loaded last."""
+    plugin = loaded(path)
+    return () if plugin is None else plugin.names
 
 
 def loaded_here() -> dict[str, str]:
@@ -224,7 +230,7 @@ def _spec(module: Module) -> importlib.machinery.ModuleSpec:
 class _Beside(importlib.abc.MetaPathFinder):
     """Finds the modules beside plugins before Python looks along sys.path."""
 
-    known: dict[str, Module] = {}
+    known: ClassVar[dict[str, Module]] = {}
 
     @classmethod
     def add(cls, source: Source, called: str) -> None:

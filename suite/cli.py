@@ -60,6 +60,10 @@ def main() -> None:
         code = 130
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
         code = _fail(str(error))
+    except (
+        SystemExit
+    ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
+        code = _fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -97,22 +101,31 @@ def run(
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
+    from norms.plugins import registered_by
     from suite.plan import Overrides, plan
+    from suite.trial import surroundings_kept
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
         if value is not None and not value >= least:  # nan among them
             raise ValueError(f"{option} {value:g}: {least} or more is needed")
     _check_device(device)
-    plugin_norms = _load_plugins(plugin)
-    overrides = Overrides(
-        tasks=_split(tasks),
-        norms=_split(norms),
-        seeds=seeds,
-        settings=tuple(settings or ()),
-        plugin_norms=plugin_norms,
-        threads=threads,
-    )
-    planned = plan(config, overrides, data_dir)
+    with surroundings_kept():
+        overrides = Overrides(
+            tasks=_split(tasks),
+            norms=_split(norms),
+            seeds=seeds,
+            settings=tuple(settings or ()),
+            plugin_norms=_load_plugins(plugin),
+            threads=threads,
+            timeout=timeout,
+        )
+        planned = plan(config, overrides, data_dir)
+    idle = [file for file in plugin or () if not registered_by(file)]
+    for note in [
+        *(f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle),
+        *planned.notes,
+    ]:
+        print(f"note: {note}", file=sys.stderr)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
@@ -145,10 +158,11 @@ def run(
         device=device,
         threads=planned.threads,
         data_dir=data_dir.resolve(),
-        plugins=tuple(file.resolve() for file in plugin or ()),
+        plugins=tuple(plugin or ()),
         budget=planned.budget,
         commit=commit(),
     )
+    runner.keep_plugins(folder)
     counts: Counter[str] = Counter()
     if grid.todo:
         export_threads(planned.threads)
@@ -525,21 +539,38 @@ def _fact(check: Check) -> dict[str, Any]:
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files. All files that can not be loaded are reported at once."""
+    """The names of the norms in the user's files. All files that can not be loaded are reported at once.
+
+    A file that would end this process, or never returns, ends another one first.
+    """
     if not files:
         return ()
     from norms.registry import load_plugin
+    from suite.trial import survives
 
     names: list[str] = []
-    mistakes = []
+    mistakes, here = [], Path.cwd()
     for file in files:
         try:
-            names += load_plugin(file)
+            if ended := survives(lambda file=file: load_plugin(file)):  # type: ignore[misc]
+                mistakes.append(f'plugin "{file}": {ended} while it was imported')
+            else:
+                names += load_plugin(file)
         except ValueError as error:
             mistakes.append(str(error))
+        finally:
+            os.chdir(here)
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return tuple(dict.fromkeys(names))
+
+
+def _innermost(error: BaseException) -> str:
+    """The line of code at which an exception arose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "a user's file" if trace is None else f'"{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}'
 
 
 def _check_device(device: str) -> None:

@@ -30,7 +30,6 @@ from pydantic import ValidationError
 
 from norms.registry import (
     NormInfo,
-    make_norm,
     nearest,
     norm_info,
     norm_label,
@@ -40,6 +39,7 @@ from norms.registry import (
 )
 from results.record import RunSpec
 from suite.config import KEYS, PlanError, kind, parse_seeds, parse_value, read_config
+from suite.trial import Trials, trial_seconds
 from tasks import get_task, task_names, task_version
 from tasks.base import NormChoice, Options, Task
 
@@ -58,6 +58,7 @@ class Overrides:
         settings: "task.option=value" texts; the value is YAML, and a list is an axis.
         plugin_norms: names added to every norm list (not where `norms` is given).
         threads: instead of the config's.
+        timeout: seconds a run may take; planning tries no norm for longer (suite.trial).
     """
 
     tasks: tuple[str, ...] = ()
@@ -66,16 +67,21 @@ class Overrides:
     settings: tuple[str, ...] = ()
     plugin_norms: tuple[str, ...] = ()
     threads: int | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config asks for: `runs` to do, `skipped` ones with the reason, each exactly once."""
+    """What a config asks for: `runs` to do, `skipped` ones with the reason, each exactly once.
+
+    `notes`: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
+    """
 
     runs: list[RunSpec]
     skipped: list[tuple[RunSpec, str]]
     budget: str
     threads: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,9 @@ def plan_config(config: Mapping[str, Any], overrides: Overrides | None = None, d
     blocks = reader.blocks()
     if reader.mistakes:
         raise PlanError(reader.mistakes)
-    runs, skipped = _expand(blocks)
-    return Plan(runs, skipped, reader.budget, reader.threads)
+    with Trials(trial_seconds(reader.overrides.timeout)) as trials:
+        runs, skipped = _expand(blocks, trials)
+    return Plan(runs, skipped, reader.budget, reader.threads, tuple(trials.notes))
 
 
 class _Reader:
@@ -332,7 +339,7 @@ class _Reader:
         return str(given)
 
 
-def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
+def _expand(blocks: Sequence[_Block], trials: Trials) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
     """Every setting x norm x seed once. Seeds are the outermost axis within a block, so that a grid that is stopped
     early leaves whole columns with fewer seeds rather than missing norms."""
     mistakes: list[str] = []
@@ -360,7 +367,7 @@ def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec
                 norm_label=norm.label,
             )
             if spec.key not in cells:
-                cells[spec.key] = spec, _why_not(task, norm, norm_options, options)
+                cells[spec.key] = spec, trials.why_not(spec)
         for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
             spec = spec.model_copy(update={"seed": seed})
             if reason is None:
@@ -375,13 +382,6 @@ def _expand(blocks: Sequence[_Block]) -> tuple[list[RunSpec], list[tuple[RunSpec
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())
-
-
-def _why_not(task: Task, norm: _Norm, norm_options: Mapping[str, Any], options: Options) -> str | None:
-    try:
-        return task.why_not(make_norm(norm.name, **norm_options), norm.info, options)
-    except Exception:  # noqa: BLE001 - a layer that breaks is no reason to stop a grid: its run fails and says why
-        return None
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:

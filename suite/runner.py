@@ -11,7 +11,7 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ class Runner:
         device: a torch device, "cpu" or "cuda:0".
         threads: threads per run; changes results in the last digits, so it is recorded.
         data_dir: folder of prepared data sets.
-        plugins: files of the user's own norms and tasks, as they are loaded here or, where they are not yet, are now: runs
-            execute this text whatever becomes of the files. A run loads those whose norms or task it asks for.
+        plugins: files of the user's own norms and tasks, as they were loaded here before, else as they are now: runs
+            execute this text, whatever becomes of the files. A run loads those whose norms or task it asks for.
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
     """
@@ -65,23 +65,22 @@ class Runner:
         if self.plugins:
             object.__setattr__(self, "plugins", tuple(map(found, self.plugins)))
 
+    def keep_plugins(self, out: str | Path) -> None:
+        """Leave the plugins' texts in `<out>/plugins/<file>-<version>/`, for who asks what a record's version was.
+
+        A text that is there already stays: it is of the same version.
+        """
+        from norms.plugins import Plugin, texts
+
+        for plugin in (each for each in self.plugins if isinstance(each, Plugin)):
+            for name, text in texts(plugin).items():
+                file = Path(out) / PLUGINS / f"{plugin.file.stem}-{plugin.version}" / name
+                if not file.exists():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    files.write_text(file, text)
+
     def __call__(self, spec: RunSpec, folder: Path, report: Callable[[float], None]) -> RunRecord:
         return run_one(spec, folder, report, self)
-
-
-def keep_plugins(out: str | Path, loaded: Iterable[Plugin]) -> None:
-    """Leave the text of every plugin in `<out>/plugins/<name>-<version>/`, for who asks what a record's version was.
-
-    A text that is there already is kept: it is of the same version.
-    """
-    from norms.plugins import texts
-
-    for plugin in loaded:
-        for name, text in texts(plugin).items():
-            file = Path(out) / PLUGINS / f"{plugin.file.stem}-{plugin.version}" / name
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                files.write_text(file, text)
 
 
 def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner) -> RunRecord:
