@@ -185,7 +185,8 @@ def _written(tree: ast.AST) -> Iterator[str]:
             yield f"{type(item).__name__}("
             stack.append(_Text(")"))
             for field, value in reversed(list(ast.iter_fields(item))):
-                if field not in _LEFT_OUT and value is not None and value != []:
+                nothing = value is None or value == [] or (isinstance(value, ast.JoinedStr) and not _joined(value))
+                if field not in _LEFT_OUT and not (nothing and field != "value"):
                     stack += [value, _Text(f"{field}=")]
         elif isinstance(item, list):
             yield "["

@@ -367,7 +367,7 @@ def _expand(blocks: Sequence[_Block], trials: Trials) -> tuple[list[RunSpec], li
                 norm_label=norm.label,
             )
             if spec.key not in cells:
-                cells[spec.key] = spec, trials.why_not(spec)
+                cells[spec.key] = spec, trials.why_not(spec, options)
         for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
             spec = spec.model_copy(update={"seed": seed})
             if reason is None:

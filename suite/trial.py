@@ -11,6 +11,7 @@ answered in this process, where only `sys.exit` is held.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import math
 import os
 import signal
@@ -21,12 +22,13 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from norms import plugins
 from norms.registry import make_norm, norm_info
 from results.record import RunSpec
 from tasks import get_task
+from tasks.base import Options
 
 SECONDS = 60.0
 """What one trial may take; less where a run may take less, but never so little that torch's compiler can not load."""
@@ -77,13 +79,13 @@ class Trials:
             child.end()
         self._children.clear()
 
-    def why_not(self, spec: RunSpec) -> str | None:
-        """The task's reason why this norm can not serve, or None."""
+    def why_not(self, spec: RunSpec, options: Options) -> str | None:
+        """The task's reason why this norm can not serve with these options (of the task, as they are here), or None."""
         label = spec.norm_label or spec.norm
         if (spec.task, label) in self._given_up or self._lost > LOST_SECONDS:
             return None
         start = time.monotonic()
-        reason, ended = self._ask(spec)
+        reason, ended = self._ask(spec, options.model_dump(mode="json"))
         if ended:
             memory = ended == _memory_words(self.memory)  # another setting of this norm may need less
             self._given_up |= set() if memory else {(spec.task, label)}
@@ -99,9 +101,9 @@ class Trials:
         if line not in self.notes:
             self.notes.append(line)
 
-    def _ask(self, spec: RunSpec) -> Answer:
+    def _ask(self, spec: RunSpec, options: dict[str, Any]) -> Answer:
         if sys.platform != "linux":
-            return self._ask_here(spec)
+            return self._ask_here(spec, options)
         of = [("norm", spec.norm), ("task", spec.task), *(("norm", name) for name, _ in spec.further_norms.values())]
         own = frozenset(plugin.file for key in of if (plugin := plugins.plugin_of(*key)) is not None)
         child = self._children.get(own)
@@ -109,16 +111,16 @@ class Trials:
             try:
                 child = self._children[own] = _Child(self.memory, [each.questions for each in self._children.values()])
             except OSError:  # no process to be had
-                return self._ask_here(spec)
-        answer, ended = child.ask(spec, self.seconds)
+                return self._ask_here(spec, options)
+        answer, ended = child.ask(spec, options, self.seconds)
         if answer is None:
             del self._children[own]
             return None, ended
         return answer
 
-    def _ask_here(self, spec: RunSpec) -> Answer:
+    def _ask_here(self, spec: RunSpec, options: dict[str, Any]) -> Answer:
         with surroundings_kept():
-            return _answer(spec, self.memory)
+            return _answer(spec, options, self.memory)
 
 
 def survives(action: Callable[[], object], seconds: float = IMPORT_SECONDS) -> str:
@@ -183,10 +185,10 @@ class _Child:
         self.process = _fork(lambda: _serve(theirs, ours, memory))
         theirs.close()
 
-    def ask(self, spec: RunSpec, seconds: float) -> tuple[Answer | None, str]:
+    def ask(self, spec: RunSpec, options: dict[str, Any], seconds: float) -> tuple[Answer | None, str]:
         """The answer, or None and how the process ended."""
         try:
-            self.questions.send((spec, seconds))
+            self.questions.send((spec, options, seconds))
             if self.questions.poll(seconds):
                 return self.questions.recv(), ""
             ended = f"took more than {seconds:g} s"
@@ -209,11 +211,12 @@ def _serve(questions: Connection, others: list[Connection], memory: int) -> None
     torch.set_num_threads(1)  # a pool of threads does not survive the fork
     while True:
         try:
-            spec, seconds = questions.recv()
+            spec, options, seconds = questions.recv()
         except EOFError:
             return
         _end_after(seconds)
-        answer = _answer(spec, memory)
+        with surroundings_kept():
+            answer = _answer(spec, options, memory)
         signal.alarm(0)
         questions.send(answer)
 
@@ -224,11 +227,11 @@ def _end_after(seconds: float) -> None:
     signal.alarm(math.ceil(seconds) + 5)
 
 
-def _answer(spec: RunSpec, memory: int) -> Answer:
+def _answer(spec: RunSpec, options: dict[str, Any], memory: int) -> Answer:
     try:
         task = get_task(spec.task)
-        options = task.options.model_validate(spec.task_options)
-        reason = task.why_not(make_norm(spec.norm, **spec.norm_options), norm_info(spec.norm), options)
+        norm, chosen = make_norm(spec.norm, **spec.norm_options), task.options.model_validate(options)
+        reason = task.why_not(norm, norm_info(spec.norm), chosen)
         return None if reason is None else str(reason), ""
     except MemoryError:
         return None, _memory_words(memory)
@@ -260,6 +263,7 @@ def _fork(life: Callable[[], None]) -> int:
     code = 1
     try:
         os.setsid()
+        faulthandler.disable()  # the run's own process keeps the line of a crash
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         nothing = os.open(os.devnull, os.O_RDWR)
