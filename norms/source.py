@@ -112,26 +112,31 @@ def tree_hash(tree: ast.AST) -> str:
 
 
 def _module(name: str, file: Path, called: str) -> tuple[Module, ast.Module]:
-    content = _read(file, called)
+    content = read_file(file, f'plugin "{called}"')
     tree = parse(content, called)
     return Module(name, file, content, tree_hash(tree)), tree
 
 
-def _read(file: Path, called: str) -> bytes:
+def read_file(file: Path, called: str) -> bytes:
+    """The content of a user's file of Python. Raises ValueError, beginning with `called`, for what is none."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        with os.fdopen(os.open(file, flags), "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ValueError(f'plugin "{called}": not a regular file')
-            content = stream.read(LARGEST + 1)
+        descriptor = os.open(file, flags)  # a pipe that nobody writes to would block without O_NONBLOCK
     except FileNotFoundError as error:
-        raise ValueError(f'plugin "{called}": no such file') from error
+        raise ValueError(f"{called}: no such file") from error
     except OSError as error:
-        raise ValueError(f'plugin "{called}": {error.strerror or error}') from error
-    except ValueError as error:  # a NUL in the name
-        raise error if "plugin" in str(error) else ValueError(f"plugin {called!r}: {error}") from error
+        raise ValueError(f"{called}: {error.strerror or error}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{called}: not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"{called}: {error.strerror or error}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > LARGEST:
-        raise ValueError(f'plugin "{called}": larger than {LARGEST // 2**20} MiB')
+        raise ValueError(f"{called}: larger than {LARGEST // 2**20} MiB")
     return content
 
 

@@ -121,11 +121,8 @@ def run(
         )
         planned = plan(config, overrides, data_dir)
     idle = [file for file in plugin or () if not registered_by(file)]
-    for note in [
-        *(f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle),
-        *planned.notes,
-    ]:
-        print(f"note: {note}", file=sys.stderr)
+    _print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
+    _print_notes(planned.notes)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
@@ -162,7 +159,7 @@ def run(
         budget=planned.budget,
         commit=commit(),
     )
-    runner.keep_plugins(folder)
+    _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
     if grid.todo:
         export_threads(planned.threads)
@@ -610,6 +607,11 @@ def _annotation(annotation: Any) -> str:
 def _print_lines(lines: Iterator[str]) -> None:
     for line in lines:
         print(line)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

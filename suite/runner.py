@@ -65,19 +65,24 @@ class Runner:
         if self.plugins:
             object.__setattr__(self, "plugins", tuple(map(found, self.plugins)))
 
-    def keep_plugins(self, out: str | Path) -> None:
+    def keep_plugins(self, out: str | Path) -> list[str]:
         """Leave the plugins' texts in `<out>/plugins/<file>-<version>/`, for who asks what a record's version was.
 
-        A text that is there already stays: it is of the same version.
+        A text that is there already stays: it is of the same version. Returns one line for each that can not be kept.
         """
         from norms.plugins import Plugin, texts
 
+        failed = []
         for plugin in (each for each in self.plugins if isinstance(each, Plugin)):
-            for name, text in texts(plugin).items():
-                file = Path(out) / PLUGINS / f"{plugin.file.stem}-{plugin.version}" / name
-                if not file.exists():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    files.write_text(file, text)
+            folder = Path(out) / PLUGINS / f"{plugin.file.stem}-{plugin.version}"
+            try:
+                for name, text in texts(plugin).items():
+                    if not (folder / name).exists():
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        files.write_text(folder / name, text)
+            except OSError as error:
+                failed.append(f'no copy of plugin "{plugin.file.name}" in "{folder}": {error.strerror}')
+        return failed
 
     def __call__(self, spec: RunSpec, folder: Path, report: Callable[[float], None]) -> RunRecord:
         return run_one(spec, folder, report, self)

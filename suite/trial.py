@@ -39,6 +39,8 @@ LOST_SECONDS = 180.0
 """After so much time in trials that had to be stopped, no further norm is tried."""
 MEMORY = 4 * 2**30
 """Bytes that a trial may take beside what the planning process holds."""
+LONGEST = 1000
+"""Letters of a reason that are kept."""
 
 Answer = tuple[str | None, str]
 """Why the norm can not serve, or None; and what ended the trial, or ""."""
@@ -92,9 +94,7 @@ class Trials:
             self._lost += time.monotonic() - start
             self._note(f'norm "{label}" in {spec.task}: {ended} while it was tried; its runs will say why')
             if self._lost > LOST_SECONDS:
-                self._note(
-                    f"{self._lost:.0f} s went into such trials: no other norm is tried; its runs say why instead"
-                )
+                self._note(f"{self._lost:.0f} s went into such trials: the norms that are left are planned untried")
         return reason
 
     def _note(self, line: str) -> None:
@@ -232,7 +232,7 @@ def _answer(spec: RunSpec, options: dict[str, Any], memory: int) -> Answer:
         task = get_task(spec.task)
         norm, chosen = make_norm(spec.norm, **spec.norm_options), task.options.model_validate(options)
         reason = task.why_not(norm, norm_info(spec.norm), chosen)
-        return None if reason is None else str(reason), ""
+        return None if reason is None else str(reason)[:LONGEST], ""
     except MemoryError:
         return None, _memory_words(memory)
     except Exception:  # noqa: BLE001 - a layer that breaks is no reason to stop a grid: its run fails and says why
