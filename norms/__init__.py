@@ -32,6 +32,7 @@ Layers
     norm_names()          the registered names; norm_info("bgn") is what one declares about itself
     make_norm(name, ...)  a factory of layers, with the norm's options
     register(...)         the decorator that adds a class of yours
+    load_plugin(file)     a file with such classes, as --plugin loads it
     converted(net, norm)  a network with its norms replaced, and the audit of what was and what was not
     fuse(conv, norm)      the convolution that computes norm(conv(x)) in evaluation
 
@@ -53,7 +54,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from norms.fuse import fuse
-from norms.registry import make_norm, norm_info, norm_names, register
+from norms.registry import load_plugin, make_norm, norm_info, norm_names, register
 from norms.running import recalibrate
 from norms.situation import after_update, hold, predict
 
@@ -66,6 +67,7 @@ __all__ = [
     "converted",
     "fuse",
     "hold",
+    "load_plugin",
     "make_norm",
     "norm_info",
     "norm_names",

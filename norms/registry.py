@@ -16,13 +16,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import itertools
 import re
-import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, cre
 from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
 
+from norms import plugins
 from norms.telling import Once, Telling
 from norms.values import exact, shown
 
@@ -67,7 +65,7 @@ class NormInfo:
     Args:
         name: the registered name: lower case letters, digits and underscores.
         source: the paper the definition follows.
-        version: raised with every change of results; the file's hash for a plugin.
+        version: raised with every change of results; a plugin's norms have the plugin's (norms.source).
         mixes_samples: in training, one sample's output depends on the others of its batch.
         keeps_stats: has running statistics that training moves and evaluation uses.
         mixes_samples_in_eval: the same dependence in evaluation mode.
@@ -198,7 +196,6 @@ class NormFactory(functools.partial[nn.Module]):
 
 
 _REGISTRY: dict[str, _Entry] = {}
-_plugin_version: str | None = None  # set while a plugin file is being imported
 
 
 def nearest(name: str, allowed: typing.Iterable[str]) -> str:
@@ -259,8 +256,9 @@ def register(
         untyped = [p.name for p in parameters.values() if p.annotation is p.empty and p.name not in _CONTRACT]
         if untyped:
             raise ValueError(f'norm "{name}": options without a type annotation: {", ".join(untyped)}')
-        info = NormInfo(name, source, _plugin_version or version, mixes_samples, keeps_stats, **facts)
-        _REGISTRY[name] = _Entry(info, build, file)
+        plugin = plugins.registered("norm", name, lambda: _REGISTRY)
+        its = version if plugin is None else plugin.version
+        _REGISTRY[name] = _Entry(NormInfo(name, source, its, mixes_samples, keeps_stats, **facts), build, file)
         return build
 
     return add
@@ -371,58 +369,17 @@ def equivalent(net: nn.Module) -> str | None:
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Import a user's file of registered norms; its norms' version is the hash of the file.
+    """Execute a user's file of registered norms; their version is that of the file's syntax tree.
 
     Returns the names it registered (none, where the file adds other things than norms). Loading the same file twice is
-    a no-op that returns the same names; loading it after an edit replaces what it registered before. Only the file
-    itself is hashed: a norm whose formula lives in a second file does not change its version with that one.
+    a no-op that returns the same names; loading it after an edit replaces what it registered before. Files of its
+    folder that it imports are part of it, and of its version.
 
     Raises:
         ValueError: the file is missing, fails to import or registers a name that is taken; nothing of it stays then.
     """
-    global _plugin_version
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise ValueError(f'plugin "{path}": no such file')
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f'plugin "{path}": {error.strerror}') from error
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    module_name = f"normsuite_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
-    loaded = sys.modules.get(module_name)
-    if loaded is not None and getattr(loaded, "__digest__", None) == digest:
-        return list(loaded.__norms__)
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'plugin "{path}": not a Python file')
-    _import_builtin()
-    before, outer = dict(_REGISTRY), _plugin_version
-    for name in getattr(loaded, "__norms__", ()):
-        _REGISTRY.pop(name, None)
-    kept = set(_REGISTRY)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # before execution: pickling and dataclasses look their module up here
-    _plugin_version = digest
-    try:
-        # Compiled from the bytes that were hashed, so the version can not belong to another text than the one that
-        # runs; dont_inherit, else this file's own __future__ imports would apply to the user's.
-        exec(compile(content, str(file), "exec", dont_inherit=True), module.__dict__)
-    except BaseException as error:
-        _REGISTRY.clear()
-        _REGISTRY.update(before)
-        if loaded is None:
-            del sys.modules[module_name]
-        else:
-            sys.modules[module_name] = loaded
-        if isinstance(error, Exception | SystemExit):
-            raise ValueError(f'plugin "{path}": {type(error).__name__}: {" ".join(str(error).split())}') from error
-        raise
-    finally:
-        _plugin_version = outer
-    names = [n for n in _REGISTRY if n not in kept]
-    module.__dict__.update(__digest__=digest, __norms__=names)
-    return names
+    _import_builtin()  # first, so that none of them is taken for the plugin's
+    return [name for kind, name in plugins.load(path).names if kind == "norm"]
 
 
 def _build(
@@ -486,7 +443,7 @@ def forked_generators(device: torch.device) -> contextlib.AbstractContextManager
 
 def _entry(name: str) -> _Entry:
     _import_builtin()
-    if name not in _REGISTRY:
+    if name not in _REGISTRY and not plugins.load_offered("norm", name):
         raise ValueError(f'unknown norm "{name}"; registered: {", ".join(_REGISTRY)}{nearest(name, _REGISTRY)}')
     return _REGISTRY[name]
 

@@ -48,6 +48,7 @@ class Overrides:
         plugin_norms: names added to every norm list (not where `norms` is given).
         threads: instead of the config's.
         many: more than MOST_RUNS runs are meant (suite.plan).
+        timeout: seconds a run may take; planning tries no norm for longer (suite.trial).
     """
 
     tasks: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Overrides:
     plugin_norms: tuple[str, ...] = ()
     threads: int | None = None
     many: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

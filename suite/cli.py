@@ -74,6 +74,10 @@ def main() -> None:
         code = 130
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
         code = _fail(str(error))
+    except (
+        SystemExit
+    ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
+        code = _fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -112,30 +116,36 @@ def run(
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
+    from norms.plugins import registered_by
     from suite.blocks import Overrides
     from suite.config import ManyRuns, find_config
     from suite.plan import plan
+    from suite.trial import surroundings_kept
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
         if value is not None and not value >= least:  # nan among them
             raise ValueError(f"{option} {value:g}: {least} or more is needed")
     _check_device(device)
-    plugin_norms = _load_plugins(plugin)
-    overrides = Overrides(
-        tasks=_split("--tasks", tasks),
-        norms=_split("--norms", norms),
-        seeds=seeds,
-        settings=tuple(settings or ()),
-        plugin_norms=plugin_norms,
-        threads=threads,
-        many=yes,
-    )
-    try:
-        planned = plan(config, overrides, data_dir, without_data=dry_run)
-    except ManyRuns as error:
-        if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
-            raise
-        planned = plan(config, replace(overrides, many=True), data_dir, without_data=dry_run)
+    with surroundings_kept():
+        overrides = Overrides(
+            tasks=_split("--tasks", tasks),
+            norms=_split("--norms", norms),
+            seeds=seeds,
+            settings=tuple(settings or ()),
+            plugin_norms=_load_plugins(plugin),
+            threads=threads,
+            many=yes,
+            timeout=timeout,
+        )
+        try:
+            planned = plan(config, overrides, data_dir, without_data=dry_run)
+        except ManyRuns as error:
+            if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
+                raise
+            planned = plan(config, replace(overrides, many=True), data_dir, without_data=dry_run)
+    idle = [file for file in plugin or () if not registered_by(file)]
+    _print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
+    _print_notes(planned.notes)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
@@ -185,11 +195,12 @@ def run(
         device=device,
         threads=planned.threads,
         data_dir=data_dir.resolve(),
-        plugins=tuple(file.resolve() for file in plugin or ()),
+        plugins=tuple(plugin or ()),
         budget=planned.budget,
         commit=commit(),
         folders=planned.folders,
     )
+    _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
     if grid.todo:
         export_threads(planned.threads)
@@ -640,21 +651,38 @@ def _fact(check: Check) -> dict[str, Any]:
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files. All files that can not be loaded are reported at once."""
+    """The names of the norms in the user's files. All files that can not be loaded are reported at once.
+
+    A file that would end this process, or never returns, ends another one first.
+    """
     if not files:
         return ()
     from norms.registry import load_plugin
+    from suite.trial import survives
 
     names: list[str] = []
-    mistakes = []
+    mistakes, here = [], Path.cwd()
     for file in files:
         try:
-            names += load_plugin(file)
+            if ended := survives(lambda file=file: load_plugin(file)):  # type: ignore[misc]
+                mistakes.append(f'plugin "{file}": {ended} while it was imported')
+            else:
+                names += load_plugin(file)
         except ValueError as error:
             mistakes.append(str(error))
+        finally:
+            os.chdir(here)
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return tuple(dict.fromkeys(names))
+
+
+def _innermost(error: BaseException) -> str:
+    """The line of code at which an exception arose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "a user's file" if trace is None else f'"{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}'
 
 
 def _check_device(device: str) -> None:
@@ -716,6 +744,11 @@ def _annotation(annotation: Any) -> str:
 def _print_lines(lines: Iterator[str]) -> None:
     for line in lines:
         print(line)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

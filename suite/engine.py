@@ -174,7 +174,7 @@ class _Execution:
         reader, writer = self.context.Pipe(duplex=False)
         before = self.replaceable.get(spec.key)
         process = self.context.Process(
-            target=work, args=(self.run_one, spec, self.out, before, writer), name=f"run {spec.key}"
+            target=work, args=(self.run_one, spec, self.out.absolute(), before, writer), name=f"run {spec.key}"
         )
         try:
             process.start()

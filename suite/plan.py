@@ -21,12 +21,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from norms.registry import NormInfo, make_norm, norm_info, resolve_norm_options
+from norms.registry import NormInfo, norm_info, resolve_norm_options
 from results.record import RunSpec
-from suite.blocks import Block, Norm, Overrides, Reader, one_line
+from suite.blocks import Block, Overrides, Reader, one_line
 from suite.config import ManyRuns, PlanError, form_mistakes, read_config
 from suite.folders import Folders
-from tasks.base import NormChoice, Options, Task
+from suite.trial import Trials, trial_seconds
+from tasks import task_version
+from tasks.base import NormChoice, Options
 
 MOST_RUNS = 100_000
 """Runs that are planned without a question."""
@@ -44,6 +46,7 @@ class Plan:
         missing: lines that name the data which is not here and the command that prepares it; the runs that need it
             have no checksum, and so not the keys with which they will be made.
         left_out: one line for each combination of options that make no setting (tasks.base.LeftOut).
+        notes: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
     """
 
     runs: list[RunSpec]
@@ -53,6 +56,7 @@ class Plan:
     folders: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def plan(
@@ -90,11 +94,21 @@ def plan_config(
         raise PlanError(mistakes)
     _check_size(blocks, overrides.many)
     folders = Folders()
-    runs, skipped = _expand(blocks, folders)
+    with Trials(trial_seconds(overrides.timeout)) as trials:
+        runs, skipped = _expand(blocks, folders, trials)
     if mistakes := folders.mistakes(Path(data_dir)):
         raise PlanError(mistakes)
     missing = dict.fromkeys(line.partition(": ")[2] for line in reader.missing)  # without the task
-    return Plan(runs, skipped, reader.budget, reader.threads, folders.paths, tuple(missing), tuple(reader.left_out))
+    return Plan(
+        runs,
+        skipped,
+        reader.budget,
+        reader.threads,
+        folders.paths,
+        tuple(missing),
+        tuple(reader.left_out),
+        tuple(trials.notes),
+    )
 
 
 def _check_size(blocks: Sequence[Block], many: bool) -> None:
@@ -109,7 +123,9 @@ def _check_size(blocks: Sequence[Block], many: bool) -> None:
         raise ManyRuns([f"{runs:,} runs, which is more than {MOST_RUNS:,}; --yes makes them"])
 
 
-def _expand(blocks: Sequence[Block], folders: Folders) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
+def _expand(
+    blocks: Sequence[Block], folders: Folders, trials: Trials
+) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
     """Every setting x norm x seed once. Seeds are the outermost axis within a block, so that a grid that is stopped
     early leaves whole columns with fewer seeds rather than missing norms."""
     mistakes: list[str] = []
@@ -132,12 +148,12 @@ def _expand(blocks: Sequence[Block], folders: Folders) -> tuple[list[RunSpec], l
                 task_options=folders.named(options.model_dump(mode="json")),
                 seed=0,
                 norm_version=str(norm.info.version),
-                task_version=str(task.version),
+                task_version=task_version(task.name),
                 data_checksum=checksum,
                 norm_label=norm.label,
             )
             if spec.key not in cells:
-                cells[spec.key] = spec, _why_not(task, norm, norm_options, options)
+                cells[spec.key] = spec, trials.why_not(spec, options)
         for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
             spec = spec.model_copy(update={"seed": seed})
             if reason is None:
@@ -154,13 +170,6 @@ def _expand(blocks: Sequence[Block], folders: Folders) -> tuple[list[RunSpec], l
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())
-
-
-def _why_not(task: Task, norm: Norm, norm_options: Mapping[str, Any], options: Options) -> str | None:
-    try:
-        return task.why_not(make_norm(norm.name, **norm_options), norm.info, options)
-    except Exception:  # noqa: BLE001 - a layer that breaks is no reason to stop a grid: its run fails and says why
-        return None
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:

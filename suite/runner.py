@@ -14,12 +14,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from results import files
 from results.record import RunRecord, RunSpec
 from suite.environment import describe, now, set_threads
 
+if TYPE_CHECKING:
+    from norms.plugins import Plugin
+
 TRACEBACK = "traceback.txt"
+PLUGINS = "plugins"
+"""Folder of the texts of plugins in a folder of results."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Runner:
         device: a torch device, "cpu" or "cuda:0".
         threads: threads per run; changes results in the last digits, so it is recorded.
         data_dir: folder of prepared data sets.
-        plugins: files of the user's own norms, loaded before the run.
+        plugins: files of the user's own norms and tasks, as they were loaded here before, else as they are now: runs
+            execute this text, whatever becomes of the files. A run loads those whose norms or task it asks for.
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
         folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
@@ -39,10 +46,45 @@ class Runner:
     device: str = "cpu"
     threads: int = 1
     data_dir: Path = Path("data")
-    plugins: tuple[Path, ...] = ()
+    plugins: tuple[Path | Plugin, ...] = ()
     budget: str = "reduced"
     commit: str = "unknown"
     folders: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from norms import plugins
+        from norms.registry import load_plugin
+
+        def found(each: Path | Plugin) -> Plugin:
+            if isinstance(each, plugins.Plugin):
+                return each
+            if plugins.loaded(each) is None:
+                load_plugin(each)
+            plugin = plugins.loaded(each)
+            assert plugin is not None
+            return plugin
+
+        if self.plugins:
+            object.__setattr__(self, "plugins", tuple(map(found, self.plugins)))
+
+    def keep_plugins(self, out: str | Path) -> list[str]:
+        """Leave the plugins' texts in `<out>/plugins/<file>-<version>/`, for who asks what a record's version was.
+
+        A text that is there already stays: it is of the same version. Returns one line for each that can not be kept.
+        """
+        from norms.plugins import Plugin, texts
+
+        failed = []
+        for plugin in (each for each in self.plugins if isinstance(each, Plugin)):
+            folder = Path(out) / PLUGINS / f"{plugin.file.stem}-{plugin.version}"
+            try:
+                for name, text in texts(plugin).items():
+                    if not (folder / name).exists():
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        files.write_text(folder / name, text)
+            except OSError as error:
+                failed.append(f'no copy of plugin "{plugin.file.name}" in "{folder}": {error.strerror}')
+        return failed
 
     def __call__(self, spec: RunSpec, folder: Path, report: Callable[[float], None]) -> RunRecord:
         return run_one(spec, folder, report, self)
@@ -61,6 +103,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         A record with status "ok", "diverged" (the task raised Diverged) or "failed" (anything else it raised, or
         metrics that are not finite or not the declared ones).
     """
+    from norms.plugins import loaded_here
     from tasks.base import Diverged
 
     (folder / TRACEBACK).unlink(missing_ok=True)
@@ -69,7 +112,8 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
 
     def record(result: dict[str, Any]) -> RunRecord:
         evidence = {"budget": runner.budget, **result.pop("evidence", {})}
-        seconds, around = time.perf_counter() - start, {**environment, "finished": now()}
+        own = {"plugins": loaded_here()}  # what could reach into this run, whatever it was that the run asked for
+        seconds, around = time.perf_counter() - start, {**environment, **own, "finished": now()}
         return RunRecord(spec=spec, seconds=seconds, environment=around, evidence=evidence, **result)
 
     try:
@@ -97,20 +141,20 @@ def one_line(error: object) -> str:
 def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner) -> dict[str, Any]:
     import torch
 
-    from norms.registry import load_plugin, make_norm, norm_info
+    from norms import plugins
+    from norms.registry import make_norm, norm_info
     from suite.folders import located
-    from tasks import get_task
+    from tasks import get_task, task_version
     from tasks.base import RunContext
 
-    for plugin in runner.plugins:
-        load_plugin(plugin)
+    plugins.offer(plugin for plugin in runner.plugins if isinstance(plugin, plugins.Plugin))
     task = get_task(spec.task)
     for what, planned, loaded in (
         *(
             (f'norm "{name}"', version, str(norm_info(name).version))
             for name, version in ((spec.norm, spec.norm_version), *spec.further_norms.values())
         ),
-        (f'task "{spec.task}"', spec.task_version, str(task.version)),
+        (f'task "{spec.task}"', spec.task_version, task_version(spec.task)),
     ):
         if planned != loaded:
             raise RuntimeError(

@@ -16,6 +16,7 @@
 
 Names
     task_names(), get_task(name)    the tasks there are
+    task_version(name)              of a task of the suite its own number, of a plugin's the plugin's version
     register_task(task)             adds one of yours; a file with it is loaded by --plugin
 The contract (tasks.base)
     Task                  name, version, options, metrics, and the methods setting, data_checksum, why_not, run
@@ -43,6 +44,7 @@ __all__ = [
     "get_task",
     "register_task",
     "task_names",
+    "task_version",
 ]
 
 _CONTRACT = ("Diverged", "Options", "Outcome", "RunContext", "Setting", "Task")
@@ -67,18 +69,36 @@ def get_task(name: str) -> Task:
     if name in _TASKS:
         return _TASKS[name]
     if name not in _MODULES:
+        from norms import plugins
         from norms.registry import nearest
 
+        if plugins.load_offered("task", name):
+            return _TASKS[name]
         raise ValueError(f'unknown task "{name}"; tasks: {", ".join(task_names())}{nearest(name, task_names())}')
     task: Task = importlib.import_module(_MODULES[name]).TASK
     _TASKS[name] = task
     return task
 
 
+def task_version(name: str) -> str:
+    """What a run's key says of its task: a plugin's task changes with the plugin's text, as a plugin's norm does."""
+    from norms import plugins
+
+    task, plugin = get_task(name), plugins.plugin_of("task", name)
+    return str(task.version) if plugin is None else plugin.version
+
+
 def register_task(task: Task) -> Task:
-    """Add a task of one's own. Raises ValueError when the name is taken."""
+    """Add a task of one's own; a plugin that is loaded again replaces its own.
+
+    Raises:
+        ValueError: the name is taken.
+    """
     if task.name in task_names():
         raise ValueError(f'task "{task.name}" is already registered; choose another name')
+    from norms import plugins
+
+    plugins.registered("task", task.name, lambda: _TASKS)
     _TASKS[task.name] = task
     return task
 

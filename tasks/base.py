@@ -216,7 +216,8 @@ class Task(Protocol):
 
     Attributes:
         name: as in configs and tables.
-        version: raised with every change of results.
+        version: raised with every change of results; not looked at where a plugin registers the task, whose runs are
+            repeated when the plugin's text changes (tasks.task_version).
         options: the options model; its fields are the defaults.
         metrics: the names `run` returns; each is in results/metrics.py.
     """

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from norms.registry import NormFactory, NormInfo, equivalent, factory_info
 from norms.situation import predict, situation
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
+FEW_PARAMETERS = 10_000_000
+"""The same of the network: a larger one is built on the meta device, where it takes no memory."""
 
 
 def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context"), slices: int = 1) -> str | None:
@@ -68,6 +72,9 @@ def refusal(
         shared: images that share statistics.
         shape: (C, H, W) of an image.
         network: whatever else the answer can depend on, the task's name first.
+
+    Raises:
+        MemoryError: there is not enough for the network.
     """
     key = (norm.info, norm.build, json.dumps(norm.options, sort_keys=True), shared, shape, *network)
     if key not in _ANSWERS:
@@ -85,7 +92,7 @@ def _decide(
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
     pair = min(shared, 2)
     if 2 * pair * math.prod(shape) <= FEW_VALUES:
-        with contextlib.suppress(ValueError, RuntimeError):
+        with contextlib.suppress(ValueError, RuntimeError, MemoryError), _few_parameters():
             forward("cpu", pair)
             return None
     for device in ("meta", "cpu"):
@@ -93,12 +100,33 @@ def _decide(
             forward(device, shared)
         except ValueError as error:
             return _without_name(norm, str(error).replace("\n", " "))
-        except RuntimeError:
+        except RuntimeError as error:
+            if "allocate memory" in str(error):  # torch has no class of its own for this on the CPU
+                raise MemoryError(str(error)) from error
             # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
             # too, is a defect and no reason to skip: the run is planned, fails, and says why.
             continue
         return None
     return None
+
+
+@contextlib.contextmanager
+def _few_parameters() -> Iterator[None]:
+    """MemoryError at the parameter that makes a network large: before it is filled, and so before it takes memory."""
+    values = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal values
+        if parameter is not None and not is_lazy(parameter):
+            values += parameter.numel()
+        if values > FEW_PARAMETERS:
+            raise MemoryError(f"more than {FEW_PARAMETERS} parameters")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _without_name(norm: NormFactory, text: str) -> str:

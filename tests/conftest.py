@@ -17,14 +17,17 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 def registries_as_before() -> Iterator[None]:
     """What a test registers or loads is gone after it: others of the same process go over all norms and tasks."""
     import tasks
-    from norms import registry
+    from norms import plugins, registry
 
     registry.norm_names()  # the built-in ones first
     norms, known, modules = dict(registry._REGISTRY), dict(tasks._TASKS), set(sys.modules)
+    beside = dict(plugins._Beside.known)
     yield
     for name in set(sys.modules) - modules:
-        if name.startswith("normsuite_plugin_"):
+        if name.startswith("normsuite_plugin_") or name in plugins._Beside.known:
             del sys.modules[name]
+    plugins._Beside.known.clear()
+    plugins._Beside.known.update(beside)
     for registered, before in ((registry._REGISTRY, norms), (tasks._TASKS, known)):
         registered.clear()
         registered.update(before)

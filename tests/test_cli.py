@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -354,7 +355,7 @@ BAD = [
     (["check", "gn", "--option", "num_groups"], ['--option "num_groups"', "KEY=VALUE"]),
     (["check", "gn", "--option", "eps=1", "--option", "eps=2"], ['--option "eps=2"', "eps is given twice"]),
     (["check", "gn", "bn", "--like", "FORMULA"], ["--like is for one norm", "given gn, bn"]),
-    (["check", "gn", "--like", "none.py"], ['formula "none.py"', "No such file"]),
+    (["check", "gn", "--like", "none.py"], ['formula "none.py": no such file']),
     (["check", "gn", "--like", "EMPTY"], ["empty.py", "no function reference(x, weight, bias, ...)"]),
     (
         ["check", "gn", "--like", "FORMULA", "--json"],
@@ -709,3 +710,171 @@ def test_durations(seconds, text):
 def test_seeds_are_shown_as_a_config_names_them(seeds, text):
     assert seed_text(seeds) == text
     assert run_folder("out", fake_spec("bn", seeds[0])).name == fake_spec("bn", seeds[0]).key
+
+
+# --- plugins ----------------------------------------------------------------------------------------------------------
+
+OWN = NORM.format(name="cli_own", facts="", formula="return x * self.scale")
+
+EDITS = """
+from pathlib import Path
+from tasks import register_task
+from tasks.base import Options, Outcome, Setting
+
+class Edits:
+    name, version, options, metrics = "cli_edits", 1, Options, ("top1", "test_loss")
+    def setting(self, options): return Setting()
+    def data_checksum(self, options, data_dir): return "none"
+    def why_not(self, norm, info, options): return None
+    def run(self, norm, options, context):
+        import torch
+        for file in ("own.py", "edits.py"):
+            file = context.data_dir / file
+            edit = "# edited while the grid runs\\n" + (context.data_dir / "more").read_text()
+            file.write_text(file.read_text() + edit)
+        return Outcome({"top1": norm(1)(torch.ones(2, 1)).sum().item(), "test_loss": 1.0})
+register_task(Edits())
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "again"),
+    [
+        ("", "nothing left to do: 0 skipped, 6 already done"),
+        ("raise SystemError", None),
+        ("made_up = 1\n", "6 ok, 0 skipped, 0 already done"),
+    ],
+)
+def test_a_plugin_that_is_edited_while_its_grid_runs_is_edited_for_the_next(suite, tmp_path, more, again):
+    own, edits, grid = tmp_path / "own.py", tmp_path / "edits.py", tmp_path / "edits.yaml"
+    own.write_text(OWN)
+    edits.write_text(EDITS)
+    (tmp_path / "more").write_text(more)
+    grid.write_text("norms: [bn, cli_own]\nseeds: 0-2\ntasks: [cli_edits]\n")
+    command = ("run", grid, "--plugin", own, "--plugin", edits, "--jobs", 1, "--out", "o")
+    code, out, _ = suite(*command)
+    assert (code, out[-1]) == (0, "6 ok, 0 skipped, 0 already done")
+    assert "edited while" in own.read_text()
+    records = [RunRecord.model_validate_json(f.read_bytes()) for f in record_files(tmp_path / "o")]
+    versions = {r.spec.norm: set() for r in records}
+    for record in records:
+        versions[record.spec.norm] |= {json.dumps(record.environment["plugins"], sort_keys=True)}
+        assert record.spec.task_version == record.environment["plugins"]["edits"]
+        assert record.environment["plugins"].get("own", "1") == record.spec.norm_version
+    assert {norm: list(map(json.loads, texts)) for norm, texts in versions.items()} == {
+        "bn": [{"edits": records[0].spec.task_version}],
+        "cli_own": [{"edits": records[0].spec.task_version, "own": versions_of(records, "cli_own")}],
+    }
+    kept = tmp_path / "o/plugins" / f"own-{versions_of(records, 'cli_own')}" / "own.py"
+    assert kept.read_text() == OWN
+    if again:
+        code, out, _ = suite(*command)
+        assert (code, out[-1]) == (0, again)
+
+
+def versions_of(records, norm):
+    (version,) = {record.spec.norm_version for record in records if record.spec.norm == norm}
+    return version
+
+
+def test_an_edited_task_repeats_its_runs(suite, tmp_path):
+    mine, grid = tmp_path / "mine.py", tmp_path / "mine.yaml"
+    text = TASK.replace("cli_fake", "cli_mine")
+    mine.write_text(text)
+    grid.write_text("norms: [bn]\nseeds: 0\ntasks: [cli_mine]\n")
+    assert suite("run", grid, "--plugin", mine)[1][-1] == "1 ok, 0 skipped, 0 already done"
+    mine.write_text(text.replace('"top1": 0.5', '"top1": 0.25'))
+    assert suite("run", grid, "--plugin", mine)[1][-1] == "1 ok, 0 skipped, 0 already done"
+    mine.write_text(text.replace('"top1": 0.5', '"top1": (0.25)  # a comment\n'))
+    assert suite("run", grid, "--plugin", mine)[1][-1] == "nothing left to do: 0 skipped, 1 already done"
+
+
+REACHES = """
+import os, sys, torch
+os.chdir("/")
+os.environ["CLI_REACHES"] = "1"
+sys.path.insert(0, "/cli_reaches")
+torch.set_default_dtype(torch.float64)
+"""
+
+
+def test_a_plugin_reaches_no_run_that_does_not_ask_for_it(suite, tmp_path):
+    own, looks, grid = tmp_path / "own.py", tmp_path / "looks.py", tmp_path / "grid.yaml"
+    own.write_text(REACHES + OWN)
+    looks.write_text(
+        TASK.replace("cli_fake", "cli_looks").replace(
+            '"top1": 0.5 + context.seed / 10',
+            '"top1": sum([__import__("torch").ones(1).double().dtype == __import__("torch").ones(1).dtype,'
+            ' "CLI_REACHES" in __import__("os").environ, "/cli_reaches" in __import__("sys").path])',
+        )
+    )
+    grid.write_text("norms: [bn, cli_own]\nseeds: 0\ntasks: [cli_looks]\n")
+    before = dict(os.environ), list(sys.path), os.getcwd()
+    code, _, err = suite("run", "grid.yaml", "--plugin", "own.py", "--plugin", "looks.py", "--out", "o")
+    assert (code, err) == (0, [])
+    assert (dict(os.environ), list(sys.path), os.getcwd()) == before
+    files = list(record_files(tmp_path / "o"))
+    found = {r.spec.norm: r for r in (RunRecord.model_validate_json(file.read_bytes()) for file in files)}
+    assert {norm: record.metrics["top1"] for norm, record in found.items()} == {"bn": 0, "cli_own": 3}
+    assert set(found["bn"].environment["plugins"]) == {"looks"}
+    assert set(found["cli_own"].environment["plugins"]) == {"looks", "own"}
+
+
+def test_a_plugin_that_no_run_asks_for_is_named(suite, config, tmp_path):
+    (tmp_path / "idle.py").write_text("x = 1\n")
+    code, _, err = suite("run", config, "--plugin", "idle.py", "--dry-run")
+    assert (code, err) == (0, ['note: plugin "idle.py" registers no norm and no task, so no run executes it'])
+
+
+@pytest.mark.parametrize(("where", "end"), [("forward", "os._exit(0)"), ("constructor", "sys.exit(0)")])
+def test_a_norm_that_ends_its_process_ends_its_runs_only(suite, tmp_path, end, where):
+    own = tmp_path / "own.py"
+    text = "import os, sys\n" + NORM.format(name="cli_own", facts="", formula=end if where == "forward" else "return x")
+    own.write_text(text if where == "forward" else text.replace("self.scale = scale", end))
+    grid = tmp_path / "real.yaml"
+    small = "{dataset: fashion_mnist_mini, model: resnet8, width: 4}"
+    grid.write_text(f"norms: [bn, cli_own]\nseeds: 0\ntasks: {{classification: {small}}}\n")
+    code, out, err = suite("run", grid, "--plugin", own, "--dry-run")
+    assert (code, out[-1]) == (0, "2 runs: 0 done, 2 to do -> runs/real")
+    (line,) = err
+    assert line.startswith('note: norm "cli_own" in classification: ')
+    assert line.endswith(" while it was tried; its runs will say why")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "end", "said"),
+    [
+        (["run", "CONFIG"], "os._exit(0)", "the process ended with exit code 0 while it was imported"),
+        (["run", "CONFIG"], "os.kill(os.getpid(), 11)", "the process was killed by SIGSEGV while it was imported"),
+        (["run", "CONFIG"], "sys.exit(0)", "SystemExit: 0"),
+        (["check"], "os._exit(0)", "the process ended with exit code 0 while it was imported"),
+        (["list", "norms"], "os._exit(0)", "the process ended with exit code 0 while it was imported"),
+        (["convert-report", "resnet18", "bn"], "sys.exit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_plugin_that_ends_its_process_is_a_mistake(suite, config, tmp_path, command, end, said):
+    (tmp_path / "ends.py").write_text(f"import os, sys\n{end}\n")
+    code, out, err = suite(*(config if part == "CONFIG" else part for part in command), "--plugin", "ends.py")
+    assert (code, out, err) == (2, [], [f'error: plugin "ends.py": {said}'])
+
+
+@pytest.mark.parametrize("command", [("check", "cli_own"), ("convert-report", "resnet18", "cli_own")])
+def test_a_layer_that_exits_does_not_end_a_command_as_if_it_were_done(suite, tmp_path, command):
+    own = tmp_path / "own.py"
+    own.write_text(NORM.format(name="cli_own", facts="", formula="import sys; sys.exit(0)"))
+    code, _, err = suite(*command, "--plugin", own)
+    assert (code, err) == (2, [f'error: sys.exit(0) was called in "{own}", line 15; the command is not finished'])
+
+
+def test_a_plugin_whose_text_can_not_be_kept_runs_all_the_same(suite, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/plugins").write_text("a file")
+    (tmp_path / "grid.yaml").write_text("norms: [cli_own]\nseeds: 0\ntasks: [cli_fake]\n")
+    code, out, err = suite("run", "grid.yaml", "--plugin", "own.py", "--out", "o")
+    assert (code, out[-1]) == (0, "1 ok, 0 skipped, 0 already done")
+    assert [line.split(" in ")[0] for line in err] == [
+        f'note: no copy of plugin "{name}"' for name in ("own.py", "task.py")
+    ]
+    assert all(line.endswith(("Not a directory", "File exists")) for line in err)

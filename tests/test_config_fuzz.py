@@ -100,7 +100,7 @@ def planned(tmp_path_factory):
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
         start = time.monotonic()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(planning, "_why_not", lambda *given: None)
+            patch.setattr(planning.Trials, "why_not", lambda *given: None)
             try:
                 result = plan(file, data_dir=folder, without_data=True)
             except PlanError as error:

@@ -1208,7 +1208,7 @@ def test_a_formula_may_define_dataclasses(formula):
 
 
 def test_a_missing_formula_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="no such file"):
         load_formula(tmp_path / "none.py")
 
 

@@ -377,7 +377,7 @@ def test_the_generator_of_the_device_that_a_layer_is_built_on_is_forked(monkeypa
 # --- plugins ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_plugins_norm_is_registered_with_its_files_hash_as_version(plugin):
+def test_a_plugins_norm_has_a_version_that_follows_its_text(plugin):
     file = plugin()
     assert load_plugin(file) == ["mine"]
     first = norm_info("mine").version
@@ -387,6 +387,10 @@ def test_a_plugins_norm_is_registered_with_its_files_hash_as_version(plugin):
     assert norm_info("bn").version != first
 
     file.write_text(PLUGIN + "# edited\n")
+    assert load_plugin(file) == ["mine"]
+    assert norm_info("mine").version == first
+
+    file.write_text(PLUGIN + "edited = True\n")
     assert load_plugin(file) == ["mine"]
     assert norm_info("mine").version != first
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from norms.conformance.statistics import unread_samples
 from norms.conformance.subject import Finding, Subject, batch, close, identity, line
 from norms.registry import nearest
+from norms.source import read_file
 
 Function = Callable[..., Any]
 
@@ -59,10 +60,7 @@ def load_formula(path: str | Path) -> Formula:
         ValueError: no such file, it fails, it has no function `reference`, or one that can not be called by name.
     """
     file = Path(path)
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f'formula "{path}": {error.strerror or error}') from error
+    text = read_file(file, f'formula "{path}"')
     module = types.ModuleType("normsuite_formula")
     sys.modules[module.__name__] = module  # dataclasses look there for what annotations name
     space = vars(module)
