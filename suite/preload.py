@@ -1,8 +1,29 @@
 """Imported once by the fork server, before it forks the first run: what every run would otherwise import for itself."""
 
-from suite.environment import describe, set_allocator
+import atexit
+import os
+import signal
+import warnings
 
+from suite.environment import describe, set_allocator
+from suite.processes import adopt_orphans, kill_below
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # before the slow imports: Ctrl-C is the parent's business
+if hasattr(signal, "pthread_sigmask"):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by suite.server until here
+adopt_orphans()
+# which the server reaps, and must not take for a mistake
+warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
 set_allocator()  # before torch allocates anything
+
+
+def _leave_nothing(server: int) -> None:
+    """The server ends when its parent did; what runs had started goes with it."""
+    if os.getpid() == server:  # and not a process that was forked from it
+        kill_below(server)
+
+
+atexit.register(_leave_nothing, os.getpid())
 
 import numpy  # noqa: E402, F401
 import torch  # noqa: E402, F401
