@@ -87,7 +87,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
             {"status": "diverged", "reason": one_line(error), "history": error.history, "evidence": error.evidence}
         )
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = one_line(f"{type(error).__name__}: {one_line(error)}")
         return record({"status": "failed", "reason": reason, "artifacts": _write_traceback(folder)})
 
 
