@@ -113,13 +113,16 @@ def time_limit(given: float | str | None) -> float | None:
     """
     if given is None:
         return None
+    text = " ".join(str(given).split())
+    match = re.fullmatch(r"(.*?) ?([smhd]?)", text)
+    assert match is not None
+    number, unit = match.groups()
     try:
-        number, unit = re.fullmatch(r"\s*(.*?)\s*([smhd]?)\s*", str(given), re.ASCII | re.DOTALL).groups()  # type: ignore[union-attr]
         seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}[unit]
     except ValueError:
         seconds = math.nan
     if not seconds > 0:  # nan among them
-        shown = str(given) if len(str(given)) <= 40 else str(given)[:37] + "..."
+        shown = text if len(text) <= 40 else text[:37] + "..."
         raise ValueError(
             f'timeout "{shown}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
         )
