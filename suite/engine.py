@@ -364,7 +364,8 @@ class _Execution:
 def _kill(process: Any) -> None:
     """SIGKILL to a worker, its group, and all below. A record is renamed into place, so there is never half of one."""
     pid = process.pid
-    started = below(pid) if process.is_alive() else []
+    # 255: the fork server was killed, and the worker may live
+    started = below(pid) if process.exitcode in (None, 255) else []
     if process.is_alive():
         process.kill()
     if hasattr(os, "killpg"):

@@ -23,7 +23,7 @@ from typing import Any
 from suite.environment import ROOT
 from suite.processes import kill_below
 
-_STARTS = 3  # of one process, each with a new server, before the server is given up
+_STARTS = 5  # of one process, each with a new server, before the server is given up
 _LONGEST = 75  # bytes of a folder below which multiprocessing's names fit into a socket's address on every system
 _turn = threading.Lock()  # several grids in one process share the server: one must know the other's workers
 _place = ""  # the folder that has been found to hold sockets

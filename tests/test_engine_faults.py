@@ -510,7 +510,7 @@ def test_a_server_that_dies_at_a_start_is_no_ctrl_c(runner, tmp_path, monkeypatc
     often = 2
     assert execute([spec], runner, tmp_path) == {"ok": 1}
     often, calls[:] = 100, []
-    with pytest.raises(OSError, match=f"no process could be started, at 3 tries.*{type(error).__name__}"):
+    with pytest.raises(OSError, match=f"no process could be started, at 5 tries.*{type(error).__name__}"):
         execute([spec], runner, tmp_path)
 
 
