@@ -1,9 +1,12 @@
 """Imported once by the fork server, before it forks the first run: what every run would otherwise import for itself."""
 
 import atexit
+import contextlib
 import os
 import signal
 import warnings
+from multiprocessing import forkserver
+from pathlib import Path
 
 from suite.environment import describe, set_allocator
 from suite.processes import adopt_orphans, kill_below
@@ -18,9 +21,16 @@ set_allocator()  # before torch allocates anything
 
 
 def _leave_nothing(server: int) -> None:
-    """The server ends when its parent did; what runs had started goes with it."""
-    if os.getpid() == server:  # and not a process that was forked from it
-        kill_below(server)
+    """The server ends when its parent did; what runs had started goes with it, and the folder of its socket."""
+    if os.getpid() != server:  # a process that was forked from it
+        return
+    kill_below(server)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # a parent that was not killed has done this
+        place = Path(forkserver._forkserver._forkserver_address).parent  # type: ignore[attr-defined]
+        if place.name.startswith("pymp-"):
+            for listener in place.glob("listener-*"):
+                listener.unlink()
+            place.rmdir()
 
 
 atexit.register(_leave_nothing, os.getpid())

@@ -449,17 +449,26 @@ def test_what_a_run_leaves_behind_neither_holds_up_the_grid_nor_lives_on(runner,
     assert capfd.readouterr() == ("", "")
 
 
-def test_children_that_left_the_group_go_with_a_killed_parent(tmp_path, plugin):
+def test_children_that_left_the_group_and_the_socket_go_with_a_killed_parent(tmp_path, plugin):
+    place = tmp_path / "t"
+    place.mkdir()
     config = tmp_path / "grid.yaml"
     config.write_text("norms: [bn]\nseeds: 0\ntasks: {engine_faults: {mode: [setsid_hang, orphan_hang]}}\n")
     arguments = ["run", config, "--plugin", plugin, "--out", tmp_path / "out", "--data-dir", tmp_path, "--jobs", "2"]
-    parent = subprocess.Popen([sys.executable, "run_suite.py", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "run_suite.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(place)},
+        stdout=subprocess.DEVNULL,
+    )
     try:
         assert until(lambda: len(left(tmp_path)) == 2, 60)
+        assert list(place.glob("pymp-*/listener-*")) or len(str(place)) > 75
     finally:
         parent.kill()
         parent.wait()
     assert until(lambda: not any(map(alive, left(tmp_path))))
+    assert until(lambda: not list(place.glob("pymp-*")))
 
 
 def test_what_a_run_prints_is_bounded_and_keeps_its_start_and_its_end(runner, tmp_path, monkeypatch):
