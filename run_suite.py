@@ -1,6 +1,9 @@
 """NormSuite from a checkout: `python run_suite.py --help`."""
 
 if __name__ == "__main__":
-    from suite.cli import main
+    try:
+        from suite.cli import main
 
-    main()
+        main()
+    except KeyboardInterrupt:  # before the command line could take care of it
+        raise SystemExit(130) from None

@@ -8,11 +8,14 @@ A damaged record is moved aside, never deleted.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -130,10 +133,21 @@ def run_folder(out: str | Path, spec: RunSpec) -> Path:
 
 
 def run_lock(out: str | Path, spec: RunSpec) -> FileLock:
-    """The lock of a run's folder (made if missing). Held by one process at a time; freed when that process ends."""
+    """The lock of a run's folder (made if missing). Held by one process at a time; freed when that process ends.
+
+    Raises:
+        OSError: the folder can not be made, or `.lock` is a link or no file.
+    """
     folder = run_folder(out, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    return _lock(folder / ".lock")
+
+
+def _lock(file: Path) -> FileLock:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(file).st_mode):  # some versions of filelock empty the file that a link points to
+            raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    return FileLock(file)
 
 
 def write_record(out: str | Path, record: RunRecord) -> Path:
@@ -141,7 +155,8 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     folder = run_folder(out, record.spec)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{RECORD}.*"):  # by a writer that was killed; nobody else writes while we hold the lock
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            left.unlink()
     return files.write_text(folder / RECORD, record.model_dump_json(by_alias=True, indent=1))
 
 
@@ -176,19 +191,23 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
         out: the folder of results.
         specs: of a whole plan, skipped ones included.
         config: path of the plan's file; "" leaves what is noted.
+
+    Raises:
+        OSError: the note, or its lock, can not be written.
     """
-    before, versions = read_versions(out), read_versions(out)
-    data: dict[tuple[str, str], set[str]] = {}
-    for spec in specs:
-        versions["norm"][spec.norm] = spec.norm_version
-        versions["task"][spec.task] = spec.task_version
-        versions["norm"].update(spec.further_norms.values())
-        data.setdefault((spec.task, dataset_of(spec)), set()).add(spec.data_checksum)
-    for (task, dataset), checksums in data.items():
-        versions["data"].setdefault(task, {})[dataset] = sorted(checksums)
-    versions["config"] = config or versions["config"]
-    if versions != before:
-        files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
+    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):  # several invocations add to one note
+        before, versions = read_versions(out), read_versions(out)
+        data: dict[tuple[str, str], set[str]] = {}
+        for spec in specs:
+            versions["norm"][spec.norm] = spec.norm_version
+            versions["task"][spec.task] = spec.task_version
+            versions["norm"].update(spec.further_norms.values())
+            data.setdefault((spec.task, dataset_of(spec)), set()).add(spec.data_checksum)
+        for (task, dataset), checksums in data.items():
+            versions["data"].setdefault(task, {})[dataset] = sorted(checksums)
+        versions["config"] = config or versions["config"]
+        if versions != before:
+            files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
 
 
 def read_versions(out: str | Path) -> Versions:
@@ -228,11 +247,19 @@ def read_record(file: str | Path) -> RunRecord:
 def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
     """The stored record of a spec, or None. Raises RecordError for a damaged one, or one of another spec."""
     file = run_folder(out, spec) / RECORD
-    if not file.exists():
+    try:
+        os.lstat(file)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RecordError(f"{file}: {error.strerror or error}") from error
     record = read_record(file)
-    if record.spec.key != spec.key:
-        raise RecordError(f"{file}: holds the record of another run ({record.spec.key})")
+    try:
+        key = record.spec.key
+    except ValueError as error:  # an option that is NaN
+        raise RecordError(f"{file}: not a run record ({error})") from error
+    if key != spec.key:
+        raise RecordError(f"{file}: holds the record of another run ({key})")
     return record
 
 
@@ -247,16 +274,17 @@ def set_aside(file: str | Path) -> Path:
     The name is a free one, reserved before the renaming, so that nothing is ever overwritten.
     """
     file = Path(file)
+    folder = stat.S_ISDIR(os.lstat(file).st_mode)  # a folder takes the place of an empty folder only
     for number in itertools.count(1):
         target = file.with_name(f"{RECORD}.damaged-{number}")
         try:
-            target.touch(exist_ok=False)
+            target.mkdir() if folder else target.touch(exist_ok=False)
         except FileExistsError:
             continue
         break
     try:
         os.replace(file, target)
     except OSError:
-        target.unlink()
+        target.rmdir() if folder else target.unlink()
         raise
     return target

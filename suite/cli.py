@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -105,7 +106,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Threads per run; recorded, since results depend on it.  [default: 1]")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take.  [default: no limit]")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Time a run may take: seconds, or 90s, 5m, 2h, 1d.  [default: no limit]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
     plugin: Plugins = None,
     device: Annotated[str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -119,12 +122,17 @@ def run(
     from norms.plugins import registered_by
     from suite.blocks import Overrides
     from suite.config import ManyRuns, find_config
+    from suite.engine import execute, time_limit, write_skipped
     from suite.plan import plan
     from suite.trial import surroundings_kept
 
-    for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
-        if value is not None and not value >= least:  # nan among them
-            raise ValueError(f"{option} {value:g}: {least} or more is needed")
+    for option, value in (("--jobs", jobs), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} {value}: 1 or more is needed")
+    try:
+        limit = time_limit(timeout)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     _check_device(device)
     with surroundings_kept():
         overrides = Overrides(
@@ -135,7 +143,7 @@ def run(
             plugin_norms=_load_plugins(plugin),
             threads=threads,
             many=yes,
-            timeout=timeout,
+            timeout=limit,
         )
         try:
             planned = plan(config, overrides, data_dir, without_data=dry_run)
@@ -153,7 +161,6 @@ def run(
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from results.record import write_versions
-    from suite.engine import execute, write_skipped
     from suite.grid import (
         Grid,
         describe,
@@ -166,6 +173,7 @@ def run(
     )
     from suite.progress import Names, Progress, Remaining, levels
     from suite.runner import Runner
+    from suite.worker import trouble
 
     grid = Grid(planned, folder, retry)
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
@@ -186,8 +194,13 @@ def run(
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f'--out "{folder}": not writable')
     everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
-    write_versions(folder, everything, str(file))
-    write_skipped(folder, planned.skipped)
+    unstored = write_skipped(folder, planned.skipped)
+    try:
+        write_versions(folder, everything, str(file))
+    except OSError as error:
+        unstored.append(trouble(error))
+    for line in unstored:
+        print(f"not stored: {line}", file=sys.stderr)
     if restated := restate_budget(grid):
         print(f"budget: restated as {planned.budget} in {restated} records that were made before")
     progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder)
@@ -211,7 +224,7 @@ def run(
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with _display(progress) as tell:
-                counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=timeout, retry=retry, on_event=tell)
+                counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
         except KeyboardInterrupt:
             print(
                 f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
@@ -226,7 +239,7 @@ def run(
         others = int((~df["key"].isin([spec.key for spec in everything])).sum())
         _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     _print_lines(summary(grid, counts, failed))
-    return 1 if failed else 0
+    return 1 if failed or unstored else 0
 
 
 @app.command()
@@ -688,19 +701,25 @@ def _innermost(error: BaseException) -> str:
 def _check_device(device: str) -> None:
     import torch
 
+    shown = device if len(device) <= 40 else device[:37] + "..."
     try:
-        kind = torch.device(device)
+        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
+            kind = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f'--device "{device}": not a device; for example cpu, cuda, cuda:1') from error
+        raise ValueError(f'--device "{shown}": not a device; for example cpu, cuda, cuda:1') from error
     if kind.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (kind.index or 0) >= count:
-            raise ValueError(f'--device "{device}": {count} CUDA devices are available here; cpu always is')
-    elif kind.type != "cpu":
+        # torch takes 256 for 0 without a word
+        if str(kind) != device or (kind.index or 0) >= count:
+            raise ValueError(f'--device "{shown}": {count} CUDA devices are available here; cpu always is')
+    elif kind.type == "cpu":
+        if device not in ("cpu", "cpu:0"):
+            raise ValueError(f'--device "{shown}": there is one cpu')
+    else:
         try:
             torch.zeros(1, device=kind).item()  # a value to look at: there is none on "meta"
-        except (RuntimeError, NotImplementedError, AssertionError) as error:
-            raise ValueError(f'--device "{device}": not available here; cpu always is') from error
+        except Exception as error:  # each kind that is not here has its own, ImportError among them
+            raise ValueError(f'--device "{shown}": not available here; cpu always is') from error
 
 
 def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:

@@ -12,8 +12,10 @@ share. One process and one pipe per run has none of these states.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import Counter, deque
@@ -34,10 +36,15 @@ from results.record import (
     set_aside,
     write_record,
 )
-from suite.environment import ROOT, now
-from suite.worker import OUTPUT, RunOne, Signature, look, signature, work
+from suite.environment import now
+from suite.output import OUTPUT, cut, printed
+from suite.processes import below
+from suite.server import kill_orphans, start, start_server
+from suite.worker import RunOne, Signature, look, signature, trouble, work
 
 _BUSY = "another process is making this run"
+_LOOK = 1.0  # seconds between looks at how much runs have printed; no wait is longer, whatever the time limit
+_LEAVE = 5.0  # seconds in which a process has to end once its record is stored
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
 _GRACE = 1.0  # seconds in which another invocation may record how its worker died, before its run is taken over
 _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
@@ -65,7 +72,7 @@ def execute(
     out: str | Path,
     *,
     jobs: int = 1,
-    timeout: float | None = None,
+    timeout: float | str | None = None,
     retry: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Counter[str]:
@@ -80,45 +87,69 @@ def execute(
         out: the folder of results.
         jobs: processes at a time.
         timeout: seconds a run may take, counted from its own start; a run past it is killed and recorded as failed, and
-            so is one whose process does not come as far as its start in the same time and a minute.
+            so is one whose process does not come as far as its start in the same time and a minute. None: no limit; see
+            `time_limit` for what else it may be.
         retry: make failed runs again.
         on_event: told about every start, progress and end, in this thread.
 
+    A run whose folder can not be used (another user's, a full disk, a file system without locks) is counted as failed,
+    with path and reason in its event; it leaves a record only where one can be written.
+
     Raises:
+        ValueError: jobs is below 1, or timeout is no time.
+        ServerError: no process can be started (an OSError).
         KeyboardInterrupt: after all workers are gone; finished runs are stored, stopped ones leave no record.
     """
-    return _Execution(run_one, Path(out), jobs, timeout, retry, on_event).all(specs)
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: 1 or more is needed")
+    return _Execution(run_one, Path(out), jobs, time_limit(timeout), retry, on_event).all(specs)
 
 
-def write_skipped(out: str | Path, skipped: Iterable[tuple[RunSpec, str]]) -> None:
-    """Store why specs are skipped, for the tables. What is done stays; a standing reason is not rewritten."""
+def time_limit(given: float | str | None) -> float | None:
+    """Seconds of 90, "90", "90s", "5m", "2h" or "1.5d"; None (no limit) of None, infinity and "inf".
+
+    Raises:
+        ValueError: anything else, 0 and below, nan.
+    """
+    if given is None:
+        return None
+    text = " ".join(str(given).split())
+    match = re.fullmatch(r"(.*?) ?([smhd]?)", text)
+    assert match is not None
+    number, unit = match.groups()
+    try:
+        seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}[unit]
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:  # nan among them
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise ValueError(
+            f'timeout "{shown}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
+        )
+    return None if seconds == math.inf else seconds
+
+
+def write_skipped(out: str | Path, skipped: Iterable[tuple[RunSpec, str]]) -> list[str]:
+    """Store why specs are skipped, for the tables. What is done stays; a standing reason is not rewritten.
+
+    Returns:
+        One line, with path and reason, for each that can not be stored.
+    """
+    unstored = []
     for spec, reason in skipped:
         state, before = look(out, spec)
         if state == "done" or (before is not None and before.status == "skipped" and before.reason == reason):
             continue
-        with contextlib.suppress(Timeout), run_lock(out, spec).acquire(timeout=0):
-            if state == "damaged":
-                set_aside(run_folder(out, spec) / RECORD)
-            write_record(out, RunRecord(spec=spec, status="skipped", reason=reason))
-
-
-def start_server() -> None:
-    """Start the fork server, which imports torch once (about two seconds) for all workers."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["suite.preload"])
-    # The server is a fresh interpreter that does not inherit sys.path (Python 3.11), and a preload that it can not find
-    # is silently left out: every run would import torch again.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
-    try:
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        try:
+            with run_lock(out, spec).acquire(timeout=0):
+                if state == "damaged":
+                    set_aside(run_folder(out, spec) / RECORD)
+                write_record(out, RunRecord(spec=spec, status="skipped", reason=reason))
+        except Timeout:  # another invocation is storing the same
+            continue
+        except OSError as error:
+            unstored.append(trouble(error))
+    return unstored
 
 
 @dataclass
@@ -153,13 +184,14 @@ class _Execution:
         self.waiting: deque[tuple[RunSpec, float | None]] = deque()
         self.replaceable: dict[str, Signature | None] = {}  # failed records that may be replaced
         self.counts: Counter[str] = Counter()
+        self.looked = time.monotonic()  # at what runs have printed
 
     def all(self, specs: Iterable[RunSpec]) -> Counter[str]:
         todo = deque(specs)
         if self.retry:
             self.replaceable = {spec.key: signature(self.out, spec) for spec in todo}
         if todo:
-            start_server()
+            start_server()  # so that what is wrong with it is said before anything else happens
         try:
             while todo or self.running or self.waiting:
                 self._look_at_waiting(todo)
@@ -171,31 +203,33 @@ class _Execution:
         return self.counts
 
     def _start(self, spec: RunSpec) -> None:
-        reader, writer = self.context.Pipe(duplex=False)
         before = self.replaceable.get(spec.key)
-        process = self.context.Process(
-            target=work, args=(self.run_one, spec, self.out.absolute(), before, writer), name=f"run {spec.key}"
-        )
-        try:
-            process.start()
-        finally:
-            writer.close()
+        pipes: list[Connection] = []
+
+        def make() -> Any:
+            for end in pipes:  # of a start that failed
+                end.close()
+            pipes[:] = self.context.Pipe(duplex=False)
+            return self.context.Process(
+                target=work, args=(self.run_one, spec, self.out.absolute(), before, pipes[1]), name=f"run {spec.key}"
+            )
+
+        process = start(make)
+        pipes[1].close()
         deadline = None if self.timeout is None else time.monotonic() + self.timeout + _START_LIMIT
         limit = "the process did not come as far as its run before the time limit"
-        self.running.append(_Worker(spec, process, reader, before, deadline, limit))
+        self.running.append(_Worker(spec, process, pipes[0], before, deadline, limit))
 
     def _watch(self) -> None:
         """Wait for the next thing to happen to any worker, and deal with it."""
         ends = {worker.process.sentinel: worker for worker in self.running}
         pipes = {worker.messages: worker for worker in self.running if worker.open}
         deadlines = [worker.deadline for worker in self.running if worker.deadline is not None]
-        limit = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        if self.waiting:
-            limit = min(_POLL, limit) if limit is not None else _POLL
+        limit = min([_POLL if self.waiting else _LOOK, *(deadline - time.monotonic() for deadline in deadlines)])
         if not self.running:
             time.sleep(_POLL)
             return
-        ready = wait([*ends, *pipes], limit)
+        ready = wait([*ends, *pipes], max(0.0, limit))
         for item in ready:
             if isinstance(item, Connection):
                 self._receive(pipes[item])
@@ -203,6 +237,10 @@ class _Execution:
             if worker.deadline is not None and time.monotonic() > worker.deadline and not worker.cause:
                 worker.cause = worker.limit
                 _kill(worker.process)
+        if time.monotonic() - self.looked >= _LOOK:
+            self.looked = time.monotonic()
+            for worker in self.running:
+                cut(run_folder(self.out, worker.spec) / OUTPUT)
         for item in ready:
             if not isinstance(item, Connection):
                 self._end(ends[item])
@@ -221,6 +259,11 @@ class _Execution:
             self.tell(Event("started", worker.spec))
         elif kind == "damaged":
             self.tell(Event("damaged", worker.spec, text=value))
+        elif kind == "trouble":
+            worker.cause = value
+        elif kind == "stored":
+            worker.deadline = time.monotonic() + _LEAVE
+            worker.limit = "the process did not end after its run"
         else:
             self.tell(Event("progress", worker.spec, fraction=value))
 
@@ -231,6 +274,8 @@ class _Execution:
             self._receive(worker)
         worker.process.join()
         _kill(worker.process)  # what it started and left behind
+        kill_orphans()
+        cut(run_folder(self.out, worker.spec) / OUTPUT)
         self.running.remove(worker)
         worker.messages.close()
         code = worker.process.exitcode
@@ -241,30 +286,38 @@ class _Execution:
             self._wait_for(worker.spec)
 
     def _settle(self, worker: _Worker, code: int) -> None:
-        """The worker's own record, or one that says how it died."""
+        """The worker's own record, or one that says how it died; only counted where none can be stored."""
         spec = worker.spec
+        died = RunRecord(
+            spec=spec,
+            status="failed",
+            reason=worker.cause or _exit_reason(code, run_folder(self.out, spec)),
+            seconds=time.monotonic() - worker.started,
+            environment={"finished": now()},
+        )
         try:
             # not at once: what the worker had started may still be dying, and shares its lock until then
             with run_lock(self.out, spec).acquire(timeout=2, poll_interval=0.02):
-                state, record = look(self.out, spec)
-                unchanged = state == "failed" and signature(self.out, spec) == worker.before
-                if state in ("todo", "damaged") or unchanged:
-                    if state == "damaged":
-                        moved = set_aside(run_folder(self.out, spec) / RECORD)
-                        self.tell(Event("damaged", spec, text=str(moved)))
-                    record = RunRecord(
-                        spec=spec,
-                        status="failed",
-                        reason=worker.cause or _exit_reason(code, run_folder(self.out, spec)),
-                        seconds=time.monotonic() - worker.started,
-                        environment={"finished": now()},
-                    )
+                state, record = self._own(worker)
+                if state == "damaged":
+                    moved = set_aside(run_folder(self.out, spec) / RECORD)
+                    self.tell(Event("damaged", spec, text=str(moved)))
+                if record is None:
+                    record = died
                     write_record(self.out, record)
         except Timeout:  # another invocation has begun this run again: its result will count
             self._wait_for(spec)
             return
-        assert record is not None
+        except OSError as error:
+            reason = worker.cause or f"{trouble(error)} ({died.reason})"
+            record = self._own(worker)[1] or died.model_copy(update={"reason": reason})
         self._count(record)
+
+    def _own(self, worker: _Worker) -> tuple[str, RunRecord | None]:
+        """The state of a run, and the record that its worker, or another invocation, has stored since it started."""
+        state, record = look(self.out, worker.spec)
+        new = state == "done" or (state == "failed" and signature(self.out, worker.spec) != worker.before)
+        return state, record if new else None
 
     def _count(self, record: RunRecord) -> None:
         self.counts[record.status] += 1
@@ -285,6 +338,9 @@ class _Execution:
             except Timeout:
                 self.waiting.append((spec, None))
                 continue
+            except OSError as error:
+                self._count(RunRecord(spec=spec, status="failed", reason=trouble(error)))
+                continue
             if state == "done" or (state == "failed" and fresh):
                 assert record is not None
                 self._count(record)
@@ -300,24 +356,32 @@ class _Execution:
             worker.process.join()
             worker.messages.close()
             worker.process.close()
+        if self.running:
+            kill_orphans()
         self.running.clear()
 
 
 def _kill(process: Any) -> None:
-    """SIGKILL to a worker and its group. A record is renamed into place, so there is never half of one."""
+    """SIGKILL to a worker, its group, and all below. A record is renamed into place, so there is never half of one."""
     pid = process.pid
+    # 255: the fork server was killed, and the worker may live
+    started = below(pid) if process.exitcode in (None, 255) else []
     if process.is_alive():
         process.kill()
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+    for child in started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)
 
 
 def _exit_reason(code: int, folder: Path) -> str:
-    output = folder / OUTPUT
-    printed = f"; see {OUTPUT}" if output.exists() and output.stat().st_size else ""
+    see = f"; see {OUTPUT}" if printed(folder / OUTPUT) else ""
+    if code == 255:  # multiprocessing says the same where it can not learn the code
+        return f"the process ended with exit code 255, or the fork server was killed, before the run was finished{see}"
     if code >= 0:
-        return f"the process ended with exit code {code} before the run was finished{printed}"
+        return f"the process ended with exit code {code} before the run was finished{see}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     memory = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
-    return f"killed by {name}{memory}{printed}"
+    return f"killed by {name}{memory}{see}"

@@ -67,9 +67,13 @@ def cpu_count() -> int:
 
 @functools.cache
 def commit() -> str:
-    """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" outside a repository."""
-    head = _git("rev-parse", "HEAD")
-    if not head:
+    """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without one.
+
+    A copy of the tree inside another repository, or an installation below one, has no commit: that of the other says
+    nothing about our code.
+    """
+    top, head = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "HEAD")
+    if not head or not top or Path(top).resolve() != ROOT:
         return "unknown"
     return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
@@ -129,10 +133,18 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str:
+    # GIT_DIR and its like, set by hooks and by `git rebase --exec`, name another repository; settings may stay.
+    around = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=20,
+            check=False,
+            env=around,
         )
     except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is then recorded as unknown
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.removesuffix("\n") if done.returncode == 0 else ""

@@ -6,6 +6,7 @@ goes wrong in a run becomes its record's status and reason.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 TRACEBACK = "traceback.txt"
 PLUGINS = "plugins"
 """Folder of the texts of plugins in a folder of results."""
+
+_REASON = 2_000  # characters of a record's reason
+_HALF = 50_000  # characters of a traceback's start, and of its end
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     from norms.plugins import loaded_here
     from tasks.base import Diverged
 
-    (folder / TRACEBACK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # in the way: a failed run is then recorded without its traceback
+        (folder / TRACEBACK).unlink()
     start = time.perf_counter()
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
 
@@ -127,15 +132,35 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
             {"status": "diverged", "reason": one_line(error), "history": error.history, "evidence": error.evidence}
         )
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
-        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        return record({"status": "failed", "reason": reason, "artifacts": [TRACEBACK]})
+        reason = one_line(f"{type(error).__name__}: {one_line(error)}")
+        return record({"status": "failed", "reason": reason, "artifacts": _write_traceback(folder)})
 
 
 def one_line(error: object) -> str:
-    """The message in one line; the type's name where there is no message. What UTF-8 can not hold is spelt out."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.encode(errors="backslashreplace").decode()
+    """The message in one line of at most 2,000 characters; the type's name where there is no message.
+
+    What UTF-8 can not hold is spelt out.
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the message is written by whoever raised it
+        text = ""
+    text = " ".join(text[: 10 * _REASON].split()) or type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _REASON else text[: _REASON - 4] + " ..."
+
+
+def _write_traceback(folder: Path) -> list[str]:
+    """The traceback of the error that is handled, the middle left out where it is long; returns the artifacts."""
+    text = traceback.format_exc()
+    if len(text) > 2 * _HALF:
+        text = f"{text[:_HALF]}\n[{len(text) - 2 * _HALF} characters are left out here]\n{text[-_HALF:]}"
+    try:
+        with files.open_new(folder / TRACEBACK) as stream:
+            stream.write(text.encode(errors="backslashreplace"))
+    except OSError:  # a full disk, or something else of this name: the reason is in the record
+        return []
+    return [TRACEBACK]
 
 
 def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner) -> dict[str, Any]:

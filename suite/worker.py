@@ -1,23 +1,26 @@
 """The process of one run, from its lock to its record: what `suite.engine` starts.
 
 A worker takes the run's lock, looks whether the run has been done meanwhile, runs, and stores the record itself. It
-leaves when its parent is gone, whatever it is doing: the kernel kills its process group when the pipe to the parent
-closes (Linux), and a thread watches the same pipe elsewhere.
+leaves as soon as the record is stored, whatever the run has left behind in it, and when its parent is gone, whatever it
+is doing: the kernel kills its process group when the pipe to the parent closes (Linux), and a thread watches the same
+pipe elsewhere. What stands in the way of the run itself (its folder, its lock) is told to the parent.
 """
 
 from __future__ import annotations
 
-import faulthandler
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from filelock import Timeout
 
@@ -33,12 +36,13 @@ from results.record import (
     set_aside,
     write_record,
 )
+from suite.output import OUTPUT, print_to, printed
+from suite.processes import adopt_orphans
+from suite.runner import one_line
 
 RunOne = Callable[[RunSpec, Path, Callable[[float], None]], RunRecord]
 State = Literal["done", "failed", "todo", "damaged"]
 Signature = tuple[int, int]
-OUTPUT = "output.txt"
-"""What a run printed, in its folder; kept only if it printed something."""
 
 _REPORT_EVERY = 0.2  # seconds; a task may report as often as it likes
 
@@ -55,20 +59,46 @@ def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
 
 
 def signature(out: Path, spec: RunSpec) -> Signature | None:
-    """Tells one stored record from the next: (inode, nanoseconds), or None."""
+    """Tells one stored record from the next: (inode, nanoseconds); None where there is none, or none can be seen."""
     try:
-        stat = (run_folder(out, spec) / RECORD).stat()
-    except FileNotFoundError:
+        stat = (run_folder(out, spec) / RECORD).lstat()
+    except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns
 
 
-def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own, so that what the run starts can be stopped with it
-    _leave_with_parent()
+def trouble(error: OSError) -> str:
+    """The path and the reason, in one line: a disk's errors are told apart by nothing else."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if len(path) > 200:
+        path = f"{path[:97]}...{path[-100:]}"
+    return one_line(f"{path}: {error.strerror}" if path and error.strerror else error)
+
+
+def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> NoReturn:
+    """The life of a worker process. It does not return: threads and finalizers of the run could keep it for ever."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+        if hasattr(os, "setsid"):
+            os.setsid()  # a group of its own, so that what the run starts can be stopped with it
+        _leave_with_parent()
+        adopt_orphans()
+        _make(run_one, spec, out, before, messages)
+        code = 0
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            messages.send(("trouble", trouble(error)))
+    except SystemExit as left:
+        code = left.code & 0xFF if isinstance(left.code, int) else int(left.code is not None)
+        _print_error()
+    except BaseException:  # noqa: BLE001 - told by the exit code
+        _print_error()
+    finally:
+        os._exit(code)
+
+
+def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
     lock = run_lock(out, spec)
     folder = run_folder(out, spec)
     try:
@@ -76,24 +106,33 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
     except Timeout:
         messages.send(("busy", None))
         return
-    try:
-        state, _ = look(out, spec)
-        if state == "damaged":
-            messages.send(("damaged", str(set_aside(folder / RECORD))))
-        elif state == "done" or (state == "failed" and signature(out, spec) != before):
-            return  # made meanwhile by another invocation
-        for rest in folder.glob(f".{RECORD}.*"):  # of a writer that was killed
-            rest.unlink()
-        messages.send(("started", None))
-        output = folder / OUTPUT
-        _print_to(output)
-        write_record(out, run_one(spec, folder, _Reporter(messages)))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if not output.stat().st_size:
+    state, _ = look(out, spec)
+    if state == "damaged":
+        messages.send(("damaged", str(set_aside(folder / RECORD))))
+    elif state == "done" or (state == "failed" and signature(out, spec) != before):
+        return  # made meanwhile by another invocation
+    for entry in list(os.scandir(folder)):
+        if entry.is_symlink():  # a run that writes its files must not write over what they point to
+            os.unlink(entry.path)
+    messages.send(("started", None))
+    output = folder / OUTPUT
+    print_to(output)
+    write_record(out, run_one(spec, folder, _Reporter(messages)))
+    with contextlib.suppress(OSError):  # the run may have closed what it did not open; the record is what counts
+        messages.send(("stored", None))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the run's own
+            stream.flush()
+    with contextlib.suppress(OSError):
+        if not printed(output):
             output.unlink()
-    finally:
-        lock.release()
+        lock.release()  # what the run has forked shares the lock, and may outlive this process for a moment
+
+
+def _print_error() -> None:
+    with contextlib.suppress(Exception):
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 class _Reporter:
@@ -109,19 +148,16 @@ class _Reporter:
             self.messages.send(("progress", float(fraction)))
 
 
-def _print_to(file: Path) -> None:
-    """From here on all that this process prints goes to `file`: C libraries, Python's own tracebacks, and crashes."""
-    with file.open("wb") as stream:
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
-    faulthandler.enable(file=2)  # a crash in C leaves the Python line it came from
-
-
 def _leave_with_parent() -> None:
     """End this process and its group as soon as the parent is gone, even if it was killed with -9."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel  # readable once the parent has closed its end, that is, when it ended
+    # The fork server ends when nobody holds this pipe: what the run forks must not keep it (and its like) alive.
+    server: Any = forkserver._forkserver
+    if getattr(server, "_forkserver_alive_fd", None) is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     try:
         import fcntl
 

@@ -334,7 +334,17 @@ BAD = [
     (["run", "CONFIG", "--out", "/proc/none"], ['--out "/proc/none"']),
     (["run", "CONFIG", "--jobs", "0"], ["--jobs", "0"]),
     (["run", "CONFIG", "--threads", "0"], ["--threads", "0"]),
-    (["run", "CONFIG", "--timeout", "-1"], ["--timeout", "-1"]),
+    (["run", "CONFIG", "--device", "cuda:256"], ['--device "cuda:256"', "available"]),  # torch takes it for cuda:0
+    (["run", "CONFIG", "--device", "cpu:3"], ['--device "cpu:3"', "one cpu"]),
+    (["run", "CONFIG", "--device", ""], ['--device ""', "not a device"]),
+    *(
+        (["run", "CONFIG", "--device", kind], [f'--device "{kind}"', "not available"])
+        for kind in ("hpu", "privateuseone", "xla", "mkldnn", "vulkan", "maia", "ideep")  # no machine of ours has these
+    ),
+    (["run", "CONFIG", "--timeout", "-1"], ["--timeout", "-1", "5m"]),
+    (["run", "CONFIG", "--timeout", "0"], ["--timeout", "5m"]),
+    (["run", "CONFIG", "--timeout", "nan"], ["--timeout", "nan", "5m"]),
+    (["run", "CONFIG", "--timeout", "soon"], ["--timeout", "soon", "5m"]),
     (["run", "CONFIG", "--out", "CONFIG"], ["--out", "is a file"]),
     (["run", "CONFIG", "--sed", "1"], ["--sed", "--seeds"]),
     (["run", "CONFIG", "--plugin", "none.py"], ['plugin "none.py"', "no such file"]),

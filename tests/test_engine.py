@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from norms.registry import load_plugin
 from results.record import RECORD, RunRecord, RunSpec, find_record, record_files, run_folder, run_lock, write_record
 from suite import cli, engine
-from suite.engine import execute, look, write_skipped
+from suite.engine import execute, look, time_limit, write_skipped
 from suite.environment import ROOT
 from suite.plan import plan_config
 from suite.runner import TRACEBACK, Runner
@@ -289,6 +291,45 @@ def test_a_worker_killed_from_outside_costs_its_run_and_retry_completes_the_grid
     assert execute(specs, runner, out, jobs=2) == {"ok": 2, "failed": 1}
     assert execute(specs, runner, out, jobs=2, retry=True) == {"ok": 3}
     assert len(made(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), "inf", "1d", 30 * 24 * 3600, 1e300])
+def test_a_time_limit_may_be_longer_than_the_system_can_wait(runner, tmp_path, timeout):
+    assert execute(specs_of(["ok"]), runner, tmp_path / "out", timeout=timeout) == {"ok": 1}
+
+
+TIMES = {"90": 90, "90s": 90, "5m": 300, " 2 h ": 7200, "1.5d": 129_600, "1e3": 1000, 0.5: 0.5, 7: 7}
+
+
+def test_times_are_seconds_or_have_a_unit():
+    assert {given: time_limit(given) for given in TIMES} == TIMES
+    assert [time_limit(given) for given in (None, "inf", float("inf"), "infinity", "1e999")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    "given", [0, -1, float("nan"), "", "m", "0s", "-5m", "nan", "5 minutes", "1h30", "x" * 9999, True]
+)
+def test_what_is_no_time_is_refused_with_an_example(given):
+    with pytest.raises(ValueError, match=r'timeout ".*": a time above 0 is needed, such as .*5m') as caught:
+        time_limit(given)
+    assert len(str(caught.value)) < 160
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text() | st.from_regex(r"\s?[-+]?[0-9.e_]{0,4}\s?[smhd]?\s?", fullmatch=True))
+def test_any_text_is_a_time_or_is_refused_in_one_line(text):
+    try:
+        seconds, said = time_limit(text), ""
+    except ValueError as error:
+        seconds, said = None, str(error)
+    assert said.startswith('timeout "') or seconds is None or 0 < seconds < float("inf")
+    assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_no_jobs_are_refused_before_anything_waits_for_them(runner, tmp_path, jobs):
+    with pytest.raises(ValueError, match=f"jobs={jobs}: 1 or more"):
+        execute(specs_of(["ok"]), runner, tmp_path, jobs=jobs)
 
 
 def test_progress_reaches_the_caller(runner, tmp_path):

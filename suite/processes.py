@@ -1,0 +1,69 @@
+"""What runs leave behind: the processes below another one, found in /proc and killed (Linux).
+
+A process whose parent ended is given to the nearest living ancestor that asked for it (a child subreaper, prctl(2)),
+also where it left its process group by setsid. The fork server asks, and so does every worker: what a living run has
+started stays below its worker, and what a dead one left stands directly below the fork server. Elsewhere than on Linux
+only the process group of a run is killed with it, and a child that called setsid stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PATIENCE = 2.0  # seconds in which processes that fork as they are killed have to end
+
+
+def adopt_orphans() -> None:
+    """What is started below this process stays below it when its own parent ends. Nothing elsewhere than on Linux."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_below(process: int, spare: Collection[int] = ()) -> None:
+    """SIGKILL to all that stands below a process; what is spared keeps all that stands below it, too."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        found = below(process, spare)
+        if not found:
+            return
+        for one in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(one, signal.SIGKILL)
+        time.sleep(0.005)  # what they had started comes to this process, and is looked for again
+
+
+def below(process: int, spare: Collection[int] = ()) -> list[int]:
+    """The living processes below a process, parents first."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for one, parent in _parents():
+        children[parent].append(one)
+    found: list[int] = []
+    left = [process]
+    while left:
+        for child in children.pop(left.pop(), ()):
+            if child not in spare:
+                found.append(child)
+                left.append(child)
+    return found
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """(process, its parent) of all that live here."""
+    if sys.platform != "linux":
+        return
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                state, parent = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()[:2]
+                if state not in (b"Z", b"X"):
+                    yield int(entry.name), int(parent)
