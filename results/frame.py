@@ -10,6 +10,7 @@ records of others are left out and counted in `df.attrs["stale"]`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -36,6 +37,7 @@ NORM_BATCH = "norm_batch_size"
 DATASET = "dataset"
 METHOD = "method"
 HELD_OUT = "held_out"
+_YEARS = range(1970, 2262)  # beyond these, nanoseconds since 1970 leave 64 bits
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
 """Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
 
@@ -106,12 +108,13 @@ def metric_columns(df: pd.DataFrame) -> list[str]:
 
 def natural(value: Any) -> tuple[Any, ...]:
     """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
-    if value is None:
+    if is_nothing(value):
         return (2,)
     if isinstance(value, int | float):
-        return (0, float(value), str(value))
-    parts = re.split(r"(\d+)", str(value))
-    return (1, tuple((0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts))
+        return (0, value, str(value))
+    # of two numbers the one with more digits is larger; as int, one of thousands of digits could not be read
+    parts = re.split(r"0*(\d+)", str(value), flags=re.ASCII)
+    return (1, tuple((0, len(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)))
 
 
 def is_nothing(value: Any) -> bool:
@@ -135,8 +138,9 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRe
         above = next((p for p in folder.resolve().parents if (p / "runs").is_dir()), None)
         hint = f'; did you mean "{above}"?' if above else "; give the --out folder of a run"
         raise ValueError(f'"{folder}" holds no runs{hint}')
-    records, damaged = [], []
-    for file in record_files(folder):
+    records: list[tuple[Path, str, RunRecord]] = []
+    damaged: list[str] = []
+    for file in record_files(folder, damaged):
         try:
             record = read_record(file)
             spec = record.spec
@@ -267,15 +271,19 @@ def _whole(value: float | None) -> float | int | None:
 
 def _finished(given: Any, file: Path | None, number: int) -> datetime:
     """When the run ended: the record's own time where it is readable, else the file's, else by the record's number."""
-    try:
+    found: datetime | None = None
+    with contextlib.suppress(ValueError, OverflowError, OSError):
         if isinstance(given, str):
             time = datetime.fromisoformat(given)
-            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            return datetime.fromtimestamp(given, UTC)
-    except (ValueError, OverflowError, OSError):
-        pass  # not a time: the file's own stands in, as for records that name none
-    return datetime.fromtimestamp(file.stat().st_mtime if file else number, UTC)
+            found = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+        elif isinstance(given, int | float) and not isinstance(given, bool):
+            found = datetime.fromtimestamp(given, UTC)
+        elif file:
+            found = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    if found is not None and _YEARS.start <= found.year < _YEARS.stop:
+        return found
+    # not a time: the file's own stands in, as for records that name none
+    return datetime.fromtimestamp(number, UTC) if given is None else _finished(None, file, number)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

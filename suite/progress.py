@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from results.escape import visible
 from results.record import RunRecord, RunSpec
 from suite.engine import Event
 
@@ -161,6 +162,7 @@ def seed_text(seeds: Iterable[int]) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows of text as aligned columns; the last one is left ragged."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
