@@ -21,6 +21,8 @@ Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
+LONGEST_VALUE = 60
+"""Characters of an option's value that are printed; CSV has all."""
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 

@@ -28,6 +28,7 @@ The contract (tasks.base)
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _MODULES = {
     "domain_adaptation": "tasks.domain_adaptation",
     "domain_generalization": "tasks.domain_generalization",
 }
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _TASKS: dict[str, Task] = {}
 
 
@@ -76,11 +78,24 @@ def get_task(name: str) -> Task:
 
 
 def register_task(task: Task) -> Task:
-    """Add a task of one's own. Raises ValueError when the name is taken."""
+    """Add a task of one's own. Raises ValueError when the name is malformed or taken, or a metric's name malformed."""
+    _check_names(task)
     if task.name in task_names():
         raise ValueError(f'task "{task.name}" is already registered; choose another name')
     _TASKS[task.name] = task
     return task
+
+
+def _check_names(task: Task) -> None:
+    """Names become folders, columns and headings; the rule is that of norms."""
+    if isinstance(task.metrics, str) or not task.metrics:
+        raise ValueError(f'task "{task.name!s:.80}": metrics are a tuple of names, one or more; given {task.metrics!r}')
+    for what, name in (("task", task.name), *(("metric", metric) for metric in task.metrics)):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f'{what} name "{name!s:.80}": lower case letters, digits and underscores, starting with a letter, '
+                "100 characters at most"
+            )
 
 
 def __getattr__(name: str) -> Any:
