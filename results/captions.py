@@ -199,6 +199,7 @@ def _words(df: pd.DataFrame, column: str) -> str:
 
 def _list(seeds: Sequence[int]) -> str:
     """seed 3; seeds 0-4 for neighbours; seeds 0, 2, 5."""
+    texts = [cut(str(seed), LONGEST_VALUE) for seed in seeds]
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
+        return f"seeds {texts[0]}-{texts[-1]}"
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(texts)}"

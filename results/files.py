@@ -41,14 +41,21 @@ def read_bytes(file: str | Path, largest: int = LARGEST) -> bytes:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a link; a regular file is needed", str(file)) from None
         raise
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EISDIR, "is a directory", str(file))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(file))
-        content = stream.read(largest + 1) if found.st_size <= largest else b""
-        if found.st_size > largest or len(content) > largest:
+        if found.st_size > largest:
             raise OSError(errno.EFBIG, f"is larger than {largest / 2**20:g} MiB", str(file))
-        return content
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(largest + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > largest:  # it has grown
+        raise OSError(errno.EFBIG, f"is larger than {largest / 2**20:g} MiB", str(file))
+    return content
 
 
 def open_new(file: str | Path) -> BinaryIO:

@@ -171,6 +171,7 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
 def record_text(record: RunRecord) -> str:
     """What `record.json` holds. Raises ValueError for a record that could not be read again: NaN among the options,
     too many metrics or epochs."""
+    record.spec.key  # noqa: B018 - pydantic would write NaN as null
     text = record.model_dump_json(by_alias=True, indent=1)
     content = text.encode()
     if len(content) > LARGEST:
@@ -197,7 +198,7 @@ def read_versions(out: str | Path) -> dict[str, dict[str, str]]:
     """{"norm": {name: version}, "task": {name: version}} as last planned; empty where nothing readable says so."""
     try:
         found = json.loads(files.read_bytes(Path(out) / VERSIONS))
-        return {kind: {str(k): str(v) for k, v in found[kind].items()} for kind in ("norm", "task")}
+        return {kind: {k: v for k, v in found[kind].items() if isinstance(v, str)} for kind in ("norm", "task")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return {"norm": {}, "task": {}}  # tables then fall back to what finished last
 
@@ -240,7 +241,7 @@ def _checked(pairs: list[tuple[str, Any]]) -> None:
 def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
     """The stored record of a spec, or None. Raises RecordError for a damaged one, or one of another spec."""
     file = run_folder(out, spec) / RECORD
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     record = read_record(file)
     if record.spec.key != spec.key:
