@@ -494,7 +494,8 @@ def _show_tables(
     try:
         files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
     except OSError as error:
-        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {error.strerror or error}"
+        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
+        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
     width = shutil.get_terminal_size((120, 24)).columns
     print(tables_text(rendered, width, sys.stdout.encoding))
     if unwritten:

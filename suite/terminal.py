@@ -29,6 +29,7 @@ class Output:
 
     def __init__(self, stream: TextIO | None, escape: bool = True):
         self.stream: TextIO = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self._nowhere = stream is None
         self.escape = escape
         self.lost: OSError | ValueError | None = None
 
@@ -50,6 +51,9 @@ class Output:
 
     def leave(self) -> None:
         """Flush for the last time: what still can not be printed is dropped, or Python would complain at its exit."""
+        if self._nowhere:
+            self.stream.close()
+            return
         with self._noting():
             self.stream.flush()
             return
