@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
 
 def _whole(value: float | None) -> float | int | None:
     """Records store every number of a history as a float; epochs are counted."""
-    return int(value) if value is not None and value == int(value) else value
+    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def _finished(given: Any, file: Path | None, number: int) -> datetime:

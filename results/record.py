@@ -39,7 +39,7 @@ RECORD = "record.json"
 VERSIONS = "versions.json"
 LARGEST = 32 * 2**20
 """Bytes of the largest record: more than 50,000 epochs of ten quantities."""
-MOST_ENTRIES = 10_000
+MOST_ENTRIES = 2_000
 """Of any mapping in a record, its options and metrics among them: each of these is a column of a frame."""
 Status = Literal["ok", "diverged", "failed", "skipped"]
 DONE: frozenset[str] = frozenset({"ok", "diverged"})
