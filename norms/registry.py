@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
 
 from norms.telling import Once, Telling
+from norms.values import exact, shown
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
 VARIANCES = ("biased", "unbiased")
@@ -281,6 +282,11 @@ def norm_option_defaults(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in _parameters(_entry(name).build).values() if p.name not in _CONTRACT}
 
 
+def norm_option_types(name: str) -> dict[str, Any]:
+    """The norm's own options with their annotations."""
+    return {key: field.annotation for key, field in _options_model(_entry(name).build).model_fields.items()}
+
+
 def resolve_norm_options(
     name: str, options: Mapping[str, Any], setting: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -288,7 +294,7 @@ def resolve_norm_options(
 
     Args:
         name: a registered norm.
-        options: what the user gave; strings such as "1e-3" become numbers.
+        options: what the user gave; true, numbers and texts are not turned into each other (see norms.values).
         setting: values for the SETTING_FIELDS that the constructor names; a value the user gave wins.
 
     Raises:
@@ -308,8 +314,11 @@ def resolve_norm_options(
     except ValidationError as error:
         wrong: dict[str, list[str]] = {}  # option -> what it should be, one for each of several types
         for e in error.errors():
-            wrong.setdefault(".".join(map(str, e["loc"][:1])), []).append(e["msg"])
-        mistakes += [f'norm "{name}": option "{k}" given {given[k]!r}: {", or ".join(m)}' for k, m in wrong.items()]
+            wrong.setdefault(".".join(map(str, e["loc"][:1])), []).append(e["msg"].removeprefix("Value error, "))
+        given = norm_option_defaults(name) | given
+        mistakes += [
+            f'norm "{name}": option "{k}" given {shown(given[k])}: {", or ".join(m)}' for k, m in wrong.items()
+        ]
         values = {}
     if mistakes:
         raise ValueError("\n".join(dict.fromkeys(mistakes)))
@@ -495,6 +504,18 @@ def _parameters(build: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]
     return {p.name: p for p in parameters[1:]}
 
 
+class _Exact(BaseModel):
+    """Base of the models of norms' options."""
+
+    # inf and nan have no JSON. Defaults are validated too, so that `eps: float = 1` and a given 1.0 are one key.
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unconverted(cls, given: Any, info: ValidationInfo) -> Any:
+        return exact(cls.model_fields[info.field_name or ""].annotation, given)
+
+
 @functools.cache
 def _options_model(build: Callable[..., nn.Module]) -> Any:
     function = build.func if isinstance(build, functools.partial) else build
@@ -506,10 +527,8 @@ def _options_model(build: Callable[..., nn.Module]) -> Any:
     fields: dict[str, Any] = {
         p.name: (hints.get(p.name, Any), p.default) for p in _parameters(build).values() if p.name not in _CONTRACT
     }
-    # Defaults are validated too, so that `eps: float = 1` and a given 1.0 are one key; inf and nan have no JSON.
-    config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
     try:
-        return create_model(f"{_called(build)}Options", __config__=config, **fields)
+        return create_model(f"{_called(build)}Options", __base__=_Exact, **fields)
     except PydanticSchemaGenerationError as error:
         raise ValueError(
             f"{_called(build)}: options are numbers, texts or lists of them, since they are stored in records; "

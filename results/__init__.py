@@ -3,7 +3,8 @@
     import results
 
     df = results.load("runs/quick")  # one row per run: options, metrics, status, environment
-    print(df.groupby(["norm_label", "option.norm_batch_size"], dropna=False)["top1"].agg(["mean", "std", "count"]))
+    part = results.in_every_norm_batch(df[df["task"] == "classification"])
+    print(part.groupby(["norm_label", "option.norm_batch_size"])["top1"].agg(["mean", "std", "count"]))
 
     tables = results.render_all(df)  # per task one table and its sweeps, then the overall ranking
     print(results.tables_text(tables))
@@ -15,6 +16,7 @@
 
 Frames
     load, load_history    one row per run; one per run and epoch
+    in_every_norm_batch   runs without a norm batch once for each, to group by it
     select                each norm's own value of an option, chosen by validation
 Tables
     render_all            every table that a frame supports
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from results.cells import Table
     from results.frame import load, load_history
     from results.metrics import Metric, add_metric, metric
+    from results.norm_batches import in_every_norm_batch
     from results.record import RunRecord, RunSpec, read_record
     from results.render import tables_text, to_csv, to_latex, to_markdown, to_text, write_tables
     from results.selection import select
@@ -45,6 +48,7 @@ __all__ = [
     "RunSpec",
     "Table",
     "add_metric",
+    "in_every_norm_batch",
     "load",
     "load_history",
     "metric",
@@ -67,6 +71,7 @@ _HOMES = {
     "cells": ("Table",),
     "frame": ("load", "load_history"),
     "metrics": ("Metric", "add_metric", "metric"),
+    "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec", "read_record"),
     "render": ("tables_text", "to_csv", "to_latex", "to_markdown", "to_text", "write_tables"),
     "selection": ("select",),

@@ -38,7 +38,10 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
     spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else one
     less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
     other = " unless given" if any(c.seeds != usual for c in cells) else ""
-    lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
+    if any(c.n for c in cells):
+        lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
+    else:
+        lines.append(f"No run here has a value: the footnotes say why; {_list(seeds)}.")
     lines += _several_runs(grid, {metric.name: metric for metric in shown})
     count, total = grid.holes()
     lines.append(
@@ -97,25 +100,35 @@ def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
     """What was tested against the reference, and what that can show."""
     pairs = [c.difference_n for c in cells if c.p is not None]
     untested = [c.difference_n for c in cells if c.p is None and c.difference_n]
-    floor = f"the exact sign-flip p can not fall below {2 / 2 ** max(pairs, default=1):.3g}"
+    name = _test_name(pairs)
     if any(c.significant for c in cells):
         lines = [
-            f"† differs from {reference}: exact sign-flip test paired by seed, two-sided p < {summary.SIGNIFICANT}, "
+            f"† differs from {reference}: {name} paired by seed, two-sided p < {summary.SIGNIFICANT}, "
             "not corrected for the number of comparisons; not tested where a run of either diverged or failed."
         ]
-    elif not pairs and max(untested, default=0) > summary.MOST_FLIPS:
-        return [f"No test against {reference}: exact sign flips are computed for up to {summary.MOST_FLIPS} pairs."]
     elif not pairs:
         bad = untested and any(c.diverged or c.failed for c in cells)
         return [f"No test against {reference}: a run of either diverged or failed."] if bad else []
     elif 2 / 2 ** max(pairs) >= summary.SIGNIFICANT:
+        floor = f"the exact sign-flip p can not fall below {2 / 2 ** max(pairs):.3g}"
         return [f"No significance marks: with {max(pairs)} paired seed{'s' * (max(pairs) > 1)} {floor}."]
     else:
-        lines = [f"No cell differs from {reference} at p < {summary.SIGNIFICANT} (exact sign-flip, paired by seed)."]
+        lines = [f"No cell differs from {reference} at p < {summary.SIGNIFICANT} ({name}, paired by seed)."]
     if 2 / 2 ** min(pairs) >= summary.SIGNIFICANT:
         needed = next(n for n in itertools.count(1) if 2 / 2**n < summary.SIGNIFICANT)
         lines.append(f"Fewer than {needed} pairs (here {min(pairs)} in some cells) can not reach that p.")
     return lines
+
+
+def _test_name(pairs: Sequence[int]) -> str:
+    """The test behind the p values of cells with so many pairs each: exact, sampled, or which where."""
+    most = summary.MOST_FLIPS
+    sampled = f"with {summary.SAMPLED_FLIPS:,} sampled flips"
+    if max(pairs, default=0) <= most:
+        return "exact sign-flip test"
+    if min(pairs) > most:
+        return f"sign-flip test {sampled} (more than {most} pairs)"
+    return f"sign-flip test (exact up to {most} pairs, {sampled} beyond)"
 
 
 def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
@@ -175,10 +188,17 @@ def evidence(df: pd.DataFrame) -> list[str]:
         elif signs:
             lines.append("No run shows one of the signs of gradient masking that its attacks can show.")
     tasks = set(df["task"])
-    stale = Counter({k: n for k, n in df.attrs.get("stale", {}).items() if k.partition(" / ")[0] in tasks})
-    if stale:
-        shown = [f"{place} {n}" for place, n in sorted(stale.items())]
-        lines.append(f"Left out, of other versions: {stale.total()} records ({', '.join(shown)}).")
+    stale, data = (
+        Counter({k: n for k, n in df.attrs.get(kind, {}).items() if k.partition(" / ")[0] in tasks})
+        for kind in ("stale", "other_data")
+    )
+    for what, left in (("versions", stale - data), ("data", data)):
+        if left:
+            shown = [f"{place} {n}" for place, n in sorted(left.items())]
+            lines.append(f"Left out, of other {what}: {left.total()} records ({', '.join(shown)}).")
+    not_asked = sum(n for task, n in df.attrs.get("not_asked", {}).items() if task in tasks)
+    if not_asked:
+        lines.append(f"Left out, not asked for by the config: {not_asked} records.")
     damaged = len(df.attrs.get("damaged", ()))
     if damaged:
         lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")

@@ -29,11 +29,11 @@ class Cell:
         unmeasured: runs that ended well but hold no value of this metric.
         best, second: by the metric's direction, among the cells it stands with.
         difference, difference_std, difference_n: to the reference norm, paired by seed.
-        p: exact two-sided sign-flip p value of the difference; None where it was not tested.
+        p: two-sided sign-flip p value of the difference (summary.sign_flip_p); None where it was not tested.
         significant: p < 0.05.
         repeated: the same runs stand in every norm batch.
         equals: name of a norm that this one is identical to here; "" if none.
-        reason: why runs failed or were skipped, where there is one common reason; or why there is no mean.
+        reason: why runs failed or were skipped, several reasons separated by semicolons; or why there is no mean.
     """
 
     mean: float | None = None

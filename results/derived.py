@@ -7,6 +7,7 @@ How such a metric ended is not how a single run ended, so it has a column of its
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -70,7 +71,8 @@ def _gain(run: Run, baseline: Run | None) -> tuple[float | None, str]:
         return None, run["status"] if run["status"] != "ok" else "missing"
     if baseline["status"] != "ok" or run[TARGET] is None or baseline[TARGET] is None:
         return None, baseline["status"]
-    return run[TARGET] - baseline[TARGET], "ok"
+    gain = run[TARGET] - baseline[TARGET]
+    return gain if math.isfinite(gain) else None, "ok"
 
 
 def fold_held_out(df: pd.DataFrame) -> pd.DataFrame:

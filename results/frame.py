@@ -3,25 +3,33 @@
 Reading changes nothing on the disk: a damaged record is named in `df.attrs["damaged"]` and left where it is (the next
 `run` sets it aside and repeats the run).
 
-Versions are never mixed. The version of a norm and of a task that was planned last (`results.record.write_versions`;
-where nothing says so, that of the record which finished last) and, within one setting, the newest data take part;
-records of others are left out and counted in `df.attrs["stale"]`.
+Versions and data are never mixed (results.versions); records of others are left out and counted in `df.attrs["stale"]`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from results.record import RecordError, RunRecord, read_record, read_versions, record_files
+from results.record import (
+    RECORD,
+    RecordError,
+    RunRecord,
+    Versions,
+    read_record,
+    read_versions,
+    record_files,
+)
+from results.versions import NORM_BATCH, mark_stale
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
 VERSIONS = ("norm_version", "task_version", "data_checksum")
@@ -33,22 +41,25 @@ ENDED = "status."
 """`status.<metric>`: how a metric of several runs ended (results.derived), since they may have ended differently."""
 PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.", ENDED)
 
-NORM_BATCH = "norm_batch_size"
-DATASET = "dataset"
 METHOD = "method"
 HELD_OUT = "held_out"
 _YEARS = range(1970, 2262)  # beyond these, nanoseconds since 1970 leave 64 bits
+_GIVE = "give the --out folder of a run"
+_SHOWN = 5  # names in a message
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
 """Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
 
 
-def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
+def load(
+    folder: str | Path, strict: bool = False, stale: bool = False, keys: Collection[str] | None = None
+) -> pd.DataFrame:
     """One row per run record below `folder`, ordered by task, row, options and seed.
 
     Args:
         folder: an output folder of `run` (the one that holds `runs/`).
         strict: raise for damaged records instead of naming them in `df.attrs["damaged"]`.
-        stale: keep records of other versions too (marked in the column `stale`).
+        stale: keep records of other versions and data too (marked in the column `stale`).
+        keys: only the runs with these keys (`RunSpec.key`), as of a plan that `suite.plan` made; None: all.
 
     Returns:
         A frame with the columns
@@ -60,16 +71,18 @@ def load(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.Da
           that need several runs are added by results.derived;
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
         - commit, torch, device, device_name, threads, `environment.<name>` for the rest of the environment;
-        - norm_version, task_version, data_checksum, seconds, finished (UTC), file;
+        - norm_version, task_version, data_checksum, seconds, file;
+        - finished: the time in UTC, without a time zone (Excel knows none);
         - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
-        - stale: of an older version.
-        `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n}.
+        - stale: of another version, or other data.
+        `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n},
+        and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`.
 
     Raises:
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
     """
-    records, attrs = _read(folder, strict)
-    return _current(_frame(records, read_versions(folder)), attrs, stale)
+    records, attrs, planned = _asked(folder, strict, keys)
+    return _current(_frame(records, planned), attrs, stale)
 
 
 def from_records(records: Iterable[RunRecord], stale: bool = False) -> pd.DataFrame:
@@ -77,12 +90,18 @@ def from_records(records: Iterable[RunRecord], stale: bool = False) -> pd.DataFr
     return _current(_frame([(None, record.spec.key, record) for record in records]), {"damaged": []}, stale)
 
 
-def load_history(folder: str | Path, strict: bool = False, stale: bool = False) -> pd.DataFrame:
-    """One row per run and epoch: task, norm, norm_label, row, seed, status, key, epoch (from 0, as stored in order) and
-    one column per quantity of the history. Join with `load` on "key" for options. Arguments and errors as `load`."""
-    records, attrs = _read(folder, strict)
+def load_history(
+    folder: str | Path, strict: bool = False, stale: bool = False, keys: Collection[str] | None = None
+) -> pd.DataFrame:
+    """One row per run and epoch: task, norm, norm_label, row, seed, status, key, epoch and one column per quantity of
+    the history. Join with `load` on "key" for options. Arguments and errors as `load`.
+
+    Epochs count from 1. Where a task records none (few_shot, whose rows are tenths of its steps), `epoch` numbers the
+    rows in their order, from 1 too.
+    """
+    records, attrs, planned = _asked(folder, strict, keys)
     keep = ["task", "norm", "norm_label", "row", "seed", "status", "key"]
-    df = _frame(records, read_versions(folder))
+    df = _frame(records, planned)
     if not stale:
         df = df[~df["stale"]]
     runs = df[keep].to_dict("records")
@@ -94,7 +113,7 @@ def load_history(folder: str | Path, strict: bool = False, stale: bool = False) 
             **{k: v for k, v in entry.items() if k not in (*keep, "epoch")},
         }
         for run in runs
-        for epoch, entry in enumerate(history[run["key"]])
+        for epoch, entry in enumerate(history[run["key"]], start=1)
     ]
     result = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*keep, "epoch"])
     result.attrs.update(attrs)
@@ -130,17 +149,25 @@ def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFra
     return df
 
 
+def _asked(
+    folder: str | Path, strict: bool, keys: Collection[str] | None
+) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any], Versions | None]:
+    """The records below a folder, what is said of them, and what was planned last (the keys themselves, if given)."""
+    records, attrs = _read(folder, strict)
+    if keys is None:
+        return records, attrs | {"not_asked": {}}, read_versions(folder)
+    others = Counter(record.spec.task for _, key, record in records if key not in keys)
+    return [r for r in records if r[1] in keys], attrs | {"not_asked": dict(others)}, None
+
+
 def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f'"{folder}" is not a folder; give the --out folder of a run')
-    if not (folder / "runs").is_dir():
-        above = next((p for p in folder.resolve().parents if (p / "runs").is_dir()), None)
-        hint = f'; did you mean "{above}"?' if above else "; give the --out folder of a run"
-        raise ValueError(f'"{folder}" holds no runs{hint}')
-    records: list[tuple[Path, str, RunRecord]] = []
     damaged: list[str] = []
-    for file in record_files(folder, damaged):
+    files = list(record_files(folder, damaged)) if folder.is_dir() else []
+    if not files and (hint := _elsewhere(folder) or ("" if (folder / "runs").is_dir() else _GIVE)):
+        raise ValueError(f'"{folder}" {"holds no runs" if folder.is_dir() else "is not a folder"}; {hint}')
+    records: list[tuple[Path, str, RunRecord]] = []
+    for file in files:
         try:
             record = read_record(file)
             spec = record.spec
@@ -158,11 +185,34 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRe
     return records, {"folder": str(folder), "damaged": damaged}
 
 
-def _frame(
-    records: Sequence[tuple[Path | None, str, RunRecord]], planned: Mapping[str, Mapping[str, str]] | None = None
-) -> pd.DataFrame:
+def _elsewhere(folder: Path) -> str:
+    """Which folder of results may have been meant: the one around this, one below it, one of a similar name; or ''."""
+    above = next((p for p in folder.resolve().parents if _holds_records(p)), None)
+    if above is not None and folder.exists():
+        return f'did you mean "{above}"?'
+    for pattern in ("*", "*/*"):
+        below = [p for p in folder.glob(pattern) if _holds_records(p)]
+        if below:
+            return f"folders of results below it: {_named(sorted(below, key=lambda p: natural(str(p))))}"
+    if folder.exists():
+        return ""
+    beside = {p.name: p for pattern in ("*/*", "*") for p in folder.parent.glob(pattern) if _holds_records(p)}
+    near = difflib.get_close_matches(folder.name, beside, cutoff=0.5)
+    return f"did you mean {_named([beside[name] for name in near])}?" if near else ""
+
+
+def _holds_records(folder: Path) -> bool:
+    return next(folder.glob(f"runs/*/*/*/{RECORD}"), None) is not None
+
+
+def _named(folders: Sequence[Path]) -> str:
+    more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
+    return ", ".join(f'"{folder}"' for folder in folders[:_SHOWN]) + more
+
+
+def _frame(records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versions | None = None) -> pd.DataFrame:
     rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
-    _mark_stale(rows, [record for _, _, record in records], planned or {})
+    other_data = mark_stale(rows, [record.spec for _, _, record in records], planned)
     names = dict.fromkeys(FIXED)
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -176,14 +226,16 @@ def _frame(
         if name in metrics or name == "seconds":
             columns[name] = pd.Series(values, dtype="float64")
         elif name == "finished":
-            columns[name] = pd.to_datetime(pd.Series(values, dtype=object), utc=True)
+            columns[name] = pd.to_datetime(pd.Series(values, dtype=object), utc=True).dt.tz_localize(None)
         else:
             # object first: a missing option must not turn the integers of others into floats
             series = pd.Series(values, dtype=object)
             columns[name] = series if any(v is None for v in values) else series.infer_objects()
     columns["stale"] = columns["stale"].astype(bool)
     columns["repeats"] = columns["repeats"].astype(bool)
-    return pd.DataFrame(columns)
+    df = pd.DataFrame(columns)
+    df.attrs["other_data"] = other_data
+    return df
 
 
 def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[str, Any]:
@@ -216,35 +268,6 @@ def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[st
         "stale": False,
         "file": str(file or ""),
     }
-
-
-def _mark_stale(
-    rows: list[dict[str, Any]], records: Sequence[RunRecord], planned: Mapping[str, Mapping[str, str]]
-) -> None:
-    """A norm's version, a task's version and a setting's data: of each only one stays, see the module's header."""
-    # per run (of what, version) pairs: it stays if it has the kept version of each
-    steps: list[tuple[str, list[list[tuple[Hashable, str]]]]] = [
-        ("task", [[(r["task"], r["task_version"])] for r in rows]),
-        # the norms that task options name are norms of the run like its own
-        ("norm", [[(s.norm, s.norm_version), *s.further_norms.values()] for s in (r.spec for r in records)]),
-        ("data", [[(_setting(r), r["data_checksum"])] for r in rows]),
-    ]
-    for kind, found in steps:
-        newest: dict[Hashable, tuple[datetime, str]] = {}
-        fresh = [(row, versions) for row, versions in zip(rows, found, strict=True) if not row["stale"]]
-        for row, versions in fresh:
-            for place, version in versions:
-                candidate = (row["finished"], version)
-                newest[place] = max(newest.get(place, candidate), candidate)
-        kept = {place: version for place, (_, version) in newest.items()}
-        kept.update(planned.get(kind, {}))
-        for row, versions in fresh:
-            row["stale"] = any(version != kept[place] for place, version in versions)
-
-
-def _setting(row: Mapping[str, Any]) -> Hashable:
-    norm_batch = f"option.{NORM_BATCH}"
-    return (row["task"], *sorted((k, str(v)) for k, v in row.items() if k.startswith("option.") and k != norm_batch))
 
 
 def _label(norm: str, options: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ import pandas as pd
 
 from results import summary
 from results.cells import Cell, Setting
-from results.frame import DATASET, ENDED, METHOD, NORM_BATCH, distinct, is_nothing, metric_columns, natural
+from results.frame import ENDED, METHOD, NORM_BATCH, distinct, is_nothing, metric_columns, natural
 from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of, metric_or_plain
+from results.record import DATASET
 
 Block = tuple[Any, ...]
 Run = dict[str, Any]
@@ -23,6 +24,7 @@ BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
 LONGEST_VALUE = 60
 """Characters of an option's value that are printed; CSV has all."""
+OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none of a task ended well.")
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""
 
@@ -181,8 +183,9 @@ class Grid:
         ends = {seed: ended(r, metric.name) for seed, r in runs.items()}
         count = Counter(ends.values())
         mean, std, n, ci95 = summary.summarize(own.values())
-        reasons = {_why(runs[seed], end) for seed, end in ends.items() if end in ("failed", "skipped", "missing")}
-        reason = reasons.pop() if len(reasons) == 1 else ""
+        told = ("failed", "skipped", "missing", *(["diverged"] if metric == OUTCOME else []))
+        whys = {_why(runs[seed], end) for seed, end in ends.items() if end in told}
+        reason = "; ".join(sorted(whys - {""}))
         same = {str(r["equals"] or "") for r in runs.values() if r["status"] == "ok"}
         equals = same.pop() if len(same) == 1 else ""
         cell = Cell(

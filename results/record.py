@@ -1,6 +1,6 @@
 """One run, stored: what was asked (RunSpec), what came out (RunRecord), and the only reader and writer of run files.
 
-`<out>/versions.json` says which versions of norms and tasks were planned last.
+`<out>/versions.json` says which versions of norms and tasks, and which data, were planned last, and by which config.
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
 temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
 A damaged record is moved aside, never deleted.
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from filelock import FileLock
 from pydantic import (
@@ -41,6 +41,8 @@ LARGEST = 32 * 2**20
 """Bytes of the largest record: more than 50,000 epochs of ten quantities."""
 MOST_ENTRIES = 2_000
 """Of any mapping in a record, its options and metrics among them: each of these is a column of a frame."""
+DATASET = "dataset"
+"""The task option that names the data, in tasks that have it."""
 Status = Literal["ok", "diverged", "failed", "skipped"]
 DONE: frozenset[str] = frozenset({"ok", "diverged"})
 """A non-finite loss is a result: neither of these is run again."""
@@ -180,27 +182,74 @@ def record_text(record: RunRecord) -> str:
     return text
 
 
-def write_versions(out: str | Path, specs: Iterable[RunSpec]) -> None:
-    """Note which version of each norm and task was planned last, so that tables show that one.
+class Versions(TypedDict):
+    """What was planned last.
 
-    Without the note, a plugin whose edit was taken back would be shown with the edit's numbers, which finished later.
+    Keys:
+        norm, task: name -> version.
+        data: task -> data set -> checksums; of several where other options decide, too. A task without the option
+            `dataset` has "" for its data set.
+        config: path of the config file; "" where none was given.
     """
-    versions = read_versions(out)
+
+    norm: dict[str, str]
+    task: dict[str, str]
+    data: dict[str, dict[str, list[str]]]
+    config: str
+
+
+def dataset_of(spec: RunSpec) -> str:
+    """The data set that a run names; "" where its task has no such option."""
+    return str(spec.task_options.get(DATASET) or "")
+
+
+def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") -> None:
+    """Note which version of each norm and task, and which data, were planned last, so that tables show those.
+
+    Without the note, a plugin whose edit was taken back would be shown with the edit's numbers, which finished later,
+    and data that were changed and changed back with those of the change.
+
+    Args:
+        out: the folder of results.
+        specs: of a whole plan, skipped ones included.
+        config: path of the plan's file; "" leaves what is noted.
+    """
+    before, versions = read_versions(out), read_versions(out)
+    data: dict[tuple[str, str], set[str]] = {}
     for spec in specs:
         versions["norm"][spec.norm] = spec.norm_version
         versions["task"][spec.task] = spec.task_version
         versions["norm"].update(spec.further_norms.values())
-    if versions != read_versions(out):
+        data.setdefault((spec.task, dataset_of(spec)), set()).add(spec.data_checksum)
+    for (task, dataset), checksums in data.items():
+        versions["data"].setdefault(task, {})[dataset] = sorted(checksums)
+    versions["config"] = config or versions["config"]
+    if versions != before:
         files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
 
 
-def read_versions(out: str | Path) -> dict[str, dict[str, str]]:
-    """{"norm": {name: version}, "task": {name: version}} as last planned; empty where nothing readable says so."""
+def read_versions(out: str | Path) -> Versions:
+    """What was planned last; empty parts where nothing readable says so (tables then show what finished last)."""
     try:
         found = json.loads(files.read_bytes(Path(out) / VERSIONS))
-        return {kind: {k: v for k, v in found[kind].items() if isinstance(v, str)} for kind in ("norm", "task")}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return {"norm": {}, "task": {}}  # tables then fall back to what finished last
+    except (OSError, ValueError, RecursionError):
+        found = None
+    found = found if isinstance(found, dict) else {}
+    data = {
+        task: {name: list(map(str, sums)) for name, sums in sets.items() if isinstance(sums, list)}
+        for task, sets in _mapping(found.get("data")).items()
+        if isinstance(sets, dict)
+    }
+    norm, task = (
+        {k: str(v) for k, v in _mapping(found.get(kind)).items() if isinstance(v, str | int)}
+        for kind in ("norm", "task")
+    )
+    config = found.get("config")
+    return Versions(norm=norm, task=task, data=data, config=config if isinstance(config, str) else "")
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def read_record(file: str | Path) -> RunRecord:

@@ -21,7 +21,8 @@ def select(
 
     For each task, row and setting of the other options: of the values with the smallest share of diverged and failed
     runs on the selection seeds, the one with the best mean validation metric there (of equal ones the smaller value).
-    Its runs on the other seeds are kept. A task in which the option does not vary is left as it is.
+    Its runs on the other seeds are kept. A task in which the option does not vary, or without one good run, is left as
+    it is.
 
     Args:
         df: from `results.load`.
@@ -49,7 +50,7 @@ def select(
     stories: dict[str, dict[str, Any]] = {}
     for task in distinct(df["task"]):
         part = df[df["task"] == task].copy()
-        if len(distinct(part[column])) < 2:
+        if len(distinct(part[column])) < 2 or not present_metrics(part):
             kept.append(part)
             continue
         choosing, reported = _split(task, option, part["seed"].tolist(), seeds)

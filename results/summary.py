@@ -6,6 +6,7 @@ Every function is independent of the order in which runs were read.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ from results.metrics import Metric
 
 SIGNIFICANT = 0.05
 MOST_FLIPS = 20
-"""Up to this many pairs all 2^n signs are tried; with more the p value is not computed."""
+"""Up to this many pairs all 2^n signs are tried; with more, SAMPLED_FLIPS random ones."""
+SAMPLED_FLIPS = 100_000
 
 
 def summarize(values: Iterable[float]) -> tuple[float | None, float | None, int, float | None]:
@@ -26,28 +28,53 @@ def summarize(values: Iterable[float]) -> tuple[float | None, float | None, int,
     n = len(values)
     if not n:
         return None, None, 0, None
+    try:
+        mean, std = _moments(values)
+    except OverflowError:  # near 1.8e308: in units of the largest, the spread may still be infinite
+        largest = max(map(abs, values))
+        mean, std = _moments([v / largest for v in values])
+        mean, std = mean * largest, None if std is None else std * largest
+    return mean, std, n, None if std is None else _t_quantile(n - 1) * std / math.sqrt(n)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float | None]:
     # fsum rounds once, whatever the order; the clamp keeps rounding from leaving the range of the values
+    n = len(values)
     mean = min(max(math.fsum(values) / n, min(values)), max(values))
-    if n < 2:
-        return mean, None, n, None
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return mean, std, n, _t_quantile(n - 1) * std / math.sqrt(n)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
-    """Exact two-sided sign-flip p value of "the differences are symmetric around zero".
+    """Two-sided sign-flip p value of "the differences are symmetric around zero"; None for no differences.
 
-    The share of all 2^n sign patterns whose sum is at least as far from zero as the observed one, so never below
-    2 / 2^n. None for no differences, or more than MOST_FLIPS.
+    Up to MOST_FLIPS differences exact: the share of all 2^n sign patterns whose sum is at least as far from zero as the
+    observed one, so never below 2 / 2^n. With more, of SAMPLED_FLIPS random patterns, the observed one counted among
+    them (Phipson & Smyth 2010: (1 + hits) / (1 + flips)); equal differences in any order give the same patterns.
     """
-    if not 0 < len(differences) <= MOST_FLIPS:
-        return None
-    sums = np.zeros(1)
-    for d in sorted(abs(float(d)) for d in differences):
-        sums = np.concatenate([sums + d, sums - d])
+    largest = max((abs(d) for d in differences), default=0.0)
+    if not largest:
+        return 1.0 if differences else None
+    sizes = np.sort([abs(float(d)) / largest for d in differences])  # no sum of these overflows
     # sums that are equal on paper differ by rounding
-    slack = 1e-12 * math.fsum(abs(d) for d in differences)
-    return float(np.count_nonzero(np.abs(sums) >= abs(math.fsum(differences)) - slack) / sums.size)
+    least = abs(math.fsum(float(d) / largest for d in differences)) - 1e-12 * math.fsum(sizes)
+    if len(sizes) > MOST_FLIPS:
+        return (1 + _sampled_hits(sizes, least)) / (1 + SAMPLED_FLIPS)
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums + size, sums - size])
+    return float(np.count_nonzero(np.abs(sums) >= least) / sums.size)
+
+
+def _sampled_hits(sizes: np.ndarray, least: float) -> int:
+    """How many of SAMPLED_FLIPS sign patterns give a sum of at least `least`; drawn from the sizes' own digest."""
+    seed = int.from_bytes(hashlib.sha256(sizes.astype("<f8").tobytes()).digest()[:16], "big")
+    source = np.random.PCG64(seed)  # its raw stream is the same in every version of numpy
+    words, hits, block = -(-sizes.size // 64), 0, 10_000
+    for _ in range(SAMPLED_FLIPS // block):
+        raw = source.random_raw(block * words).astype("<u8").view(np.uint8).reshape(block, -1)
+        flipped = np.unpackbits(raw, axis=1, count=sizes.size).astype(bool)
+        hits += int(np.count_nonzero(np.abs(np.where(flipped, -sizes, sizes).sum(axis=1)) >= least))
+    return hits
 
 
 def compare(
@@ -61,8 +88,13 @@ def compare(
         metric: tested only where one direction is better.
         whole: no run of either norm diverged or failed; survivors alone are not tested.
     """
-    differences = [own[seed] - reference[seed] for seed in sorted(own.keys() & reference.keys())]
-    mean, std, n, _ = summarize(differences)
+    both = [(own[seed], reference[seed]) for seed in sorted(own.keys() & reference.keys())]
+    differences = [mine - theirs for mine, theirs in both]
+    if all(map(math.isfinite, differences)):
+        mean, std, n, _ = summarize(differences)
+    else:  # beyond what a float holds: signs and ratios are those of the halves
+        differences = [mine / 2 - theirs / 2 for mine, theirs in both]
+        mean, std, n = None, None, len(differences)
     p = sign_flip_p(differences) if whole and metric.higher_is_better is not None else None
     return replace(
         cell,
@@ -97,11 +129,16 @@ def has_result(cell: Cell) -> bool:
     return cell.mean is not None or cell.diverged > 0
 
 
+def covers_its_seeds(cell: Cell) -> bool:
+    """Every seed of its setting gave a value, diverged or failed: what it is ranked by covers the others' seeds."""
+    return not (cell.missing or cell.unmeasured or cell.skipped)
+
+
 def rank(cells: Mapping[str, Cell], metric: Metric) -> dict[str, float]:
     """Ranks from 1 (best); equal ones share the mean of their ranks.
 
-    Cells with diverged or failed runs come behind all others, the more of them the further; then the mean decides. A
-    cell all of whose runs diverged comes last.
+    Cells with diverged or failed runs come behind all others, the more of them the further. Equally many tie: the means
+    of what survived are over different seeds.
     """
     sign = -1.0 if metric.higher_is_better else 1.0
 
@@ -109,7 +146,7 @@ def rank(cells: Mapping[str, Cell], metric: Metric) -> dict[str, float]:
         bad = cell.diverged + cell.failed
         return (
             bad / cell.seeds if bad else 0.0,
-            math.inf if cell.mean is None else sign * cell.mean,
+            math.inf if bad or cell.mean is None else sign * cell.mean,
         )
 
     keys = {name: order(cell) for name, cell in cells.items()}

@@ -9,8 +9,11 @@ What holds in every table:
   counts these pairs, since a run that is asked for and not yet begun leaves no record either.
 - The best mean is bold, the next distinct one underlined, by the metric's direction; equal means tie. A cell with
   holes is never marked: its mean is that of the runs which survived, or over other seeds than the others'.
-- Differences to the reference norm are paired by seed, with the exact sign-flip p value, not corrected for the number
-  of comparisons. It can not fall below 2 / 2^n, so five seeds or fewer never carry a mark.
+- Differences to the reference norm are paired by seed, with the sign-flip p value, not corrected for the number of
+  comparisons. Up to 20 pairs it is exact and can not fall below 2 / 2^n, so five seeds or fewer never carry a mark;
+  beyond, it is that of sampled flips. The caption says which.
+- The overall table ranks norms over the same settings and seeds only: one that lacks some has no rank.
+- A task without one good run has a table too: its rows say what happened instead.
 - Where a task holds out one domain after the other, a seed's value is the mean over all of them (results.derived). Only
   the sweep over `held_out` shows single runs.
 """
@@ -29,7 +32,17 @@ from results.captions import chosen, evidence, grid_caption
 from results.cells import Cell, Column, Row, Setting, Table
 from results.escape import cut
 from results.frame import HELD_OUT, NORM_BATCH, distinct, natural
-from results.grid import LONGEST_VALUE, Block, Grid, current, option_columns, present_metrics, value_text, without
+from results.grid import (
+    LONGEST_VALUE,
+    OUTCOME,
+    Block,
+    Grid,
+    current,
+    option_columns,
+    present_metrics,
+    value_text,
+    without,
+)
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
     FORMATS,
@@ -105,7 +118,7 @@ def render_all(
         grid = Grid(whole[whole["task"] == task], reference)
         grids.append(grid)
         names = [m for m in grid.metrics if metrics is None or m.name in metrics]
-        if names or metrics is None:
+        if names or metrics is None or not grid.metrics:
             result.append(_task_table(grid, part, names))
         swept = [o for o in asked if _options_of(part, o)]
         if sweep is None:
@@ -157,8 +170,11 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     whole = _derived(df, fold=option != HELD_OUT)
     name = metric_name or primary_metric(task, present_metrics(whole))
     if name is None:
+        known = present_metrics(whole)
         raise ValueError(
-            f'task "{task}" has no metric with a direction; name one of {", ".join(present_metrics(whole))}'
+            f'task "{task}" has no metric with a direction; name one of {", ".join(known)}'
+            if known
+            else f'task "{task}": no run has a metric to tabulate'
         )
     subject = _subject(whole, name)
     if of_norm:
@@ -197,8 +213,9 @@ def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> 
 def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
     """Average rank of every norm over task x setting blocks, by each task's primary metric; a column per task too.
 
-    Ranks as `summary.rank`. An average is given only to norms with a result in every block of a column, and they are
-    ranked against each other only: all averages of a column are over the same blocks and against the same rivals.
+    Ranks as `summary.rank`. An average is given only to norms with a result in every block of a column and no seed
+    missing there, and they are ranked against each other only: all averages of a column are over the same blocks and
+    seeds, and against the same rivals. Without anything to rank by, one column says so.
 
     Raises:
         ValueError: no runs.
@@ -214,8 +231,9 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
     primary = {grid.task: primary_metric(grid.task, [m.name for m in grid.metrics]) for grid in every}
     grids = [(grid, METRICS[name]) for grid in every for name in [primary[grid.task]] if name is not None]
     unranked = [task for task, name in primary.items() if name is None]
-    norms = {grid.labels[row]: grid.norms[row] for grid, _ in grids for row in grid.rows}
-    first = {label for grid, _ in grids for label in [grid.labels.get(str(grid.reference))] if label}
+    shown = [grid for grid, _ in grids] or every
+    norms = {grid.labels[row]: grid.norms[row] for grid in shown for row in grid.rows}
+    first = {label for grid in shown for label in [grid.labels.get(str(grid.reference))] if label}
     labels = sorted(norms, key=lambda label: (label not in first, natural(label)))
     blocks: dict[str, list[dict[str, Cell]]] = {
         grid.task: [
@@ -231,7 +249,8 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
     for name, tasks in parts.items():
         entries = [(directions[task], block) for task in tasks for block in blocks[task]]
         columns.append(Column(RANK, f"{name} ({len(entries)} setting{'s' if len(entries) != 1 else ''})"))
-        cells.append(_average_ranks(labels, entries))
+        ranks = _average_ranks(labels, entries) if entries else [Cell(reason="nothing to rank by")] * len(labels)
+        cells.append(ranks)
     same = {
         label: {b[label].equals for entries in blocks.values() for b in entries if label in b and b[label].n}
         for label in labels
@@ -240,13 +259,16 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         Row(label, tuple(c[i] for c in cells), norms[label], equals=same[label].pop() if len(same[label]) == 1 else "")
         for i, label in enumerate(labels)
     )
-    caption = [
+    ranking = [
         "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
-        f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids) or 'nothing'}, "
-        "each norm by its mean over seeds.",
-        "Cells with diverged or failed runs rank behind all others.",
-        "A norm without a result in some block of a column has no average there, and the others are ranked without it.",
+        f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids)}, each norm by its mean over seeds.",
+        "Cells with diverged or failed runs rank behind all others, by their share of such runs.",
+        "A norm without a result in some block of a column, or with seeds missing there, has no average there, and the "
+        "others are ranked without it.",
         *(["Blank: no record in any block of the column."] if any(None in row.cells for row in rows) else []),
+    ]
+    caption = [
+        *(ranking if grids else []),
         *([f"Without a metric to rank by: {', '.join(unranked)}."] if unranked else []),
         *itertools.chain.from_iterable(chosen(grid, df) for grid, _ in grids),
         *evidence(df),
@@ -262,7 +284,7 @@ def _ranking(grid: Grid, subject: Metric) -> str:
 def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[str, Cell]]]) -> list[Cell | None]:
     """One cell per label (None if in no block): the mean rank over the blocks (metric, label -> cell), n = blocks."""
     found = {label: [block[label] for _, block in entries if label in block] for label in labels}
-    complete = [label for label in labels if sum(map(summary.has_result, found[label])) == len(entries)]
+    complete = [label for label in labels if sum(map(_rankable, found[label])) == len(entries)]
     ranks = [summary.rank({label: block[label] for label in complete}, subject) for subject, block in entries]
     result: list[Cell | None] = []
     for label in labels:
@@ -273,7 +295,7 @@ def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[s
             result.append(Cell(reason=_lacking(found[label], len(entries))))
             continue
         if len(complete) < 2:
-            result.append(Cell(reason="no other norm has a result in every setting"))
+            result.append(Cell(reason="no other norm has a result over all seeds in every setting"))
             continue
         mean, std, n, ci95 = summary.summarize(rank[label] for rank in ranks)
         result.append(Cell(mean=mean, std=std, n=n, ci95=ci95))
@@ -281,13 +303,21 @@ def _average_ranks(labels: Sequence[str], entries: Sequence[tuple[Metric, dict[s
 
 
 def _lacking(found: Sequence[Cell], settings: int) -> str:
-    """Why there is no average: of so many settings some have no result, and in some nothing was asked for."""
-    empty, absent = sum(not summary.has_result(cell) for cell in found), settings - len(found)
-    parts = [f"{what} in {n}" for what, n in (("no result", empty), ("no record", absent)) if n]
+    """Why there is no average: of so many settings some have no result, some not all seeds, some no record at all."""
+    empty = sum(not summary.has_result(cell) for cell in found)
+    partly = sum(not _rankable(cell) for cell in found) - empty
+    numbers = (("no result", empty), ("seeds missing", partly), ("no record", settings - len(found)))
+    parts = [f"{what} in {n}" for what, n in numbers if n]
     return f"{' and '.join(parts)} of {settings} settings"
 
 
+def _rankable(cell: Cell) -> bool:
+    return summary.has_result(cell) and summary.covers_its_seeds(cell)
+
+
 def _task_table(grid: Grid, df: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
+    if not grid.metrics:  # no run ended well: the rows say what happened instead
+        metrics = [OUTCOME]
     rows: list[Row] = []
     for block in grid.blocks:
         here = [row for row in grid.rows if grid.asked(row, block)]

@@ -11,7 +11,7 @@
         planned = suite.plan_config(config)  # of a file: suite.plan_config(suite.read_config("configs/quick.yaml"))
 
         out = Path("runs/tried")
-        runner = suite.Runner(threads=planned.threads, budget=planned.budget)
+        runner = suite.Runner(threads=planned.threads, budget=planned.budget, folders=planned.folders)
         suite.write_skipped(out, planned.skipped)
         counts = suite.execute(planned.runs, runner, out, jobs=2)  # what is done already is not repeated
         print(counts, results.load(out)[["norm_label", "status", "top1"]])
@@ -34,10 +34,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suite.blocks import Overrides
     from suite.cli import main
     from suite.config import PlanError, read_config
     from suite.engine import Event, execute, write_skipped
-    from suite.plan import Overrides, Plan, plan_config
+    from suite.plan import Plan, plan_config
     from suite.runner import Runner
 
 __all__ = [
@@ -58,7 +59,8 @@ _HOMES = {
     "cli": ("main",),
     "config": ("PlanError", "read_config"),
     "engine": ("Event", "execute", "write_skipped"),
-    "plan": ("Overrides", "Plan", "plan_config"),
+    "blocks": ("Overrides",),
+    "plan": ("Plan", "plan_config"),
     "runner": ("Runner",),
 }
 

@@ -12,24 +12,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from results.escape import cut, visible
 from suite import terminal
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from norms.conformance import Check
     from results.record import RunSpec
     from suite.engine import Event
@@ -44,7 +46,18 @@ _SETTINGS: dict[str, Any] = {
 _LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
 """Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
 
-app = typer.Typer(help="NormSuite: what does a normalization layer change?", **_SETTINGS)
+
+class _Commands(typer.core.TyperGroup):
+    """The commands. Click takes an EOFError for Ctrl-C; here it is a file that ends too early."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise ValueError(f"a file ends too early: {error}") from error
+
+
+app = typer.Typer(cls=_Commands, help="NormSuite: what does a normalization layer change?", **_SETTINGS)
 list_app = typer.Typer(help="What there is: norms, tasks, data sets, metrics.", **_SETTINGS)
 data_app = typer.Typer(help="Data sets: what is here, and how to prepare the rest.", **_SETTINGS)
 app.add_typer(list_app, name="list")
@@ -84,14 +97,14 @@ def run(
     config: Annotated[
         Path, typer.Argument(help="A config file; configs/NAME.yaml is the suite's own where there is none here.")
     ] = Path("configs/quick.yaml"),
-    tasks: Annotated[str, typer.Option(help="Only these tasks of the config, separated by commas.")] = "",
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks of the config, separated by commas.")] = None,
     norms: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Instead of the config's norms: a name or label selects the config's entries, another registered "
             "name is added with its defaults."
         ),
-    ] = "",
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help='Instead of the config\'s seeds: "0-4", "0,2,5".')] = None,
     settings: Annotated[
         list[str] | None,
@@ -110,10 +123,13 @@ def run(
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
-    from suite.plan import Overrides, plan
+    from suite.blocks import Overrides
+    from suite.config import ManyRuns, find_config
+    from suite.plan import plan
 
     for option, value, least in (("--jobs", jobs, 1), ("--threads", threads, 1), ("--timeout", timeout, 0.001)):
         if value is not None and not value >= least:  # nan among them
@@ -121,42 +137,65 @@ def run(
     _check_device(device)
     plugin_norms = _load_plugins(plugin)
     overrides = Overrides(
-        tasks=_split(tasks),
-        norms=_split(norms),
+        tasks=_split("--tasks", tasks),
+        norms=_split("--norms", norms),
         seeds=seeds,
         settings=tuple(settings or ()),
         plugin_norms=plugin_norms,
         threads=threads,
+        many=yes,
     )
-    planned = plan(config, overrides, data_dir)
+    try:
+        planned = plan(config, overrides, data_dir, without_data=dry_run)
+    except ManyRuns as error:
+        if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
+            raise
+        planned = plan(config, replace(overrides, many=True), data_dir, without_data=dry_run)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
+    file = find_config(config).resolve()
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from results.record import write_versions
     from suite.engine import execute, write_skipped
-    from suite.grid import Grid, describe, dry_summary, summary
+    from suite.grid import (
+        Grid,
+        describe,
+        dry_summary,
+        left_out,
+        not_of_config,
+        restate_budget,
+        shared_folder,
+        summary,
+    )
     from suite.progress import Names, Progress, Remaining, levels
     from suite.runner import Runner
 
     grid = Grid(planned, folder, retry)
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
     remaining = Remaining(jobs, grid.records)
+    if out is None:
+        for line in shared_folder(folder, file):
+            print(line, file=sys.stderr)
     if dry_run:
         _print_lines(describe(grid, names))
         left = remaining.total(Counter(map(levels, grid.todo)))
         _print_lines(dry_summary(grid, jobs, left))
         return 0
+    _print_lines(left_out(planned))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f'--out "{folder}": {error.strerror}') from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f'--out "{folder}": not writable')
-    write_versions(folder, [*planned.runs, *(spec for spec, _ in planned.skipped)])
+    everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
+    write_versions(folder, everything, str(file))
     write_skipped(folder, planned.skipped)
-    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining)
+    if restated := restate_budget(grid):
+        print(f"budget: restated as {planned.budget} in {restated} records that were made before")
+    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder)
     runner = Runner(
         device=device,
         threads=planned.threads,
@@ -164,6 +203,7 @@ def run(
         plugins=tuple(file.resolve() for file in plugin or ()),
         budget=planned.budget,
         commit=commit(),
+        folders=planned.folders,
     )
     counts: Counter[str] = Counter()
     if grid.todo:
@@ -187,8 +227,11 @@ def run(
             signal.signal(signal.SIGTERM, before)
     failed = grid.failed + counts["failed"]
     try:
-        files = _show_tables(folder, ("csv", "latex", "markdown"))
+        df, files = _show_tables(folder, ("csv", "latex", "markdown"))
         print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
+        if not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
+            others = int((~df["key"].isin([spec.key for spec in everything])).sum())
+            _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     except (ValueError, OSError) as error:
         _fail(str(error))
     except Exception as error:  # noqa: BLE001 - a mistake of ours; the runs are made, and the exit code tells of them
@@ -204,16 +247,34 @@ def run(
 def tables(
     folder: Annotated[Path, typer.Argument(help="A folder of results.")],
     formats: Annotated[
-        str, typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables.")
-    ] = "",
-    metrics: Annotated[str, typer.Option(help="Only these metrics, separated by commas.")] = "",
+        str | None,
+        typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables."),
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Only these metrics, separated by commas.")] = None,
     select: Annotated[
         str, typer.Option(help="Choose this option per norm by validation, on seeds that the table leaves out.")
     ] = "",
-    sweep: Annotated[str, typer.Option(help="The option along the columns of the sweep table.")] = "",
+    sweep: Annotated[str | None, typer.Option(help="The option along the columns of the sweep table.")] = None,
+    configs: Annotated[
+        list[Path] | None,
+        typer.Option("--config", help="Only the runs that this config asks for, as it is now (repeatable)."),
+    ] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = Path("data"),
 ) -> None:
-    """Print the tables of the runs that are there, and write them."""
-    _show_tables(folder, _split(formats), _split(metrics), select, _split(sweep))
+    """Print the tables of the runs that are there, and write them.
+
+    With --config, give the same --plugin and --data-dir as to `run`: code and data decide which runs are asked for.
+    """
+    own = _load_plugins(plugin)  # their metrics count without --config, too
+    keys = _keys(configs, own, data_dir) if configs else None
+    names = _split("--format", formats), _split("--metrics", metrics)
+    df, _ = _show_tables(folder, *names, select, _split("--sweep", sweep), keys)
+    if keys is not None:
+        print(
+            f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
+            f"{sum(df.attrs['not_asked'].values())} others in {folder} are left out"
+        )
 
 
 @app.command()
@@ -401,8 +462,12 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
 
     rows = [("name", "here", "what")]
     for name in data.dataset_names():
-        info = data.dataset_info(name)
-        rows.append((name, "yes" if data.is_prepared(name, data_dir) else "no", str(info)))
+        what = str(data.dataset_info(name))
+        try:
+            here = "yes" if data.is_prepared(name, data_dir) else "no"
+        except ValueError as error:  # of one set; the others are listed all the same
+            here, what = "damaged", str(error)
+        rows.append((name, here, what))
     _print_lines(columns(rows))
 
 
@@ -412,12 +477,20 @@ def data_prepare(
     data_dir: DataDir = Path("data"),
     source: Annotated[Path | None, typer.Option(help="Where the images of a set lie that is not downloaded.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
+    force: Annotated[bool, typer.Option(help="Make it again; what is prepared stays until that is complete.")] = False,
 ) -> None:
     """Download and decode a data set: the only command that downloads anything."""
     from tasks import data
 
-    data.prepare(name, data_dir, source=source, size=size)
-    print(f"{name} is prepared in {data_dir}")
+    done = data.prepare(name, data_dir, source=source, size=size, force=force)
+    for note in done.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if done.made:
+        print(f"{name} is prepared in {data_dir}")
+    elif data.dataset_info(name).builtin:
+        print(f"{name} is built in: nothing to do")
+    else:
+        print(f"{name} is prepared already in {data_dir}: nothing to do")
 
 
 @contextlib.contextmanager
@@ -437,7 +510,7 @@ def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell_plainly(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                print(cut(visible(line), _LONGEST_LINE), flush=True)
+                print(_shown(line), flush=True)
 
         yield tell_plainly
         return
@@ -454,7 +527,7 @@ def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                console.print(cut(visible(line), _LONGEST_LINE))
+                console.print(_shown(line))
             key = event.spec.key
             if key in progress.running and key not in rows:
                 name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
@@ -476,17 +549,26 @@ def _show_tables(
     metrics: Sequence[str] = (),
     select: str = "",
     sweep: Sequence[str] = (),
-) -> list[Path]:
-    """Print every table of a folder of results, and write them beside it in the given formats.
+    keys: Collection[str] | None = None,
+) -> tuple[DataFrame, list[Path]]:
+    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
+
+    Returns:
+        The runs, and the files, which lie in the folder.
 
     Raises:
-        ValueError: there are no runs, or a name is unknown; or, after all is printed, the tables can not be written.
+        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
     """
     import results
     from results.render import tables_text, write_tables
     from results.tables import render_all
 
-    df = results.load(folder)
+    df = results.load(folder, keys=keys)
+    if df.empty and (others := sum(df.attrs["not_asked"].values())):
+        raise ValueError(
+            f"none of the {others} records in {folder} is what the config asks for now: code, options and "
+            "data count; without --config all are shown"
+        )
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
@@ -500,7 +582,35 @@ def _show_tables(
     print(tables_text(rendered, width, sys.stdout.encoding))
     if unwritten:
         raise ValueError(unwritten)
-    return files
+    return df, files
+
+
+def _keys(configs: Sequence[Path], plugin_norms: tuple[str, ...], data_dir: Path) -> set[str]:
+    """The keys of all runs that the configs ask for; mistakes of all of them are reported at once."""
+    export_threads(1)
+    from suite.blocks import Overrides
+    from suite.config import PlanError
+    from suite.plan import plan
+
+    overrides = Overrides(plugin_norms=plugin_norms, many=True)
+    keys: set[str] = set()
+    mistakes: list[str] = []
+    for config in configs:
+        try:
+            planned = plan(config, overrides, data_dir)
+        except PlanError as error:
+            mistakes += error.lines
+        else:
+            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
+    if mistakes:
+        raise PlanError(mistakes)
+    return keys
+
+
+def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:
+    """What a plan of the same runs needs on the command line beside the config."""
+    given = [part for file in plugin or () for part in ("--plugin", str(file))]
+    return given if data_dir == Path("data") else [*given, "--data-dir", str(data_dir)]
 
 
 def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
@@ -606,14 +716,41 @@ def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:
     return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in specs)}
 
 
-def _split(text: str) -> tuple[str, ...]:
-    """ "bn, gn(num_groups=8,eps=0.1)" -> its parts; a comma inside brackets separates nothing."""
-    parts = re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", text)
-    return tuple(part.strip() for part in parts if part.strip())
+def _split(option: str, text: str | None) -> tuple[str, ...]:
+    """ "bn, gn(num_groups=8,eps=0.1)" -> its parts; a comma inside brackets separates nothing. None: not given.
+
+    Raises:
+        ValueError: no name at all, or brackets that do not match.
+    """
+    if text is None:
+        return ()
+    parts, open_ = [""], ""
+    for character in text:
+        if character in "([":
+            open_ += character
+        elif character in ")]":
+            if open_[-1:] + character not in ("()", "[]"):
+                raise ValueError(f'{option} "{text[:120]}": a "{character}" closes nothing')
+            open_ = open_[:-1]
+        if character == "," and not open_:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if open_:
+        raise ValueError(f'{option} "{text[:120]}": a "{open_[-1]}" is not closed')
+    names = tuple(part.strip() for part in parts if part.strip())
+    if not names:
+        raise ValueError(f'{option} "{text[:120]}": a name is needed')
+    return names
 
 
 def _annotation(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _shown(text: str) -> str:
+    """A text of one line or more, each of which shows on a terminal and has an end."""
+    return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
 
 
 def _print_lines(lines: Iterator[str]) -> None:

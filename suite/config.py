@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import os
 import re
-import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from norms.registry import nearest
+from norms.values import cut, exact, shown
+from results import files
+from suite import yaml_core
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """The suite's own configs: in a checkout a link to the folder at its top, in an installed wheel a folder."""
 
 KEYS = ("budget", "norms", "seeds", "tasks", "threads")
 MOST_SEEDS = 100_000
+LARGEST_FILE = 2**20
+"""Bytes of a config; all of the suite's own together have 30,000."""
+MOST_LINES = 30
+LONGEST_LINE = 300
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class PlanError(ValueError):
-    """Mistakes in a config or its overrides, one line each in `lines`."""
+    """Mistakes in a config or its overrides, one line each in `lines`: at most MOST_LINES, each cut to LONGEST_LINE."""
 
-    def __init__(self, lines: Sequence[str]):
-        self.lines = list(dict.fromkeys(lines))
+    def __init__(self, lines: Iterable[str]):
+        self.lines = list(dict.fromkeys(cut(_BREAKS.sub(" ", line), LONGEST_LINE) for line in lines))
+        if len(self.lines) > MOST_LINES:
+            self.lines[MOST_LINES - 1 :] = [f"and {len(self.lines) - MOST_LINES + 1:,} more mistakes"]
         super().__init__("\n".join(self.lines))
+
+
+class ManyRuns(PlanError):
+    """A plan so large that it is made only where `Overrides.many` says that it is meant."""
 
 
 def find_config(path: str | Path) -> Path:
@@ -38,103 +52,132 @@ def find_config(path: str | Path) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; `configs/NAME.yaml` is the suite's own where no such file is here.
 
+    YAML 1.2 in UTF-8, or in UTF-16 with a byte order mark; see suite.yaml_core.
+
     Raises:
-        PlanError: a missing or unreadable file, bad YAML, a key given twice.
+        PlanError: a missing or unreadable file, one of more than LARGEST_FILE bytes, bad YAML, a key given twice.
     """
     try:
-        text = find_config(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = files.read_bytes(os.path.realpath(find_config(path)), LARGEST_FILE)
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
         here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
-        near = nearest(str(path), [*map(str, here), *(f"configs/{file.name}" for file in own)])
-        raise PlanError([f'config "{path}": {reason}{near}']) from error
+        near = nearest(str(path)[:200], [*map(str, here), *(f"configs/{file.name}" for file in own)])
+        raise PlanError([f'config "{cut(str(path), 120)}": {reason}{near}']) from error
     try:
-        config = _load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise PlanError([f'config "{path}"{where}: {error.problem or error.context}']) from error
+        config = yaml_core.load(text)
     except yaml.YAMLError as error:
-        raise PlanError([f'config "{path}": {" ".join(str(error).split())}']) from error
+        raise PlanError([f'config "{cut(str(path), 120)}"{_said(error, text)}']) from error
     if not isinstance(config, dict):
-        raise PlanError([f'config "{path}": a mapping with the keys {", ".join(KEYS)} is needed, not {kind(config)}'])
+        needed = f"a mapping with the keys {', '.join(KEYS)} is needed, not {kind(config)}"
+        raise PlanError([f'config "{cut(str(path), 120)}": {needed}'])
     return config
 
 
 def parse_value(text: str) -> Any:
     """A value as a config would hold it. Raises ValueError for what is not YAML."""
     try:
-        return _load(text)
+        value = yaml_core.load(text)
     except yaml.YAMLError as error:
-        raise ValueError("the value is not YAML") from error
+        raise ValueError(f"not YAML as configs have it: {_said(error, text).partition(': ')[2]}") from error
+    if mistakes := form_mistakes(value, "the value"):
+        raise ValueError(mistakes[0])
+    return value
+
+
+def form_mistakes(value: Any, where: str = "config") -> list[str]:
+    """What no config may hold, wherever it stands: one line for each place, at most MOST_LINES.
+
+    A key that is no text, a number that is not finite or has more than 64 bits, a text of more than
+    `norms.values.LONGEST` characters, nesting deeper than `yaml_core.DEEPEST`, more values than `yaml_core.MOST_NODES`.
+    """
+    mistakes: list[str] = []
+    count = 0
+    waiting = [(value, where, 0)]
+    while waiting and len(mistakes) < MOST_LINES:
+        item, at, depth = waiting.pop()
+        count += 1
+        if depth > yaml_core.DEEPEST:
+            return [f"{where}: lists or mappings are nested too deeply, or inside themselves"]
+        if count > yaml_core.MOST_NODES:
+            return [f"{where}: more than {yaml_core.MOST_NODES:,} values"]
+        if isinstance(item, Mapping):
+            for key, inner in item.items():
+                if isinstance(key, str):
+                    waiting.append((inner, f"{at}: {cut(key, 40)}" if at != "config" else cut(key, 40), depth + 1))
+                else:
+                    mistakes.append(f"{at}: a name is text, not {kind(key)}")
+        elif isinstance(item, list | tuple):
+            waiting += [(inner, at, depth + 1) for inner in item]
+        else:
+            try:
+                exact(Any, item)
+            except ValueError as error:
+                mistakes.append(f"{at}: {error}")
+    return mistakes
 
 
 def parse_seeds(given: Any) -> list[int]:
-    """Seeds from a list, one integer, or text such as "0-4" or "0,2,5-7"; in order, each once.
+    """Seeds from a list, one integer, or text such as "0-4" or "0,2,5-7"; in order, each once, MOST_SEEDS at most.
 
     Raises:
         ValueError: anything else, a range that runs backwards, a negative seed, no seed at all.
     """
-    if isinstance(given, str):
-        seeds = [seed for part in given.split(",") for seed in _seed_range(part.strip(), given)]
-    elif isinstance(given, int) and not isinstance(given, bool):
-        seeds = [given]
-    elif isinstance(given, list):
-        seeds = []
-        for item in given:
-            if isinstance(item, list):
-                raise ValueError(f"seeds {given!r}: a list inside a list")
-            seeds += parse_seeds(item)
-    else:
-        raise ValueError(f'seeds {given!r}: a list of integers or a range such as "0-4" is needed')
-    if not seeds:
+    if isinstance(given, list) and any(isinstance(item, list) for item in given):
+        raise ValueError(f"seeds {shown(given)}: a list inside a list")
+    ranges = [each for item in (given if isinstance(given, list) else [given]) for each in _seed_ranges(item)]
+    if not ranges:
         raise ValueError("seeds: an empty list leaves nothing to run")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds {given!r}: {min(seeds)} is negative; 0 and above are allowed")
-    return list(dict.fromkeys(seeds))
-
-
-def _load(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError, also for a list or mapping without an end."""
-    try:
-        value = yaml.load(text, Loader=_UniqueKeys)
-        json.dumps(value, default=str, skipkeys=True)
-    except (RecursionError, ValueError) as error:
-        raise yaml.YAMLError("lists or mappings are nested too deeply, or inside themselves") from error
-    return value
+    if sum(map(len, ranges)) > MOST_SEEDS:
+        raise ValueError(f"seeds {shown(given)}: more than {MOST_SEEDS:,} seeds")
+    return list(dict.fromkeys(seed for each in ranges for seed in each))
 
 
 def kind(value: Any) -> str:
     """What a YAML value is, in words for a person."""
     names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true or false"}
-    return names.get(type(value), f"{value!r}")
+    return names.get(type(value), shown(value))
+
+
+def whole(value: Any) -> int | None:
+    """The integer that a value is, 1e3 among them; else None."""
+    try:
+        value = exact(int, value)
+    except ValueError:
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _seed_ranges(given: Any) -> list[range]:
+    if isinstance(given, str):
+        return [_seed_range(part.strip(), given) for part in given.split(",")]
+    seed = whole(given)
+    if seed is None:
+        raise ValueError(f'seeds {shown(given)}: a list of integers or a range such as "0-4" is needed')
+    if seed < 0:
+        raise ValueError(f"seeds {shown(given)}: {seed} is negative; 0 and above are allowed")
+    return [range(seed, seed + 1)]
 
 
 def _seed_range(part: str, given: str) -> range:
-    match = re.fullmatch(r"(\d{1,18})(?:\s*-\s*(\d{1,18}))?", part)
+    given = cut(given, 60)
+    match = re.fullmatch(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?", part)
     if match is None:
         raise ValueError(f'seeds "{given}": integers of 0 and above and ranges such as "0-4" are needed')
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise ValueError(f'seeds "{given}": the range {first}-{last} runs backwards; did you mean "{last}-{first}"?')
-    if last - first >= MOST_SEEDS:
-        raise ValueError(f'seeds "{given}": more than {MOST_SEEDS} seeds')
     return range(first, last + 1)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's later duplicate key silently wins; here it is a mistake with its line."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" is given twice', key_node.start_mark
-                )
-            if isinstance(key, typing.Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+def _said(error: yaml.YAMLError, text: str) -> str:
+    """ " line 2, column 5: what is wrong"."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f" line {line}: the character U+{ord(text[error.position]):04X} has no place in YAML"
+    mark = problem = None
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+    where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{where}: {problem or ' '.join(str(error).split())}"

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from results.record import RunRecord, RunSpec
+from filelock import Timeout
+
+from results.record import (
+    RecordError,
+    RunRecord,
+    RunSpec,
+    find_record,
+    read_versions,
+    run_lock,
+    write_record,
+)
+from suite.blocks import BUDGETS
 from suite.engine import look
 from suite.plan import Plan
 from suite.progress import Names, columns, duration, seed_text
@@ -60,6 +72,47 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
     yield from columns(rows)
 
 
+def restate_budget(grid: Grid) -> int:
+    """Write the plan's budget into records that were made under another one; returns how many were changed.
+
+    It decides no number and is no part of a run's key, so a config whose `budget` is corrected repeats nothing. What a
+    task says itself in the place of the config ("machinery-only") stays. A record that another process holds, or that
+    can not be written, stays too.
+    """
+    changed = 0
+    for seen in grid.records:
+        if _restated(seen, grid.plan.budget) is None:
+            continue
+        with contextlib.suppress(Timeout, OSError, RecordError), run_lock(grid.folder, seen.spec).acquire(timeout=0):
+            record = find_record(grid.folder, seen.spec)
+            if record is not None and (restated := _restated(record, grid.plan.budget)) is not None:
+                write_record(grid.folder, restated)
+                changed += 1
+    return changed
+
+
+def _restated(record: RunRecord, budget: str) -> RunRecord | None:
+    given = record.evidence.get("budget")
+    if given == budget or given not in BUDGETS:
+        return None
+    return record.model_copy(update={"evidence": {**record.evidence, "budget": budget}})
+
+
+def shared_folder(folder: Path, config: Path) -> Iterator[str]:
+    """A line where the folder's runs were last made for another file of the same name, and that one is still there."""
+    before = read_versions(folder)["config"]
+    with contextlib.suppress(OSError):
+        if before and Path(before).is_file() and Path(before).read_bytes() != config.read_bytes():
+            yield f"note: {folder} holds the runs of {before}, another config; --out FOLDER keeps these apart"
+
+
+def not_of_config(count: int, folder: Path, config: Path, options: Sequence[str]) -> Iterator[str]:
+    """A line about records in tables that a config does not ask for. options: of the command that leaves them out."""
+    if count:
+        command = shlex.join(["tables", str(folder), "--config", str(config), *options])
+        yield f"{count} records in {folder} are not of {config}: `{command}` leaves them out"
+
+
 def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
     """What a dry run ends with. left: seconds that all runs to do will take, where they can be estimated."""
     skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
@@ -68,6 +121,15 @@ def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
     yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {where}"
     if grid.todo and left is not None:
         yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
+    yield from left_out(grid.plan)
+    for line in grid.plan.missing:
+        yield f"missing, so that its runs count as not done: {line}"
+
+
+def left_out(plan: Plan) -> Iterator[str]:
+    """How many combinations of options make no setting, with the first of them; no line where there is none."""
+    if plan.left_out:
+        yield f"combinations left out: {len(plan.left_out)}, such as {plan.left_out[0]}"
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

@@ -6,15 +6,21 @@ Pure: events in, text out. The command line prints it.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from results.escape import visible
-from results.record import RunRecord, RunSpec
+from results.escape import cut, visible
+from results.record import RunRecord, RunSpec, run_folder
 from suite.engine import Event
+from suite.runner import TRACEBACK
+from suite.worker import OUTPUT
 
 Levels = tuple[tuple[Any, ...], ...]
+
+_LONGEST = 300  # characters of a reason in a line; the whole stands in the record
 
 
 class Names:
@@ -38,7 +44,7 @@ class Names:
 
     def run(self, spec: RunSpec) -> str:
         parts = (spec.task, spec.norm_label or spec.norm, self.setting(spec), f"seed {spec.seed}")
-        return " ".join(part for part in parts if part)
+        return visible(" ".join(part for part in parts if part))
 
 
 class Remaining:
@@ -86,10 +92,18 @@ class Progress:
         specs: the runs that will be made.
         metrics: task -> the metric shown in a finished run's line.
         remaining: estimates, primed with the records that exist already.
+        folder: of results; a failed run's line then names what it left there.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], names: Names, metrics: Mapping[str, str], remaining: Remaining):
-        self.names, self.metrics, self.remaining = names, metrics, remaining
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        names: Names,
+        metrics: Mapping[str, str],
+        remaining: Remaining,
+        folder: Path | None = None,
+    ):
+        self.names, self.metrics, self.remaining, self.folder = names, metrics, remaining, folder
         self.todo = {spec.key: spec for spec in specs}
         self.kinds = Counter(map(levels, self.todo.values()))
         self.total = len(self.todo)
@@ -135,10 +149,20 @@ class Progress:
         if record.status == "ok":
             said = f"  {metric} {record.metrics[metric]:.4g}" if metric in record.metrics else ""
         else:
-            said = f"  {record.reason}"
+            said = f"  {cut(visible(record.reason), _LONGEST)}"
         left = self.seconds_left() if self.todo else None
         tail = f"  [{duration(left)} left]" if left is not None else ""
-        return f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
+        line = f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
+        return line + self._left_behind(record)
+
+    def _left_behind(self, record: RunRecord) -> str:
+        """A second line that says where a failed run's traceback and output lie, if there are any."""
+        if self.folder is None or record.status != "failed":
+            return ""
+        folder = run_folder(self.folder, record.spec)
+        found = [name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
+        beside = f" and {found[1]} beside it" if len(found) > 1 else ""
+        return f"\n    see {_near(folder / found[0])}{beside}" if found else ""
 
 
 def duration(seconds: float) -> str:
@@ -166,6 +190,12 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def _near(path: Path) -> str:
+    """From the current folder, where it lies below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
 
 
 def levels(spec: RunSpec) -> Levels:

@@ -11,8 +11,8 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Runner:
         plugins: files of the user's own norms, loaded before the run.
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
+        folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
     """
 
     device: str = "cpu"
@@ -41,6 +42,7 @@ class Runner:
     plugins: tuple[Path, ...] = ()
     budget: str = "reduced"
     commit: str = "unknown"
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, spec: RunSpec, folder: Path, report: Callable[[float], None]) -> RunRecord:
         return run_one(spec, folder, report, self)
@@ -96,6 +98,7 @@ def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runne
     import torch
 
     from norms.registry import load_plugin, make_norm, norm_info
+    from suite.folders import located
     from tasks import get_task
     from tasks.base import RunContext
 
@@ -113,7 +116,7 @@ def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runne
             raise RuntimeError(
                 f"{what} changed after planning: version {planned} was planned, {loaded} is here; run again"
             )
-    options = task.options.model_validate(spec.task_options)
+    options = task.options.model_validate(located(spec.task_options, runner.folders))
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
     context = RunContext(torch.device(runner.device), spec.seed, runner.data_dir, folder, report)

@@ -10,7 +10,6 @@ nothing.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +89,16 @@ class Adversarial:
         if options.autoattack:
             check_installed("torchattacks", "adversarial: autoattack")
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
-        checksum = datasets.checksum(options.dataset, data_dir)
-        train, test, classes = _facts(options.dataset, data_dir, options.num_classes, checksum)
-        options.check_classes(classes)
+        _check_in_memory(options.dataset, data_dir)
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)
+        options.check_classes(len(counts["train"]))
         for option, given, what, available in (
-            ("batch_size", options.batch_size, "training", train),
-            ("attack_images", options.attack_images, "test", test),
+            ("batch_size", options.batch_size, "training", int(counts["train"].sum())),
+            ("attack_images", options.attack_images, "test", int(counts["test"].sum())),
         ):
             if given > available:
                 raise ValueError(f'{option} {given} exceeds the {available} {what} images of "{options.dataset}"')
-        return checksum
+        return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: AdversarialOptions) -> str | None:
         """None, or why this norm can not be trained or attacked here."""
@@ -112,7 +111,8 @@ class Adversarial:
         return _refusal(norm, options, shape, classes)
 
     def run(self, norm: NormFactory, options: AdversarialOptions, context: RunContext) -> Outcome:
-        data = _load(options.dataset, context.data_dir, options.num_classes).to(context.device)
+        _check_in_memory(options.dataset, context.data_dir)
+        data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
         memory = PeakMemory(context.device)
         net = build(norm, data, options, context)
         history: list[dict[str, float]] = []
@@ -217,17 +217,9 @@ def _chosen(part: Split, name: str, options: AdversarialOptions) -> Split:
     return part.select(torch.from_numpy(order).sort().values.to(part.labels.device))
 
 
-def _load(dataset: str, data_dir: Path, classes: int | None) -> ImageData:
+def _check_in_memory(dataset: str, data_dir: Path) -> None:
     if not datasets.in_memory(dataset, data_dir):
         raise ValueError(f'data set "{dataset}" is too large for memory, and adversarial needs one that fits')
-    return datasets.load(dataset, data_dir, classes=classes)
-
-
-@functools.lru_cache(maxsize=64)
-def _facts(dataset: str, data_dir: Path, classes: int | None, checksum: str) -> tuple[int, int, int]:
-    """Training images, test images, classes. Cached: a plan asks for each setting; `checksum` is part of the key."""
-    data = _load(dataset, data_dir, classes)
-    return len(data.train), len(data.test), data.num_classes
 
 
 def _refusal(norm: NormFactory, options: AdversarialOptions, shape: tuple[int, int, int], classes: int) -> str | None:

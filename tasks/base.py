@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -25,10 +25,29 @@ from norms.registry import (
     norm_label,
     resolve_norm_options,
 )
+from norms.values import exact, shown
+
+_N = TypeVar("_N")
+# What numbers options take: far beyond what is published, and short of what no machine plans, prints or stores. Of the
+# form Batch[int], or Batch[int | None] where null stands for something.
+Batch = Annotated[_N, Field(ge=1, le=2**17)]  # images of an update or a forward; up to 65,536 are published
+Images = Annotated[_N, Field(ge=1, le=10**8)]
+Epochs = Annotated[_N, Field(ge=1, le=10**5)]
+Steps = Annotated[_N, Field(ge=1, le=10**9)]  # of one training
+Repeats = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
+Classes = Annotated[_N, Field(ge=2, le=10**5)]
+Width = Annotated[_N, Field(ge=1, le=512)]  # channels; planning resnet18_cifar with 512 takes 4 GB and 13 s
+Cells = Annotated[_N, Field(le=40)]  # planning a search network of 40 takes 3 GB and 11 s
+Pixels = Annotated[_N, Field(ge=0, le=4096)]  # of an image's side
+Positive = Annotated[_N, Field(gt=0, le=1e30, allow_inf_nan=False)]  # a rate or a weight; its square is finite, too
+NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Fraction = Annotated[_N, Field(ge=0, lt=1)]
 
 
 class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
+
+    True, numbers and texts are not turned into each other (see norms.values).
 
     A field named `norm_batch_size` (None: the SGD batch) has one meaning everywhere: the images per forward that share
     statistics, where a batch holds several domains those of each. The plan sets it to null for norms that do not mix
@@ -36,6 +55,23 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unconverted(cls, given: Any, info: ValidationInfo) -> Any:
+        return exact(cls.model_fields[info.field_name or ""].annotation, given)
+
+
+class LeftOut(ValueError):
+    """These values do not go together, and a grid over both leaves the combination out. Raised by an options model."""
+
+
+def divisors(number: int, near: int, most: int = 8) -> str:
+    """The divisors of `number`, at most so many of them, those nearest to `near`: for messages."""
+    found = [d for d in range(1, number + 1) if number % d == 0]
+    if len(found) <= most:
+        return ", ".join(map(str, found))
+    return f"{', '.join(map(str, sorted(sorted(found, key=lambda d: abs(d - near))[:most])))} and others"
 
 
 def only_used(given: Mapping[str, Any], used: Mapping[str, Any], conditional: Collection[str]) -> dict[str, Any]:
@@ -80,7 +116,7 @@ class NormChoice(BaseModel):
             return {"name": name, "options": options or {}}
         if isinstance(given, NormChoice) or (isinstance(given, dict) and "version" in given):  # as a record holds it
             return given
-        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {given!r}")
+        raise ValueError(f"a norm's name or {{name: {{option: value}}}} is needed, given {shown(given)}")
 
     def resolved(self, setting: Setting) -> NormChoice:
         """With options, version and label complete.
@@ -138,7 +174,8 @@ class Outcome:
         history: one mapping of numbers per epoch.
         artifacts: names of files written into `context.folder`.
         evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...; a
-            "budget" here takes the place of the config's, where a task knows that it is smaller.
+            "budget" here takes the place of the config's, where a task knows that it is smaller; in a word of its own,
+            since "reduced" and "full" follow the config when that is corrected.
     """
 
     metrics: Mapping[str, float | None]
@@ -194,7 +231,10 @@ class Task(Protocol):
         ...
 
     def data_checksum(self, options: Any, data_dir: Path) -> str:
-        """Identity of the data the options name. Raises NotPrepared, or ValueError for an unknown name."""
+        """Identity of the data the options name. Raises NotPrepared, or ValueError for an unknown name.
+
+        Where a task has an option `dataset`, that one names the data: tables show one identity for each of its values.
+        """
         ...
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: Any) -> str | None:

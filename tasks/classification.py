@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.base import Batch, Diverged, Fraction, Images, Outcome, RunContext, Setting, divisors
 from tasks.data.batches import augment, normalize
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
@@ -70,11 +70,11 @@ class ClassificationOptions(SupervisedOptions):
     The last two are wrong on purpose: they show what a norm's statistics depend on (configs/known_answers.yaml).
     """
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Fraction[float] = 0.0
     zero_init_last_gamma: bool = False
     precision: Precision = "float32"
-    recalibration_images: int = Field(2000, ge=1)
-    single_class_groups: int | None = Field(None, ge=1)
+    recalibration_images: Images[int] = 2000
+    single_class_groups: Batch[int | None] = None
     final_pass: Literal["none", "class_sorted"] = "none"
 
     @model_validator(mode="after")
@@ -84,10 +84,9 @@ class ClassificationOptions(SupervisedOptions):
                 f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
             )
         if self.single_class_groups is not None and self.batch_size % self.single_class_groups:
-            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
             raise ValueError(
                 f"single_class_groups {self.single_class_groups} does not divide batch_size {self.batch_size}; "
-                f"allowed: {', '.join(map(str, divisors))}"
+                f"allowed: {divisors(self.batch_size, self.single_class_groups)}"
             )
         return self
 
@@ -139,6 +138,18 @@ class Classification:
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
         if options.single_class_groups is not None and not datasets.in_memory(options.dataset, data_dir):
             raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        if options.batch_size > (train := int(counts.sum())):
+            raise ValueError(
+                f'batch_size {options.batch_size} exceeds the {train} training images of "{options.dataset}"'
+            )
+        if (groups := options.single_class_groups) is not None:
+            size = options.batch_size // groups
+            if (whole := int((counts // size).sum())) < groups:
+                raise ValueError(
+                    f'single_class_groups {groups}: the classes of "{options.dataset}" fill {whole} groups of {size} '
+                    "training images of one class; lower batch_size"
+                )
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators, nearest
 from norms.situation import predict, situation
 from tasks import data as datasets
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.base import Batch, Diverged, Outcome, RunContext, Setting
 from tasks.data.batches import augment, normalize, ordered_batches
 from tasks.data.images import ImageData, Split, channel_moments
 from tasks.fit import (
@@ -66,7 +66,7 @@ class DomainGeneralizationOptions(SupervisedOptions):
     dataset: str = "digits"
     domains: tuple[str, ...] | None = None
     held_out: str = "blend"
-    batch_size: int = Field(32, ge=1)
+    batch_size: Batch[int] = 32
 
     @model_validator(mode="before")
     @classmethod

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import nn
 
-from tasks.base import Options
+from tasks.base import Batch, Classes, Epochs, Fraction, NotNegative, Options, Positive, Steps, Width, divisors
 from tasks.data import Augmentation
 from tasks.fit import Schedule, sgd
 from tasks.nets import check_model
@@ -39,20 +39,20 @@ class SupervisedOptions(Options):
     """
 
     dataset: str = "fashion_mnist_mini"
-    num_classes: int | None = Field(None, ge=2)
+    num_classes: Classes[int | None] = None
     model: str = "resnet8"
-    width: int | None = Field(None, ge=1)
-    epochs: int = Field(10, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(128, ge=1)
-    norm_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
+    width: Width[int | None] = None
+    epochs: Epochs[int] = 10
+    max_steps: Steps[int | None] = None
+    batch_size: Batch[int] = 128
+    norm_batch_size: Batch[int | None] = None
+    learning_rate: Positive[float] = 0.1
     scale_learning_rate: bool = True
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    momentum: Fraction[float] = 0.9
+    weight_decay: NotNegative[float] = 5e-4
     norm_weight_decay: bool = False
     schedule: Schedule = "cosine"
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: Fraction[float] = 0.1
     augmentation: Augmentation = "crop"
     channels_last: bool = True
 
@@ -60,10 +60,9 @@ class SupervisedOptions(Options):
     def _trainable(self) -> SupervisedOptions:
         check_model(self.model, self.width)
         if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
-            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
             raise ValueError(
                 f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}; "
-                f"allowed: {', '.join(map(str, divisors))}"
+                f"allowed: {divisors(self.batch_size, self.norm_batch_size)}"
             )
         return self
 

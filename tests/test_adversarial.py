@@ -71,6 +71,11 @@ def data(monkeypatch):
         "check_classifiable": lambda name, folder, classes=None: (
             None if name == "planted" else real.check_classifiable(name, folder, classes)
         ),
+        "class_counts": lambda name, folder, classes=None: (
+            {part: getattr(value, part).labels.bincount() for part in ("train", "val", "test")}
+            if name == "planted"
+            else real.class_counts(name, folder, classes)
+        ),
         "checksum": lambda name, folder: "0" if name == "planted" else real.checksum(name, folder),
     }
     monkeypatch.setattr(adversarial, "datasets", SimpleNamespace(**replaced))

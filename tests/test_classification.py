@@ -602,7 +602,7 @@ def test_wrong_options_are_refused_with_what_is_allowed(options, message):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"learning_rate": "1e-1"}, 0.1),
+        ({"learning_rate": 1e-1}, 0.1),
         ({"batch_size": 32}, 0.025),
         ({"batch_size": 32, "scale_learning_rate": False}, 0.1),
         ({"batch_size": 32, "norm_batch_size": 2}, 0.025),

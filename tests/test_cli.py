@@ -11,11 +11,22 @@ from types import SimpleNamespace
 import pytest
 
 from norms.convert import Audit, Changed, Swapped
-from results.record import RECORD, RunRecord, RunSpec, record_files, run_folder, write_record
+from results.record import (
+    RECORD,
+    RunRecord,
+    RunSpec,
+    find_record,
+    record_files,
+    run_folder,
+    run_lock,
+    write_record,
+)
 from suite import cli
 from suite.engine import Event
 from suite.environment import ROOT
 from suite.foreign import audit_lines
+from suite.grid import Grid, restate_budget
+from suite.plan import Plan
 from suite.progress import Names, Progress, Remaining, duration, seed_text
 from tasks import register_task, task_names
 
@@ -123,6 +134,89 @@ def test_run_makes_what_is_missing_prints_tables_and_says_where_they_lie(suite, 
     assert len(made(tmp_path)) == 8
 
 
+def test_runs_of_no_config_are_counted_and_can_be_left_out(suite, task, config, tmp_path):
+    suite("run", config)
+    config.write_text(config.read_text().replace("{}", "{learning_rate: 0.2}"))
+    code, out, _ = suite("run", config, "--norms", "bn")
+    assert code == 0
+    assert not [line for line in out if "are not of" in line], "this plan is smaller on purpose"
+    code, out, _ = suite("run", config)
+    assert code == 0
+    (line,) = [line for line in out if "are not of" in line]
+    options = f"--plugin {task} --data-dir {tmp_path}"
+    command = f"tables runs/grid --config {config} {options}"
+    assert line == f"6 records in runs/grid are not of {config}: `{command}` leaves them out"
+
+    code, out, err = suite(*command.split(), "--metrics", "top1")
+    assert (code, err) == (0, [])
+    text = "\n".join(out)
+    assert "Common: fails=False, learning_rate=0.2." in text
+    assert "Left out, not asked for by the config: 6 records." in text
+    assert "learning_rate=0.1" not in text
+    assert out[-1] == f"6 records of {config}; 6 others in runs/grid are left out"
+    assert "learning_rate=0.1" in "\n".join(suite("tables", "runs/grid")[1])
+
+    first = tmp_path / "first.yaml"
+    first.write_text(config.read_text().replace("0.2", "0.1"))
+    code, out, _ = suite("tables", "runs/grid", "--config", config, "--config", first, *options.split())
+    assert (code, out[-1]) == (0, f"12 records of {config}, {first}; 0 others in runs/grid are left out")
+
+    config.write_text(config.read_text().replace("0.2", "0.3"))
+    code, _, err = suite("tables", "runs/grid", "--config", config, *options.split())
+    assert (code, len(err)) == (2, 1)
+    assert "none of the 12 records in runs/grid is what the config asks for now" in err[0]
+    code, _, err = suite("tables", "runs/grid", "--config", "none.yaml", "--config", "neither.yaml")
+    assert (code, ["none.yaml" in err[0], "neither.yaml" in err[1]]) == (2, [True, True])
+
+
+def test_two_configs_of_one_name_do_not_share_a_folder_without_a_word(suite, config, tmp_path):
+    assert suite("run", config, "--norms", "bn")[2] == []
+    other = tmp_path / "other" / "grid.yaml"
+    other.parent.mkdir()
+    other.write_text(config.read_text().replace("0-1", "5"))
+    note = f"note: runs/grid holds the runs of {config}, another config; --out FOLDER keeps these apart"
+    assert suite("run", other, "--norms", "bn", "--dry-run")[2] == [note]
+    assert suite("run", other, "--norms", "bn", "--out", "apart")[2] == []
+    assert suite("run", other, "--norms", "bn")[2] == [note]
+    assert suite("run", other, "--norms", "bn")[2] == []
+    other.rename(tmp_path / "moved.yaml")  # a checkout that moved, or another machine: no second config is here
+    assert suite("run", config, "--norms", "bn")[2] == []
+    other.write_text(config.read_text())  # a copy asks for the same
+    assert suite("run", other, "--norms", "bn")[2] == []
+
+
+def test_a_budget_that_is_corrected_reaches_the_runs_that_are_done(suite, config, tmp_path):
+    command = ("run", config, "--norms", "bn,ln")
+    suite(*command)
+    folder = tmp_path / "runs/grid"
+    before = {file: file.read_text() for file in record_files(folder)}
+    config.write_text("budget: full\n" + config.read_text())
+    code, out, _ = suite(*command)
+    assert (code, out[-1]) == (0, "nothing left to do: 0 skipped, 4 already done")
+    assert "budget: restated as full in 4 records that were made before" in out
+    assert "Evidence: synthetic data, full budget" in "\n".join(out)
+    for file, text in before.items():
+        assert json.loads(file.read_text()) == {
+            **json.loads(text),
+            "evidence": {"budget": "full", "data": "synthetic"},
+        }
+    assert not [line for line in suite(*command)[1] if "restated" in line]
+    assert len(made(tmp_path)) == 4
+
+
+def test_a_task_s_own_word_for_its_budget_and_runs_of_other_plans_stay(tmp_path):
+    own, other, held = (fake_spec("bn", seed) for seed in range(3))
+    for spec, budget in ((own, "machinery-only"), (other, "reduced"), (held, "reduced")):
+        record = RunRecord(spec=spec, status="ok", metrics={"top1": 0.5}, evidence={"budget": budget})
+        write_record(tmp_path, record)
+    with run_lock(tmp_path, held):
+        assert restate_budget(Grid(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 0
+    assert [json.loads(f.read_text())["evidence"]["budget"] for f in record_files(tmp_path)].count("reduced") == 2
+    assert restate_budget(Grid(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 1
+    assert find_record(tmp_path, own).evidence["budget"] == "machinery-only"
+    assert find_record(tmp_path, other).evidence["budget"] == "reduced"
+
+
 def test_a_dry_run_shows_the_grid_and_changes_nothing(suite, config, tmp_path):
     code, out, err = suite("run", config, "--set", "cli_fake.learning_rate=[0.1, 0.2]", "--dry-run", "--out", "o")
     assert (code, err) == (0, [])
@@ -133,11 +227,57 @@ def test_a_dry_run_shows_the_grid_and_changes_nothing(suite, config, tmp_path):
     assert not made(tmp_path)
 
 
+def test_a_dry_run_names_the_data_that_is_missing_once_and_a_run_refuses(suite, tmp_path):
+    (tmp_path / "far.yaml").write_text(
+        "norms: [bn, ln]\nseeds: 0\ntasks: {classification: {dataset: [cifar10, cifar100], epochs: [1, 2]}}\n"
+    )
+    code, out, err = suite("run", "far.yaml", "--dry-run")
+    assert (code, err) == (0, [])
+    missing = [line for line in out if line.startswith("missing")]
+    assert len(missing) == 2
+    assert all(f"data prepare {name}`" in line for name, line in zip(("cifar10", "cifar100"), missing, strict=True))
+    assert any("8 to do" in line for line in out)
+    code, out, err = suite("run", "far.yaml")
+    assert (code, out, len(err)) == (2, [], 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_grid_leaves_out_is_counted(suite, tmp_path):
+    (tmp_path / "pairs.yaml").write_text(
+        "norms: [bn]\nseeds: 0\n"
+        "tasks: {domain_adaptation: {source: [mnist, uci], target: [mnist, uci], model: resnet8}}\n"
+    )
+    code, out, err = suite("run", "pairs.yaml", "--dry-run")
+    assert (code, err) == (0, [])
+    assert out[-1].startswith('combinations left out: 2, such as task "domain_adaptation": source and target are both')
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2)])
+def test_on_a_terminal_many_runs_are_a_question(suite, config, monkeypatch, answer, code):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("suite.plan.MOST_RUNS", 3)
+    assert suite("run", config, "--dry-run")[0] == 2
+    assert suite("run", config, "--dry-run", "--yes")[0] == 0
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    found, _, err = suite("run", config, "--dry-run")
+    assert found == code
+    assert "6 runs, which is more than 3. Make them?" in err[0]
+
+
 def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite, config, tmp_path):
     command = ("run", config, "--set", "cli_fake.fails=true", "--seeds", 0, "--norms", "bn")
     code, out, _ = suite(*command)
     assert (code, len(made(tmp_path))) == (1, 1)
     assert any("failed" in line and "RuntimeError: it fails" in line for line in out)
+    place = next(out[i + 1] for i, line in enumerate(out) if "it fails" in line)
+    file = Path(place.removeprefix("    see "))
+    assert file.name == "traceback.txt"
+    assert not file.is_absolute()
+    assert "RuntimeError: it fails" in (tmp_path / file).read_text()
+    assert "[a] failed 1/1 (RuntimeError: it fails)" in out, "a table of nothing but failures has their reasons"
     code, out, _ = suite(*command)
     assert (code, len(made(tmp_path))) == (1, 1)
     assert "1 failed before" in "\n".join(out)
@@ -308,6 +448,22 @@ BAD = [
     (["run", "CONFIG", "--tasks", "cli_fak"], ['did you mean "cli_fake"']),
     (["run", "CONFIG", "--seeds", "3-1"], ['"3-1"', 'did you mean "1-3"']),
     (["run", "CONFIG", "--set", "cli_fake.learning_rat=1"], ['did you mean "learning_rate"']),
+    (["run", "CONFIG", "--norms", "bn("], ['--norms "bn("', "not closed"]),
+    (["run", "CONFIG", "--norms", "bn]"], ['--norms "bn]"', "closes nothing"]),
+    (["run", "CONFIG", "--norms", "gn(num_groups=[8)"], ['a ")" closes nothing']),
+    (["run", "CONFIG", "--norms", ","], ['--norms ","', "a name is needed"]),
+    (["run", "CONFIG", "--norms", ""], ["a name is needed"]),
+    (["run", "CONFIG", "--tasks", " , "], ["a name is needed"]),
+    (["run", "CONFIG", "--seeds", ","], ['seeds ","']),
+    (["run", "CONFIG", "--seeds", ""], ['seeds ""']),
+    (["run", "CONFIG", "--set", "cli_fake.fails=yes"], ["not text; write true"]),
+    (["run", "CONFIG", "--set", "cli_fake.fails=true", "--set", "cli_fake.fails=false"], ["given twice"]),
+    (["run", "CONFIG", "--seeds", "0-99999"], ["300,000 runs", "--yes"]),
+    (["tables", "RESULTS", "--metrics", ","], ["a name is needed"]),
+    (["tables", "RESULTS", "--format", ""], ["a name is needed"]),
+    (["tables", "RESULTS", "--sweep", ","], ["a name is needed"]),
+    (["check", "gn", "--option", "num_groups=yes"], ["\"num_groups\" given 'yes'", "not text"]),
+    (["check", "gn", "--option", "eps=1e999"], ['--option "eps=1e999"', "no finite number"]),
     (["run", "CONFIG", "--device", "gpu"], ['--device "gpu"']),
     (["run", "CONFIG", "--device", "cuda:99"], ['--device "cuda:99"', "available"]),
     (["run", "CONFIG", "--device", "meta"], ['--device "meta"', "not available"]),
@@ -650,6 +806,33 @@ def test_the_remaining_time_is_estimated_from_finished_runs_and_fractions():
     assert "why" in progress.take(finished(specs[2], 0.1, status="failed"))
     assert progress.seconds_left() == pytest.approx(10)  # a failed run says nothing about time
     assert (progress.finished, progress.running) == (3, {})
+
+
+def test_a_failed_runs_line_names_what_it_left_behind_in_two_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = fake_spec("bn", 0)
+    folder = Path("runs/x") / "runs" / "cli_fake" / "bn" / spec.key
+    record = RunRecord(spec=spec, status="failed", reason="why " * 1000)
+
+    def lines(root, record=record):
+        progress = Progress([spec], Names([spec]), {}, Remaining(jobs=1), root)
+        return progress.take(Event("finished", spec, record=record)).split("\n")
+
+    assert len(lines(Path("runs/x"))) == 1
+    folder.mkdir(parents=True)
+    for name in ("traceback.txt", "output.txt"):
+        (folder / name).write_text("it")
+    for root in (Path("runs/x"), tmp_path / "runs/x"):
+        first, second = lines(root)
+        assert len(first) < 400
+        assert second == f"    see {folder}/traceback.txt and output.txt beside it"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert lines(tmp_path / "runs/x")[1].startswith(f"    see {tmp_path}/runs/x/")
+    (tmp_path / folder / "traceback.txt").unlink()
+    assert lines(tmp_path / "runs/x")[1].endswith(f"/{spec.key}/output.txt")
+    ended = record.model_copy(update={"status": "diverged", "reason": "loss nan"})
+    assert len(lines(tmp_path / "runs/x", ended)) == 1
 
 
 @pytest.mark.parametrize(

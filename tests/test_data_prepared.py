@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tiny_sets import MNIST_LIKE, known, pixels, tiny
 
 from tasks import classification
 from tasks.base import NotPrepared
@@ -19,6 +20,7 @@ from tasks.data import (
     dataset_info,
     dataset_names,
     domain_names,
+    downloads,
     folders,
     is_prepared,
     lazy,
@@ -33,10 +35,6 @@ from tasks.data.folders import list_folder
 from tasks.data.lazy import decode
 
 
-def pixels(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
 class Fake:
     """Stands for a torchvision set: 40 training and 20 test images in the attributes and shapes of the real class."""
 
@@ -48,16 +46,6 @@ class Fake:
         count = 40 if (split or ("train" if train else "test")) == "train" else 20
         self.data, self.targets = self.make(count), [i % 10 for i in range(count)]
         self.labels = np.array(self.targets)
-
-
-class FakeGray(Fake):
-    def __init__(self, *args, **options):
-        assert options.pop("split", "balanced") == "balanced"
-        super().__init__(*args, **options)
-        self.data, self.targets = torch.from_numpy(self.data), torch.tensor(self.targets)
-
-    def make(self, count):
-        return pixels(count, 28, 28, seed=count)
 
 
 class FakeCifar(Fake):
@@ -75,52 +63,38 @@ class FakeStl(Fake):
         return pixels(count, 3, 96, 96, seed=count)
 
 
-class FakeUsps(Fake):
-    def make(self, count):
-        return pixels(count, 16, 16, seed=count)
-
-
 FAKES = {
-    "mnist": ("MNIST", FakeGray),
-    "fashion_mnist": ("FashionMNIST", FakeGray),
-    "kmnist": ("KMNIST", FakeGray),
-    "emnist": ("EMNIST", FakeGray),
     "cifar10": ("CIFAR10", FakeCifar),
     "cifar100": ("CIFAR100", FakeCifar),
     "svhn": ("SVHN", FakeSvhn),
-    "usps": ("USPS", FakeUsps),
     "stl10": ("STL10", FakeStl),
 }
+ARCHIVES = (*MNIST_LIKE, "emnist", "usps")
 
 
-class FakeOmniglot:
-    def __init__(self, root, background=True, download=False):
-        alphabets = [f"Alphabet {i}" for i in range(8)] if background else ["Other 1", "Other 2"]
-        self._characters = [f"{a}/character{c}" for a in alphabets for c in (1, 2)]
-        self.seed = int(background)
-
-    def __iter__(self):
-        for label in range(len(self._characters)):
-            for drawer in range(3):
-                array = pixels(105, 105, seed=1000 * self.seed + 10 * label + drawer)
-                yield Image.fromarray(array).convert("1"), label
+def offer(name, data_dir, monkeypatch):
+    """A tiny set of that name, ready to be prepared."""
+    if name in FAKES:
+        known(monkeypatch, name)
+        monkeypatch.setattr(torchvision.datasets, *FAKES[name])
+    else:
+        tiny(monkeypatch, data_dir, name)
 
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+    offer("cifar10", tmp_path, monkeypatch)
     prepare("cifar10", tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", FAKES)
+@pytest.mark.parametrize("name", [*FAKES, *ARCHIVES])
 def test_a_torchvision_set_is_prepared_once_and_loaded_as_listed(name, tmp_path, monkeypatch):
-    kind, fake = FAKES[name]
-    monkeypatch.setattr(torchvision.datasets, kind, fake)
+    offer(name, tmp_path, monkeypatch)
     assert not is_prepared(name, tmp_path)
     prepare(name, tmp_path)
     assert is_prepared(name, tmp_path)
-    monkeypatch.delattr(torchvision.datasets, kind)  # from here on nothing may download
+    monkeypatch.setattr(downloads, "prepare_download", None)  # from here on nothing may download
     prepare(name, tmp_path)
     data, info = load(name, tmp_path), dataset_info(name)
     assert data.image_shape == info.image_shape
@@ -134,7 +108,7 @@ def test_a_torchvision_set_is_prepared_once_and_loaded_as_listed(name, tmp_path,
 
 def test_images_reach_the_cache_unchanged_and_the_right_way_up(tmp_path, monkeypatch):
     for name in ("mnist", "emnist", "cifar10", "usps"):
-        monkeypatch.setattr(torchvision.datasets, *FAKES[name])
+        offer(name, tmp_path, monkeypatch)
         prepare(name, tmp_path)
     gray = pixels(20, 28, 28, seed=20)
     assert np.array_equal(load("mnist", tmp_path).test.images[:, 0, 2:30, 2:30].numpy(), gray)
@@ -153,16 +127,29 @@ def test_train_and_val_together_are_the_published_training_set(cifar):
     assert both == {image.tobytes() for image in pixels(40, 32, 32, 3, seed=40).transpose(0, 3, 1, 2)}
 
 
+def test_a_downloaded_set_is_made_again_by_force_only(cifar, monkeypatch):
+    before = checksum("cifar10", cifar)
+    monkeypatch.setattr(FakeCifar, "make", lambda self, count: pixels(count, 32, 32, 3, seed=count + 1))
+    assert not prepare("cifar10", cifar).made
+    assert checksum("cifar10", cifar) == before
+    assert prepare("cifar10", cifar, force=True).made
+    assert checksum("cifar10", cifar) != before
+    assert {p.name for p in cifar.iterdir()} == {"cifar10", "downloads"}
+
+
 def test_omniglot_has_disjoint_classes_by_alphabet(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "Omniglot", FakeOmniglot)
+    offer("omniglot", tmp_path, monkeypatch)
     prepare("omniglot", tmp_path)
     data = load("omniglot", tmp_path)
+    assert data.class_names == tuple(sorted(data.class_names[:16])) + tuple(sorted(data.class_names[16:]))
     names = [{data.class_names[k].split("/")[0] for k in p.labels.tolist()} for p in (data.train, data.val, data.test)]
     assert names[0] == {"Alphabet 0", "Alphabet 1"}
     assert names[1] == {f"Alphabet {i}" for i in range(2, 8)}
     assert names[2] == {"Other 1", "Other 2"}
     assert data.disjoint_classes
     assert data.train.images.shape == (12, 1, 32, 32)
+    drawn = Image.fromarray(pixels(105, 105, seed=1001)).convert("1").convert("L").resize((32, 32))
+    assert np.array_equal(data.train.images[1, 0].numpy(), 255 - np.asarray(drawn))
 
 
 @pytest.mark.parametrize("name", [*DOWNLOADS, "imagenet", "folder:somewhere"])
@@ -187,7 +174,7 @@ def test_a_failed_download_says_so_and_leaves_nothing(error, tmp_path, monkeypat
 
 
 def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+    offer("cifar10", tmp_path, monkeypatch)
     saved, save = [], np.save
 
     def interrupt(path, *args, **options):
@@ -213,6 +200,7 @@ def test_two_processes_that_prepare_at_once_end_with_one_set(tmp_path, monkeypat
                 Slow.first = False
                 prepare("cifar10", tmp_path)  # the other one is faster
 
+    known(monkeypatch, "cifar10")
     Slow.first = True
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Slow)
     prepare("cifar10", tmp_path)
@@ -244,6 +232,7 @@ def test_a_manifest_that_can_not_be_used_is_named(cifar, text, message):
 
 def test_the_checksum_follows_the_content_and_reads_no_images(tmp_path, monkeypatch):
     sums = set()
+    known(monkeypatch, "cifar10")
     for seed in (0, 1):
         monkeypatch.setattr(FakeCifar, "make", lambda self, count, seed=seed: pixels(count, 32, 32, 3, seed=seed))
         monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
@@ -519,7 +508,7 @@ def test_what_no_single_classifier_can_learn_is_known_before_a_run(tmp_path, lay
             Image.new("RGB", (9, 9), (number, i, 0)).save(tmp_path / "set" / folder / f"{i}.png")
     name = f"folder:{tmp_path / 'set'}"
     prepare(name, tmp_path / "data", size=8)
-    options = classification.TASK.options(dataset=name, num_classes=classes)
+    options = classification.TASK.options(dataset=name, num_classes=classes, batch_size=8)
     if message is None:
         assert classification.TASK.data_checksum(options, tmp_path / "data") == checksum(name, tmp_path / "data")
     else:

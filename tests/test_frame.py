@@ -5,6 +5,8 @@ import os
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import results
 from results.frame import distinct, from_records, metric_columns, natural
@@ -110,9 +112,16 @@ def test_a_row_holds_everything_that_a_record_says(tmp_path):
         "file": str(file),
     }
     assert {name: row[name] for name in expected} == expected
-    assert row["finished"] == pd.Timestamp("2026-01-02T03:04:05Z")
+    assert row["finished"] == pd.Timestamp("2026-01-02T03:04:05")
     assert metric_columns(df) == ["top1"]
-    assert df.attrs == {"folder": str(tmp_path), "damaged": [], "stale": {}, "records": 1}
+    assert df.attrs == {
+        "folder": str(tmp_path),
+        "damaged": [],
+        "stale": {},
+        "other_data": {},
+        "not_asked": {},
+        "records": 1,
+    }
 
 
 def test_only_runs_that_ended_well_have_metrics_and_integers_stay_integers():
@@ -188,6 +197,57 @@ def test_a_foreign_folder_is_refused_in_one_line(tmp_path):
         results.load(tmp_path / "runs" / "classification")
 
 
+def test_folders_of_results_that_may_be_meant_are_named(tmp_path, monkeypatch):
+    """`tables runs`, where runs/ is the default folder of every run's --out and no folder of results itself."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("quick", "standard", "b10", "b9"):
+        write_record(tmp_path / "runs" / name, run())
+    (tmp_path / "runs" / "notes").mkdir()
+    below = '"runs/b9", "runs/b10", "runs/quick", "runs/standard"'
+    for typed, hint in (
+        ("runs", f'"runs" holds no runs; folders of results below it: {below}'),
+        (".", f'"." holds no runs; folders of results below it: {below}'),
+        ("runs/notes", '"runs/notes" holds no runs; give the --out folder of a run'),
+        ("runs/qick", '"runs/qick" is not a folder; did you mean "runs/quick"?'),
+        ("standard", '"standard" is not a folder; did you mean "runs/standard"?'),
+        ("nothing_like_it", '"nothing_like_it" is not a folder; give the --out folder of a run'),
+        ("runs/quick/runs/classification", f'holds no runs; did you mean "{tmp_path}/runs/quick"?'),
+    ):
+        with pytest.raises(ValueError, match=r"holds no runs|is not a folder") as caught:
+            results.load(typed)
+        assert str(caught.value).endswith(hint)
+    for number in range(20):
+        write_record(tmp_path / "runs" / f"c{number}", run())
+    with pytest.raises(ValueError, match=r'"runs/c0", "runs/c1", "runs/c2" and 19 more$'):
+        results.load("runs")
+
+
+def test_only_the_runs_with_given_keys_whatever_was_planned_last(tmp_path):
+    wanted, older, other = data("d", 1), data("old", 3), run("gn", versions=("2", "1", "d"), environment=at(2))
+    history = [{"loss": 1.0}]
+    for record in (wanted, older, other):
+        write_record(tmp_path, record.model_copy(update={"history": history}))
+    write_versions(tmp_path, [older.spec])
+    df = results.load(tmp_path, keys={wanted.spec.key, "of no run"})
+    assert df["key"].tolist() == [wanted.spec.key]
+    assert df.attrs["not_asked"] == {"classification": 2}
+    assert "Left out, not asked for by the config: 2 records." in results.task_table(df).caption
+    assert results.load_history(tmp_path, keys=[other.spec.key])["norm"].tolist() == ["gn"]
+    assert results.load(tmp_path, keys=[]).empty
+
+
+def test_no_column_has_what_excel_can_not_hold(tmp_path):
+    """Excel knows no time zones: pandas raises for a column that has one."""
+    write_record(tmp_path, run(environment={"finished": "2026-01-02T03:04:05+02:00"}))
+    write_record(tmp_path, run(seed=1, environment={"finished": "0001-01-01T00:00:00"}))
+    df = results.load(tmp_path)
+    assert df["finished"].dt.tz is None
+    assert df["finished"][0] == datetime.datetime(2026, 1, 2, 1, 4, 5)
+    assert not [name for name in df.columns if getattr(df[name].dtype, "tz", None) is not None]
+    values = [v for name in df.columns for v in df[name] if v is not None]
+    assert not [v for v in values if getattr(v, "tzinfo", None) is not None]
+
+
 def test_a_folder_without_any_run_gives_an_empty_frame(tmp_path):
     (tmp_path / "runs").mkdir()
     df = results.load(tmp_path)
@@ -225,15 +285,26 @@ STALE = {
         [("bn", "1", "2", "d"), ("gn", "1", "1", "data")],
         {"classification / bn": 1},
     ),
-    "older data go within one setting, for every norm": (
+    "older data of one name go for every norm, in every setting": (
         [
             run(environment=at(1)),
             run("gn", environment=at(1)),
+            run("gn", environment=at(1), epochs=3),
             run(versions=("1", "1", "new"), environment=at(2)),
             run(dataset="other", environment=at(1)),
+            run(task="few_shot", environment=at(1)),
         ],
-        [("bn", "1", "1", "data"), ("bn", "1", "1", "new")],
-        {"classification / bn": 1, "classification / gn": 1},
+        [("bn", "1", "1", "data"), ("bn", "1", "1", "data"), ("bn", "1", "1", "new")],
+        {"classification / bn": 1, "classification / gn": 2},
+    ),
+    "without an option that names the data each setting has its own": (
+        [
+            run(dataset=None, versions=("1", "1", "a"), source="a", environment=at(1)),
+            run(dataset=None, versions=("1", "1", "b"), source="b", environment=at(2)),
+            run("gn", dataset=None, versions=("1", "1", "c"), source="b", environment=at(3)),
+        ],
+        [("bn", "1", "1", "a"), ("gn", "1", "1", "c")],
+        {"classification / bn": 1},
     ),
 }
 
@@ -257,10 +328,99 @@ def test_an_edit_that_was_taken_back_shows_the_numbers_from_before_it(tmp_path):
     assert list(results.load(tmp_path)["norm_version"]) == ["b"]
     write_versions(tmp_path, [before.spec])
     assert list(results.load(tmp_path)["norm_version"]) == ["a"]
-    write_versions(tmp_path, [run("gn").spec])
+    write_versions(tmp_path, [run("gn", versions=("1", "1", "d")).spec])
     assert list(results.load(tmp_path)["norm_version"]) == ["a"], "planning another norm leaves this one"
     (tmp_path / VERSIONS).write_text("{not JSON")
     assert list(results.load(tmp_path)["norm_version"]) == ["b"]
+
+
+def data(checksum, when, norm="bn", **options):
+    return run(norm, versions=("1", "1", checksum), environment=at(when), **options)
+
+
+def shown(folder):
+    df = results.load(folder)
+    return sorted(zip(df["norm"], df["data_checksum"], strict=True))
+
+
+def test_data_that_were_changed_back_show_the_numbers_from_before(tmp_path):
+    before, changed = data("old", 1), data("new", 2)
+    for record in (before, data("old", 1, "gn", epochs=3), changed):
+        write_record(tmp_path, record)
+    for planned, expected in (
+        ([before.spec], [("bn", "old"), ("gn", "old")]),
+        ([changed.spec], [("bn", "new")]),
+        ([before.spec], [("bn", "old"), ("gn", "old")]),
+        ([data("d", 1, task="few_shot").spec], [("bn", "old"), ("gn", "old")]),
+    ):
+        write_versions(tmp_path, planned)
+        assert shown(tmp_path) == expected
+    assert results.load(tmp_path).attrs["stale"] == {"classification / bn": 1}
+    assert results.load(tmp_path).attrs["other_data"] == {"classification / bn": 1}
+    caption = results.task_table(results.load(tmp_path)).caption
+    assert "Left out, of other data: 1 records (classification / bn 1)." in caption
+    assert not [line for line in caption if "of other versions" in line]
+
+
+@pytest.mark.parametrize("noted", [None, "a", "b"])
+def test_one_table_never_holds_the_data_of_two_machines(tmp_path, noted):
+    """Each machine made another setting, so that nothing but the name of the set connects their records."""
+    for record in (data("a", 1), data("a", 1, "gn"), data("b", 2, epochs=3), data("b", 1, dataset="other")):
+        write_record(tmp_path, record)
+    if noted:
+        write_versions(tmp_path, [data(noted, 1).spec])
+    kept = {None: [("bn", "b")], "a": [("bn", "a"), ("gn", "a")], "b": [("bn", "b")]}[noted]
+    assert shown(tmp_path) == sorted([*kept, ("bn", "b")])
+
+
+def test_data_that_other_options_decide_are_all_noted(tmp_path):
+    records = [data("a", 1, part=1), data("b", 2, part=2), data("c", 3, part=2)]
+    for record in records:
+        write_record(tmp_path, record)
+    write_versions(tmp_path, [record.spec for record in records[:2]])
+    assert shown(tmp_path) == [("bn", "a"), ("bn", "b")]
+
+
+def test_without_a_data_sets_name_the_data_planned_last_count_where_they_were_run(tmp_path):
+    first, second, changed = (data(c, n, dataset=None, source=s) for n, (c, s) in enumerate(("aa", "bb", "cb")))
+    for record in (first, second, changed):
+        write_record(tmp_path, record)
+    assert shown(tmp_path) == [("bn", "a"), ("bn", "c")]
+    write_versions(tmp_path, [second.spec])
+    assert shown(tmp_path) == [("bn", "a"), ("bn", "b")]
+
+
+def test_a_note_of_before_data_were_noted_still_counts_for_versions(tmp_path):
+    for record in (data("old", 1), data("new", 2), run(versions=("2", "1", "new"), environment=at(3))):
+        write_record(tmp_path, record)
+    (tmp_path / VERSIONS).write_text('{"norm": {"bn": "1"}, "task": {"classification": "1"}}')
+    assert shown(tmp_path) == [("bn", "new")]
+    assert list(results.load(tmp_path)["norm_version"]) == ["1"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["bn", "gn"]),
+            st.sampled_from("abc"),
+            st.sampled_from("de"),
+            st.integers(0, 3),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_what_takes_part_does_not_depend_on_the_order_of_records_nor_on_doubles(made, random):
+    records = [data(c, when, norm, dataset=d, epochs=3 if more else 5) for norm, c, d, when, more in made]
+    shuffled = random.sample([*records, *records[:2]], len(records) + len(records[:2]))
+    one, other = (from_records(each, stale=True) for each in (records, shuffled))
+    assert one[~one["stale"]].groupby("option.dataset")["data_checksum"].nunique().le(1).all()
+    kept = [set(df["key"][~df["stale"]]) for df in (one, other)]
+    assert kept[0] == kept[1]
+    assert kept[0]
 
 
 def choice(name, version):
@@ -306,16 +466,17 @@ def test_a_record_without_its_own_time_has_its_files(tmp_path):
         os.utime(file, (1000.0 + number, 1000.0 + number))
     df = results.load(tmp_path)
     assert df["norm_version"].tolist() == ["a"]
-    assert df["finished"][0] == datetime.datetime.fromtimestamp(1001, datetime.UTC)
+    assert df["finished"][0] == datetime.datetime.fromtimestamp(1001, datetime.UTC).replace(tzinfo=None)
 
 
 def test_history_has_a_row_per_epoch_and_joins_by_key(tmp_path):
+    """Tasks record epochs from 1, so those that are only numbered begin there, too."""
     history = [{"loss": 2.0, "val_top1": 0.1}, {"loss": float("nan"), "val_top1": 0.2}]
     write_record(tmp_path, run(history=history))
     write_record(tmp_path, run("gn", status="diverged", history=[{"epoch": 5, "loss": 1.0}]))
     write_record(tmp_path, run("ln"))
     df = results.load_history(tmp_path)
-    assert df[["norm", "status", "epoch"]].values.tolist() == [["bn", "ok", 0], ["bn", "ok", 1], ["gn", "diverged", 5]]
+    assert df[["norm", "status", "epoch"]].values.tolist() == [["bn", "ok", 1], ["bn", "ok", 2], ["gn", "diverged", 5]]
     assert df["epoch"].dtype == "int64"
     assert df["loss"].isna().tolist() == [False, True, False]
     assert len(df.merge(results.load(tmp_path), on="key")) == 3

@@ -1,24 +1,33 @@
 """suite.plan: a config becomes exactly the runs it names, or one line per mistake."""
 
 import itertools
+import os
+from collections.abc import Sequence
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
+from torch import nn
 
+import suite.plan as planning
 import tasks
+from norms.registry import register
 from results.record import RunSpec
-from suite.config import read_config
-from suite.plan import Overrides, PlanError, parse_seeds, plan, plan_config
-from tasks.base import NotPrepared, Options, Setting
+from suite.blocks import Overrides
+from suite.config import LONGEST_LINE, MOST_LINES, ManyRuns, PlanError, parse_seeds, read_config
+from suite.plan import plan, plan_config
+from tasks.base import LeftOut, NotPrepared, Options, Setting
 
 few = settings(deadline=None, max_examples=50)
 
 
 class FakeOptions(Options):
     dataset: str = "here"
+    source: str = "a"
+    target: str = "b"
+    flips: bool = False
     learning_rate: float = 0.1
     epochs: int = Field(3, ge=1)
     batch_size: int = 64
@@ -30,6 +39,8 @@ class FakeOptions(Options):
     def _divides(self):
         if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
             raise ValueError(f"norm_batch_size {self.norm_batch_size} does not divide {self.batch_size}")
+        if self.source == self.target:
+            raise LeftOut(f'source and target are both "{self.source}"')
         return self
 
 
@@ -48,6 +59,8 @@ class FakeTask:
     def data_checksum(self, options, data_dir):
         if options.dataset == "far":
             raise NotPrepared('data set "far" is not prepared: run_suite.py data prepare far')
+        if options.dataset == "locked":
+            raise PermissionError(13, "Permission denied", "/locked")
         return f"sum of {options.dataset}"
 
     def why_not(self, norm, info, options):
@@ -90,7 +103,7 @@ def test_a_spec_is_complete_after_defaults():
         ({}, 1),
         ({"learning_rate": [0.1, 0.2, 0.3]}, 3),
         ({"learning_rate": [0.1, 0.2], "epochs": [1, 2, 3]}, 6),
-        ({"learning_rate": [0.1, "1e-1", 0.1]}, 1),  # the same value three times
+        ({"learning_rate": [0.1, 0.10, 1e-1]}, 1),  # the same value three times
         ({"milestones": [4, 5]}, 1),  # one value of a sequence option
         ({"milestones": [[4], [5, 6]]}, 2),  # an axis of sequences
         ({"stages": [[1], [2]]}, 1),
@@ -185,7 +198,52 @@ MISTAKES = [
     ({"norms": "bgnn"}, {}, ['unknown norm "bgnn"', 'did you mean "bgn"']),
     ({"norms": {"bn": {}}}, {}, ["a list of names is needed"]),
     ({"norms": [["bn"]]}, {}, ["a name or {name"]),
-    ({"norms": [3]}, {}, ["3"]),
+    ({"norms": [3]}, {}, ["norms: 3: a name"]),
+    ({"norms": [True]}, {}, ["norms: true: a name"]),
+    ({"norms": [None]}, {}, ["norms: null: a name"]),
+    ({"norms": [{3: {}}]}, {}, ["norms: a name is text, not 3"]),
+    ({"norms": [{None: {}}]}, {}, ["norms: a name is text, not nothing"]),
+    ({"norms": [{"gn": {3: 8}}]}, {}, ["norms: gn: a name is text, not 3"]),
+    ({"norms": [{"gn": {"num_groups": "yes"}}]}, {}, ["num_groups", "an integer", "not text"]),
+    ({"norms": [{"gn": {"num_groups": True}}]}, {}, ["num_groups", "an integer", "not true or false"]),
+    ({"norms": []}, {}, ["norms: an empty list leaves nothing to run"]),
+    ({"norms": [{"gn": []}]}, {}, ["a mapping of options", "not a list"]),
+    ({"norms": [{"bn": {"eps": [*range(400)], "momentum": [*range(400)]}}]}, {}, ["160,000", "at most 100,000"]),
+    ({3: "x"}, {}, ["config: a name is text, not 3"]),
+    ({"tasks": {3: {}}}, {}, ["tasks: a name is text, not 3"]),
+    ({"tasks": {True: {}}}, {}, ["tasks: a name is text, not true or false"]),
+    ({"tasks": {"fake": {3: 1}}}, {}, ["fake: a name is text, not 3"]),
+    ({"tasks": []}, {}, ["nothing to run"]),
+    ({"tasks": {"fake": []}}, {}, ['task "fake": an empty list leaves nothing to run']),
+    ({"tasks": {"fake": {"norms": []}}}, {}, ['task "fake": norms: an empty list']),
+    ({"tasks": {"fake": {"seeds": []}}}, {}, ["seeds: an empty list"]),
+    ({"seeds": []}, {}, ["seeds: an empty list"]),
+    ({"seeds": "1:30"}, {}, ['seeds "1:30"']),
+    ({"seeds": [True]}, {}, ["seeds true"]),
+    ({"seeds": [f"{i}00000-{i}99999" for i in range(1, 11)]}, {}, ["more than 100,000 seeds"]),
+    ({"threads": True}, {}, ["threads true"]),
+    ({"threads": "2"}, {}, ["threads '2'"]),
+    ({"budget": True}, {}, ["budget true", "reduced, full"]),
+    ({"budget": ["full"]}, {}, ["budget ['full']"]),
+    ({"tasks": {"fake": {"learning_rate": True}}}, {}, ["learning_rate", "a number is needed, not true or false"]),
+    ({"tasks": {"fake": {"learning_rate": "0.1"}}}, {}, ["learning_rate", "write 0.1 without quotes"]),
+    ({"tasks": {"fake": {"norm_batch_size": "yes"}}}, {}, ["norm_batch_size", "an integer is needed, not text"]),
+    ({"tasks": {"fake": {"flips": "yes"}}}, {}, ["flips", "not text; write true"]),
+    ({"tasks": {"fake": {"flips": 1}}}, {}, ["flips", "true or false is needed, not a number"]),
+    ({"tasks": {"fake": {"epochs": 10**400}}}, {}, ["tasks: fake: epochs", "64 bits"]),
+    ({"tasks": {"fake": {"learning_rate": [0.1, float("inf")]}}}, {}, ["tasks: fake: learning_rate", "finite"]),
+    ({"tasks": {"fake": {"dataset": "x" * 10**5}}}, {}, ["100,000 characters; 4,096"]),
+    (
+        {"tasks": {"fake": {k: [*range(1, 21)] for k in ("epochs", "batch_size", "dataset", "source", "target")}}},
+        {},
+        ["3,200,000", "20 epochs x 20 batch_size", "at most 100,000"],
+    ),
+    ({"tasks": {"fake": {"source": ["a", "b"], "target": "b", "epochs": 0}}}, {}, ["epochs"]),
+    ({"tasks": {"fake": {"source": ["b", "b"]}}}, {}, ['source and target are both "b"']),
+    ({}, {"settings": ("fake.epochs=1", "fake.epochs=2")}, ["fake.epochs is given twice", "fake.epochs=[1, 2]"]),
+    ({}, {"settings": ("fake.epochs=2,3",)}, ["a list is written [2, 3]"]),
+    ({}, {"settings": ("fake.epochs=" + "9" * 309,)}, ["309 digits"]),
+    ({}, {"settings": ("fake.epochs={3: 1}",)}, ["a name is text, not 3"]),
     ({"norms": [{"gn": {"groups": 8}}]}, {}, ['unknown option "groups"', "num_groups"]),
     ({"norms": [{"gn": {"num_groups": "many"}}]}, {}, ["num_groups", "'many'"]),
     ({"norms": [{"gn": {"num_groups": []}}]}, {}, ["empty list"]),
@@ -203,6 +261,7 @@ MISTAKES = [
     ({"tasks": {"fake": {"epochs": []}}}, {}, ['option "epochs"', "empty list"]),
     ({"tasks": {"fake": {"norm_batch_size": 3}}}, {}, ['task "fake": norm_batch_size 3 does not divide 64']),
     ({"tasks": {"fake": {"dataset": "far"}}}, {}, ["data prepare far"]),
+    ({"tasks": {"fake": {"dataset": "locked"}}}, {}, ["its data can not be read: Permission denied: /locked"]),
     ({}, {"tasks": ("fakes",)}, ['--tasks "fakes"', 'did you mean "fake"']),
     ({}, {"norms": ("bgm",)}, ['--norms "bgm"', 'did you mean "bgn"']),
     ({}, {"seeds": "a"}, ['seeds "a"']),
@@ -220,6 +279,7 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(config, overrides, part
     for part in parts:
         assert part in line
     assert "\n" not in line
+    assert len(line) <= LONGEST_LINE
 
 
 def test_all_mistakes_are_reported_at_once():
@@ -255,6 +315,13 @@ def test_a_grid_of_which_every_run_would_be_skipped_is_a_mistake():
         ("tasks:\n\tfake: {}\n", ["line 2", "'\\t'"]),
         ("tasks: {fake: {epochs: &e [*e]}}", ["inside themselves"]),
         ("[" * 1000, ["nested too deeply"]),
+        ("norms: !!set {bn}", ["line 1", "!!set is unknown"]),
+        ("norms: [bn]\nseeds: !!int ''", ["line 2", "!!int does not fit"]),
+        ("norms: [bn]\r\nseeds: 1e999\r\n", ["line 2", "no finite number"]),
+        ("norms: [bn]\nseeds: \0", ["line 2", "U+0000"]),
+        ("norms: [bn]\n---\nseeds: 0", ["line 2", "another document"]),
+        (b" " * (2**20 + 1), ["larger than 1 MiB"]),
+        (b"\xfe\xff\0", ["UTF-8"]),
         (b"\xff\xfe\x00", ["UTF-8"]),
     ],
 )
@@ -307,3 +374,122 @@ def test_the_suites_own_configs_are_found_from_any_folder_and_a_file_that_is_the
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quick.yaml").write_text("seeds: 7", encoding="utf-8")
     assert read_config("configs/quick.yaml") == {"seeds": 7}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_config_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path, encoding):
+    file = tmp_path / "c.yaml"
+    file.write_bytes("norms: [bn]  # größer\r\nseeds: 0\r\ntasks: {fake: {}}\r\n".encode(encoding))
+    assert len(plan(file).runs) == 1
+
+
+def test_a_config_that_is_no_regular_file_is_one_line_and_a_link_to_one_is_read(tmp_path):
+    (tmp_path / "c.yaml").write_text("norms: [bn]\nseeds: 0\ntasks: {fake: {}}\n")
+    (tmp_path / "link.yaml").symlink_to("c.yaml")
+    assert plan(tmp_path / "link.yaml") == plan(tmp_path / "c.yaml")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("loop", "pipe", "folder", "x" * 300, "nul\0", "folder/none"):
+        with pytest.raises(PlanError) as caught:
+            plan(tmp_path / name)
+        (line,) = caught.value.lines
+        assert line.startswith('config "')
+        assert len(line) <= LONGEST_LINE
+
+
+def test_keys_that_begin_with_x_are_a_place_for_anchors(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "x-common: &common {epochs: 5, learning_rate: 0.3}\nx-2: 3\nnorms: [bn]\nseeds: 0\n"
+        "tasks: {fake: [{<<: *common, epochs: 6}, {<<: *common}]}\n"
+    )
+    assert [(s.task_options["epochs"], s.task_options["learning_rate"]) for s in plan(file).runs] == [
+        (6, 0.3),
+        (5, 0.3),
+    ]
+
+
+def test_numbers_are_the_same_run_however_they_are_written(tmp_path):
+    def key(options):
+        file = tmp_path / "c.yaml"
+        file.write_text(f"norms: [bn]\nseeds: [007]\ntasks: {{fake: {options}}}\n")
+        (spec,) = plan(file).runs
+        assert spec.seed == 7
+        return spec.key
+
+    assert (
+        key("{batch_size: 0100}") == key("{batch_size: 1e2}") == key("{batch_size: 0x64}") == key("{batch_size: 100}")
+    )
+    assert key("{learning_rate: 1}") == key("{learning_rate: 1.0}") == key("{learning_rate: 1e0}")
+    assert key("{learning_rate: 0.0}") == key("{learning_rate: -0.0}") == key("{learning_rate: 0}")
+
+
+def test_a_norms_option_that_is_a_list_by_its_type_is_one_value(monkeypatch):
+    @register(name="listed", source="test", mixes_samples=False, keeps_stats=False)
+    class Listed(nn.Module):
+        def __init__(self, num_channels, *, sizes: Sequence[int] | None = None, affine: bool = True):
+            super().__init__()
+
+    def options(sizes):
+        return [s.norm_options["sizes"] for s in made({"norms": [{"listed": {"sizes": sizes}}]}).runs]
+
+    assert options([2, 3]) == [[2, 3]]
+    assert options([[2, 3], [4]]) == [[2, 3], [4]]
+    assert options([None, [4]]) == [None, [4]]
+
+
+def test_combinations_that_an_options_model_leaves_out_are_no_mistake_and_are_counted():
+    result = made({"tasks": {"fake": {"source": ["a", "b", "c"], "target": ["a", "b", "c"]}}})
+    pairs = [(s.task_options["source"], s.task_options["target"]) for s in result.runs]
+    assert sorted(pairs) == sorted(itertools.permutations("abc", 2))
+    assert len(result.left_out) == 3
+    assert "source and target are both" in result.left_out[0]
+    adaptation = {"dataset": "digits", "source": ["mnist", "uci"], "target": ["mnist", "uci"], "model": "resnet8"}
+    result = plan_config({"norms": ["bn"], "seeds": 0, "tasks": {"domain_adaptation": adaptation}})
+    assert [(s.task_options["source"], s.task_options["target"]) for s in result.runs] == [
+        ("mnist", "uci"),
+        ("uci", "mnist"),
+    ]
+
+
+def test_without_data_a_grid_is_planned_and_each_missing_set_is_named_once():
+    config = {"norms": ["bn", "gn"], "seeds": 0, "tasks": {"fake": {"dataset": ["here", "far"], "epochs": [1, 2]}}}
+    result = plan_config(config, without_data=True)
+    assert len(result.runs) == 8
+    assert result.missing == ('data set "far" is not prepared: run_suite.py data prepare far',)
+    with pytest.raises(PlanError, match="data prepare far"):
+        plan_config(config)
+
+
+def test_more_than_100_000_runs_are_planned_only_where_they_are_meant(monkeypatch):
+    config = {"seeds": "0-49999", "norms": ["bn", "ln", "gn"]}
+    with pytest.raises(ManyRuns, match="150,000 runs"):
+        made(config)
+    with pytest.raises(PlanError, match="1,500,000 runs; at most 1,000,000"):
+        made({**config, "tasks": {"fake": {"epochs": [*range(1, 11)]}}}, many=True)
+    monkeypatch.setattr(planning, "MOST_RUNS", 100)  # a larger plan takes seconds
+    with pytest.raises(ManyRuns, match="150 runs"):
+        made({**config, "seeds": "0-49"})
+    assert len(made({**config, "seeds": "0-49"}, many=True).runs) == 150
+    monkeypatch.setattr(planning, "MOST_CELLS", 5)
+    with pytest.raises(PlanError, match="6 combinations of settings and norms"):
+        made({**config, "seeds": 0, "tasks": {"fake": {"epochs": [1, 2]}}})
+
+
+def test_many_or_long_mistakes_are_cut():
+    lines = lines_of({"tasks": {"fake": {"epochs": [f"x{i}" for i in range(90_000)]}}})
+    assert len(lines) == MOST_LINES
+    assert lines[-1].startswith("and ")
+    (line,) = lines_of({"tasks": {"x" * 4000: {}}})
+    assert len(line) <= LONGEST_LINE
+    lines = PlanError(f"{i}" for i in range(67)).lines
+    assert (len(lines), lines[-1]) == (30, "and 38 more mistakes")
+    assert PlanError(["a\n\u2028b"]).lines == ["a b"]
+
+
+def test_a_mapping_that_holds_itself_is_one_line():
+    config = {"norms": ["bn"], "seeds": 0, "tasks": {"fake": {}}}
+    config["tasks"]["fake"]["stages"] = [config]
+    with pytest.raises(PlanError, match="inside themselves"):
+        plan_config(config)

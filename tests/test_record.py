@@ -15,16 +15,19 @@ from pydantic import ValidationError
 
 from results.record import (
     RECORD,
+    VERSIONS,
     RecordError,
     RunRecord,
     RunSpec,
     find_record,
     read_record,
+    read_versions,
     record_files,
     run_folder,
     run_lock,
     set_aside,
     write_record,
+    write_versions,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,3 +253,40 @@ def test_results_imports_no_torch_and_records_no_pandas():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+NOTHING = {"norm": {}, "task": {}, "data": {}, "config": ""}
+
+
+def test_what_was_planned_last_is_noted_with_its_data(tmp_path):
+    plain = {"norm": {"bgn": "1"}, "task": {"classification": "1"}, "config": "a.yaml"}
+    write_versions(tmp_path, [spec(), spec(data_checksum="abd", seed=1)], "a.yaml")
+    assert read_versions(tmp_path) == plain | {"data": {"classification": {"made_up": ["abc", "abd"]}}}
+    write_versions(tmp_path, [spec(), spec(task_options={"dataset": "other"}), spec(task="mine", task_options={})])
+    assert read_versions(tmp_path)["data"] == {
+        "classification": {"made_up": ["abc"], "other": ["abc"]},
+        "mine": {"": ["abc"]},
+    }
+    assert read_versions(tmp_path)["config"] == "a.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("{not JSON", {}),
+        ("[]", {}),
+        ("null", {}),
+        ("\udcff", {}),
+        ("[" * 100_000, {}),
+        ('{"norm": {"bn": 1}}', {"norm": {"bn": "1"}}),
+        ('{"norm": [], "task": {"t": "2"}, "data": 3, "config": {}}', {"task": {"t": "2"}}),
+        ('{"data": {"t": {"s": ["c"], "x": "c"}, "u": []}}', {"data": {"t": {"s": ["c"]}}}),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_note_that_can_not_be_read_in_part_counts_for_the_rest(tmp_path, text, read):
+    assert read_versions(tmp_path) == NOTHING
+    (tmp_path / VERSIONS).write_bytes(text.encode(errors="surrogateescape"))
+    assert read_versions(tmp_path) == NOTHING | read
+    write_versions(tmp_path, [spec()])
+    assert read_versions(tmp_path)["data"]["classification"] == {"made_up": ["abc"]}

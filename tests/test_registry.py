@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import sys
 import types
 
@@ -121,11 +122,30 @@ def test_all_wrong_options_are_reported_at_once():
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_text_of_a_number_becomes_the_number():
-    assert resolve_norm_options("bn", {"eps": "1e-3", "momentum": "0.2"}) == {"eps": 1e-3, "momentum": 0.2}
-    assert resolve_norm_options("gn", {"num_groups": "8"})["num_groups"] == 8
-    assert resolve_norm_options("bgn", {"num_groups": "8"})["num_groups"] == 8
-    assert make_norm("bn", eps="1e-3")(4).eps == 1e-3
+@pytest.mark.parametrize(
+    ("norm", "option", "value", "words"),
+    [
+        ("bn", "eps", "1e-3", "a number is needed, not text; write 1e-3 without quotes"),
+        ("bn", "eps", True, "given true: a number is needed, not true or false"),
+        ("bn", "eps", float("inf"), "inf is no finite number"),
+        ("gn", "num_groups", "yes", 'an integer or "auto" is needed, not text'),
+        ("gn", "num_groups", "8", 'an integer or "auto" is needed, not text; write 8 without quotes'),
+        ("gn", "num_groups", False, 'an integer or "auto" is needed, not true or false'),
+        ("gn", "num_groups", 1.5, "an integer"),
+        ("gn", "num_groups", 10**400, "more than 64 bits"),
+        ("gn", "num_groups", 10**5000, "more than 64 bits"),
+    ],
+    ids=range(9),
+)
+def test_neither_text_nor_true_becomes_a_number(norm, option, value, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        resolve_norm_options(norm, {option: value})
+    assert len(str(caught.value)) < 300
+
+
+def test_an_integral_float_is_an_integer_and_negative_zero_is_zero():
+    assert repr(resolve_norm_options("gn", {"num_groups": 1e1})["num_groups"]) == "10"
+    assert repr(resolve_norm_options("bn", {"eps": -0.0})["eps"]) == "0.0"
 
 
 @pytest.mark.parametrize("name", norm_names())
@@ -144,10 +164,10 @@ def test_the_setting_fills_what_a_constructor_names_and_what_the_user_gave_wins(
 
 
 def test_equal_options_are_equal_in_json_whatever_their_spelling(plugin):
-    """They enter a run's key: 1 and 1.0 and "1", and a tuple and a list, must not be different runs."""
+    """They enter a run's key: 1 and 1.0, and a tuple and a list, must not be different runs."""
     load_plugin(plugin())
     default = resolve_norm_options("mine", {})
-    for given in ({"rate": 1}, {"rate": 1.0}, {"rate": "1"}, {"sizes": [1]}, {"sizes": (1,)}):
+    for given in ({"rate": 1}, {"rate": 1.0}, {"sizes": [1]}, {"sizes": (1,)}):
         assert repr(resolve_norm_options("mine", given)) == repr(default)
     assert make_norm("mine", sizes=[2, 3])(4).sizes == [2, 3]
 
@@ -168,7 +188,7 @@ def test_a_partial_of_a_class_may_be_registered(plugin):
     bound = functools.partial(type(make_norm("gn")(32)), num_groups=2)
     register(name="gn2", source="test", mixes_samples=False, keeps_stats=False)(bound)
     assert make_norm("gn2")(8).num_groups == 2
-    assert make_norm("gn2", num_groups="4")(8).num_groups == 4
+    assert make_norm("gn2", num_groups=4)(8).num_groups == 4
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,50 @@ def test_the_sign_flip_p_is_the_share_of_all_sign_patterns(differences):
     assert p >= 2 / 2 ** len(differences) or len(differences) == 1
 
 
-def test_the_sign_flip_p_forgives_rounding_and_gives_up_on_too_many_pairs():
+def test_the_sign_flip_p_forgives_rounding_and_has_a_floor():
     assert summary.sign_flip_p([0.1, 0.2, 0.3]) == summary.sign_flip_p([0.3, 0.1, 0.2]) == 0.25
     assert summary.sign_flip_p([0.1 + 0.2, -0.3]) == 1.0
     assert summary.sign_flip_p([0.1] * summary.MOST_FLIPS) == 2 / 2**summary.MOST_FLIPS
-    assert summary.sign_flip_p([]) is summary.sign_flip_p([0.1] * (summary.MOST_FLIPS + 1)) is None
+    assert summary.sign_flip_p([]) is None
+    assert summary.sign_flip_p([0.0] * 3) == summary.sign_flip_p([0.0] * 30) == 1.0
+
+
+def test_more_pairs_than_can_be_tried_are_tested_by_sampled_flips(monkeypatch):
+    """Close to the exact p, of which this is an estimate with a standard error of 0.0007 or less, and never zero."""
+    draw = random.Random(1)
+    differences = [draw.gauss(0.4, 1.0) for _ in range(summary.MOST_FLIPS)]
+    exact = summary.sign_flip_p(differences)
+    assert 0.01 < exact < 0.2
+    monkeypatch.setattr(summary, "MOST_FLIPS", 5)
+    sampled = summary.sign_flip_p(differences)
+    assert sampled == pytest.approx(exact, abs=0.004)
+    assert sampled != exact
+    assert sampled == summary.sign_flip_p(draw.sample(differences, len(differences))), "the same data, the same p"
+    assert sampled == summary.sign_flip_p([-d for d in differences])
+    for n in (21, 64, 65, 200):
+        assert summary.sign_flip_p([0.1] * n) == 1 / (1 + summary.SAMPLED_FLIPS)
+        balanced = summary.sign_flip_p([0.1, -0.1] * n)
+        assert balanced == 1.0
+
+
+def test_the_caption_names_the_test_behind_the_marks():
+    def caption(*sizes):
+        def pair(n):
+            return [*runs("bn", [0.5] * n, dataset=str(n)), *runs("gn", [0.6] * n, dataset=str(n))]
+
+        table = table_of(itertools.chain.from_iterable(map(pair, sizes)))
+        assert all(cell.significant for (_, label), cell in cells(table).items() if label == "gn")
+        (line,) = [line for line in table.caption if line.startswith("†")]
+        return line.partition(" paired by seed")[0].removeprefix("† differs from bn: ")
+
+    assert caption(20) == "exact sign-flip test"
+    assert caption(21) == "sign-flip test with 100,000 sampled flips (more than 20 pairs)"
+    assert caption(20, 21) == "sign-flip test (exact up to 20 pairs, with 100,000 sampled flips beyond)"
+    same = table_of([*runs("bn", [0.5] * 21), *runs("gn", [0.5] * 21)]).caption
+    assert (
+        "No cell differs from bn at p < 0.05 (sign-flip test with 100,000 sampled flips (more than 20 pairs), "
+        "paired by seed)."
+    ) in same
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from tasks.base import only_used
+from tasks.base import Batch, Images, LeftOut, Positive, Repeats, only_used
 from tasks.supervised import SupervisedOptions
 
 SOURCE, TARGET = 0, 1
@@ -47,11 +47,11 @@ class DomainAdaptationOptions(SupervisedOptions):
     target: str = "blend"
     method: Literal["source_only", "dann", "mcd", "cdan_e"] = "dann"
     forward: Literal["joint", "separate"] | None = None
-    trade_off: float | None = Field(None, gt=0, allow_inf_nan=False)
-    discriminator_width: int | None = Field(None, ge=1)
-    mcd_steps: int | None = Field(None, ge=1)
-    adabn_images: int = Field(2000, ge=1)
-    batch_size: int = Field(64, ge=1)
+    trade_off: Positive[float | None] = None
+    discriminator_width: int | None = Field(None, ge=1, le=2**14)
+    mcd_steps: Repeats[int | None] = None
+    adabn_images: Images[int] = 2000
+    batch_size: Batch[int] = 64
 
     @model_validator(mode="wrap")
     @classmethod
@@ -67,7 +67,7 @@ class DomainAdaptationOptions(SupervisedOptions):
     @model_validator(mode="after")
     def _two_domains(self) -> DomainAdaptationOptions:
         if self.source == self.target:
-            raise ValueError(f'source and target are both "{self.source}"; two domains are needed')
+            raise LeftOut(f'source and target are both "{self.source}"; two domains are needed')
         if self.adabn_images < self.shared:
             raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.shared} images")
         return self

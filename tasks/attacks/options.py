@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
-from tasks.base import only_used
+from tasks.base import Images, Positive, Repeats, only_used
 from tasks.supervised import SupervisedOptions
 
 LEVELS = 255.0
+_N = TypeVar("_N")
+Level = Annotated[_N, Field(gt=0, le=LEVELS, allow_inf_nan=False)]
+"""A distance between images in units of 1/255."""
+SMALLEST_EPSILON = 0.5
+"""The smallest radius in use is half a level (robust ImageNet classifiers); what is below was meant for [0, 1]."""
 OF_METHODS: dict[str, dict[str, Any]] = {
     "pgd": {"crafting_mode": "eval", "step_size": None, "steps": 10},
     "trades": {"crafting_mode": "eval", "step_size": None, "steps": 10, "trades_beta": 6.0},
@@ -57,22 +62,22 @@ class AdversarialOptions(SupervisedOptions):
     """
 
     method: Literal["pgd", "trades", "fgsm_rs", "standard"] = "pgd"
-    epsilon: float = Field(8.0, gt=0, le=LEVELS, allow_inf_nan=False)
-    step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
-    steps: int | None = Field(None, ge=1)
+    epsilon: Level[float] = 8.0
+    step_size: Level[float | None] = None
+    steps: Repeats[int | None] = None
     crafting_mode: Literal["eval", "train"] | None = None
-    trades_beta: float | None = Field(None, gt=0, allow_inf_nan=False)
+    trades_beta: Positive[float | None] = None
 
-    milestones: tuple[float, ...] | None = None
-    attack_images: int = Field(1000, ge=2)
-    pgd_steps: int = Field(20, ge=1)
-    pgd_step_size: float | None = Field(None, gt=0, allow_inf_nan=False)
-    pgd_restarts: int = Field(5, ge=1)
+    milestones: tuple[float, ...] | None = Field(None, max_length=100)
+    attack_images: Annotated[Images[int], Field(ge=2)] = 1000
+    pgd_steps: Repeats[int] = 20
+    pgd_step_size: Level[float | None] = None
+    pgd_restarts: Repeats[int] = 5
     autoattack: tuple[Part, ...] = PARTS
-    apgd_steps: int | None = Field(None, ge=1)
-    fab_steps: int | None = Field(None, ge=1)
-    targets: int | None = Field(None, ge=1)
-    square_queries: int | None = Field(None, ge=1)
+    apgd_steps: Repeats[int | None] = None
+    fab_steps: Repeats[int | None] = None
+    targets: Repeats[int | None] = None
+    square_queries: Repeats[int | None] = None
 
     @field_validator("autoattack")
     @classmethod
@@ -88,6 +93,32 @@ class AdversarialOptions(SupervisedOptions):
         if any(not 0 < m < 1 for m in given) or given != sorted(given):
             raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
         return milestones
+
+    @field_validator("epsilon")
+    @classmethod
+    def _in_levels(cls, epsilon: float) -> float:
+        if epsilon < SMALLEST_EPSILON:
+            raise ValueError(
+                f"epsilon {epsilon:g} is in units of 1/255, at least {SMALLEST_EPSILON:g}; "
+                f"{epsilon:g} of a [0, 1] image is epsilon: {epsilon * LEVELS:.3g}"
+            )
+        return epsilon
+
+    @model_validator(mode="after")
+    def _steps_reach_somewhere(self) -> AdversarialOptions:
+        """A step size of a [0, 1] image, taken for levels, hardly moves an image."""
+        of_method = OF_METHODS[self.method]
+        used = self.step_size if "step_size" in of_method else None
+        for option, size, steps in (
+            ("step_size", used, self.steps or of_method.get("steps", 1)),
+            ("pgd_step_size", self.pgd_step_size, self.pgd_steps),
+        ):
+            if size is not None and size < 1 and size * steps < self.epsilon / 10:
+                raise ValueError(
+                    f"{option} {size:g} is in units of 1/255, and {steps} such steps go {size * steps:.3g} of epsilon "
+                    f"{self.epsilon:g}; {size:g} of a [0, 1] image is {option}: {size * LEVELS:.3g}"
+                )
+        return self
 
     @model_validator(mode="wrap")
     @classmethod

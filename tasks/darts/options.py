@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tasks.base import NormChoice, Options, Setting
+from tasks.base import (
+    Batch,
+    Cells,
+    Classes,
+    Epochs,
+    Fraction,
+    Images,
+    NormChoice,
+    NotNegative,
+    Options,
+    Pixels,
+    Positive,
+    Setting,
+    Steps,
+    Width,
+    divisors,
+)
 from tasks.darts.genotype import PUBLISHED, Genotype, read_genotype
 from tasks.darts.networks import check_size, places
 from tasks.data import Augmentation, dataset_info
@@ -56,42 +72,42 @@ class ArchitectureSearchOptions(Options):
     """
 
     dataset: str = "fashion_mnist_mini"
-    num_classes: int | None = Field(None, ge=2)
-    image_size: int | None = Field(None, ge=4)
-    norm_batch_size: int | None = Field(None, ge=1)
+    num_classes: Classes[int | None] = None
+    image_size: Annotated[Pixels[int | None], Field(ge=4)] = None
+    norm_batch_size: Batch[int | None] = None
     norm_weight_decay: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-4, ge=0, allow_inf_nan=False)
-    gradient_clip: float = Field(5.0, gt=0, allow_inf_nan=False)
+    momentum: Fraction[float] = 0.9
+    weight_decay: NotNegative[float] = 3e-4
+    gradient_clip: Positive[float] = 5.0
     augmentation: Augmentation = "crop_flip"
     channels_last: bool = True
 
     genotype: Genotype | None = None
-    search_channels: int = Field(16, ge=1)
-    search_cells: int = 8
-    search_epochs: int = Field(50, ge=1)
-    search_max_steps: int | None = Field(None, ge=1)
-    search_batch_size: int = Field(64, ge=1)
-    search_learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False)
-    search_learning_rate_min: float = Field(0.001, ge=0, allow_inf_nan=False)
-    search_cutout: int = Field(0, ge=0)
+    search_channels: Width[int] = 16
+    search_cells: Cells[int] = 8
+    search_epochs: Epochs[int] = 50
+    search_max_steps: Steps[int | None] = None
+    search_batch_size: Batch[int] = 64
+    search_learning_rate: Positive[float] = 0.025
+    search_learning_rate_min: NotNegative[float] = 0.001
+    search_cutout: Pixels[int] = 0
     order: Literal["first", "second"] = "second"
-    architecture_learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
-    architecture_weight_decay: float = Field(1e-3, ge=0, allow_inf_nan=False)
+    architecture_learning_rate: Positive[float] = 3e-4
+    architecture_weight_decay: NotNegative[float] = 1e-3
     architecture_steps_move_statistics: bool = False
 
-    retrain_runs: int = Field(1, ge=1)
-    random_architectures: int | None = Field(None, ge=0)
-    retrain_channels: int = Field(36, ge=1)
-    retrain_cells: int = 20
-    retrain_epochs: int = Field(600, ge=1)
-    retrain_max_steps: int | None = Field(None, ge=1)
-    retrain_batch_size: int = Field(96, ge=1)
-    retrain_learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False)
-    auxiliary_weight: float = Field(0.4, ge=0, allow_inf_nan=False)
-    drop_path: float = Field(0.2, ge=0, lt=1)
-    retrain_cutout: int = Field(16, ge=0)
-    recalibration_images: int = Field(2000, ge=1)
+    retrain_runs: int = Field(1, ge=1, le=1000)
+    random_architectures: int | None = Field(None, ge=0, le=1000)
+    retrain_channels: Width[int] = 36
+    retrain_cells: Cells[int] = 20
+    retrain_epochs: Epochs[int] = 600
+    retrain_max_steps: Steps[int | None] = None
+    retrain_batch_size: Batch[int] = 96
+    retrain_learning_rate: Positive[float] = 0.025
+    auxiliary_weight: NotNegative[float] = 0.4
+    drop_path: Fraction[float] = 0.2
+    retrain_cutout: Pixels[int] = 16
+    recalibration_images: Images[int] = 2000
     # last, since completing it needs the fields above
     retrain_norm: NormChoice | None = None
 
@@ -142,7 +158,7 @@ class ArchitectureSearchOptions(Options):
             if self.norm_batch_size is not None and size % self.norm_batch_size:
                 raise ValueError(
                     f"norm_batch_size {self.norm_batch_size} does not divide {phase}_batch_size {size}; allowed: "
-                    f"{', '.join(str(d) for d in range(1, size + 1) if size % d == 0)}"
+                    f"{divisors(size, self.norm_batch_size)}"
                 )
         if self.search_learning_rate_min > self.search_learning_rate:
             raise ValueError(

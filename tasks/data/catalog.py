@@ -19,11 +19,22 @@ import torch
 from torch import Tensor
 
 from norms.registry import nearest
+from tasks.base import NotPrepared
 from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download
 from tasks.data.images import ImageData
 from tasks.data.joined import JOINED, joined_checksum, joined_labels, load_joined, missing_members
-from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+from tasks.data.prepared import (
+    PARTS,
+    check_domain,
+    command,
+    is_written,
+    read_index,
+    read_labels,
+    read_manifest,
+    read_set,
+)
+from tasks.data.sources import check_source
 from tasks.data.store import builtin_digest
 
 FOLDER = "folder:"
@@ -144,7 +155,7 @@ def dataset_info(name: str) -> DatasetInfo:
     _check_name(name)
     if name in _BUILTIN:
         return _BUILTIN[name].info
-    how = f"python run_suite.py data prepare {name}"
+    how = command(name)
     if name in DOWNLOADS:
         d = DOWNLOADS[name]
         return DatasetInfo(name, d.title, "real", d.num_classes, d.image_shape, d.sizes, (), False, how, d.licence)
@@ -163,52 +174,78 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:
-    """Whether `load` would find the set: always for built-in ones; files are not verified here."""
+    """Whether `load` would find the set: always for built-in ones; arrays are not verified here.
+
+    Raises:
+        ValueError: unknown name, or what lies there is damaged or can not be read; names the file.
+    """
     _check_name(name)
     if name in JOINED:
         return not missing_members(name, data_dir)
-    return name in _BUILTIN or (data_dir / _folder(name) / "manifest.json").exists()
+    return name in _BUILTIN or is_written(name, data_dir, _folder(name))
 
 
-def prepare(name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None) -> None:
-    """Download or decode a data set into `data_dir`; nothing to do where that has been done. Nothing else downloads.
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` did.
 
-    A joined set prepares those of its members that are not prepared.
+    Args:
+        made: False where nothing was to do.
+        notes: what a user should know of the images, one line each.
+    """
+
+    made: bool
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None, force: bool = False
+) -> Preparation:
+    """Download or decode a data set into `data_dir`. Nothing else downloads.
+
+    Nothing is done where that has been done, of a folder: from the same images. A joined set prepares those of its
+    members that are not prepared.
 
     Args:
         name: one of `dataset_names()` or `folder:PATH`.
         data_dir: made if missing.
-        source: the folder of `imagenet`.
-        size: side of a folder's images in pixels (default: 64, and 224 for imagenet).
+        source: the folder of `imagenet`; with `force` by default the one that it was prepared from.
+        size: side of a folder's images in pixels (default: as it is prepared, else 64, and 224 for imagenet).
+        force: make it again, and put it into the place of what is prepared once it is complete.
 
     Raises:
         ValueError: unknown name, failed download, unsupported folder, damaged image, `source` or `size` where they do
-            not apply, or a set that is prepared with another size already.
+            not apply; without `force`, a set that is prepared with another size, from another folder, or from one that
+            has changed or is gone.
     """
     _check_name(name)
     if source is not None and name != "imagenet":
         raise ValueError(f'data set "{name}" takes no source; only imagenet does')
     if size is not None and _fixed(name):
         raise ValueError(f'data set "{name}" takes no size; only folders and imagenet do')
-    if is_prepared(name, data_dir):
-        if size is not None and read_manifest(name, data_dir, _folder(name))["size"] != size:
-            raise ValueError(
-                f'data set "{name}" is prepared with another size; delete {data_dir / _folder(name)} first'
-            )
-        return
-    if name in DOWNLOADS:
-        prepare_download(name, data_dir)
-        return
-    if name in JOINED:
-        for member in missing_members(name, data_dir):
-            prepare_download(member, data_dir)
-        return
-    if name == "imagenet" and source is None:
+    if _fixed(name):
+        members = JOINED[name].members if name in JOINED else (name,) if name in DOWNLOADS else ()
+        missing = [member for member in members if force or not is_prepared(member, data_dir)]
+        for member in missing:
+            prepare_download(member, data_dir, replace=force)
+        return Preparation(bool(missing))
+    before = _prepared_before(name, data_dir, force)
+    if name != "imagenet":
+        root = folder_root(name)
+    elif source is not None or "root" in before:
+        root = source.expanduser() if source is not None else Path(before["root"])
+    else:
         raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
-    root = source if source is not None else Path(name[len(FOLDER) :])
+    if before and not force:
+        if size not in (None, before["size"]):
+            raise ValueError(
+                f'data set "{name}" in {data_dir} is prepared with another size, {before["size"]}; '
+                "--force makes it again"
+            )
+        return Preparation(False, check_source(name, root, data_dir, _folder(name), before))
     if size is None:
-        size = IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE
-    folders.prepare_folder(name, root, data_dir, _folder(name), size)
+        size = before.get("size", IMAGENET_SIZE if name == "imagenet" else FOLDER_SIZE)
+    return Preparation(True, tuple(folders.prepare_folder(name, root, data_dir, _folder(name), size, replace=force)))
 
 
 def load(name: str, data_dir: Path, **options: Any) -> ImageData:
@@ -306,9 +343,7 @@ def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int |
                 absent = names[int(counts.argmin())]
                 advice = ""
                 if not _fixed(name):  # its owner can mend this, and what is prepared is not read again by itself
-                    advice = (
-                        f"; give {domain}/{absent} 3 images or more, delete {data_dir / _folder(name)} and prepare it"
-                    )
+                    advice = f"; give {domain}/{absent} 3 images or more and prepare it again with --force"
                 raise ValueError(
                     f'data set "{name}": the {part} part of domain "{domain}" has no image of class "{absent}"; '
                     f"every domain needs every class in train, val and test{advice}"
@@ -324,6 +359,21 @@ def check_batch_size(
         available = len(labels) if classes is None else int((labels < classes).sum())
         if batch_size > available:
             raise ValueError(f'batch_size {batch_size} exceeds the {available} training images of domain "{domain}"')
+
+
+def class_counts(name: str, data_dir: Path, classes: int | None = None) -> dict[str, Tensor]:
+    """Part ("train", "val", "test") -> images of each class, int64 (K,), of a set without domains (of digits: mnist).
+
+    Planning asks this. Labels are read once per content; the counts are shared, so do not change them.
+
+    Args:
+        name, data_dir: as for `load`.
+        classes: K, the first classes only (default: all).
+
+    Raises:
+        As `load`; ValueError where a part is left without images.
+    """
+    return _class_counts(name, data_dir, classes, checksum(name, data_dir))
 
 
 def in_memory(name: str, data_dir: Path) -> bool:
@@ -426,6 +476,27 @@ def _domain_labels(name: str, data_dir: Path, content: str) -> dict[str, dict[st
     return {d: read_labels(name, data_dir, _folder(name), domain=d) for d in domain_names(name, data_dir)}
 
 
+@functools.lru_cache(maxsize=64)
+def _class_counts(name: str, data_dir: Path, classes: int | None, content: str) -> dict[str, Tensor]:
+    # `content` is part of the cache's key, as above
+    if name in _BUILTIN:
+        data = load(name, data_dir)
+        labels, count = {part: getattr(data, part).labels for part in PARTS}, data.num_classes
+    else:
+        manifest, folder = read_manifest(name, data_dir, _folder(name)), _folder(name)
+        count = manifest["num_classes"]
+        if "index.json" in manifest["files"]:
+            _, index = read_index(name, data_dir, folder)
+            labels = {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
+        else:
+            labels = read_labels(name, data_dir, folder)
+    counts = {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
+    for part, of_classes in counts.items():
+        if not of_classes.any():
+            raise ValueError(f'data set "{name}": no image is left in the {part} part (classes={classes})')
+    return counts
+
+
 def _class_names(name: str, data_dir: Path) -> Sequence[str]:
     """One per class of a set with domains; the only such built-in set, digits, calls its classes by their numbers."""
     if name in JOINED:
@@ -457,9 +528,35 @@ def _check_name(name: str) -> None:
         raise ValueError(f'unknown data set "{name}"; allowed: {", ".join(names)}, folder:PATH{nearest(name, names)}')
 
 
+def _prepared_before(name: str, data_dir: Path, force: bool) -> dict[str, Any]:
+    """The manifest of a folder that is prepared; empty where there is none, or none that is whole and `force`."""
+    try:
+        manifest = read_manifest(name, data_dir, _folder(name))
+        if "root" not in manifest or "size" not in manifest:
+            raise ValueError(f"{data_dir / _folder(name)}: not prepared from a folder; --force makes it again")
+        return manifest
+    except NotPrepared:
+        return {}
+    except ValueError:
+        if force:
+            return {}
+        raise
+
+
+def folder_root(name: str) -> Path:
+    """The path of a `folder:PATH`, `~` expanded. Raises ValueError where there is no such home."""
+    try:
+        return Path(name[len(FOLDER) :]).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f'data set "{name}": {error}') from error
+
+
 def _folder(name: str) -> str:
     """The folder of a prepared set below data_dir. A path is hashed, so that two folders of one name do not meet."""
     if not name.startswith(FOLDER):
         return name
-    root = Path(name[len(FOLDER) :]).resolve()
+    try:
+        root = folder_root(name).resolve()
+    except RuntimeError as error:  # links that lead in a circle
+        raise ValueError(f'data set "{name}": {error}') from error
     return f"folder-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"

@@ -1,7 +1,9 @@
 """torchvision's data sets: downloaded and decoded once by `prepare`, never at run time.
 
-torchvision verifies an md5 of everything it downloads. Its CIFAR loader then unpickles the batches; this happens here,
-in `prepare`, and nowhere else: what runs read are plain arrays (see tasks.data.prepared).
+Every archive and every pickle is verified by its md5 before it is opened, by torchvision (CIFAR, SVHN, STL-10) or by
+tasks.data.archives (the others). CIFAR's batches are unpickled here, in `prepare`, and nowhere else: what runs read are
+plain arrays (see tasks.data.prepared). What was read is compared with what the set is known to hold before any of it
+is written.
 
 Sets of 28x28 images get two zero pixels on every side, USPS (16x16) is enlarged twice (bilinear), Omniglot (105x105,
 dark on white) is reduced to 32x32 and inverted: 32x32 everywhere. STL-10 stays 96x96. The val part is a tenth of every
@@ -20,9 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from tasks.data.archives import fetched, images_by_class, read_gzip, read_gzip_in_zip, read_libsvm
 from tasks.data.images import stratified
-from tasks.data.prepared import Parts, new_folder, write_set
+from tasks.data.prepared import PARTS, Parts, new_folder, write_set
 
 VALIDATION_FRACTION = 0.1
 OMNIGLOT_VAL_ALPHABETS = 6
@@ -50,29 +54,37 @@ class Download:
     disjoint_classes: bool = False
 
 
-def _source(kind: str, root: Path, **options: Any) -> Any:
-    """A torchvision data set, downloaded if not in `root`. Imported here: what loads a cache does not need it."""
+def _kind(name: str) -> Any:
+    """A torchvision class. Imported here: what loads a cache does not need it."""
     import torchvision
 
-    return getattr(torchvision.datasets, kind)(str(root), download=True, **options)
+    return getattr(torchvision.datasets, name)
 
 
-def prepare_download(name: str, data_dir: Path) -> None:
-    """Download (into data_dir/downloads, kept, so that an interrupted one goes on) and write data_dir/name.
+def prepare_download(name: str, data_dir: Path, *, replace: bool = False) -> None:
+    """Download (archives into data_dir/downloads, kept), compare with what is known of the set, write data_dir/name.
+
+    replace: take the place of a set that is there already; otherwise that one stays.
 
     Raises:
-        ValueError: the download failed; says why, and that nothing was left half done.
+        ValueError: the download failed, or what was read is not the whole set; says why, and that nothing was left
+            half done.
     """
     entry = DOWNLOADS[name]
     root = data_dir / "downloads" / name
-    root.mkdir(parents=True, exist_ok=True)
     try:
+        root.mkdir(parents=True, exist_ok=True)
         parts, class_names = entry.read(root)
-    except (OSError, RuntimeError) as error:  # torchvision's own two ways to say so
+    except Exception as error:  # a damaged file makes a reader raise whatever it likes, EOFError among them
+        reason = " ".join(f"{type(error).__name__}: {error}".removeprefix("ValueError: ").split())
         raise ValueError(
-            f'data set "{name}" could not be downloaded or read: {type(error).__name__}: {error}. '
+            f'data set "{name}" could not be downloaded or read: {reason[:240]}. '
             f"Nothing of it was prepared; run the command again, or put the publisher's files into {root} yourself"
         ) from error
+    if mistake := _incomplete(entry, parts, class_names):
+        raise ValueError(
+            f'data set "{name}" is not whole: {mistake}. Nothing of it was prepared; delete {root} and prepare it again'
+        )
     if not entry.disjoint_classes:
         images, labels = parts["train"]
         where = stratified(labels, {"train": 1 - VALIDATION_FRACTION, "val": VALIDATION_FRACTION}, name)
@@ -86,30 +98,77 @@ def prepare_download(name: str, data_dir: Path) -> None:
         "disjoint_classes": entry.disjoint_classes,
         "made_with": f"torchvision {version('torchvision')}",
     }
-    with new_folder(data_dir, name) as folder:
+    with new_folder(data_dir, name, replace=replace) as folder:
         write_set(folder, facts, {"": parts})
 
 
-def _mnist_like(kind: str, **options: Any) -> Callable[[Path], tuple[Parts, list[str]]]:
-    """A reader of MNIST and the sets that share its format. EMNIST stores its images transposed."""
+def _incomplete(entry: Download, parts: Parts, class_names: list[str]) -> str | None:
+    """What a set that was read lacks of what it is known to hold, or None."""
+    if len(class_names) != entry.num_classes:
+        return f"it has {len(class_names)} classes, published are {entry.num_classes}"
+    found: dict[str, set[int]] = {}
+    for part, (images, labels) in parts.items():
+        if images.dtype != np.uint8 or images.shape[1:] != entry.image_shape:
+            return f"images of the {part} part are {images.dtype} {images.shape[1:]}, not uint8 {entry.image_shape}"
+        if labels.shape != (len(images),):
+            return f"the {part} part has {len(images)} images and labels {labels.shape}"
+        found[part] = set(np.unique(labels).tolist())
+        if odd := found[part] - set(range(entry.num_classes)):
+            return f"the {part} part has a label {min(odd)}; classes are 0 to {entry.num_classes - 1}"
+    counts = {part: len(labels) for part, (_, labels) in parts.items()}
+    if entry.disjoint_classes:
+        counts = {"train": counts["train"] + counts["val"], "test": counts["test"]}
+        if sum(map(len, found.values())) > len(set().union(*found.values())):
+            return "a class is in two parts"
+        found = {"whole": set().union(*found.values())}
+    for part, published in entry.sizes.items():
+        if counts[part] != published:
+            return f"the {part} part has {counts[part]} images, published are {published}"
+    for part, labels_found in found.items():
+        if absent := set(range(entry.num_classes)) - labels_found:
+            return f'the {part} part has no image of class "{class_names[min(absent)]}"'
+    return None
+
+
+def _padded(images: np.ndarray) -> np.ndarray:
+    """(N, 28, 28) -> (N, 1, 32, 32)."""
+    return np.pad(images[:, None], ((0, 0), (0, 0), (2, 2), (2, 2)))
+
+
+def _mnist_like(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
+    """A reader of MNIST and the sets of its format: four compressed IDX files."""
 
     def read(root: Path) -> tuple[Parts, list[str]]:
-        parts, names = {}, []
-        for part in ("train", "test"):
-            source = _source(kind, root, train=part == "train", **options)
-            images = source.data.transpose(1, 2) if kind == "EMNIST" else source.data
-            parts[part] = (F.pad(images[:, None], (2, 2, 2, 2)).numpy(), source.targets.numpy())
-            names = [str(c) for c in source.classes]
-        return parts, names
+        kind = _kind(name)
+        arrays = []
+        for file, md5 in kind.resources:  # images and labels of the training part, then of the test part
+            urls = [mirror + file for mirror in kind.mirrors]
+            arrays.append(read_gzip(fetched(root / name / "raw" / file, urls, md5)))
+        parts = {"train": (_padded(arrays[0]), arrays[1]), "test": (_padded(arrays[2]), arrays[3])}
+        return parts, [str(c) for c in kind.classes]
 
     return read
 
 
-def _cifar(kind: str) -> Callable[[Path], tuple[Parts, list[str]]]:
+def _emnist(root: Path) -> tuple[Parts, list[str]]:
+    """The split "balanced" of EMNIST, which stores its images transposed."""
+    kind = _kind("EMNIST")
+    archive = fetched(root / "EMNIST" / "raw" / kind.url.rpartition("/")[2], [kind.url], kind.md5)
+    parts = {}
+    for part in ("train", "test"):
+        images, labels = (
+            read_gzip_in_zip(archive, f"gzip/emnist-balanced-{part}-{field}-ubyte.gz")
+            for field in ("images-idx3", "labels-idx1")
+        )
+        parts[part] = (_padded(images.transpose(0, 2, 1)), labels)
+    return parts, list(kind.classes_split_dict["balanced"])
+
+
+def _cifar(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
     def read(root: Path) -> tuple[Parts, list[str]]:
         parts, names = {}, []
         for part in ("train", "test"):
-            source = _source(kind, root, train=part == "train")
+            source = _kind(name)(str(root), train=part == "train", download=True)
             parts[part] = (source.data.transpose(0, 3, 1, 2), np.array(source.targets))
             names = list(source.classes)
         return parts, names
@@ -117,13 +176,13 @@ def _cifar(kind: str) -> Callable[[Path], tuple[Parts, list[str]]]:
     return read
 
 
-def _labelled(kind: str) -> Callable[[Path], tuple[Parts, list[str]]]:
+def _labelled(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
     """A reader of SVHN and STL-10: `split=`, images already (N, C, H, W), labels in `.labels`."""
 
     def read(root: Path) -> tuple[Parts, list[str]]:
         parts, names = {}, [str(digit) for digit in range(10)]
         for part in ("train", "test"):
-            source = _source(kind, root, split=part)
+            source = _kind(name)(str(root), split=part, download=True)
             parts[part] = (source.data, np.asarray(source.labels))
             names = list(getattr(source, "classes", names))
         return parts, names
@@ -134,29 +193,36 @@ def _labelled(kind: str) -> Callable[[Path], tuple[Parts, list[str]]]:
 def _usps(root: Path) -> tuple[Parts, list[str]]:
     parts = {}
     for part in ("train", "test"):
-        source = _source("USPS", root, train=part == "train")
-        small = torch.from_numpy(np.asarray(source.data))[:, None].double()  # float64: exact, equal on every machine
+        url, file, md5 = _kind("USPS").split_list[part]
+        images, labels = read_libsvm(fetched(root / file, [url], md5))
+        small = torch.from_numpy(images)[:, None].double()  # float64: exact, equal on every machine
         large = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-        parts[part] = (large.round().to(torch.uint8).numpy(), np.asarray(source.targets))
+        parts[part] = (large.round().to(torch.uint8).numpy(), labels)
     return parts, [str(digit) for digit in range(10)]
 
 
 def _omniglot(root: Path) -> tuple[Parts, list[str]]:
+    kind = _kind("Omniglot")
     names: list[str] = []
-    found: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "val": [], "test": []}
-    for background in (True, False):
-        source = _source("Omniglot", root, background=background)
-        # torchvision numbers the characters alphabet by alphabet; its list of "alphabet/character" has no public name
-        characters = [str(character) for character in source._characters]
+    found: dict[str, list[tuple[np.ndarray, int]]] = {part: [] for part in PARTS}
+    for folder in ("images_background", "images_evaluation"):
+        file = f"{folder}.zip"
+        archive = fetched(root / kind.folder / file, [f"{kind.download_url_prefix}/{file}"], kind.zips_md5[folder])
+        pairs = [(character, _reduced(image)) for character, image in images_by_class(archive, folder)]
+        characters = sorted({character for character, _ in pairs})
         val = sorted({character.split("/")[0] for character in characters})[-OMNIGLOT_VAL_ALPHABETS:]
-        for image, label in source:
-            small = 255 - np.asarray(image.convert("L").resize((32, 32)), np.uint8)
-            alphabet = characters[label].split("/")[0]
-            part = "test" if not background else "val" if alphabet in val else "train"
-            found[part].append((small[None], len(names) + label))
+        label = {character: len(names) + i for i, character in enumerate(characters)}
+        for character, small in pairs:
+            background = "val" if character.split("/")[0] in val else "train"
+            found[background if folder == "images_background" else "test"].append((small, label[character]))
         names += characters
     parts = {part: (np.stack([i for i, _ in pairs]), np.array([y for _, y in pairs])) for part, pairs in found.items()}
     return parts, names
+
+
+def _reduced(image: Image.Image) -> np.ndarray:
+    """A character, dark on white, as uint8 (1, 32, 32), white on black."""
+    return 255 - np.asarray(image.convert("L").resize((32, 32)), np.uint8)[None]
 
 
 _GRAY, _RGB = (1, 32, 32), (3, 32, 32)
@@ -173,7 +239,7 @@ DOWNLOADS = {
         _GRAY,
         {"train": 112800, "test": 18800},
         "public domain (NIST)",
-        _mnist_like("EMNIST", split="balanced"),
+        _emnist,
     ),
     "cifar10": Download("CIFAR-10", 10, _RGB, {"train": 50000, "test": 10000}, _RESEARCH, _cifar("CIFAR10")),
     "cifar100": Download("CIFAR-100", 100, _RGB, {"train": 50000, "test": 10000}, _RESEARCH, _cifar("CIFAR100")),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tasks.base import NotPrepared
 from tasks.data.images import ImageData, Split, make_data
-from tasks.data.prepared import PARTS, check_domain, read_labels, read_manifest, read_set
+from tasks.data.prepared import PARTS, check_domain, command, is_written, read_labels, read_manifest, read_set
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ def load_joined(name: str, data_dir: Path, *, domain: str | None = None, classes
     member = check_domain(name, domain, entry.members)
     checksum = joined_checksum(name, data_dir)
     data = read_set(member, data_dir, member)
+    if data.image_shape[0] not in (1, 3) or data.num_classes != len(entry.class_names):
+        raise ValueError(
+            f'data set "{member}" in {data_dir} has images {data.image_shape} of {data.num_classes} classes; "{name}" '
+            f"needs gray or RGB ones of {len(entry.class_names)}"
+        )
     repeats = 3 // data.image_shape[0]
     return make_data(
         f"{name}/{member}",
@@ -66,8 +71,8 @@ def joined_labels(name: str, data_dir: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def missing_members(name: str, data_dir: Path) -> list[str]:
-    """The members that are not prepared; files are not verified here."""
-    return [m for m in JOINED[name].members if not (data_dir / m / "manifest.json").exists()]
+    """The members that are not prepared; arrays are not verified here. Raises ValueError for a damaged manifest."""
+    return [m for m in JOINED[name].members if not is_written(m, data_dir, m)]
 
 
 def joined_checksum(name: str, data_dir: Path) -> str:
@@ -81,7 +86,7 @@ def joined_checksum(name: str, data_dir: Path) -> str:
     if missing := missing_members(name, data_dir):
         raise NotPrepared(
             f'data set "{name}" is not prepared in {data_dir} ({", ".join(missing)} of {", ".join(members)} missing): '
-            f"run `python run_suite.py data prepare {name}`"
+            f"run `{command(name)}`"
         )
     text = "/".join(f"{m}={read_manifest(m, data_dir, m)['checksum']}" for m in members)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,20 +6,17 @@ depends on its file alone, and images are augmented in batches on the device, fr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tasks.data.prepared import read_manifest
+from tasks.data.decoding import decode
+from tasks.data.prepared import read_index
 
 
 class FolderImages(Dataset[tuple[Tensor, int]]):
@@ -43,7 +40,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.root / self.paths[index]
         if not path.is_file() or path.stat().st_size != self._bytes[index]:
-            raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again")
+            raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again with --force")
         return torch.from_numpy(decode(path, self.size)), int(self.labels[index])
 
 
@@ -71,15 +68,9 @@ def open_folder(name: str, data_dir: Path, folder: str) -> FolderData:
     Raises:
         NotPrepared: it was not prepared. ValueError: its index is damaged, or it is one that `load` holds in memory.
     """
-    manifest = read_manifest(name, data_dir, folder)
-    if "index.json" not in manifest["files"]:
-        raise ValueError(f'data set "{name}" fits in memory: use load')
-    path = data_dir / folder / "index.json"
-    text = path.read_text() if path.exists() else ""
-    if hashlib.sha256(text.encode()).hexdigest() != manifest["files"]["index.json"]:
-        raise ValueError(f"{path}: damaged or missing; delete {path.parent} and prepare the data set again")
+    manifest, index = read_index(name, data_dir, folder)
     root, size = Path(manifest["root"]), manifest["size"]
-    parts = {part: FolderImages(root, entries, size) for part, entries in json.loads(text).items()}
+    parts = {part: FolderImages(root, entries, size) for part, entries in index.items()}
     mean, std = manifest["moments"][""]
     return FolderData(
         name=name,
@@ -127,22 +118,3 @@ def loaded_batches(
     return iter(
         DataLoader(images, batch_sampler=chunks, num_workers=workers, pin_memory=pin, multiprocessing_context=start)
     )
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept.
-
-    Raises:
-        ValueError: the file is not an image that can be decoded; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: can not be decoded as an image: {error}") from error
-    scale = size / min(rgb.size)
-    width, height = (max(size, round(side * scale)) for side in rgb.size)
-    resized = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)), np.uint8).transpose(2, 0, 1).copy()

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from tasks.base import Options, only_used
+from tasks.base import (
+    Batch,
+    Classes,
+    Fraction,
+    NotNegative,
+    Options,
+    Positive,
+    Repeats,
+    Steps,
+    Width,
+    only_used,
+)
 from tasks.data import Augmentation
 from tasks.fit import Schedule
 
+LARGEST_EPISODE = 2**17
+"""Images, as many as of a batch."""
 OF_METHODS: dict[str, dict[str, Any]] = {
     "prototypical": {"train_way": None, "train_queries": None, "meta_batch_size": 1},
     "maml": {
@@ -68,21 +81,21 @@ class FewShotOptions(Options):
     dataset: str = "glyphs"
     method: Literal["prototypical", "maml", "imprinting"] = "prototypical"
     model: Literal["conv4", "resnet12"] = "conv4"
-    width: int | None = Field(None, ge=2)
-    way: int = Field(5, ge=2)
-    shot: int = Field(1, ge=1)
-    queries: int = Field(15, ge=1)
-    train_way: int | None = Field(None, ge=2)
-    train_queries: int | None = Field(None, ge=1)
-    test_episodes: int = Field(600, ge=2)
-    val_episodes: int = Field(200, ge=2)
+    width: Annotated[Width[int | None], Field(ge=2)] = None
+    way: Classes[int] = 5
+    shot: Repeats[int] = 1
+    queries: Repeats[int] = 15
+    train_way: Classes[int | None] = None
+    train_queries: Repeats[int | None] = None
+    test_episodes: Annotated[Repeats[int], Field(ge=2)] = 600
+    val_episodes: Annotated[Repeats[int], Field(ge=2)] = 200
 
-    steps: int = Field(2000, ge=1)
-    meta_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    steps: Steps[int] = 2000
+    meta_batch_size: Repeats[int | None] = None
+    learning_rate: Positive[float] = 1e-3
     schedule: Schedule = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    warmup: Fraction[float] = 0.0
+    weight_decay: NotNegative[float] = 5e-4
     norm_weight_decay: bool = False
     augmentation: Augmentation | None = None
     query_augmentation: Literal["none", "affine"] = "affine"
@@ -90,11 +103,11 @@ class FewShotOptions(Options):
     channels_last: bool | None = None
 
     order: Literal["first", "second"] | None = None
-    inner_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-    inner_steps: int | None = Field(None, ge=1)
-    test_inner_steps: int | None = Field(None, ge=1)
+    inner_learning_rate: Positive[float | None] = None
+    inner_steps: Repeats[int | None] = None
+    test_inner_steps: Repeats[int | None] = None
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
-    imprinting_batch_size: int | None = Field(None, ge=2)
+    imprinting_batch_size: Annotated[Batch[int | None], Field(ge=2)] = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -107,6 +120,12 @@ class FewShotOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> FewShotOptions:
+        for way, queries in ((self.way, self.queries), (self.training_way, self.training_queries)):
+            if (images := way * (self.shot + queries)) > LARGEST_EPISODE:
+                raise ValueError(
+                    f"{way} classes of {self.shot} support and {queries} query images make an episode of {images}; "
+                    f"at most {LARGEST_EPISODE} are forwarded together"
+                )
         steps = self.inner_steps
         if steps is not None and self.inner_statistics == "per_step" and self.adaptation > steps:
             raise ValueError(
