@@ -12,8 +12,9 @@ import pandas as pd
 from results import summary
 from results.cells import Cell, Row, Table
 from results.derived import GAIN, LARGEST, SOURCE_ONLY, WORST
+from results.escape import cut
 from results.frame import ENVIRONMENT, distinct
-from results.grid import Grid, value_text
+from results.grid import LONGEST_VALUE, Grid, value_text
 from results.metrics import Metric, domain_of
 
 FLOAT_NOISE = 1e-3
@@ -63,14 +64,14 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
             f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
         )
     if grid.fixed:
-        lines.append("Common: " + ", ".join(f"{k}={v}" for k, v in grid.fixed) + ".")
+        lines.append("Common: " + ", ".join(f"{k}={cut(v, LONGEST_VALUE)}" for k, v in grid.fixed) + ".")
     for deciding, implied in grid.implied.items():
         for value in distinct(value for values in implied.values() for value in values):
             # null says that it is not used there
             used = {option: values[value] for option, values in implied.items() if values[value] is not None}
             if used:
-                own = ", ".join(f"{option}={value_text(option, given)}" for option, given in used.items())
-                lines.append(f"With {deciding}={value}: {own}.")
+                own = ", ".join(f"{o}={cut(value_text(o, given), LONGEST_VALUE)}" for o, given in used.items())
+                lines.append(f"With {deciding}={cut(str(value), LONGEST_VALUE)}: {own}.")
     return (*lines, *chosen(grid, df), *evidence(df))
 
 
@@ -218,6 +219,7 @@ def _words(df: pd.DataFrame, column: str) -> str:
 
 def _list(seeds: Sequence[int]) -> str:
     """seed 3; seeds 0-4 for neighbours; seeds 0, 2, 5."""
+    texts = [cut(str(seed), LONGEST_VALUE) for seed in seeds]
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
+        return f"seeds {texts[0]}-{texts[-1]}"
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(texts)}"

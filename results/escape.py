@@ -1,4 +1,6 @@
-r"""Any text as LaTeX or Markdown that prints it: labels and option values come from people and plugins."""
+r"""Any text as a line of a terminal, LaTeX, Markdown or a cell of CSV that prints it and does nothing else: labels,
+option values and reasons come from people, plugins and files of others.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +68,21 @@ _TO_LATEX = {
     "Ł": r"\L{}",
 }
 
+# fmt: off
+_PLAIN = {
+    "±": "+-", "×": "x", "·": ".", "−": "-", "—": "-", "–": "-", "…": "...", "†": "#", "∞": "inf", "µ": "u",
+    "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->", "←": "<-", "↑": "^", "↓": "v",
+    "‘": "'", "’": "'", "“": '"', "”": '"',
+}
+# fmt: on
+"""What stands for a character of ours in an encoding that lacks it."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Printable by Unicode's categories, yet without any ink or width: fillers, joiners, variation selectors."""
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
 
 def escape_latex(text: str) -> str:
     """Any text as LaTeX for pdflatex without font packages; a character that it can not print becomes U+XXXX."""
@@ -82,9 +99,57 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
+def escape_csv(text: str) -> str:
+    """Any text as a cell that no spreadsheet takes for a formula: "'" stands before =, +, - and @, but for numbers.
+
+    Control characters become U+XXXX. The quotes of CSV itself are the writer's business.
+    """
+    text = visible(text)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
 def one_line(text: str) -> str:
-    """Without line breaks; what can not be printed (a terminal's escape sequence, say) becomes U+XXXX."""
-    return "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in " ".join(text.split()))
+    """Without line breaks, every run of white space one space; what does not show on a terminal becomes U+XXXX."""
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """As it is, but for characters that do not show: control characters (a terminal's escape sequence, a line break),
+    marks that turn the direction of text, and those without width become U+XXXX."""
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(c if c.isprintable() and not _UNSEEN.match(c) else _code(c) for c in text)
+
+
+def cut(text: str, longest: int) -> str:
+    """A text of at most `longest` characters: of a longer one the beginning and the end, with … between."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - 1 - end]}…{text[len(text) - end :]}"
+
+
+def spell(text: str, encoding: str) -> str:
+    """A text that `encoding` can say: "±" as "+-" where it has no "±"; what has no substitute becomes U+XXXX."""
+    if _says(encoding, text):
+        return text
+    return "".join(c if _says(encoding, c) else _PLAIN.get(c) or _code(c) for c in text)
+
+
+def columns_of(text: str) -> int:
+    """Columns that a visible text takes on a terminal: two for a wide character, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    seen = (c for c in text if unicodedata.category(c) not in ("Mn", "Me"))
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in seen)
+
+
+def _says(encoding: str, text: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _latex_character(c: str) -> str:

@@ -12,9 +12,11 @@ import glob
 import hashlib
 import os
 import platform
+import re
 import secrets
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,7 @@ LARGEST = 256 * 2**20
 """Bytes of the largest file that is read at once; no record or note of a grid comes near."""
 
 _FORGOTTEN = 24 * 3600.0  # seconds after which a temporary file of another machine belongs to nobody
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.[0-9]+\.[0-9a-f]+$")  # host, process, anything
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -38,14 +41,21 @@ def read_bytes(file: str | Path, largest: int = LARGEST) -> bytes:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a link; a regular file is needed", str(file)) from None
         raise
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EISDIR, "is a directory", str(file))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(file))
-        content = stream.read(largest + 1) if found.st_size <= largest else b""
-        if found.st_size > largest or len(content) > largest:
+        if found.st_size > largest:
             raise OSError(errno.EFBIG, f"is larger than {largest / 2**20:g} MiB", str(file))
-        return content
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(largest + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > largest:  # it has grown
+        raise OSError(errno.EFBIG, f"is larger than {largest / 2**20:g} MiB", str(file))
+    return content
 
 
 def open_new(file: str | Path) -> BinaryIO:
@@ -82,7 +92,18 @@ def write_text(file: str | Path, text: str) -> Path:
 
 def sweep(file: Path) -> None:
     """Remove the temporary files of `write_text` for this name whose writers are gone."""
-    for left in file.parent.glob(f".{glob.escape(file.name)}.*.*.*"):
+    _sweep(file.parent.glob(f".{glob.escape(file.name)}.*.*.*"))
+
+
+def sweep_folder(folder: Path) -> None:
+    """The same for every name in a folder, those that nobody will write again among them."""
+    _sweep(folder.glob(".*.*.*.*"))
+
+
+def _sweep(found: Iterable[Path]) -> None:
+    for left in found:
+        if not _TEMPORARY.search(left.name):
+            continue
         *_, host, process, _ = left.name.split(".")
         with contextlib.suppress(OSError):
             if (host == _host() and not _alive(process)) or time.time() - left.stat().st_mtime > _FORGOTTEN:

@@ -8,6 +8,7 @@ Versions and data are never mixed (results.versions); records of others are left
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -42,6 +43,7 @@ PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.", ENDED)
 
 METHOD = "method"
 HELD_OUT = "held_out"
+_YEARS = range(1970, 2262)  # beyond these, nanoseconds since 1970 leave 64 bits
 _GIVE = "give the --out folder of a run"
 _SHOWN = 5  # names in a message
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
@@ -125,12 +127,13 @@ def metric_columns(df: pd.DataFrame) -> list[str]:
 
 def natural(value: Any) -> tuple[Any, ...]:
     """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
-    if value is None:
+    if is_nothing(value):
         return (2,)
     if isinstance(value, int | float):
-        return (0, float(value), str(value))
-    parts = re.split(r"(\d+)", str(value))
-    return (1, tuple((0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts))
+        return (0, value, str(value))
+    # of two numbers the one with more digits is larger; as int, one of thousands of digits could not be read
+    parts = re.split(r"0*(\d+)", str(value), flags=re.ASCII)
+    return (1, tuple((0, len(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)))
 
 
 def is_nothing(value: Any) -> bool:
@@ -159,10 +162,11 @@ def _asked(
 
 def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
     folder = Path(folder)
-    files = list(record_files(folder)) if folder.is_dir() else []
+    damaged: list[str] = []
+    files = list(record_files(folder, damaged)) if folder.is_dir() else []
     if not files and (hint := _elsewhere(folder) or ("" if (folder / "runs").is_dir() else _GIVE)):
         raise ValueError(f'"{folder}" {"holds no runs" if folder.is_dir() else "is not a folder"}; {hint}')
-    records, damaged = [], []
+    records: list[tuple[Path, str, RunRecord]] = []
     for file in files:
         try:
             record = read_record(file)
@@ -285,20 +289,24 @@ def _plain(value: Any) -> Any:
 
 def _whole(value: float | None) -> float | int | None:
     """Records store every number of a history as a float; epochs are counted."""
-    return int(value) if value is not None and value == int(value) else value
+    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def _finished(given: Any, file: Path | None, number: int) -> datetime:
     """When the run ended: the record's own time where it is readable, else the file's, else by the record's number."""
-    try:
+    found: datetime | None = None
+    with contextlib.suppress(ValueError, OverflowError, OSError):
         if isinstance(given, str):
             time = datetime.fromisoformat(given)
-            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            return datetime.fromtimestamp(given, UTC)
-    except (ValueError, OverflowError, OSError):
-        pass  # not a time: the file's own stands in, as for records that name none
-    return datetime.fromtimestamp(file.stat().st_mtime if file else number, UTC)
+            found = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+        elif isinstance(given, int | float) and not isinstance(given, bool):
+            found = datetime.fromtimestamp(given, UTC)
+        elif file:
+            found = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    if found is not None and _YEARS.start <= found.year < _YEARS.stop:
+        return found
+    # not a time: the file's own stands in, as for records that name none
+    return datetime.fromtimestamp(number, UTC) if given is None else _finished(None, file, number)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

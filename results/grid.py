@@ -22,6 +22,8 @@ Block = tuple[Any, ...]
 Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
+LONGEST_VALUE = 60
+"""Characters of an option's value that are printed; CSV has all."""
 OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none of a task ended well.")
 DECIDING = (DATASET, METHOD)
 """Options that others usually follow from."""

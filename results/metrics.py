@@ -10,6 +10,11 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
+
+from results.escape import cut
+
+_LONGEST = 1e12  # a number of more digits is not read digit by digit
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class Metric:
         return f"{self.title}{f' ({self.unit})' if self.unit else ''}{arrow}"
 
     def text(self, value: float) -> str:
-        """A stored value as printed: scaled, rounded, without unit."""
-        value *= self.scale
+        """A stored value as printed: scaled, rounded, without unit; from 1e12 on with an exponent, as 1.0e+310."""
         if not math.isfinite(value):
             return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
-        text = f"{value:.{self.digits}{'g' if self.significant else 'f'}}"
+        scaled = value * self.scale
+        if (abs(scaled) >= _LONGEST and not self.significant) or math.isinf(scaled):
+            return f"{Decimal(value) * Decimal(self.scale):.{max(1, self.digits)}e}"  # a percentage may leave float
+        text = f"{scaled:.{self.digits}{'g' if self.significant else 'f'}}"
         return text.removeprefix("-") if float(text) == 0 else text
 
 
@@ -227,6 +234,9 @@ VALIDATION: dict[str, str] = {
 ALWAYS_SHOWN = frozenset({"crafting_mode", "forward"})
 """Task options that stand in a table's headings even with one value, since results can not be read without them."""
 
+LONGEST_TITLE = 80
+"""Characters of a title that comes from a record and not from this vocabulary."""
+
 PER_DOMAIN = "target_top1/"
 """What the names of the metrics of single held-out domains begin with; the domain follows."""
 
@@ -263,7 +273,7 @@ def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | 
 def metric_or_plain(name: str) -> Metric:
     """The metric of this name, or (for a plugin's metric whose plugin is not loaded) one without unit and direction."""
     found = METRICS.get(name) or _of_domain(name)
-    return found or Metric(name, name.replace("_", " "), digits=4, significant=True)
+    return found or Metric(name, cut(name, LONGEST_TITLE).replace("_", " "), digits=4, significant=True)
 
 
 def domain_of(name: str) -> str:
@@ -273,7 +283,10 @@ def domain_of(name: str) -> str:
 
 def _of_domain(name: str) -> Metric | None:
     domain = domain_of(name)
-    return _percent(name, domain, f"Target top-1 where {domain} is held out.") if domain else None
+    if not domain:
+        return None
+    domain = cut(domain, LONGEST_TITLE)
+    return _percent(name, domain, f"Target top-1 where {domain} is held out.")
 
 
 def primary_metric(task: str, present: Iterable[str]) -> str | None:

@@ -15,19 +15,35 @@ import itertools
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from results import files
+from results.escape import cut, visible
 
 SCHEMA = 1
 RECORD = "record.json"
 VERSIONS = "versions.json"
+LARGEST = 32 * 2**20
+"""Bytes of the largest record: more than 50,000 epochs of ten quantities."""
+MOST_ENTRIES = 2_000
+"""Of any mapping in a record, its options and metrics among them: each of these is a column of a frame."""
 DATASET = "dataset"
 """The task option that names the data, in tasks that have it."""
 Status = Literal["ok", "diverged", "failed", "skipped"]
@@ -35,8 +51,16 @@ DONE: frozenset[str] = frozenset({"ok", "diverged"})
 """A non-finite loss is a result: neither of these is run again."""
 
 
+_KEY = re.compile(r"[0-9a-f]{24}")
+_LONGEST = 1000  # characters of a line about a damaged record
+
+
 class RecordError(ValueError):
-    """A file that is not a readable record of this schema; the message names the file and the reason."""
+    """A file that is not a readable record of this schema; the message names the file and the reason, in one line that
+    is safe to print."""
+
+    def __init__(self, message: str):
+        super().__init__(cut(visible(message), _LONGEST))
 
 
 class RunSpec(BaseModel):
@@ -88,10 +112,10 @@ class RunRecord(BaseModel):
         status: "ok"; "diverged" (a non-finite loss, a result); "failed" (exception, crash, kill, time limit);
             "skipped" (this norm can not serve in this task).
         reason: why, for every status but "ok".
-        metrics: name -> value in full precision; all of the task's metrics when ok, none otherwise. A value that is
-            not finite is refused here, since JSON has no word for it.
+        metrics: name (up to 200 characters) -> value in full precision; all of the task's metrics when ok, none
+            otherwise. A value that is not finite is refused here, since JSON has no word for it.
         history: one mapping per epoch; a non-finite number is stored as null.
-        seconds: wall time of the run in its process.
+        seconds: wall time of the run in its process, 0 to 1e10.
         environment: commit, versions, device, threads (not in the key; tables say when cells differ in them).
         evidence: how far the numbers reach: data "real" | "synthetic", budget "full" | "reduced", selection rule,
             whether every layer equals another norm, ... (printed under tables).
@@ -103,12 +127,13 @@ class RunRecord(BaseModel):
     spec: RunSpec
     status: Status
     reason: str = ""
-    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
-    history: list[dict[str, float | None]] = Field(default_factory=list)
-    seconds: FiniteFloat = 0.0
+    metrics: dict[Annotated[str, StringConstraints(max_length=200)], FiniteFloat] = Field(default_factory=dict)
+    # the first mistake is enough: each of millions would be an object of its own
+    history: Annotated[list[dict[str, float | None]], FailFast()] = Field(default_factory=list)
+    seconds: FiniteFloat = Field(default=0.0, ge=0.0, le=1e10)
     environment: dict[str, Any] = Field(default_factory=dict)
     evidence: dict[str, Any] = Field(default_factory=dict)
-    artifacts: list[str] = Field(default_factory=list)
+    artifacts: Annotated[list[str], FailFast()] = Field(default_factory=list)
     schema_: int = Field(default=SCHEMA, alias="schema")
 
     @field_validator("history")
@@ -157,7 +182,19 @@ def write_record(out: str | Path, record: RunRecord) -> Path:
     for left in folder.glob(f".{RECORD}.*"):  # by a writer that was killed; nobody else writes while we hold the lock
         with contextlib.suppress(OSError):
             left.unlink()
-    return files.write_text(folder / RECORD, record.model_dump_json(by_alias=True, indent=1))
+    return files.write_text(folder / RECORD, record_text(record))
+
+
+def record_text(record: RunRecord) -> str:
+    """What `record.json` holds. Raises ValueError for a record that could not be read again: NaN among the options,
+    too many metrics or epochs."""
+    record.spec.key  # noqa: B018 - pydantic would write NaN as null
+    text = record.model_dump_json(by_alias=True, indent=1)
+    content = text.encode()
+    if len(content) > LARGEST:
+        raise ValueError(f"a record of {len(content) / 2**20:.0f} MiB; up to {LARGEST / 2**20:g} MiB are read")
+    _parse(RECORD, content)
+    return text
 
 
 class Versions(TypedDict):
@@ -222,7 +259,10 @@ def read_versions(out: str | Path) -> Versions:
         for task, sets in _mapping(found.get("data")).items()
         if isinstance(sets, dict)
     }
-    norm, task = ({k: str(v) for k, v in _mapping(found.get(kind)).items()} for kind in ("norm", "task"))
+    norm, task = (
+        {k: str(v) for k, v in _mapping(found.get(kind)).items() if isinstance(v, str | int)}
+        for kind in ("norm", "task")
+    )
     config = found.get("config")
     return Versions(norm=norm, task=task, data=data, config=config if isinstance(config, str) else "")
 
@@ -234,14 +274,36 @@ def _mapping(found: Any) -> dict[str, Any]:
 def read_record(file: str | Path) -> RunRecord:
     """Read one record. Raises RecordError (file and reason in one line) for anything else than a record."""
     try:
-        content = files.read_bytes(file)
-        return RunRecord.model_validate_json(content)
-    except OSError as error:
-        raise RecordError(f"{file}: {error.strerror or error}") from error
+        content = files.read_bytes(file, LARGEST)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise RecordError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+    return _parse(file, content)
+
+
+def _parse(file: str | Path, content: bytes) -> RunRecord:
+    try:
+        json.loads(content.decode(), object_pairs_hook=_checked)
+        record = RunRecord.model_validate_json(content)
+        record.spec.key  # noqa: B018 - what options can not be in JSON shows here
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = cut(".".join(str(part) for part in first["loc"]), 80)
         raise RecordError(f"{file}: not a run record ({where + ': ' if where else ''}{first['msg']})") from error
+    except RecursionError as error:
+        raise RecordError(f"{file}: not a run record (nested too deeply)") from error
+    except ValueError as error:  # of json, and of the key
+        raise RecordError(f"{file}: not a run record ({error})") from error
+    return record
+
+
+def _checked(pairs: list[tuple[str, Any]]) -> None:
+    """Refuses what a JSON object of a record never has: it would be read in more than one way, or without end."""
+    if len(pairs) > MOST_ENTRIES:
+        raise ValueError(f"a mapping of {len(pairs)} entries; {MOST_ENTRIES} are allowed")
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f'"{cut(twice, 80)}" is given twice')
 
 
 def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
@@ -263,9 +325,38 @@ def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
     return record
 
 
-def record_files(out: str | Path) -> Iterator[Path]:
-    """Every record file below `out`, in a stable order."""
-    yield from sorted(Path(out).glob(f"runs/*/*/*/{RECORD}"))
+def record_files(out: str | Path, damaged: list[str] | None = None) -> Iterator[Path]:
+    """Every record file below `out`, in a stable order, and what has its name without being one.
+
+    Args:
+        out: a folder of results.
+        damaged: takes a line for each folder that can not be listed, and each run's folder that is none.
+    """
+    damaged = [] if damaged is None else damaged
+    for task in _folders(Path(out) / "runs", damaged):
+        for norm in _folders(task, damaged):
+            for run in _folders(norm, damaged):
+                if os.path.lexists(run / RECORD):
+                    yield run / RECORD
+
+
+def _folders(folder: Path, damaged: list[str]) -> Iterator[Path]:
+    """The folders in a folder, links to folders among them. Other files are nobody's business, but for those that stand
+    in a folder's place: links that lead nowhere, and files with a run's name."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_symlink()) for entry in found)
+    except OSError as error:
+        damaged.append(str(RecordError(f"{folder}: can not be listed: {error.strerror or error}")))
+        return
+    for name, link in entries:
+        path = folder / name
+        if path.is_dir():
+            yield path
+        elif link and not os.path.exists(path):
+            damaged.append(str(RecordError(f"{path}: is a link that leads nowhere; a folder is needed")))
+        elif _KEY.fullmatch(name):
+            damaged.append(str(RecordError(f"{path}: is a file; the folder of a run is needed")))
 
 
 def set_aside(file: str | Path) -> Path:

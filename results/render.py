@@ -6,6 +6,7 @@ Numbers are rounded here and nowhere else. CSV keeps full precision and base uni
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import textwrap
@@ -16,12 +17,18 @@ from pathlib import Path
 
 from results import files
 from results.cells import HOLES, Cell, Column, Row, Table
-from results.escape import escape_latex, escape_markdown, one_line
+from results.escape import columns_of, cut, escape_csv, escape_latex, escape_markdown, one_line, spell
 from results.metrics import Metric, nearest
 
 FORMATS = ("csv", "latex", "markdown")
 LATEX_ROWS = 40
 """A longer table is printed as several floats, so that each fits a page."""
+NARROWEST = 20
+"""Characters of a line at least, whatever the terminal says of itself."""
+
+_STEM = 150  # characters of a file's name without its ending
+_LABEL, _HEADING, _SENTENCE = 160, 400, 4000
+"""Characters that are printed of a row's label, of a heading, and of a sentence below a table; CSV has all."""
 
 NUMBERS = ("mean", "std", "ci95", "n", *HOLES, "difference", "difference_std", "difference_n", "p")
 """A cell's columns in the tidy CSV."""
@@ -29,23 +36,33 @@ NUMBERS = ("mean", "std", "ci95", "n", *HOLES, "difference", "difference_std", "
 
 @dataclass(frozen=True)
 class _Style:
-    escape: Callable[[str], str]
+    write: Callable[[str], str]
     best: str
     second: str
     note: str
     plus_minus: str
     dash: str
 
+    def escape(self, text: str, longest: int = _HEADING) -> str:
+        return self.write(cut(text, longest))
+
 
 def to_csv(table: Table, wide: bool = False) -> str:
     """The table as CSV in full precision and base units (fractions, seconds).
+
+    A text that a spreadsheet would take for a formula (it begins with =, +, - or @ and is no number) has "'" before it,
+    and control characters are written as U+XXXX; the frame of `results.load` has every text as it is.
 
     Args:
         table: what to write.
         wide: one line per row with mean, std and n of every column, instead of one line per cell with everything.
     """
     out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n").writerow
+    writer = csv.writer(out, lineterminator="\n")
+
+    def write(cells: Sequence[str | int]) -> None:
+        writer.writerow([escape_csv(cell) if isinstance(cell, str) else cell for cell in cells])
+
     settings = [*(row.setting for row in table.rows), *(column.setting for column in table.columns)]
     options = list(dict.fromkeys(name for setting in settings for name, _ in setting))
     if wide:
@@ -86,29 +103,29 @@ def to_latex(table: Table) -> str:
     if any(c.over for c in table.columns):
         spans, rules, start = [], [], 2
         for over, count in _runs([c.over for c in table.columns]):
-            spans.append(rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(over)}}}")
+            spans.append(rf"\multicolumn{{{count}}}{{c}}{{{_LATEX.escape(over)}}}")
             if over:
                 rules.append(rf"\cmidrule(lr){{{start}-{start + count - 1}}}")
             start += count
         head = [" & ".join(["", *spans]) + r" \\", "".join(rules)]
-    head.append(" & ".join(escape_latex(t) for t in (table.heading, *(c.title for c in table.columns))) + r" \\")
+    head.append(" & ".join(_LATEX.escape(t) for t in (table.heading, *(c.title for c in table.columns))) + r" \\")
     floats = []
     for part, indices in enumerate(groups):
-        title = f"{table.title} (continued)" if part else table.title
-        caption = " ".join(table.caption) if not part else ""
+        title = _LATEX.escape(table.title) + (" (continued)" if part else "")
+        caption = " ".join(_LATEX.escape(sentence, _SENTENCE) for sentence in table.caption) if not part else ""
         body: list[str] = []
         before = None
         for index in indices:
             row = table.rows[index]
             if row.group and row.group != before:
                 body += [r"\midrule"] if before is not None else []
-                body.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{escape_latex(row.group)}}}}} \\")
+                body.append(rf"\multicolumn{{{width + 1}}}{{l}}{{\textit{{{_LATEX.escape(row.group)}}}}} \\")
             before = row.group
             body.append(" & ".join(marked[index]) + r" \\")
         lines = [
             r"\begin{table}[htbp]",
             r"\centering",
-            rf"\caption[{escape_latex(title)}]{{{escape_latex(f'{title}. {caption}'.strip())}}}",
+            rf"\caption[{title}]{{{f'{title}. {caption}'.strip()}}}",
             *([rf"\label{{tab:{_stem(table.name)}}}"] if not part else []),
             r"\par\medskip",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -144,34 +161,44 @@ def latex_document(tables: Sequence[Table]) -> str:
 
 def to_markdown(table: Table) -> str:
     """The table as Markdown (pipes), its caption as a list below it."""
-    lines = [f"### {escape_markdown(table.title)}", ""]
+    lines = [f"### {_MARKDOWN.escape(table.title)}", ""]
     grid, notes = _grid(table, _MARKDOWN)
-    widths = [max(3, *(len(line[i]) for line in grid)) for i in range(len(grid[0]))]
+    widths = [max(3, *(columns_of(line[i]) for line in grid)) for i in range(len(grid[0]))]
     for number, line in enumerate(grid):
         padded = [
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            _left(text, w) if i == 0 else _right(text, w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append(f"| {' | '.join(padded)} |")
         if number == 0:
             rule = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
             lines.append(f"| {' | '.join(rule)} |")
-    lines += ["", *(f"- {escape_markdown(sentence)}" for sentence in table.caption), *(f"- {note}" for note in notes)]
+    lines += [
+        "",
+        *(f"- {_MARKDOWN.escape(sentence, _SENTENCE)}" for sentence in table.caption),
+        *(f"- {note}" for note in notes),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def to_text(table: Table, width: int | None = None) -> str:
+def to_text(table: Table, width: int | None = None, encoding: str = "utf-8") -> str:
     """The table for a terminal: aligned columns, the best as *x*, the second as _x_.
 
     Args:
         table: what to print.
-        width: characters of a line; columns that do not fit follow below, their rows labelled again, and the caption is
-            wrapped. None: no limit.
+        width: characters of a line, 20 or more; columns that do not fit follow below, their rows labelled again, and
+            the caption is wrapped. None: no limit.
+        encoding: of the terminal; what it lacks is printed in other characters, ± as +- and ↑ as ^.
     """
-    return tables_text([table], width)
+    return tables_text([table], width, encoding)
 
 
-def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
-    """Tables for a terminal, one below the other. What stands under several of them is printed once, after the last."""
+def tables_text(tables: Sequence[Table], width: int | None = None, encoding: str = "utf-8") -> str:
+    """Tables for a terminal, one below the other. What stands under several of them is printed once, after the last.
+
+    Arguments as `to_text`.
+    """
+    width = None if width is None else max(width, NARROWEST)
+    style = _text_style(encoding)
     homes: dict[str, list[Table]] = {}
     for table in tables:
         for sentence in table.caption:
@@ -179,8 +206,8 @@ def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
     lines: list[str] = []
     marks: list[str] = []
     for table in tables:
-        body, notes = _body(table, width)
-        own = [sentence for sentence in table.caption if len(homes[sentence]) == 1]
+        body, notes = _body(table, width, style)
+        own = [style.escape(sentence, _SENTENCE) for sentence in table.caption if len(homes[sentence]) == 1]
         if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
             marks = ["Here the best is *so*, the second _so_."]
         lines += [*body, "", *_wrapped([*own, *notes], width), *([""] if own or notes else [])]
@@ -188,7 +215,7 @@ def tables_text(tables: Sequence[Table], width: int | None = None) -> str:
     for sentence, where in homes.items():
         if len(where) > 1:
             of = "" if len(where) == len(tables) else ", ".join(dict.fromkeys(t.task or t.name for t in where)) + ": "
-            shared.append(of + sentence)
+            shared.append(style.escape(of + sentence, _SENTENCE))
     if shared:
         lines.append("Under several tables:")
     return "\n".join([*lines, *_wrapped([*shared, *marks], width)]).rstrip() + "\n"
@@ -200,23 +227,23 @@ def _wrapped(texts: Sequence[str], width: int | None) -> list[str]:
     return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="  ")]
 
 
-def _body(table: Table, width: int | None) -> tuple[list[str], list[str]]:
+def _body(table: Table, width: int | None, style: _Style) -> tuple[list[str], list[str]]:
     """Title and cells as lines of text, and the footnotes."""
-    grid, notes = _grid(table, _TEXT)
-    widths = [max((len(line[i]) for line in grid if any(line[1:])), default=0) for i in range(len(grid[0]))]
+    grid, notes = _grid(table, style)
+    widths = [max((columns_of(line[i]) for line in grid if any(line[1:])), default=0) for i in range(len(grid[0]))]
     parts: list[list[int]] = [[]]
     for i in range(1, len(widths)):
         if width is not None and parts[-1] and widths[0] + sum(widths[j] + 2 for j in (*parts[-1], i)) > width:
             parts.append([])
         parts[-1].append(i)
-    lines = [table.title]
+    lines = [style.escape(table.title)]
     for part in parts:
         lines.append("")
         for number, line in enumerate(grid):
             if number and not any(line[1:]):  # the heading of a group
                 lines += ["", line[0]]
                 continue
-            lines.append("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in part)]).rstrip())
+            lines.append("  ".join([_left(line[0], widths[0]), *(_right(line[i], widths[i]) for i in part)]).rstrip())
             if not number:
                 lines.append("  ".join("-" * widths[i] for i in (0, *part)))
     return lines, notes
@@ -230,14 +257,17 @@ def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[
 
     Raises:
         ValueError: unknown format (with the nearest), or two tables of one name. Nothing is written then.
+        OSError: the folder can not be made, or a file not be written; the files before it are.
     """
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f'unknown format "{name}"; formats: {", ".join(FORMATS)}{nearest(name, FORMATS)}')
-    stems = [_stem(table.name) for table in tables]
-    twice = [stem for stem, count in Counter((*stems, "all_tables")).items() if count > 1]
+    twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     if twice:
-        raise ValueError(f"several tables would be written to {', '.join(twice)}; give them different names")
+        raise ValueError(
+            f"several tables would be written to {cut(', '.join(twice), _HEADING)}; give them different names"
+        )
+    stems = _stems([table.name for table in tables])
     texts: dict[str, str] = {}
     for stem, table in zip(stems, tables, strict=True):
         if "csv" in formats:
@@ -253,6 +283,7 @@ def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[
         texts["all_tables.md"] = "\n".join(to_markdown(table) for table in tables)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    files.sweep_folder(folder)
     for name, text in texts.items():
         files.write_text(folder / name, text)
     return [folder / name for name in texts]
@@ -260,7 +291,21 @@ def write_tables(tables: Sequence[Table], folder: str | Path, formats: Sequence[
 
 _LATEX = _Style(escape_latex, r"\textbf{%s}", r"\underline{%s}", r"\textsuperscript{%s}", r" $\pm$ ", "---")
 _MARKDOWN = _Style(escape_markdown, "**%s**", "<ins>%s</ins>", "<sup>%s</sup>", " ± ", "—")
-_TEXT = _Style(one_line, "*%s*", "_%s_", "[%s]", " ± ", "—")
+
+
+def _text_style(encoding: str) -> _Style:
+    def say(text: str) -> str:
+        return spell(text, encoding)
+
+    return _Style(lambda text: say(one_line(text)), "*%s*", "_%s_", "[%s]", say(" ± "), say("—"))
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * (width - columns_of(text))
+
+
+def _right(text: str, width: int) -> str:
+    return " " * (width - columns_of(text)) + text
 
 
 def _texts(table: Table, style: _Style) -> tuple[list[list[str]], list[str]]:
@@ -274,7 +319,7 @@ def _texts(table: Table, style: _Style) -> tuple[list[list[str]], list[str]]:
     usual_n = table.usual_n if table.show_n else 0
     for row in table.rows:
         label = f"{row.label} = {row.equals}" if row.equals else row.label
-        texts = [style.escape(label) + "".join(letter(note) for note in row.notes)]
+        texts = [style.escape(label, _LABEL) + "".join(letter(note) for note in row.notes)]
         for column, cell in zip(table.columns, row.cells, strict=True):
             texts.append("" if cell is None else _cell_text(row, column.metric, cell, usual_n, style, letter))
         rows.append(texts)
@@ -338,4 +383,23 @@ def _number(value: float | int | None) -> str:
 
 
 def _stem(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "table"
+    """A table's name as that of a file, short enough for every file system."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "table"
+    return stem if len(stem) <= _STEM else f"{stem[: _STEM - 9]}-{_digest(name)}"
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """The stem of each name, told apart where two would be one file: by a few letters behind the later one."""
+    taken = {"all_tables"}
+    stems = []
+    for name in names:
+        stem = _stem(name)
+        if stem.casefold() in taken:  # some file systems do not tell capitals apart
+            stem = f"{stem[: _STEM - 9]}-{_digest(name)}"
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]

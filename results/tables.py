@@ -30,8 +30,19 @@ import pandas as pd
 from results import derived, selection, summary
 from results.captions import chosen, evidence, grid_caption
 from results.cells import Cell, Column, Row, Setting, Table
+from results.escape import cut
 from results.frame import HELD_OUT, NORM_BATCH, distinct, natural
-from results.grid import OUTCOME, Block, Grid, current, option_columns, present_metrics, value_text, without
+from results.grid import (
+    LONGEST_VALUE,
+    OUTCOME,
+    Block,
+    Grid,
+    current,
+    option_columns,
+    present_metrics,
+    value_text,
+    without,
+)
 from results.metrics import METRICS, Metric, metric, metric_or_plain, nearest, primary_metric
 from results.render import (
     FORMATS,
@@ -177,7 +188,8 @@ def _sweep_table(grid: Grid, df: pd.DataFrame, option: str, subject: Metric) -> 
     place = grid.varying.index(column)
     apply = [block for block in grid.blocks if grid.applies(block, subject)] or grid.blocks
     values = list(dict.fromkeys(v for v in distinct(block[place] for block in apply)))
-    columns = tuple(Column(subject, value_text(option, v), option, ((option, value_text(option, v)),)) for v in values)
+    texts = [value_text(option, v) for v in values]
+    columns = tuple(Column(subject, cut(text, LONGEST_VALUE), option, ((option, text),)) for text in texts)
     others = [*grid.varying[:place], *grid.varying[place + 1 :]]
     rows: list[Row] = []
     for group in dict.fromkeys(without(block, place) for block in apply):
@@ -333,7 +345,7 @@ def _rows(
     # what the data set or the method implies stands in the caption
     given = {k for k, _ in setting}
     implied = {option for deciding, options in grid.implied.items() if deciding in given for option in options}
-    heading = ", ".join(f"{k}={v}" for k, v in setting if k not in implied)
+    heading = ", ".join(f"{k}={cut(v, LONGEST_VALUE)}" for k, v in setting if k not in implied)
     if heading and len(kinds) == 1 and len(_kinds(grid, grid.blocks)) > 1:
         heading += f" [{next(iter(kinds))} data]"
     return [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from results.escape import cut, visible
+from suite import terminal
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
+_LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
+"""Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
 
 
 class _Commands(typer.core.TyperGroup):
@@ -66,6 +71,16 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared da
 def main() -> None:
     """Entry point of `run_suite.py` and of the console script."""
     set_allocator()  # before any command imports torch
+    with terminal.steady() as (out, _):
+        code = _run_app()
+        out.flush()
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
+            missing = _fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
+            code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+    sys.exit(code)
+
+
+def _run_app() -> int:
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = app(standalone_mode=False)
@@ -79,7 +94,7 @@ def main() -> None:
         SystemExit
     ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
         code = _fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 @app.command()
@@ -218,7 +233,9 @@ def run(
     if grid.todo:
         export_threads(planned.threads)
         print(
-            f"{len(grid.todo)} runs to do, {jobs} at a time, {planned.threads} thread(s) each -> {folder}", flush=True
+            f"{len(grid.todo)} runs to do, {jobs} at a time, {planned.threads} thread(s) each -> "
+            f"{shlex.quote(str(folder))}",
+            flush=True,
         )
         # a scheduler's SIGTERM is as good as Ctrl-C: workers are stopped, the terminal is put right
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -232,12 +249,20 @@ def run(
             return 130
         finally:
             signal.signal(signal.SIGTERM, before)
-    df, files = _show_tables(folder, ("csv", "latex", "markdown"))
     failed = grid.failed + counts["failed"]
-    print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {folder / 'tables'}")
-    if not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
-        others = int((~df["key"].isin([spec.key for spec in everything])).sum())
-        _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
+    try:
+        df, files = _show_tables(folder, ("csv", "latex", "markdown"))
+        print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
+        if not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
+            others = int((~df["key"].isin([spec.key for spec in everything])).sum())
+            _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except Exception as error:  # noqa: BLE001 - a mistake of ours; the runs are made, and the exit code tells of them
+        _fail(
+            f"no tables: {type(error).__name__}: {error}\n"
+            f"`run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
+        )
     _print_lines(summary(grid, counts, failed))
     return 1 if failed or unstored else 0
 
@@ -501,13 +526,15 @@ def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
 
     from suite.progress import duration
 
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    # it moves the cursor, so what is in its texts is made visible here
+    screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
+    console = Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
     if not console.is_terminal:
 
         def tell_plainly(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                print(line, flush=True)
+                print(_shown(line), flush=True)
 
         yield tell_plainly
         return
@@ -524,10 +551,11 @@ def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                console.print(line)
+                console.print(_shown(line))
             key = event.spec.key
             if key in progress.running and key not in rows:
-                rows[key] = bars.add_task(progress.names.run(event.spec), total=1.0, note="")
+                name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
+                rows[key] = bars.add_task(name, total=1.0, note="")
             elif key not in progress.running and key in rows:
                 bars.remove_task(rows.pop(key))
             if key in rows:
@@ -553,7 +581,7 @@ def _show_tables(
         The runs, and the files, which lie in the folder.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
     """
     import results
     from results.render import tables_text, write_tables
@@ -568,9 +596,16 @@ def _show_tables(
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
-    files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+    files, unwritten = [], ""
+    try:
+        files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+    except OSError as error:
+        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
+        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
     width = shutil.get_terminal_size((120, 24)).columns
-    print(tables_text(rendered, width))
+    print(tables_text(rendered, width, sys.stdout.encoding))
+    if unwritten:
+        raise ValueError(unwritten)
     return df, files
 
 
@@ -760,6 +795,11 @@ def _annotation(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
+def _shown(text: str) -> str:
+    """A text of one line or more, each of which shows on a terminal and has an end."""
+    return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
+
+
 def _print_lines(lines: Iterator[str]) -> None:
     for line in lines:
         print(line)
@@ -771,6 +811,9 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 
 def _fail(message: str) -> int:
-    for line in message.splitlines() or ["unknown error"]:
-        print(f"error: {line}", file=sys.stderr)
+    lines = [line for line in message.split("\n") if line.strip()] or ["unknown error"]
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], f"{len(lines) - _MOST_LINES + 1} more"]
+    for line in lines:
+        print(f"error: {cut(line, _LONGEST_LINE)}", file=sys.stderr)
     return 2

@@ -117,7 +117,8 @@ def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
     """What a dry run ends with. left: seconds that all runs to do will take, where they can be estimated."""
     skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
     failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
-    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {grid.folder}"
+    where = shlex.quote(str(grid.folder))
+    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {where}"
     if grid.todo and left is not None:
         yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
     yield from left_out(grid.plan)
@@ -139,4 +140,5 @@ def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]
         parts.append(f"{grid.failed} failed before")
     yield ("" if grid.todo else "nothing left to do: ") + ", ".join(parts)
     if failed:
-        yield f"failed runs: the reasons stand above and in {grid.folder}/runs; --retry makes them again"
+        where = shlex.quote(f"{grid.folder}/runs")
+        yield f"failed runs: the reasons stand above and in {where}; --retry makes them again"

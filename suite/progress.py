@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from results.escape import cut, visible
 from results.record import RunRecord, RunSpec, run_folder
 from suite.engine import Event
 from suite.runner import TRACEBACK
@@ -43,7 +44,7 @@ class Names:
 
     def run(self, spec: RunSpec) -> str:
         parts = (spec.task, spec.norm_label or spec.norm, self.setting(spec), f"seed {spec.seed}")
-        return " ".join(part for part in parts if part)
+        return visible(" ".join(part for part in parts if part))
 
 
 class Remaining:
@@ -148,7 +149,7 @@ class Progress:
         if record.status == "ok":
             said = f"  {metric} {record.metrics[metric]:.4g}" if metric in record.metrics else ""
         else:
-            said = f"  {_cut(record.reason, _LONGEST)}"
+            said = f"  {cut(visible(record.reason), _LONGEST)}"
         left = self.seconds_left() if self.todo else None
         tail = f"  [{duration(left)} left]" if left is not None else ""
         line = f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
@@ -185,6 +186,7 @@ def seed_text(seeds: Iterable[int]) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows of text as aligned columns; the last one is left ragged."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
@@ -194,10 +196,6 @@ def _near(path: Path) -> str:
     """From the current folder, where it lies below."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def levels(spec: RunSpec) -> Levels:

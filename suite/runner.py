@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import files
-from results.record import RunRecord, RunSpec
+from results.record import RunRecord, RunSpec, record_text
 from suite.environment import describe, now, set_threads
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
         made = record(_attempt(spec, folder, report, runner))
-        made.model_dump_json()  # what a task returns and no record can hold is the task's failure
+        record_text(made)  # what a task returns and no record can hold is the task's failure
         return made
     except Diverged as error:
         return record(

@@ -29,6 +29,7 @@ The contract (tasks.base)
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ _MODULES = {
     "domain_adaptation": "tasks.domain_adaptation",
     "domain_generalization": "tasks.domain_generalization",
 }
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _TASKS: dict[str, Task] = {}
 
 
@@ -92,8 +94,9 @@ def register_task(task: Task) -> Task:
     """Add a task of one's own; a plugin that is loaded again replaces its own.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is malformed or taken, or a metric's name is malformed.
     """
+    _check_names(task)
     if task.name in task_names():
         raise ValueError(f'task "{task.name}" is already registered; choose another name')
     from norms import plugins
@@ -101,6 +104,18 @@ def register_task(task: Task) -> Task:
     plugins.registered("task", task.name, lambda: _TASKS)
     _TASKS[task.name] = task
     return task
+
+
+def _check_names(task: Task) -> None:
+    """Names become folders, columns and headings; the rule is that of norms."""
+    if isinstance(task.metrics, str) or not task.metrics:
+        raise ValueError(f'task "{task.name!s:.80}": metrics are a tuple of names, one or more; given {task.metrics!r}')
+    for what, name in (("task", task.name), *(("metric", metric) for metric in task.metrics)):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f'{what} name "{name!s:.80}": lower case letters, digits and underscores, starting with a letter, '
+                "100 characters at most"
+            )
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,7 @@ from suite.foreign import audit_lines
 from suite.grid import Grid, restate_budget
 from suite.plan import Plan
 from suite.progress import Names, Progress, Remaining, duration, seed_text
+from tasks import register_task, task_names
 
 TASK = """
 from tasks import register_task, task_names
@@ -280,6 +282,140 @@ def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite,
     assert (code, len(made(tmp_path))) == (1, 1)
     assert "1 failed before" in "\n".join(out)
     assert (suite(*command, "--retry")[0], len(made(tmp_path))) == (1, 2)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_where_output_lacks_characters_a_grid_ends_with_its_tables(suite, config, tmp_path, monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    code, _, err = suite("run", config)
+    assert (code, err) == (0, [])
+    lines = raw.getvalue().decode(encoding).splitlines()
+    head, rule, first, second = lines[lines.index("cli_fake") + 2 :][:4]
+    assert "top-1 (%) ^" in head
+    assert {len(line) for line in (head, rule, first, second)} == {len(rule)}
+    assert (tmp_path / "runs/grid/tables/cli_fake.csv").exists()
+
+
+def test_a_grid_goes_on_when_nobody_reads_any_more(suite, config, tmp_path, monkeypatch):
+    """| head ends after its lines, which is no reason to end the runs."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert suite("run", config)[::2] == (0, [])
+        assert suite("run", config, "--set", "cli_fake.fails=true", "--out", tmp_path / "failing")[0] == 1
+    assert made(tmp_path)[:4] == ["bn 0", "bn 0", "bn 1", "bn 1"]
+    assert (tmp_path / "runs/grid/tables/cli_fake.csv").exists()
+
+
+def test_tables_that_can_not_be_written_are_printed_and_the_runs_decide(suite, config, tmp_path):
+    folder = tmp_path / "runs/my grid"
+    folder.mkdir(parents=True)
+    (folder / "tables").touch()
+    said = f"error: tables are not written to '{folder}/tables': a file has this name"
+    code, out, err = suite("run", config, "--out", folder)
+    assert (code, err) == (0, [said])
+    assert "cli_fake" in out
+    assert out[-1] == "4 ok, 2 skipped, 0 already done"
+    failed, _, err = suite("run", config, "--out", folder, "--set", "cli_fake.fails=true")
+    assert (failed, err) == (1, [said])
+    code, out, err = suite("tables", folder, "--format", "csv")  # what was asked for is not done
+    assert (code, err) == (2, [said])
+    assert "cli_fake" in out
+
+
+def test_a_mistake_in_making_the_tables_does_not_hide_how_the_runs_ended(suite, config, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("column")
+
+    monkeypatch.setattr("results.tables.render_all", broken)
+    folder = tmp_path / "my grid"
+    code, out, err = suite("run", config, "--out", folder)
+    assert code == 0
+    assert out[-1] == "4 ok, 2 skipped, 0 already done"
+    assert err == [
+        "error: no tables: KeyError: 'column'",
+        f"error: `run_suite.py tables '{folder}'` shows where; the records are complete",
+    ]
+
+
+HOSTILE = "\x1bc\u202e\u200b\u2028"
+"""Resets the terminal, turns what follows around, hides, breaks the line."""
+
+
+def test_what_users_and_plugins_wrote_reaches_no_terminal(suite, config, tmp_path, task):
+    for arguments in (
+        ("run", f"{HOSTILE}.yaml"),
+        ("run", config, "--norms", HOSTILE),
+        ("run", config, "--set", f"{HOSTILE}=1"),
+        ("run", config, "--set", f"cli_fake.learning_rate={HOSTILE}"),
+        ("tables", HOSTILE),
+        ("check", HOSTILE),
+    ):
+        code, out, err = suite(*arguments)
+        assert (code, out) == (2, [])
+        assert "U+001Bc" in "".join(err)
+        assert all(line.isprintable() for line in err)
+    plugin = tmp_path / "hostile.py"
+    plugin.write_text(
+        task.read_text()
+        .replace("cli_fake", "cli_hostile")
+        .replace('"it fails"', repr(f"it {HOSTILE} fails"))
+        .replace('"needs more positions"', repr(f"needs {HOSTILE}"))
+    )
+    grid = tmp_path / "hostile.yaml"
+    grid.write_text("norms: [bn, in]\nseeds: 0\ntasks: {cli_hostile: {fails: true}}\n")
+    for more in (("--dry-run",), ()):
+        code, out, err = suite("run", grid, "--plugin", plugin, *more)
+        assert code == (not more)
+        assert all(line.isprintable() for line in (*out, *err))
+        assert "U+001Bc" in "".join(out)
+
+
+def test_a_live_display_shows_control_characters_as_numbers(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    spec = fake_spec("bn", 0, rate=HOSTILE)
+    other = fake_spec("bn", 0, rate=0.1)
+    progress = Progress([spec, other], Names([spec, other]), {}, Remaining(1))
+    with cli._display(progress) as tell:
+        tell(Event("started", spec))
+        tell(Event("finished", spec, record=RunRecord(spec=spec, status="failed", reason=f"x\n{HOSTILE}" * 1000)))
+    out = capsys.readouterr().out
+    assert "\x1b[?25l" in out  # rich moved the cursor
+    assert "U+001Bc" in out
+    assert not any(c in out for c in ("\x1bc", "\u202e", "\u200b", "\u2028"))
+    assert len(next(line for line in out.split("\n") if "failed" in line)) < 2300
+
+
+def test_a_thousand_mistakes_are_fifty_short_lines(capsys):
+    assert cli._fail("\n".join(["x" * 10_000] * 1000)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 50
+    assert max(map(len, lines)) < 2100
+    assert lines[-1] == "error: 951 more"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "Mine"}, 'task name "Mine": lower case letters, digits and underscores'),
+        ({"name": "a\x1b[2J"}, "starting with a letter, 100 characters at most"),
+        ({"name": "a/../b"}, "task name"),
+        ({"name": "a" * 101}, "task name"),
+        ({"metrics": ("top1", "=1+1")}, 'metric name "=1\\+1"'),
+        ({"metrics": ("top 1",)}, 'metric name "top 1"'),
+        ({"metrics": "top1"}, "metrics are a tuple of names, one or more; given 'top1'"),
+        ({"metrics": ()}, "one or more"),
+    ],
+)
+def test_names_of_tasks_and_metrics_are_checked_as_norms_are(change, words):
+    task = SimpleNamespace(**{"name": "mine", "metrics": ("top1",), **change})
+    with pytest.raises(ValueError, match=words) as caught:
+        register_task(task)
+    assert len(str(caught.value)) < 300
+    assert task.name not in task_names()
 
 
 def test_an_edited_plugin_repeats_exactly_its_runs(suite, config, tmp_path):

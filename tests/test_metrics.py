@@ -22,6 +22,13 @@ from results.metrics import METRICS, Metric, add_metric, domain_of, metric, metr
         ("composition_shift", 1.234e-7, "1.2e-07"),
         ("composition_shift", 0.0, "0"),
         ("top1", float("inf"), "inf"),
+        ("top1", 1e308, "1.0e+310"),
+        ("top1", -1.7e308, "-1.7e+310"),
+        ("top1", 1e-320, "0.0"),
+        ("test_loss", 1e308, "1.000e+308"),
+        ("norm_parameters", 123456789012.0, "123456789012"),
+        ("norm_parameters", 1234567890123.0, "1.2e+12"),
+        ("composition_shift", 1e308, "1e+308"),
     ],
 )
 def test_a_value_is_scaled_and_rounded_when_printed(name, value, text):
@@ -54,6 +61,12 @@ def test_a_plugin_adds_a_metric_once(monkeypatch):
     assert primary_metric("segmentation", ["miou", "top1"]) == "miou"
     with pytest.raises(ValueError, match='metric "top1" is already defined'):
         add_metric(Metric("top1", "another"))
+
+
+def test_a_name_from_a_record_gives_no_endless_heading():
+    for name in ("m" * 200, "target_top1/" + "d" * 200):
+        assert len(metric_or_plain(name).heading) < 100
+        assert metric_or_plain(name).name == name
 
 
 def test_a_metric_of_a_plugin_that_is_not_loaded_is_printed_without_direction():

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from results import files as files_of_results
 from results import tables
 from results.cells import Cell, Column, Row, Table
-from results.escape import escape_latex, escape_markdown
+from results.escape import columns_of, escape_latex, escape_markdown, spell
 from results.frame import from_records
 from results.metrics import METRICS
 from results.record import RunRecord, RunSpec
-from results.render import FORMATS, LATEX_ROWS, tables_text, to_text
+from results.render import FORMATS, LATEX_ROWS, NARROWEST, tables_text, to_csv, to_text
 
 TOP1 = METRICS["top1"]
 
@@ -308,6 +309,83 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         tables.write_tables([replace(GOLDEN, title="new")], tmp_path, ["markdown"])
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula_and_every_number_for_a_number():
+    kept = ("-0.5", "+1e-5", "gn(8)", "", "'=1")
+    changed = {"\t=1": "U+0009=1", "\x1b[2J": "U+001B[2J"}
+    changed |= {text: f"'{text}" for text in ("=1+1", "+1+1", "-x", "@sum", " =1", "＝1", "-1e5x")}
+    labels, written = [*kept, *changed], [*kept, *changed.values()]
+    metric = replace(TOP1, name="=metric")
+    rows = tuple(Row(label, (Cell(mean=-0.5, n=1),), setting=(("=option", label),)) for label in labels)
+    table = Table("t", "t", (Column(metric, "c", setting=(("@at", "-1"),)),), rows, task="-task", heading="=norm")
+    tidy, wide = (list(csv.reader(io.StringIO(to_csv(table, wide)))) for wide in (False, True))
+    assert tidy[0][:5] == ["table", "task", "'=option", "'@at", "'=norm"]
+    for lines in (tidy[1:], [["", *line] for line in wide[1:]]):
+        assert [line[2] for line in lines] == written
+        assert {line[1] for line in lines} == {"'-task"}
+    assert [line[4] for line in tidy[1:]] == written
+    assert {(line[5], line[6], line[3]) for line in tidy[1:]} == {("'=metric", "-0.5", "-1")}
+    assert wide[0][3] == "'=metric @at=-1"
+
+
+@pytest.mark.parametrize("style", [escape_latex, escape_markdown])
+@pytest.mark.parametrize("c", "\x1b\r\u200b\u200d\u202e\u2066\u2069\ufeff\u034f\u3164\ufe0f\U000e0101")
+def test_what_does_not_show_has_no_effect_in_latex_and_markdown(style, c):
+    text = style(f"a{c}b")
+    assert text in (f"aU+{ord(c):04X}b", "a b")
+    assert text.isprintable()
+
+
+def test_columns_stay_aligned_in_any_encoding_and_with_wide_characters():
+    label = replace(GOLDEN.rows[0], label="漢字 e\u0301")
+    table = replace(GOLDEN, rows=(label, *GOLDEN.rows[1:]))
+    for encoding in ("utf-8", "latin-1", "ascii"):
+        text = to_text(table, encoding=encoding)
+        assert text == spell(text, encoding)
+        lines = text.split("\n")
+        rows = [line for line in lines if "62.5" in line or "87.5" in line or line.startswith("---")]
+        ends = {columns_of(line[: line.index("12.5") + 4]) for line in rows if "12.5" in line}
+        assert len(rows) == 3
+        assert {columns_of(line.rstrip()) for line in rows[:2]} == {columns_of(rows[0])}
+        assert len(ends) == 1
+
+
+@pytest.mark.parametrize("width", [0, 1, -3])
+def test_a_terminal_without_width_gets_lines_that_can_be_read(width):
+    assert to_text(GOLDEN, width) == to_text(GOLDEN, NARROWEST)
+
+
+def test_tables_that_would_be_one_file_are_told_apart_and_names_are_short(tmp_path):
+    names = ["a b", "a_b", "A_B", "x" * 300, "x" * 300 + "y", "all_tables", "../../up", "\u202e"]
+    files = tables.write_tables([replace(GOLDEN, name=n) for n in names], tmp_path, ["markdown"])
+    assert len({file.name.casefold() for file in files}) == len(names) + 1
+    assert {file.parent for file in files} == {tmp_path}
+    assert files[0].name == "a_b.md"
+    assert max(len(file.name) for file in files) < 200
+
+
+def test_a_link_in_the_place_of_a_table_is_replaced_and_leftovers_of_killed_writers_go(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("mine")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (tmp_path / "tables").symlink_to(folder)  # a large disk, say
+    (folder / "golden.csv").symlink_to(target)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = files_of_results._host()
+    left = folder / f".no_longer_written.csv.{host}.{dead.pid}.0123abcd"
+    others = [folder / f".golden.csv.{host}.{os.getpid()}.0123abcd", folder / ".a.b.c.d", folder / ".notes.2024.01.txt"]
+    for file in (left, *others):
+        file.touch()
+    for file in others[1:]:
+        os.utime(file, (0, 0))
+    tables.write_tables([GOLDEN], tmp_path / "tables", ["csv"])
+    assert target.read_text() == "mine"
+    assert not (folder / "golden.csv").is_symlink()
+    assert not left.exists()
+    assert all(file.exists() for file in others)
 
 
 def test_unknown_formats_and_names_taken_twice_write_nothing(tmp_path):
