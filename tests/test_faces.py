@@ -49,7 +49,7 @@ def test_every_offered_name_resolves_is_listed_and_stands_in_the_docstring(packa
 
 def test_norms_offers_what_a_user_needs():
     assert set(norms.__all__) == {
-        *("make_norm", "register", "norm_names", "norm_info", "converted", "fuse"),
+        *("make_norm", "register", "load_plugin", "norm_names", "norm_info", "converted", "fuse"),
         *("situation", "hold", "after_update", "predict", "recalibrate"),
     }
 

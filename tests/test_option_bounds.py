@@ -99,7 +99,7 @@ def test_divisors_in_messages_are_few_and_near():
     assert divisors(7, 10**30) == "1, 7"
     for task, given in (
         ("classification", {"norm_batch_size": 97}),
-        ("classification", {"single_class_groups": 97}),
+        ("classification", {"single_class_groups": 97, "recalibration_images": 98280}),
         ("domain_generalization", {"norm_batch_size": 97}),
         ("architecture_search", {"norm_batch_size": 97, "retrain_batch_size": 98280, "search_batch_size": 97}),
     ):
