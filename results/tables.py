@@ -263,8 +263,8 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
         f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids)}, each norm by its mean over seeds.",
         "Cells with diverged or failed runs rank behind all others, by their share of such runs.",
-        "A norm without a result in some block of a column, or with seeds missing there, has no average there, and the "
-        "others are ranked without it.",
+        "A norm without a result in some block of a column, or with seeds missing, skipped or unmeasured there, has "
+        "no average there, and the others are ranked without it.",
         *(["Blank: no record in any block of the column."] if any(None in row.cells for row in rows) else []),
     ]
     caption = [
@@ -306,7 +306,11 @@ def _lacking(found: Sequence[Cell], settings: int) -> str:
     """Why there is no average: of so many settings some have no result, some not all seeds, some no record at all."""
     empty = sum(not summary.has_result(cell) for cell in found)
     partly = sum(not _rankable(cell) for cell in found) - empty
-    numbers = (("no result", empty), ("seeds missing", partly), ("no record", settings - len(found)))
+    numbers = (
+        ("no result", empty),
+        ("seeds missing, skipped or unmeasured", partly),
+        ("no record", settings - len(found)),
+    )
     parts = [f"{what} in {n}" for what, n in numbers if n]
     return f"{' and '.join(parts)} of {settings} settings"
 
