@@ -736,7 +736,7 @@ def _innermost(error: BaseException) -> str:
 def _check_device(device: str) -> None:
     import torch
 
-    shown = device if len(device) <= 40 else device[:37] + "..."
+    shown = cut(device, 40)
     try:
         with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
             kind = torch.device(device)
