@@ -256,7 +256,7 @@ def read_versions(out: str | Path) -> Versions:
         found = None
     found = found if isinstance(found, dict) else {}
     data = {
-        task: {name: list(map(str, sums)) for name, sums in sets.items() if isinstance(sums, list)}
+        task: {name: [s for s in sums if isinstance(s, str)] for name, sums in sets.items() if isinstance(sums, list)}
         for task, sets in _mapping(found.get("data")).items()
         if isinstance(sets, dict)
     }

@@ -97,9 +97,7 @@ def render_all(
     Raises:
         ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
     """
-    df = current(df)
-    if df.empty:
-        raise ValueError("no runs to tabulate")
+    df = _some_runs(df)
     measured = present_metrics(_derived(df)) if metrics else []
     for name in metrics or ():
         if name not in measured:
@@ -220,9 +218,7 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
     Raises:
         ValueError: no runs.
     """
-    df = current(df)
-    if df.empty:
-        raise ValueError("no runs to tabulate")
+    df = _some_runs(df)
     whole = _derived(df)
     return _overall_table(df, [Grid(whole[whole["task"] == task], reference) for task in distinct(df["task"])])
 
@@ -389,6 +385,15 @@ def _derived(df: pd.DataFrame, fold: bool = True) -> pd.DataFrame:
     """The runs with the metrics that need several of them; after any selection, which works on single runs."""
     df = derived.with_gain(df)
     return derived.fold_held_out(df) if fold else df
+
+
+def _some_runs(df: pd.DataFrame) -> pd.DataFrame:
+    df = current(df)
+    if df.empty:
+        stale = sum(df.attrs.get("stale", {}).values())
+        why = f"; left out, of other versions or data than were planned last: {stale} records" if stale else ""
+        raise ValueError(f"no runs to tabulate{why}")
+    return df
 
 
 def _one_task(df: pd.DataFrame) -> pd.DataFrame:

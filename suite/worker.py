@@ -70,8 +70,8 @@ def signature(out: Path, spec: RunSpec) -> Signature | None:
 
 def trouble(error: OSError) -> str:
     """The path and the reason, in one line: a disk's errors are told apart by nothing else."""
-    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
-    path = cut(path, 200)
+    file = error.filename2 or error.filename  # of a renaming the second is what people know
+    path = cut(os.fsdecode(file), 200) if isinstance(file, str | bytes | os.PathLike) else ""
     return one_line(f"{path}: {error.strerror}" if path and error.strerror else error)
 
 

@@ -398,6 +398,13 @@ def test_a_note_of_before_data_were_noted_still_counts_for_versions(tmp_path):
     assert list(results.load(tmp_path)["norm_version"]) == ["1"]
 
 
+def test_where_no_record_has_the_planned_data_the_error_says_so(tmp_path):
+    write_record(tmp_path, data("old", 1))
+    write_versions(tmp_path, [data("new", 2).spec])
+    with pytest.raises(ValueError, match="left out, of other versions or data than were planned last: 1 records"):
+        results.render_all(results.load(tmp_path))
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(
