@@ -25,6 +25,7 @@ from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 from norms.source import Module, Source, parse, read_source
+from norms.values import cut
 
 _PREFIX = "normsuite_plugin_"
 _LONGEST = 300  # letters of an error's text in a message
@@ -266,8 +267,7 @@ def _replace(mapping: MutableMapping[Any, Any], content: Mapping[Any, Any]) -> N
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return cut(" ".join(str(error).split()), _LONGEST)
 
 
 def _module_name(file: Path) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from results import summary
 from results.cells import Cell, Setting
+from results.escape import cut
 from results.frame import ENDED, METHOD, NORM_BATCH, distinct, is_nothing, metric_columns, natural
 from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of, metric_or_plain
 from results.record import DATASET
@@ -200,7 +201,7 @@ class Grid:
             unmeasured=count["ok"] - n,
             repeated=self.repeated(row, block),
             equals="" if equals == self.norms[row] else equals,
-            reason=reason if len(reason) <= REASON_LENGTH else reason[: REASON_LENGTH - 1] + "…",
+            reason=cut(reason, REASON_LENGTH),
         )
         if self.reference in (None, row):
             return cell

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -43,7 +44,7 @@ VERSIONS = "versions.json"
 LARGEST = 32 * 2**20
 """Bytes of the largest record: more than 50,000 epochs of ten quantities."""
 MOST_ENTRIES = 2_000
-"""Of any mapping in a record, its options and metrics among them: each of these is a column of a frame."""
+"""Of a record's options, metrics, environment and evidence, and of an epoch: each of these is a column of a frame."""
 DATASET = "dataset"
 """The task option that names the data, in tasks that have it."""
 Status = Literal["ok", "diverged", "failed", "skipped"]
@@ -189,7 +190,7 @@ def record_text(record: RunRecord) -> str:
     """What `record.json` holds. Raises ValueError for a record that could not be read again: NaN among the options,
     too many metrics or epochs."""
     record.spec.key  # noqa: B018 - pydantic would write NaN as null
-    text = record.model_dump_json(by_alias=True, indent=1)
+    text = _text(record)
     content = text.encode()
     if len(content) > LARGEST:
         raise ValueError(f"a record of {len(content) / 2**20:.0f} MiB; up to {LARGEST / 2**20:g} MiB are read")
@@ -255,7 +256,7 @@ def read_versions(out: str | Path) -> Versions:
         found = None
     found = found if isinstance(found, dict) else {}
     data = {
-        task: {name: list(map(str, sums)) for name, sums in sets.items() if isinstance(sums, list)}
+        task: {name: [s for s in sums if isinstance(s, str)] for name, sums in sets.items() if isinstance(sums, list)}
         for task, sets in _mapping(found.get("data")).items()
         if isinstance(sets, dict)
     }
@@ -282,9 +283,10 @@ def read_record(file: str | Path) -> RunRecord:
 
 def _parse(file: str | Path, content: bytes) -> RunRecord:
     try:
-        json.loads(content.decode(), object_pairs_hook=_checked)
         record = RunRecord.model_validate_json(content)
         record.spec.key  # noqa: B018 - what options can not be in JSON shows here
+        if _text(record).encode() != content:  # not as we write it: it may say one thing twice
+            json.loads(content.decode(), object_pairs_hook=_refuse_repeated)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = cut(".".join(str(part) for part in first["loc"]), 80)
@@ -293,16 +295,22 @@ def _parse(file: str | Path, content: bytes) -> RunRecord:
         raise RecordError(f"{file}: not a run record (nested too deeply)") from error
     except ValueError as error:  # of json, and of the key
         raise RecordError(f"{file}: not a run record ({error})") from error
+    spec = record.spec
+    mappings = (spec.task_options, spec.norm_options, record.metrics, record.environment, record.evidence)
+    most = max(map(len, (*mappings, *record.history)))
+    if most > MOST_ENTRIES:
+        raise RecordError(f"{file}: not a run record (a mapping of {most} entries; {MOST_ENTRIES} are allowed)")
     return record
 
 
-def _checked(pairs: list[tuple[str, Any]]) -> None:
-    """Refuses what a JSON object of a record never has: it would be read in more than one way, or without end."""
-    if len(pairs) > MOST_ENTRIES:
-        raise ValueError(f"a mapping of {len(pairs)} entries; {MOST_ENTRIES} are allowed")
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+def _text(record: RunRecord) -> str:
+    return record.model_dump_json(by_alias=True, indent=1)
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
+    """Refuses a JSON object that has a name twice: readers differ in which one they take."""
+    if len(dict(pairs)) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f'"{cut(twice, 80)}" is given twice')
 
 
@@ -316,12 +324,8 @@ def find_record(out: str | Path, spec: RunSpec) -> RunRecord | None:
     except OSError as error:
         raise RecordError(f"{file}: {error.strerror or error}") from error
     record = read_record(file)
-    try:
-        key = record.spec.key
-    except ValueError as error:  # an option that is NaN
-        raise RecordError(f"{file}: not a run record ({error})") from error
-    if key != spec.key:
-        raise RecordError(f"{file}: holds the record of another run ({key})")
+    if record.spec.key != spec.key:
+        raise RecordError(f"{file}: holds the record of another run ({record.spec.key})")
     return record
 
 

@@ -97,9 +97,7 @@ def render_all(
     Raises:
         ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
     """
-    df = current(df)
-    if df.empty:
-        raise ValueError("no runs to tabulate")
+    df = _some_runs(df)
     measured = present_metrics(_derived(df)) if metrics else []
     for name in metrics or ():
         if name not in measured:
@@ -220,9 +218,7 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
     Raises:
         ValueError: no runs.
     """
-    df = current(df)
-    if df.empty:
-        raise ValueError("no runs to tabulate")
+    df = _some_runs(df)
     whole = _derived(df)
     return _overall_table(df, [Grid(whole[whole["task"] == task], reference) for task in distinct(df["task"])])
 
@@ -263,8 +259,8 @@ def _overall_table(df: pd.DataFrame, every: Sequence[Grid]) -> Table:
         "Average rank over task × setting blocks, 1 is best (± standard deviation over blocks, n = blocks).",
         f"Ranked by {', '.join(_ranking(grid, subject) for grid, subject in grids)}, each norm by its mean over seeds.",
         "Cells with diverged or failed runs rank behind all others, by their share of such runs.",
-        "A norm without a result in some block of a column, or with seeds missing there, has no average there, and the "
-        "others are ranked without it.",
+        "A norm without a result in some block of a column, or with seeds missing, skipped or unmeasured there, has "
+        "no average there, and the others are ranked without it.",
         *(["Blank: no record in any block of the column."] if any(None in row.cells for row in rows) else []),
     ]
     caption = [
@@ -306,7 +302,11 @@ def _lacking(found: Sequence[Cell], settings: int) -> str:
     """Why there is no average: of so many settings some have no result, some not all seeds, some no record at all."""
     empty = sum(not summary.has_result(cell) for cell in found)
     partly = sum(not _rankable(cell) for cell in found) - empty
-    numbers = (("no result", empty), ("seeds missing", partly), ("no record", settings - len(found)))
+    numbers = (
+        ("no result", empty),
+        ("seeds missing, skipped or unmeasured", partly),
+        ("no record", settings - len(found)),
+    )
     parts = [f"{what} in {n}" for what, n in numbers if n]
     return f"{' and '.join(parts)} of {settings} settings"
 
@@ -385,6 +385,15 @@ def _derived(df: pd.DataFrame, fold: bool = True) -> pd.DataFrame:
     """The runs with the metrics that need several of them; after any selection, which works on single runs."""
     df = derived.with_gain(df)
     return derived.fold_held_out(df) if fold else df
+
+
+def _some_runs(df: pd.DataFrame) -> pd.DataFrame:
+    df = current(df)
+    if df.empty:
+        stale = sum(df.attrs.get("stale", {}).values())
+        why = f"; left out, of other versions or data than were planned last: {stale} records" if stale else ""
+        raise ValueError(f"no runs to tabulate{why}")
+    return df
 
 
 def _one_task(df: pd.DataFrame) -> pd.DataFrame:

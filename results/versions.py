@@ -64,8 +64,10 @@ def _mark_data(rows: list[dict[str, Any]], specs: Sequence[RunSpec], planned: Ve
         spec = found[0][1]
         named = dataset_of(spec)
         kept = set(planned["data"].get(spec.task, {}).get(named, []) if planned else [])
-        if not kept or (not named and all(spec.data_checksum not in kept for _, spec in found)):
-            kept = set(_newest(("", spec.data_checksum, row["finished"]) for row, spec in found).values())
+        if not kept or not named:  # a setting has one data, whatever the others were planned with
+            of_plan = [(row, spec) for row, spec in found if spec.data_checksum in kept]
+            times = (("", spec.data_checksum, row["finished"]) for row, spec in of_plan or found)
+            kept = set(_newest(times).values())
         for row, spec in found:
             row["stale"] = spec.data_checksum not in kept
             left[f"{spec.task} / {spec.norm}"] += row["stale"]

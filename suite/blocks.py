@@ -26,6 +26,7 @@ from norms.registry import (
     norm_option_types,
 )
 from norms.values import cut, sequence_depth, shown
+from results.escape import one_line
 from suite.config import KEYS, MOST_LINES, kind, parse_seeds, parse_value, whole
 from tasks import get_task, task_names
 from tasks.base import LeftOut, NotPrepared, Options, Task
@@ -355,10 +356,6 @@ class Reader:
 def _depth(value: Any) -> int:
     """How deep lists are nested: 0 for a plain value, 1 for a list of plain values."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
-
-
-def one_line(text: str) -> str:
-    return " ".join(str(text).split())
 
 
 def _too_many(axes: Mapping[str, Collection[Any]]) -> str | None:

@@ -261,7 +261,7 @@ def run(
     except Exception as error:  # noqa: BLE001 - a mistake of ours; the runs are made, and the exit code tells of them
         _fail(
             f"no tables: {type(error).__name__}: {error}\n"
-            f"`run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
+            f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
     _print_lines(summary(grid, counts, failed))
     return 1 if failed or unstored else 0
@@ -736,7 +736,7 @@ def _innermost(error: BaseException) -> str:
 def _check_device(device: str) -> None:
     import torch
 
-    shown = device if len(device) <= 40 else device[:37] + "..."
+    shown = cut(device, 40)
     try:
         with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
             kind = torch.device(device)

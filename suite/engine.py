@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
+from results.escape import cut
 from results.record import (
     RECORD,
     RunRecord,
@@ -37,7 +38,7 @@ from results.record import (
     write_record,
 )
 from suite.environment import now
-from suite.output import OUTPUT, cut, printed
+from suite.output import OUTPUT, printed, trim
 from suite.processes import below
 from suite.server import kill_orphans, start, start_server
 from suite.worker import RunOne, Signature, look, signature, trouble, work
@@ -122,9 +123,8 @@ def time_limit(given: float | str | None) -> float | None:
     except ValueError:
         seconds = math.nan
     if not seconds > 0:  # nan among them
-        shown = text if len(text) <= 40 else text[:37] + "..."
         raise ValueError(
-            f'timeout "{shown}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
+            f'timeout "{cut(text, 40)}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
         )
     return None if seconds == math.inf else seconds
 
@@ -240,7 +240,7 @@ class _Execution:
         if time.monotonic() - self.looked >= _LOOK:
             self.looked = time.monotonic()
             for worker in self.running:
-                cut(run_folder(self.out, worker.spec) / OUTPUT)
+                trim(run_folder(self.out, worker.spec) / OUTPUT)
         for item in ready:
             if not isinstance(item, Connection):
                 self._end(ends[item])
@@ -275,7 +275,7 @@ class _Execution:
         worker.process.join()
         _kill(worker.process)  # what it started and left behind
         kill_orphans()
-        cut(run_folder(self.out, worker.spec) / OUTPUT)
+        trim(run_folder(self.out, worker.spec) / OUTPUT)
         self.running.remove(worker)
         worker.messages.close()
         code = worker.process.exitcode

@@ -109,7 +109,7 @@ def shared_folder(folder: Path, config: Path) -> Iterator[str]:
 def not_of_config(count: int, folder: Path, config: Path, options: Sequence[str]) -> Iterator[str]:
     """A line about records in tables that a config does not ask for. options: of the command that leaves them out."""
     if count:
-        command = shlex.join(["tables", str(folder), "--config", str(config), *options])
+        command = shlex.join(["python", "run_suite.py", "tables", str(folder), "--config", str(config), *options])
         yield f"{count} records in {folder} are not of {config}: `{command}` leaves them out"
 
 

@@ -32,7 +32,7 @@ def print_to(file: Path) -> None:
     faulthandler.enable(file=2)  # a crash in C leaves the Python line it came from
 
 
-def cut(file: Path) -> None:
+def trim(file: Path) -> None:
     """Keep the start and the end of an output that has grown too long; its writer goes on behind them."""
     with contextlib.suppress(OSError):  # none yet, or none any more
         if os.lstat(file).st_size <= LARGEST:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from norms.registry import NormInfo, norm_info, resolve_norm_options
+from results.escape import one_line
 from results.record import RunSpec
-from suite.blocks import Block, Overrides, Reader, one_line
+from suite.blocks import Block, Overrides, Reader
 from suite.config import ManyRuns, PlanError, form_mistakes, read_config
 from suite.folders import Folders
 from suite.trial import Trials, trial_seconds

@@ -20,6 +20,7 @@ from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
+from results.escape import cut
 from suite.environment import ROOT
 from suite.processes import kill_below
 
@@ -123,7 +124,7 @@ def _find_place() -> None:
                 return
             os.rmdir(made)
     given = os.environ.get("TMPDIR", "")
-    shown = f'TMPDIR is "{given if len(given) <= 60 else given[:57] + "..."}" ({len(given)} characters)'
+    shown = f'TMPDIR is "{cut(given, 60)}" ({len(given)} characters)'
     raise ServerError(
         f"no folder for a socket, which the processes of runs need; {shown if given else 'TMPDIR is not set'}\n"
         f"TMPDIR must be a folder that can be written to, with at most {_LONGEST} characters"

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 
 from filelock import Timeout
 
+from results.escape import cut
 from results.record import (
     DONE,
     RECORD,
@@ -69,9 +70,8 @@ def signature(out: Path, spec: RunSpec) -> Signature | None:
 
 def trouble(error: OSError) -> str:
     """The path and the reason, in one line: a disk's errors are told apart by nothing else."""
-    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
-    if len(path) > 200:
-        path = f"{path[:97]}...{path[-100:]}"
+    file = error.filename2 or error.filename  # of a renaming the second is what people know
+    path = cut(os.fsdecode(file), 200) if isinstance(file, str | bytes | os.PathLike) else ""
     return one_line(f"{path}: {error.strerror}" if path and error.strerror else error)
 
 

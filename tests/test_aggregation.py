@@ -52,7 +52,9 @@ def ranks(records, column=0):
 
 def test_norms_with_other_seeds_are_not_ranked_against_each_other():
     records = [*(run("bn", s, 0.5) for s in (0, 1, 2)), *(run("gn", s, 0.6) for s in (3, 4, 5))]
-    assert ranks(records) == dict.fromkeys(("bn", "gn"), (None, "seeds missing in 1 of 1 settings", False))
+    assert ranks(records) == dict.fromkeys(
+        ("bn", "gn"), (None, "seeds missing, skipped or unmeasured in 1 of 1 settings", False)
+    )
 
 
 def test_a_norm_that_lacks_a_seed_is_out_and_the_others_are_ranked_without_it():
@@ -61,7 +63,7 @@ def test_a_norm_that_lacks_a_seed_is_out_and_the_others_are_ranked_without_it():
     records.append(run("gn", 0, 0.85))
     assert ranks(records) == {
         "bn": (1.0, "", True),
-        "gn": (None, "seeds missing in 1 of 1 settings", False),
+        "gn": (None, "seeds missing, skipped or unmeasured in 1 of 1 settings", False),
         "ln": (2.0, "", False),
     }
     others = [run(n, s, 0.5, dataset="b") for n in ("bn", "gn", "ln") for s in (0, 1)]
@@ -69,15 +71,15 @@ def test_a_norm_that_lacks_a_seed_is_out_and_the_others_are_ranked_without_it():
         *(r.model_copy(update={"spec": r.spec.model_copy(update={"task_options": {"dataset": "a"}})}) for r in records),
         *others,
     ]
-    assert ranks(both)["gn"] == (None, "seeds missing in 1 of 2 settings", False)
+    assert ranks(both)["gn"] == (None, "seeds missing, skipped or unmeasured in 1 of 2 settings", False)
     assert ranks(both)["bn"][0] == 1.25
 
 
 @pytest.mark.parametrize(
     ("lacking", "note"),
     [
-        (run("gn", 1, status="skipped", reason="x"), "seeds missing in 1 of 1 settings"),
-        (run("gn", 1, metrics={"val_top1": 0.5}), "seeds missing in 1 of 1 settings"),
+        (run("gn", 1, status="skipped", reason="x"), "seeds missing, skipped or unmeasured in 1 of 1 settings"),
+        (run("gn", 1, metrics={"val_top1": 0.5}), "seeds missing, skipped or unmeasured in 1 of 1 settings"),
         (run("gn", 1, status="diverged"), ""),
         (run("gn", 1, status="failed"), ""),
     ],

@@ -145,7 +145,7 @@ def test_runs_of_no_config_are_counted_and_can_be_left_out(suite, task, config, 
     (line,) = [line for line in out if "are not of" in line]
     options = f"--plugin {task} --data-dir {tmp_path}"
     command = f"tables runs/grid --config {config} {options}"
-    assert line == f"6 records in runs/grid are not of {config}: `{command}` leaves them out"
+    assert line == f"6 records in runs/grid are not of {config}: `python run_suite.py {command}` leaves them out"
 
     code, out, err = suite(*command.split(), "--metrics", "top1")
     assert (code, err) == (0, [])
@@ -336,7 +336,7 @@ def test_a_mistake_in_making_the_tables_does_not_hide_how_the_runs_ended(suite, 
     assert out[-1] == "4 ok, 2 skipped, 0 already done"
     assert err == [
         "error: no tables: KeyError: 'column'",
-        f"error: `run_suite.py tables '{folder}'` shows where; the records are complete",
+        f"error: `python run_suite.py tables '{folder}'` shows where; the records are complete",
     ]
 
 

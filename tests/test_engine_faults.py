@@ -568,7 +568,7 @@ def test_a_place_for_sockets_is_found_beside_a_long_tmpdir(tmp_path, fresh_place
 def test_where_no_folder_holds_a_socket_the_message_names_tmpdir(runner, tmp_path, monkeypatch, fresh_place):
     monkeypatch.setattr(server, "_holds_sockets", lambda folder: False)
     monkeypatch.setenv("TMPDIR", "/scratch/" + "x" * 90)
-    with pytest.raises(OSError, match=r'TMPDIR is "/scratch/x+\.\.\." \(99 characters\)\n.*at most 75') as caught:
+    with pytest.raises(OSError, match=r'TMPDIR is "/scratch/x+…x+" \(99 characters\)\n.*at most 75') as caught:
         execute(specs_of(["ok"]), runner, tmp_path)
     assert len(str(caught.value).splitlines()) == 2
 

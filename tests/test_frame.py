@@ -398,6 +398,26 @@ def test_a_note_of_before_data_were_noted_still_counts_for_versions(tmp_path):
     assert list(results.load(tmp_path)["norm_version"]) == ["1"]
 
 
+def test_one_setting_never_holds_two_data_that_were_planned_in_different_settings(tmp_path):
+    """The contents of two places were swapped: both checksums are noted, each for one of two settings."""
+    for record in (
+        data("a", 1, dataset=None, source="p"),
+        data("b", 2, dataset=None, source="p", seed=1),
+        data("a", 3, dataset=None, source="q"),
+    ):
+        write_record(tmp_path, record)
+    write_versions(tmp_path, [data("b", 2, dataset=None, source="p").spec, data("a", 3, dataset=None, source="q").spec])
+    assert shown(tmp_path) == [("bn", "a"), ("bn", "b")]
+    assert list(results.load(tmp_path)["option.source"]) == ["p", "q"]
+
+
+def test_where_no_record_has_the_planned_data_the_error_says_so(tmp_path):
+    write_record(tmp_path, data("old", 1))
+    write_versions(tmp_path, [data("new", 2).spec])
+    with pytest.raises(ValueError, match="left out, of other versions or data than were planned last: 1 records"):
+        results.render_all(results.load(tmp_path))
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from norms.channels import memory_format
 from norms.registry import NormFactory, NormInfo, Situation, norm_modules
 from norms.situation import after_update, situation
+from norms.values import cut
 
 BATCH = 4
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
@@ -261,6 +262,5 @@ def listed(names: Iterable[str]) -> str:
 
 def line(error: BaseException) -> str:
     """Type and message in one line; a ValueError, which is written for people, without its type."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 300 else text[:297] + "..."
+    text = cut(" ".join(str(error).split()), 300)
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
