@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import subprocess
 from collections.abc import Sequence
 
 import pytest
@@ -397,6 +398,24 @@ def test_a_config_that_is_no_regular_file_is_one_line_and_a_link_to_one_is_read(
         (line,) = caught.value.lines
         assert line.startswith('config "')
         assert len(line) <= LONGEST_LINE
+
+
+def test_a_pipe_is_read_to_its_end_and_within_the_bound(tmp_path):
+    def written(script):
+        with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as writer:
+            return read_config(f"/dev/fd/{writer.stdout.fileno()}")
+
+    assert written("echo 'norms: [bn]'; sleep 0.2; echo 'seeds: 3'") == {"norms": ["bn"], "seeds": 3}
+    with pytest.raises(PlanError, match="larger than 1 MiB"):
+        written("yes '# x'")
+
+
+@pytest.mark.parametrize("where", ['{"\\ud800": 1}', '{model: "\\ud800"}', '{dataset: "folder:\\ud800"}'])
+def test_half_a_character_is_a_mistake_with_its_place(where, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"norms: [bn]\nseeds: 0\ntasks: {{classification: {where}}}\n")
+    with pytest.raises(PlanError, match="classification.*U\\+D800 is half a character"):
+        plan(file)
 
 
 def test_keys_that_begin_with_x_are_a_place_for_anchors(tmp_path):
