@@ -31,6 +31,8 @@ from tasks import get_task, task_names
 from tasks.base import LeftOut, NotPrepared, Options, Task
 
 BUDGETS = ("reduced", "full")
+MOST_THREADS = 4096
+"""Of a run; more than any machine has, and not all systems start more for one process."""
 MOST_COMBINATIONS = 100_000
 """Settings of one block, or options of one norm: a grid of more is refused before it is expanded."""
 
@@ -340,8 +342,8 @@ class Reader:
     def _threads(self) -> int:
         given = self.overrides.threads if self.overrides.threads is not None else self.config.get("threads", 1)
         threads = whole(given)
-        if threads is None or threads < 1:
-            self.mistakes.append(f"threads {shown(given)}: an integer of 1 or more is needed")
+        if threads is None or not 1 <= threads <= MOST_THREADS:
+            self.mistakes.append(f"threads {shown(given)}: an integer from 1 to {MOST_THREADS} is needed")
             return 1
         return threads
 

@@ -224,6 +224,7 @@ MISTAKES = [
     ({"seeds": [True]}, {}, ["seeds true"]),
     ({"seeds": [f"{i}00000-{i}99999" for i in range(1, 11)]}, {}, ["more than 100,000 seeds"]),
     ({"threads": True}, {}, ["threads true"]),
+    ({"threads": 4097}, {}, ["threads 4097", "1 to 4096"]),
     ({"threads": "2"}, {}, ["threads '2'"]),
     ({"budget": True}, {}, ["budget true", "reduced, full"]),
     ({"budget": ["full"]}, {}, ["budget ['full']"]),
