@@ -238,7 +238,7 @@ class Reader:
             where = ".".join(str(part) for part in e["loc"][:1])
             what = f'option "{where}" given {shown(e["input"])}: ' if where else ""
             for line in e["msg"].removeprefix("Value error, ").splitlines():
-                self.mistakes.append(f'task "{task.name}": {what}{line}')
+                self.mistakes.append(_as_list(f'task "{task.name}": {what}{line}', given))
             given.pop(where, None)
         with contextlib.suppress(ValidationError):  # the rest may name data that is not there
             self._checksum(task, task.options(**given))
@@ -249,7 +249,8 @@ class Reader:
             return task.data_checksum(options, self.data_dir)
         except ValueError as error:
             lines = self.missing if isinstance(error, NotPrepared) else self.mistakes
-            lines += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+            said = [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+            lines += [_as_list(line, dict(options)) for line in said]
         except OSError as error:
             where = cut(str(error.filename or self.data_dir), 120)
             self.mistakes.append(f'task "{task.name}": its data can not be read: {error.strerror}: {where}')
@@ -307,7 +308,7 @@ class Reader:
         try:
             info, defaults, types = norm_info(name), norm_option_defaults(name), norm_option_types(name)
         except ValueError as error:
-            self.mistakes.append(f"{where}{error}")
+            self.mistakes.append(_as_list(f"{where}{error}", {"norms": name}))
             return
         if not isinstance(options, dict):
             self.mistakes.append(f'{where}norm "{name}": a mapping of options is needed, not {kind(options)}')
@@ -357,6 +358,15 @@ class Reader:
 def _depth(value: Any) -> int:
     """How deep lists are nested: 0 for a plain value, 1 for a list of plain values."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
+
+
+def _as_list(line: str, given: Mapping[str, Any]) -> str:
+    """A line about something in `given`, which says how a list is written where it quotes a text with commas."""
+    for value in given.values():
+        if isinstance(value, str) and "," in value and value in line and "a list is written" not in line:
+            items = ", ".join(item.strip() for item in value.split(","))
+            return f"{line}; a list is written [{cut(items, 60)}]"
+    return line
 
 
 def one_line(text: str) -> str:

@@ -104,7 +104,8 @@ def form_mistakes(value: Any, where: str = "config") -> list[str]:
     """What no config may hold, wherever it stands: one line for each place, at most MOST_LINES.
 
     A key that is no text, a number that is not finite or has more than 64 bits, a text of more than
-    `norms.values.LONGEST` characters or with half a character, nesting deeper than `yaml_core.DEEPEST`, more values than `yaml_core.MOST_NODES`.
+    `norms.values.LONGEST` characters or with half a character, nesting deeper than `yaml_core.DEEPEST`, more values
+    than `yaml_core.MOST_NODES`.
     """
     mistakes: list[str] = []
     count = 0

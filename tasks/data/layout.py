@@ -3,8 +3,8 @@
 Three layouts:
 
 - root/<split>/<class>/*: splits are train (or training), test (or testing) and optionally val (or valid, validation).
-  Without val, a tenth of every training class becomes val. With train and val only, val is the test part: ImageNet's convention. If no class
-  is in two splits the set is a few-shot one (mini-ImageNet, CUB) and needs all three splits.
+  Without val, a tenth of every training class becomes val. With train and val only, val is the test part: ImageNet's
+  convention. If no class is in two splits the set is a few-shot one (mini-ImageNet, CUB) and needs all three splits.
 - root/<domain>/<class>/*: any other names, two domains at least (Office-31, Office-Home, PACS), the same classes in
   each. Every class of every domain is cut 70 : 10 : 20 into train, val and test.
 - root/<domain>/<split>/<class>/*: domains that come with splits (VLCS, DomainNet), the same splits in each, used as in
@@ -34,10 +34,9 @@ from tasks.data.decoding import SUFFIXES
 from tasks.data.images import stratified
 from tasks.data.prepared import PARTS
 
-SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
+SPLITS = dict.fromkeys(("train", "training"), "train")
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+SPLITS |= dict.fromkeys(("test", "testing"), "test")
 LIKE_SPLITS = re.compile(
     rf"({'|'.join(SPLITS)}|dev|eval|evaluation|holdout)[ _-]?(set|data|images|split|part)?[ _-]?\d*"
 )
