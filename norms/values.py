@@ -32,7 +32,7 @@ def exact(annotation: Any, value: Any) -> Any:
 
     Raises:
         ValueError: true or false for a number, a number for true or false, text for either; a number that is not
-            finite or has no place in 64 bits; a text of more than LONGEST characters.
+            finite or has no place in 64 bits; a text of more than LONGEST characters, or with half a character.
     """
     return _exact(_members(annotation), value)
 
@@ -98,8 +98,10 @@ def _exact(members: list[Any], value: Any) -> Any:
             value = int(value)
     if isinstance(value, int):
         _in_64_bits(value)
-    if isinstance(value, str) and len(value) > LONGEST:
-        raise ValueError(f"a text of {len(value):,} characters; {LONGEST:,} are allowed")
+    if isinstance(value, str):
+        if len(value) > LONGEST:
+            raise ValueError(f"a text of {len(value):,} characters; {LONGEST:,} are allowed")
+        _unicode(value)
     if not _fits(members, value):
         raise ValueError(f"{_needed(members)} is needed, not {_called(value)}{_hint(members, value)}")
     return value
@@ -148,6 +150,14 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} is no finite number, and records hold no other")
     return value + 0.0  # -0.0 becomes 0.0
+
+
+def _unicode(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise ValueError(f"U+{code:04X} is half a character, and files hold no such text") from None
 
 
 def _in_64_bits(value: int) -> None:

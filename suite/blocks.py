@@ -32,6 +32,8 @@ from tasks import get_task, task_names
 from tasks.base import LeftOut, NotPrepared, Options, Task
 
 BUDGETS = ("reduced", "full")
+MOST_THREADS = 4096
+"""Of a run; more than any machine has, and not all systems start more for one process."""
 MOST_COMBINATIONS = 100_000
 """Settings of one block, or options of one norm: a grid of more is refused before it is expanded."""
 
@@ -237,7 +239,7 @@ class Reader:
             where = ".".join(str(part) for part in e["loc"][:1])
             what = f'option "{where}" given {shown(e["input"])}: ' if where else ""
             for line in e["msg"].removeprefix("Value error, ").splitlines():
-                self.mistakes.append(f'task "{task.name}": {what}{line}')
+                self.mistakes.append(_as_list(f'task "{task.name}": {what}{line}', given))
             given.pop(where, None)
         with contextlib.suppress(ValidationError):  # the rest may name data that is not there
             self._checksum(task, task.options(**given))
@@ -248,7 +250,8 @@ class Reader:
             return task.data_checksum(options, self.data_dir)
         except ValueError as error:
             lines = self.missing if isinstance(error, NotPrepared) else self.mistakes
-            lines += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+            said = [f'task "{task.name}": {line}' for line in str(error).splitlines()]
+            lines += [_as_list(line, dict(options)) for line in said]
         except OSError as error:
             where = cut(str(error.filename or self.data_dir), 120)
             self.mistakes.append(f'task "{task.name}": its data can not be read: {error.strerror}: {where}')
@@ -306,7 +309,7 @@ class Reader:
         try:
             info, defaults, types = norm_info(name), norm_option_defaults(name), norm_option_types(name)
         except ValueError as error:
-            self.mistakes.append(f"{where}{error}")
+            self.mistakes.append(_as_list(f"{where}{error}", {"norms": name}))
             return
         if not isinstance(options, dict):
             self.mistakes.append(f'{where}norm "{name}": a mapping of options is needed, not {kind(options)}')
@@ -341,8 +344,8 @@ class Reader:
     def _threads(self) -> int:
         given = self.overrides.threads if self.overrides.threads is not None else self.config.get("threads", 1)
         threads = whole(given)
-        if threads is None or threads < 1:
-            self.mistakes.append(f"threads {shown(given)}: an integer of 1 or more is needed")
+        if threads is None or not 1 <= threads <= MOST_THREADS:
+            self.mistakes.append(f"threads {shown(given)}: an integer from 1 to {MOST_THREADS} is needed")
             return 1
         return threads
 
@@ -356,6 +359,15 @@ class Reader:
 def _depth(value: Any) -> int:
     """How deep lists are nested: 0 for a plain value, 1 for a list of plain values."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
+
+
+def _as_list(line: str, given: Mapping[str, Any]) -> str:
+    """A line about something in `given`, which says how a list is written where it quotes a text with commas."""
+    for value in given.values():
+        if isinstance(value, str) and "," in value and value in line and "a list is written" not in line:
+            items = ", ".join(item.strip() for item in value.split(","))
+            return f"{line}; a list is written [{cut(items, 60)}]"
+    return line
 
 
 def _too_many(axes: Mapping[str, Collection[Any]]) -> str | None:

@@ -136,9 +136,9 @@ def run(
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
     from norms.plugins import registered_by
     from suite.blocks import Overrides
-    from suite.config import ManyRuns, find_config
+    from suite.config import ManyRuns, find_config, read_config
     from suite.engine import execute, time_limit, write_skipped
-    from suite.plan import plan
+    from suite.plan import plan_config
     from suite.trial import surroundings_kept
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
@@ -160,19 +160,21 @@ def run(
             many=yes,
             timeout=limit,
         )
+        given = read_config(config)  # once: a pipe has one end
         try:
-            planned = plan(config, overrides, data_dir, without_data=dry_run)
+            planned = plan_config(given, overrides, data_dir, without_data=dry_run)
         except ManyRuns as error:
             if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
                 raise
-            planned = plan(config, replace(overrides, many=True), data_dir, without_data=dry_run)
+            planned = plan_config(given, replace(overrides, many=True), data_dir, without_data=dry_run)
     idle = [file for file in plugin or () if not registered_by(file)]
     _print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
     _print_notes(planned.notes)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
-    file = find_config(config).resolve()
+    file = find_config(config)
+    a_file = file.is_file()  # else a pipe, which nobody can read again
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from results.record import write_versions
@@ -194,7 +196,7 @@ def run(
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
     remaining = Remaining(jobs, grid.records)
     if out is None:
-        for line in shared_folder(folder, file):
+        for line in shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
     if dry_run:
         _print_lines(describe(grid, names))
@@ -211,7 +213,7 @@ def run(
     everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
     unstored = write_skipped(folder, planned.skipped)
     try:
-        write_versions(folder, everything, str(file))
+        write_versions(folder, everything, str(file.resolve()) if a_file else "")
     except OSError as error:
         unstored.append(trouble(error))
     for line in unstored:
@@ -253,7 +255,7 @@ def run(
     try:
         df, files = _show_tables(folder, ("csv", "latex", "markdown"))
         print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
-        if not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
+        if a_file and not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
             others = int((~df["key"].isin([spec.key for spec in everything])).sum())
             _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     except (ValueError, OSError) as error:

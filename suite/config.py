@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -52,13 +53,14 @@ def find_config(path: str | Path) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; `configs/NAME.yaml` is the suite's own where no such file is here.
 
-    YAML 1.2 in UTF-8, or in UTF-16 with a byte order mark; see suite.yaml_core.
+    YAML 1.2 in UTF-8, or in UTF-16 with a byte order mark; see suite.yaml_core. A pipe, as of `<(sed ... c.yaml)` or
+    /dev/stdin, is read to its end, once.
 
     Raises:
         PlanError: a missing or unreadable file, one of more than LARGEST_FILE bytes, bad YAML, a key given twice.
     """
     try:
-        content = files.read_bytes(os.path.realpath(find_config(path)), LARGEST_FILE)
+        content = _content(find_config(path))
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
@@ -73,6 +75,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
         needed = f"a mapping with the keys {', '.join(KEYS)} is needed, not {kind(config)}"
         raise PlanError([f'config "{cut(str(path), 120)}": {needed}'])
     return config
+
+
+def _content(path: Path) -> bytes:
+    # the path of a pipe leads through links that name no file, so that only the pipe itself can be opened
+    if not path.is_fifo():
+        return files.read_bytes(os.path.realpath(path), LARGEST_FILE)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:  # one that nobody writes to is empty
+        os.set_blocking(pipe.fileno(), True)
+        content = pipe.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"is larger than {LARGEST_FILE / 2**20:g} MiB", str(path))
+    return content
 
 
 def parse_value(text: str) -> Any:
@@ -90,7 +104,8 @@ def form_mistakes(value: Any, where: str = "config") -> list[str]:
     """What no config may hold, wherever it stands: one line for each place, at most MOST_LINES.
 
     A key that is no text, a number that is not finite or has more than 64 bits, a text of more than
-    `norms.values.LONGEST` characters, nesting deeper than `yaml_core.DEEPEST`, more values than `yaml_core.MOST_NODES`.
+    `norms.values.LONGEST` characters or with half a character, nesting deeper than `yaml_core.DEEPEST`, more values
+    than `yaml_core.MOST_NODES`.
     """
     mistakes: list[str] = []
     count = 0
@@ -105,7 +120,8 @@ def form_mistakes(value: Any, where: str = "config") -> list[str]:
         if isinstance(item, Mapping):
             for key, inner in item.items():
                 if isinstance(key, str):
-                    waiting.append((inner, f"{at}: {cut(key, 40)}" if at != "config" else cut(key, 40), depth + 1))
+                    below = f"{at}: {cut(key, 40)}" if at != "config" else cut(key, 40)
+                    waiting += [(inner, below, depth + 1), (key, at, depth + 1)]
                 else:
                     mistakes.append(f"{at}: a name is text, not {kind(key)}")
         elif isinstance(item, list | tuple):

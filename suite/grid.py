@@ -99,7 +99,14 @@ def _restated(record: RunRecord, budget: str) -> RunRecord | None:
 
 
 def shared_folder(folder: Path, config: Path) -> Iterator[str]:
-    """A line where the folder's runs were last made for another file of the same name, and that one is still there."""
+    """A line where the folder's runs were last made for another file of the same name, and that one is still there.
+
+    A pipe's name says nothing, so that it is another config each time.
+    """
+    if config.is_fifo():
+        if folder.exists():
+            yield f"note: {folder} holds the runs of an earlier pipe; --out FOLDER keeps these apart"
+        return
     before = read_versions(folder)["config"]
     with contextlib.suppress(OSError):
         if before and Path(before).is_file() and Path(before).read_bytes() != config.read_bytes():

@@ -37,6 +37,8 @@ IMPORT_SECONDS = 180.0
 """What the import of a plugin may take; large libraries on a network's disk take their time."""
 LOST_SECONDS = 180.0
 """After so much time in trials that had to be stopped, no further norm is tried."""
+ALL_SECONDS = 600.0
+"""The same of all trials together: a grid over options of norms can ask for 100,000 of some milliseconds each."""
 MEMORY = 4 * 2**30
 """Bytes that a trial may take beside what the planning process holds."""
 LONGEST = 1000
@@ -69,7 +71,7 @@ class Trials:
         self.notes: list[str] = []
         self._children: dict[frozenset[Path], _Child] = {}
         self._given_up: set[tuple[str, str]] = set()  # (task, norm) that are not tried again
-        self._lost = 0.0
+        self._lost = self._taken = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -84,14 +86,18 @@ class Trials:
     def why_not(self, spec: RunSpec, options: Options) -> str | None:
         """The task's reason why this norm can not serve with these options (of the task, as they are here), or None."""
         label = spec.norm_label or spec.norm
-        if (spec.task, label) in self._given_up or self._lost > LOST_SECONDS:
+        if (spec.task, label) in self._given_up or self._lost > LOST_SECONDS or self._taken > ALL_SECONDS:
             return None
         start = time.monotonic()
         reason, ended = self._ask(spec, options.model_dump(mode="json"))
+        taken = time.monotonic() - start
+        self._taken += taken
+        if self._taken > ALL_SECONDS:
+            self._note(f"trying norms took {self._taken:.0f} s: those that are left are planned untried")
         if ended:
             memory = ended == _memory_words(self.memory)  # another setting of this norm may need less
             self._given_up |= set() if memory else {(spec.task, label)}
-            self._lost += time.monotonic() - start
+            self._lost += taken
             self._note(f'norm "{label}" in {spec.task}: {ended} while it was tried; its runs will say why')
             if self._lost > LOST_SECONDS:
                 self._note(f"{self._lost:.0f} s went into such trials: the norms that are left are planned untried")

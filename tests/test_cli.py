@@ -185,6 +185,27 @@ def test_two_configs_of_one_name_do_not_share_a_folder_without_a_word(suite, con
     assert suite("run", other, "--norms", "bn")[2] == []
 
 
+def test_a_pipe_is_another_config_each_time(suite, config, tmp_path):
+    """As of `run <(sed ...)`: it can be read once, and its name says nothing."""
+
+    def run(*options):
+        reads, writes = os.pipe()
+        try:
+            with os.fdopen(writes, "w") as file:
+                file.write(config.read_text())
+            return suite("run", f"/dev/fd/{reads}", "--norms", "bn", *options)
+        finally:
+            os.close(reads)
+
+    code, _, err = run("--out", "runs/piped")
+    assert (code, err) == (0, [])
+    assert json.loads((tmp_path / "runs/piped/versions.json").read_text())["config"] == ""
+    folder = Path(run("--dry-run")[1][-1].rpartition(" ")[2])
+    folder.mkdir()
+    note = f"note: {folder} holds the runs of an earlier pipe; --out FOLDER keeps these apart"
+    assert run("--dry-run")[2] == [note]
+
+
 def test_a_budget_that_is_corrected_reaches_the_runs_that_are_done(suite, config, tmp_path):
     command = ("run", config, "--norms", "bn,ln")
     suite(*command)

@@ -66,6 +66,7 @@ def test_a_root_below_a_hidden_folder_is_one_like_others(tmp_path):
     [
         (("train", "test"), (18, 2, 20)),
         (("Train", "valid"), (18, 2, 20)),
+        (("Training", "testing"), (18, 2, 20)),
         (("train", "val", "test"), (20, 20, 20)),
     ],
 )
@@ -98,6 +99,19 @@ def test_splits_within_domains_are_the_parts_of_each(tmp_path, splits, sizes):
         (("p/train/a", "p/train/b", "p/test/a", "q/train/a", "q/val/a", "q/test/a"), "expected the same splits in all"),
         (("p/train/a", "p/train/b", "q/train/a", "q/train/b"), "found p/train; expected train and test"),
         (("p/val/a", "p/valid/a", "p/train/a", "q/train/a", "q/val/a"), "p/train, p/val, p/valid name one split twice"),
+        (
+            ("train2017/a", "train2017/b", "val2017/a", "val2017/b"),
+            '"train2017" and the folders beside it look like spl',
+        ),
+        (
+            ("train/a", "train/b", "dev/a", "dev/b"),
+            '"dev" and the folders beside it look like splits; call those train',
+        ),
+        (
+            ("p/Train-Set", "p/test_set", "q/Train-Set", "q/test_set"),
+            '"p/Train-Set" and the folders beside it look like',
+        ),
+        (("p/training", "p/testing", "q/training", "q/testing"), '"p/testing" has no class folders'),
         (("p/train/a", "p/test/a", "q/train/a", "q/train/b", "q/test/b"), 'domain "p" has no class folder "b"'),
         (("p/train/a", "p/test/b", "q/train/a", "q/test/b"), 'class "b" is in test but not in train of domain "p"'),
         (("p/train", "p/test", "q/train", "q/test"), '"p/test" has no class folders'),

@@ -306,6 +306,8 @@ def test_a_home_is_expanded(tmp_path, root, data_dir, monkeypatch):
     assert not prepare("folder:~/set", data_dir).made
     with pytest.raises(ValueError, match=r'data set "folder:~nobody-at-all/x": .*home'):
         load("folder:~nobody-at-all/x", data_dir)
+    with pytest.raises(ValueError, match=r'source "~nobody-at-all/x": .*home'):
+        prepare("imagenet", data_dir, source=Path("~nobody-at-all/x"))
 
 
 @pytest.mark.parametrize("name", ["folder:/my photos", "folder:it's", "folder:a;b", "folder:$HOME"])

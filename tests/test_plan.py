@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import subprocess
 from collections.abc import Sequence
 
 import pytest
@@ -223,6 +224,8 @@ MISTAKES = [
     ({"seeds": [True]}, {}, ["seeds true"]),
     ({"seeds": [f"{i}00000-{i}99999" for i in range(1, 11)]}, {}, ["more than 100,000 seeds"]),
     ({"threads": True}, {}, ["threads true"]),
+    ({"threads": 4097}, {}, ["threads 4097", "1 to 4096"]),
+    ({"norms": "plain, wide"}, {}, ["a list is written [plain, wide]"]),
     ({"threads": "2"}, {}, ["threads '2'"]),
     ({"budget": True}, {}, ["budget true", "reduced, full"]),
     ({"budget": ["full"]}, {}, ["budget ['full']"]),
@@ -243,6 +246,13 @@ MISTAKES = [
     ({"tasks": {"fake": {"source": ["b", "b"]}}}, {}, ['source and target are both "b"']),
     ({}, {"settings": ("fake.epochs=1", "fake.epochs=2")}, ["fake.epochs is given twice", "fake.epochs=[1, 2]"]),
     ({}, {"settings": ("fake.epochs=2,3",)}, ["a list is written [2, 3]"]),
+    (
+        {"tasks": {"classification": {"schedule": "cosine,steps"}}},
+        {},
+        ["schedule", "a list is written [cosine, steps]"],
+    ),
+    ({"tasks": {"classification": {"model": "resnet8, resnet20"}}}, {}, ["is written [resnet8, resnet20]"]),
+    ({"tasks": {"classification": {"dataset": "mnist,usps"}}}, {}, ["unknown data set", "is written [mnist, usps]"]),
     ({}, {"settings": ("fake.epochs=" + "9" * 309,)}, ["309 digits"]),
     ({}, {"settings": ("fake.epochs={3: 1}",)}, ["a name is text, not 3"]),
     ({"norms": [{"gn": {"groups": 8}}]}, {}, ['unknown option "groups"', "num_groups"]),
@@ -397,6 +407,24 @@ def test_a_config_that_is_no_regular_file_is_one_line_and_a_link_to_one_is_read(
         (line,) = caught.value.lines
         assert line.startswith('config "')
         assert len(line) <= LONGEST_LINE
+
+
+def test_a_pipe_is_read_to_its_end_and_within_the_bound(tmp_path):
+    def written(script):
+        with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as writer:
+            return read_config(f"/dev/fd/{writer.stdout.fileno()}")
+
+    assert written("echo 'norms: [bn]'; sleep 0.2; echo 'seeds: 3'") == {"norms": ["bn"], "seeds": 3}
+    with pytest.raises(PlanError, match="larger than 1 MiB"):
+        written("yes '# x'")
+
+
+@pytest.mark.parametrize("where", ['{"\\ud800": 1}', '{model: "\\ud800"}', '{dataset: "folder:\\ud800"}'])
+def test_half_a_character_is_a_mistake_with_its_place(where, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"norms: [bn]\nseeds: 0\ntasks: {{classification: {where}}}\n")
+    with pytest.raises(PlanError, match=r"classification.*U\+D800 is half a character"):
+        plan(file)
 
 
 def test_keys_that_begin_with_x_are_a_place_for_anchors(tmp_path):

@@ -153,6 +153,15 @@ def test_time_that_is_lost_to_norms_that_do_not_come_back_has_an_end(monkeypatch
     assert time.monotonic() - start < 8
 
 
+def test_the_time_of_all_trials_together_has_an_end(monkeypatch):
+    monkeypatch.setattr(trial, "ALL_SECONDS", 0.5)
+    for number in range(9):
+        a_norm(f"slow{number}", lambda self: time.sleep(0.3))
+    plan = planned([f"slow{number}" for number in range(9)])
+    assert len(plan.runs) == 9
+    assert plan.notes == ("trying norms took 1 s: those that are left are planned untried",)
+
+
 @pytest.mark.parametrize(("timeout", "seconds"), [(None, 60), (5, 10), (30, 30), (1e9, 60), (float("inf"), 60)])
 def test_a_trial_takes_no_longer_than_a_run_may(monkeypatch, timeout, seconds):
     monkeypatch.setattr(trial, "LEAST_SECONDS", 10.0)

@@ -233,7 +233,7 @@ def prepare(
     if name != "imagenet":
         root = folder_root(name)
     elif source is not None or "root" in before:
-        root = source.expanduser() if source is not None else Path(before["root"])
+        root = _expanded(source, f'source "{source}"') if source is not None else Path(before["root"])
     else:
         raise ValueError("imagenet is not downloaded: give the folder that holds its train/ and val/ as source")
     if before and not force:
@@ -545,10 +545,14 @@ def _prepared_before(name: str, data_dir: Path, force: bool) -> dict[str, Any]:
 
 def folder_root(name: str) -> Path:
     """The path of a `folder:PATH`, `~` expanded. Raises ValueError where there is no such home."""
+    return _expanded(Path(name[len(FOLDER) :]), f'data set "{name}"')
+
+
+def _expanded(path: Path, what: str) -> Path:
     try:
-        return Path(name[len(FOLDER) :]).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
-        raise ValueError(f'data set "{name}": {error}') from error
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _folder(name: str) -> str:

@@ -2,9 +2,9 @@
 
 Three layouts:
 
-- root/<split>/<class>/*: splits are train, test and optionally val (or valid, validation). Without val, a tenth of
-  every training class becomes val. With train and val only, val is the test part: ImageNet's convention. If no class
-  is in two splits the set is a few-shot one (mini-ImageNet, CUB) and needs all three splits.
+- root/<split>/<class>/*: splits are train (or training), test (or testing) and optionally val (or valid, validation).
+  Without val, a tenth of every training class becomes val. With train and val only, val is the test part: ImageNet's
+  convention. If no class is in two splits the set is a few-shot one (mini-ImageNet, CUB) and needs all three splits.
 - root/<domain>/<class>/*: any other names, two domains at least (Office-31, Office-Home, PACS), the same classes in
   each. Every class of every domain is cut 70 : 10 : 20 into train, val and test.
 - root/<domain>/<split>/<class>/*: domains that come with splits (VLCS, DomainNet), the same splits in each, used as in
@@ -13,13 +13,15 @@ Three layouts:
 Hidden names are passed over at every level below the root: those that begin with a dot, and LITTER. Links to folders
 and files are followed; one to nothing is refused. An image deeper than its class folder is refused, also where every
 class has its images in one more folder (tiny-ImageNet's train/<class>/images): no rule tells such a folder from a class
-of classes. A name of splits where a class is expected is refused; only "train", the vehicle, is a class where it
+of classes. A name of splits where a class is expected is refused, and so are domains or classes that all look like
+splits of other names (train2017, test_set, dev); only "train", the vehicle, is a class where it
 holds images and stands beside two others at least (VisDA, DomainNet, CIFAR-100), and a note says so.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,8 +34,14 @@ from tasks.data.decoding import SUFFIXES
 from tasks.data.images import stratified
 from tasks.data.prepared import PARTS
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = dict.fromkeys(("train", "training"), "train")
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+SPLITS |= dict.fromkeys(("test", "testing"), "test")
+LIKE_SPLITS = re.compile(
+    rf"({'|'.join(SPLITS)}|dev|eval|evaluation|holdout)[ _-]?(set|data|images|split|part)?[ _-]?\d*"
+)
 LITTER = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+SPLIT_NAMES = ", ".join(SPLITS)
 LAYOUTS = "root/split/class/*, root/domain/class/* or root/domain/split/class/*"
 VALIDATION_FRACTION = 0.1
 DOMAIN_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -108,6 +116,7 @@ class _Tree:
         if not names:
             raise self.refusal(f'{kind} "{top}" has no class folders; expected {LAYOUTS}')
         self.note_stray(top, stray)
+        self.check_like_splits(names, f"{top}/")
         found = {name: self.images(f"{top}/{name}") for name in names}
         self._check_names(top, found)
         empty = [name for name, images in found.items() if not images]
@@ -144,6 +153,13 @@ class _Tree:
             yield from (f"{folder}/{name}" for name in images)
             left += [f"{folder}/{name}" for name in reversed(folders)]
 
+    def check_like_splits(self, names: list[str], above: str) -> None:
+        """Refuses several folders that all look like splits, and are not all called so."""
+        if len(names) > 1 and _splits(names) != names and all(LIKE_SPLITS.fullmatch(name.lower()) for name in names):
+            raise self.refusal(
+                f'"{above}{names[0]}" and the folders beside it look like splits; call those {SPLIT_NAMES}'
+            )
+
     def _check_names(self, top: str, classes: _Classes) -> None:
         splits = [name for name in classes if name.lower() in SPLITS]
         if not splits:
@@ -171,16 +187,16 @@ def list_folder(root: Path) -> FolderListing:
     tree.note_stray("", stray)
     if not tops:
         raise tree.refusal(f"no subfolders; expected {LAYOUTS}")
+    tree.check_like_splits(tops, "")
     splits = _splits(tops)
     if splits and len(splits) < len(tops):
         raise tree.refusal(
-            f"{_several(tops)} mixes splits ({', '.join(SPLITS)}) with other names; "
-            "expected splits only, or domains only"
+            f"{_several(tops)} mixes splits ({SPLIT_NAMES}) with other names; expected splits only, or domains only"
         )
     if splits:
         return _as_splits(tree, {top: tree.classes(top, "split") for top in tops})
     if len(tops) < 2:
-        raise tree.refusal(f'one subfolder, "{tops[0]}"; expected splits ({", ".join(SPLITS)}) or at least two domains')
+        raise tree.refusal(f'one subfolder, "{tops[0]}"; expected splits ({SPLIT_NAMES}) or at least two domains')
     inner = {top: tree.entries(top)[0] for top in tops}
     with_splits = [top for top in tops if inner[top] and _splits(inner[top]) == inner[top]]
     if not with_splits:
