@@ -140,7 +140,7 @@ def test_only_missing_members_are_prepared_and_nothing_is_stored_twice(asked, tm
     assert not is_prepared(NAME, tmp_path)
     for ask in (load_domains, checksum, domain_labels):
         with pytest.raises(
-            NotPrepared, match=rf"usps, svhn of .* missing\): run `python run_suite.py data prepare {NAME}`"
+            NotPrepared, match=rf"usps, svhn of .* missing\): run `python run_suite.py data prepare {NAME} --data-dir "
         ):
             ask(NAME, tmp_path)
     with pytest.raises(NotPrepared, match=f"data prepare {NAME}"):

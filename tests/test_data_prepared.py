@@ -155,8 +155,10 @@ def test_omniglot_has_disjoint_classes_by_alphabet(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [*DOWNLOADS, "imagenet", "folder:somewhere"])
 def test_a_missing_set_names_the_command_that_prepares_it(name, tmp_path):
     for ask in (load, checksum):
-        with pytest.raises(NotPrepared, match=f"run `python run_suite.py data prepare {name}`"):
+        with pytest.raises(NotPrepared, match=f"run `python run_suite.py data prepare {name} --data-dir {tmp_path}`"):
             ask(name, tmp_path)
+        with pytest.raises(NotPrepared, match=f"run `python run_suite.py data prepare {name}`"):
+            ask(name, Path("data"))
     assert not is_prepared(name, tmp_path)
     assert dataset_info(name).how.startswith(f"python run_suite.py data prepare {name}")
 

@@ -86,7 +86,7 @@ def joined_checksum(name: str, data_dir: Path) -> str:
     if missing := missing_members(name, data_dir):
         raise NotPrepared(
             f'data set "{name}" is not prepared in {data_dir} ({", ".join(missing)} of {", ".join(members)} missing): '
-            f"run `{command(name)}`"
+            f"run `{command(name, data_dir)}`"
         )
     text = "/".join(f"{m}={read_manifest(m, data_dir, m)['checksum']}" for m in members)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -48,6 +48,8 @@ from tasks.data.swap import exchange
 
 _T = TypeVar("_T")
 
+DATA_DIR = Path("data")
+"""Where commands look for prepared sets, unless they are told another folder."""
 FORGOTTEN = 24 * 3600.0
 """Seconds after which a preparation that another machine began, and has not written to since, belongs to nobody."""
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -149,7 +151,7 @@ def read_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise NotPrepared(f'data set "{name}" is not prepared in {data_dir}: run `{command(name)}`') from None
+        raise NotPrepared(f'data set "{name}" is not prepared in {data_dir}: run `{command(name, data_dir)}`') from None
     except NotADirectoryError:
         wrong = path.parent if data_dir.is_dir() else data_dir
         raise ValueError(f"{wrong}: not a folder") from None
@@ -167,9 +169,10 @@ def is_written(name: str, data_dir: Path, folder: str) -> bool:
     return True
 
 
-def command(name: str) -> str:
-    """What a user types to prepare a set; a path may hold blanks."""
-    return f"python run_suite.py data prepare {shlex.quote(name)}"
+def command(name: str, data_dir: Path = DATA_DIR) -> str:
+    """What a user types to prepare a set in `data_dir`; a path may hold blanks."""
+    where = "" if data_dir == DATA_DIR else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"python run_suite.py data prepare {shlex.quote(name)}{where}"
 
 
 def read_index(name: str, data_dir: Path, folder: str) -> tuple[dict[str, Any], dict[str, list[tuple[str, int, int]]]]:
@@ -338,7 +341,7 @@ def _manifest(path: Path, version: tuple[int, int]) -> dict[str, Any]:
 
 
 def _again(name: str, folder: Path) -> str:
-    return f"delete {folder} and run `{command(name)}` again"
+    return f"delete {folder} and run `{command(name, folder.parent)}` again"
 
 
 def _reason(error: Exception) -> str:
