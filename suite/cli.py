@@ -16,10 +16,12 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
+from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,7 @@ import typer.core
 from results.escape import cut, visible
 from suite import terminal
 from suite.environment import commit, cpu_count, export_threads, set_allocator
+from suite.forked import watched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,13 +74,26 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared da
 def main() -> None:
     """Entry point of `run_suite.py` and of the console script."""
     set_allocator()  # before any command imports torch
+    before = set(threading.enumerate())
     with terminal.steady() as (out, _):
-        code = _run_app()
+        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = _fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
             code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+    if any(not thread.daemon for thread in set(threading.enumerate()) - before):
+        util._exit_function()  # multiprocessing's own; the interpreter's exit would wait for a plugin's thread, for ever
+        os._exit(code)
     sys.exit(code)
+
+
+def _watch_app() -> int:
+    """The command in a child: the layers that it forwards are users' code, and may end or crash their process."""
+    try:
+        code, ended = watched(_run_app)
+    except KeyboardInterrupt:
+        return 130
+    return _fail(f"{ended}, by a user's file or layer; the command is not finished") if code is None else code
 
 
 def _run_app() -> int:
