@@ -9,6 +9,7 @@ Modules that import torch or pandas are imported inside the commands that need t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -21,7 +22,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
-from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +82,7 @@ def main() -> None:
             missing = _fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
             code = code or (0 if sys.argv[1:2] == ["run"] else missing)
     if any(not thread.daemon for thread in set(threading.enumerate()) - before):
-        util._exit_function()  # multiprocessing's own; the interpreter's exit would wait for a plugin's thread, for ever
+        atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
         os._exit(code)
     sys.exit(code)
 
@@ -253,8 +253,13 @@ def run(
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        # a scheduler's SIGTERM is as good as Ctrl-C: workers are stopped, the terminal is put right
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # a scheduler's SIGTERM and a closed terminal are as good as Ctrl-C: workers are stopped, the terminal is
+        # put right; what is ignored (nohup) stays so
+        before = {
+            number: signal.signal(number, signal.default_int_handler)
+            for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
@@ -264,7 +269,8 @@ def run(
             )
             return 130
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     failed = grid.failed + counts["failed"]
     try:
         df, files = _show_tables(folder, ("csv", "latex", "markdown"))

@@ -68,7 +68,7 @@ def _act(action: Callable[[], int], ours: Connection, theirs: Connection) -> Non
     ours.close()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # with a parent that is killed
-    sys.stdout, sys.stderr = _Stream("stdout", theirs), _Stream("stderr", theirs)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Stream("stdout", theirs), _Stream("stderr", theirs)
     try:
         code = action()
     except Exception:  # noqa: BLE001 - as it would end the parent
