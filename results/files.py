@@ -84,6 +84,10 @@ def write_text(file: str | Path, text: str) -> Path:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a full disk, while writing
+            error.filename = str(file)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(file.parent)

@@ -9,6 +9,7 @@ Modules that import torch or pandas are imported inside the commands that need t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,6 +31,7 @@ import typer.core
 from results.escape import cut, visible
 from suite import terminal
 from suite.environment import commit, cpu_count, export_threads, set_allocator
+from suite.forked import watched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,13 +74,26 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared da
 def main() -> None:
     """Entry point of `run_suite.py` and of the console script."""
     set_allocator()  # before any command imports torch
+    before = set(threading.enumerate())
     with terminal.steady() as (out, _):
-        code = _run_app()
+        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = _fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
             code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+    if any(not thread.daemon for thread in set(threading.enumerate()) - before):
+        atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
+        os._exit(code)
     sys.exit(code)
+
+
+def _watch_app() -> int:
+    """The command in a child: the layers that it forwards are users' code, and may end or crash their process."""
+    try:
+        code, ended = watched(_run_app)
+    except KeyboardInterrupt:
+        return 130
+    return _fail(f"{ended}, by a user's file or layer; the command is not finished") if code is None else code
 
 
 def _run_app() -> int:
@@ -239,8 +255,13 @@ def run(
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        # a scheduler's SIGTERM is as good as Ctrl-C: workers are stopped, the terminal is put right
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # a scheduler's SIGTERM and a closed terminal are as good as Ctrl-C: workers are stopped, the terminal is
+        # put right; what is ignored (nohup) stays so
+        before = {
+            number: signal.signal(number, signal.default_int_handler)
+            for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
@@ -250,7 +271,8 @@ def run(
             )
             return 130
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     failed = grid.failed + counts["failed"]
     try:
         df, files = _show_tables(folder, ("csv", "latex", "markdown"))

@@ -25,6 +25,7 @@ from suite.environment import ROOT
 from suite.processes import kill_below
 
 _STARTS = 5  # of one process, each with a new server, before the server is given up
+_PAUSE = 0.2  # seconds before the second start, twice as long before the third, and so on
 _LONGEST = 75  # bytes of a folder below which multiprocessing's names fit into a socket's address on every system
 _turn = threading.Lock()  # several grids in one process share the server: one must know the other's workers
 _place = ""  # the folder that has been found to hold sockets
@@ -69,7 +70,7 @@ def start(make: Callable[[], Any]) -> Any:
     """
     reason = ""
     for attempt in range(_STARTS):
-        time.sleep(0.2 * attempt)
+        time.sleep(_PAUSE * attempt)
         with _turn:
             start_server()
             process = make()

@@ -11,13 +11,11 @@ answered in this process, where only `sys.exit` is held.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import math
 import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any, Self
 from norms import plugins
 from norms.registry import make_norm, norm_info
 from results.record import RunSpec
+from suite.forked import ending, fork, stop
 from tasks import get_task
 from tasks.base import Options
 
@@ -137,7 +136,7 @@ def survives(action: Callable[[], object], seconds: float = IMPORT_SECONDS) -> s
     if sys.platform != "linux":
         return ""
     ours, theirs = Pipe()
-    child = _fork(lambda: _once(action, ours, theirs, seconds))
+    child = fork(lambda: _once(action, ours, theirs, seconds))
     theirs.close()
     try:
         if not ours.poll(seconds):
@@ -145,9 +144,9 @@ def survives(action: Callable[[], object], seconds: float = IMPORT_SECONDS) -> s
         ours.recv()
         return ""
     except (EOFError, OSError):
-        return _ending(child)
+        return ending(child)
     finally:
-        _stop(child)
+        stop(child)
         ours.close()
 
 
@@ -188,7 +187,7 @@ class _Child:
     def __init__(self, memory: int, others: list[Connection]):
         self.questions, theirs = Pipe()
         ours = [self.questions, *others]  # a child that held them would keep its siblings from seeing their end
-        self.process = _fork(lambda: _serve(theirs, ours, memory))
+        self.process = fork(lambda: _serve(theirs, ours, memory))
         theirs.close()
 
     def ask(self, spec: RunSpec, options: dict[str, Any], seconds: float) -> tuple[Answer | None, str]:
@@ -199,12 +198,12 @@ class _Child:
                 return self.questions.recv(), ""
             ended = f"took more than {seconds:g} s"
         except (EOFError, OSError):
-            ended = _ending(self.process)
+            ended = ending(self.process)
         self.end()
         return None, ended
 
     def end(self) -> None:
-        _stop(self.process)
+        stop(self.process)
         self.questions.close()
 
 
@@ -259,28 +258,6 @@ def _once(action: Callable[[], object], ours: Connection, theirs: Connection, se
     theirs.send(None)
 
 
-def _fork(life: Callable[[], None]) -> int:
-    """The number of a new process, in a group of its own, that lives this life and prints nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on threads; the time limit is for these, too
-        process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        os.setsid()
-        faulthandler.disable()  # the run's own process keeps the line of a crash
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        life()
-        code = 0
-    finally:
-        os._exit(code)  # nothing of the parent's is finished twice
-
-
 def _limit_memory(memory: int) -> None:
     """At most `memory` bytes more of private memory than now: an allocation beyond it fails (MemoryError)."""
     import resource
@@ -291,27 +268,3 @@ def _limit_memory(memory: int) -> None:
         limit, hard = held * 1024 + memory, resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def _ending(process: int) -> str:
-    """How a process that closed its pipe ended. It stays waitable, so that its number is nobody else's."""
-    for _ in range(100):
-        found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if found is None:
-            time.sleep(0.01)
-        elif found.si_code == os.CLD_EXITED:
-            return f"the process ended with exit code {found.si_status}"
-        else:
-            known = found.si_status in set(signal.Signals)
-            name = signal.Signals(found.si_status).name if known else f"signal {found.si_status}"
-            return f"the process was killed by {name}"
-    return "the process closed its files"
-
-
-def _stop(process: int) -> None:
-    """Kill a process and its group, and wait for it."""
-    for kill in (os.kill, os.killpg):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(process, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # waited for by somebody else
-        os.waitpid(process, 0)

@@ -1026,12 +1026,35 @@ def test_a_plugin_that_ends_its_process_is_a_mistake(suite, config, tmp_path, co
     assert (code, out, err) == (2, [], [f'error: plugin "ends.py": {said}'])
 
 
-@pytest.mark.parametrize("command", [("check", "cli_own"), ("convert-report", "resnet18", "cli_own")])
-def test_a_layer_that_exits_does_not_end_a_command_as_if_it_were_done(suite, tmp_path, command):
+def test_a_plugin_that_leaves_a_thread_does_not_keep_a_command_from_its_end(tmp_path):
     own = tmp_path / "own.py"
-    own.write_text(NORM.format(name="cli_own", facts="", formula="import sys; sys.exit(0)"))
+    start = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n"
+    own.write_text(start + NORM.format(name="cli_own", facts="", formula="return x"))
+    done = subprocess.run(
+        [sys.executable, "run_suite.py", "list", "norms", "--plugin", own],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cli_own" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("sys.exit(0)", 'sys.exit(0) was called in "{}", line 15; '),
+        ("os._exit(0)", "the process ended with exit code 0, by a user's file or layer; "),
+        ("os.kill(os.getpid(), 11)", "the process was killed by SIGSEGV, by a user's file or layer; "),
+    ],
+)
+@pytest.mark.parametrize("command", [("check", "cli_own"), ("convert-report", "resnet18", "cli_own")])
+def test_a_layer_that_ends_its_process_does_not_end_a_command_as_if_it_were_done(suite, tmp_path, command, end, said):
+    own = tmp_path / "own.py"
+    own.write_text(NORM.format(name="cli_own", facts="", formula=f"import os, sys; {end}"))
     code, _, err = suite(*command, "--plugin", own)
-    assert (code, err) == (2, [f'error: sys.exit(0) was called in "{own}", line 15; the command is not finished'])
+    assert (code, err) == (2, [f"error: {said.format(own)}the command is not finished"])
 
 
 def test_a_plugin_whose_text_can_not_be_kept_runs_all_the_same(suite, tmp_path):

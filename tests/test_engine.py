@@ -394,8 +394,8 @@ def test_workers_go_with_a_killed_parent_and_the_next_call_completes(runner, tmp
     assert_stopped_and_completed_by_the_next_call(runner, tmp_path)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_stop_workers_and_keep_finished_runs(runner, tmp_path, command, monkeypatch, capsys, how):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_its_like_stop_workers_and_keep_finished_runs(runner, tmp_path, command, monkeypatch, capsys, how):
     monkeypatch.setattr(cli, "set_allocator", lambda: None)  # this process is the tests', not a command's
     monkeypatch.setattr(sys, "argv", ["run_suite.py", *command])
 

@@ -516,6 +516,7 @@ def test_a_server_that_dies_at_a_start_is_no_ctrl_c(runner, tmp_path, monkeypatc
         return real(fds)
 
     monkeypatch.setattr(forkserver, "connect_to_new_process", dies)
+    monkeypatch.setattr(server, "_PAUSE", 0.01)
     often = 2
     assert execute([spec], runner, tmp_path) == {"ok": 1}
     often, calls[:] = 100, []

@@ -1,5 +1,6 @@
 """results.files: whole files or none, no link followed, no pipe waited for, nothing left behind."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -102,3 +103,13 @@ def test_a_file_system_that_refuses_to_sync_folders_is_good_enough(tmp_path, mon
     monkeypatch.setattr(os, "fsync", refuse)
     files.write_text(tmp_path / "a", "x")
     assert (tmp_path / "a").read_text() == "x"
+
+
+def test_an_error_while_writing_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/record.json'"):
+        files.write_text(tmp_path / "record.json", "x")
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from torch import nn
 
 import tasks
 from norms.registry import make_norm, register
-from suite import trial
+from suite import forked, trial
 from suite.plan import Overrides, plan_config
 from suite.trial import Trials, surroundings_kept, survives, trial_seconds
 from tasks.base import Options, Setting
@@ -177,7 +177,7 @@ def test_a_trial_ends_with_the_planning_process(tmp_path, monkeypatch):
         file.write_text(str(os.getpid()))
         hang(None)
 
-    planner = trial._fork(lambda: survives(hangs))
+    planner = forked.fork(lambda: survives(hangs))
     end = time.monotonic() + 30
     while not (file.exists() and file.read_text()) and time.monotonic() < end:
         time.sleep(0.01)
