@@ -256,7 +256,8 @@ def test_a_dry_run_names_the_data_that_is_missing_once_and_a_run_refuses(suite, 
     assert (code, err) == (0, [])
     missing = [line for line in out if line.startswith("missing")]
     assert len(missing) == 2
-    assert all(f"data prepare {name} --data-dir " in line for name, line in zip(("cifar10", "cifar100"), missing, strict=True))
+    commands = [f"data prepare {name} --data-dir " for name in ("cifar10", "cifar100")]
+    assert all(command in line for command, line in zip(commands, missing, strict=True))
     assert any("8 to do" in line for line in out)
     code, out, err = suite("run", "far.yaml")
     assert (code, out, len(err)) == (2, [], 2)
