@@ -134,6 +134,14 @@ def test_a_level_that_is_no_layout_is_refused_by_its_path(tmp_path, classes, mes
     assert "\n" not in str(caught.value)
 
 
+def test_below_a_split_classes_may_be_called_after_it(tmp_path):
+    listing = list_folder(
+        make(tmp_path / "set", *(f"{split}/{split}{c}" for split in ("train", "val", "test") for c in "01"))
+    )
+    assert listing.class_names == ["test0", "test1", "train0", "train1", "val0", "val1"]
+    assert listing.disjoint_classes
+
+
 def test_one_image_too_deep_is_refused_and_folders_without_images_are_not(tmp_path):
     root = make(tmp_path / "root", "train/a", "train/b", "test/a", "test/b")
     (root / "train/a/notes/more").mkdir(parents=True)

@@ -316,7 +316,7 @@ def test_commands_in_messages_can_be_pasted(name, tmp_path):
         load(name, tmp_path)
     command = str(caught.value).split("`")[1]
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
-    assert words.stdout.splitlines() == ["python", "run_suite.py", "data", "prepare", name]
+    assert words.stdout.splitlines() == ["python", "run_suite.py", "data", "prepare", name, "--data-dir", str(tmp_path)]
 
 
 def test_data_prepare_says_what_it_did(tmp_path, root):

@@ -404,14 +404,15 @@ def test_ctrl_c_and_its_like_stop_workers_and_keep_finished_runs(runner, tmp_pat
         time.sleep(0.2)
         os.kill(os.getpid(), how)
 
-    # a shell's background job starts with SIGINT ignored, and the test would wait for ever
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a shell's background job starts with SIGINT ignored, nohup's with SIGHUP, and the test would wait for ever
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     threading.Thread(target=stop).start()
     try:
         with pytest.raises(SystemExit) as caught:
             cli.main()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGHUP, before[1])
     assert caught.value.code == 130
     assert "1 of 3 runs were finished" in capsys.readouterr().err
     assert_stopped_and_completed_by_the_next_call(runner, tmp_path)

@@ -116,7 +116,8 @@ class _Tree:
         if not names:
             raise self.refusal(f'{kind} "{top}" has no class folders; expected {LAYOUTS}')
         self.note_stray(top, stray)
-        self.check_like_splits(names, f"{top}/")
+        if kind == "domain":  # below a split they are classes, whatever their names
+            self.check_like_splits(names, f"{top}/")
         found = {name: self.images(f"{top}/{name}") for name in names}
         self._check_names(top, found)
         empty = [name for name, images in found.items() if not images]
