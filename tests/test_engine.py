@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watching import alive, until
 
 from norms.registry import load_plugin
 from results.record import RECORD, RunRecord, RunSpec, find_record, record_files, run_folder, run_lock, write_record
@@ -116,23 +117,6 @@ def made(folder):
     """(mode, seed, pid) of every run that was begun."""
     file = folder / "made"
     return [tuple(line.split()) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def alive(pid):
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 ENDS = {

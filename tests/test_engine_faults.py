@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from watching import alive, until
 
 from norms.registry import load_plugin
 from results.record import RECORD, RunRecord, find_record, run_folder, run_lock, set_aside, write_record, write_versions
@@ -136,22 +137,6 @@ def left(folder):
     """The processes that runs have noted."""
     file = folder / "left"
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # ---------------------------------------------------------------- folders
