@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,18 +71,34 @@ def open_new(file: str | Path) -> BinaryIO:
 
 
 def write_text(file: str | Path, text: str) -> Path:
-    """Replace `file` in one step that survives a power cut; a link of this name is replaced, not followed.
+    """Replace `file` as `replacing` does."""
+    with replacing(file) as stream:
+        stream.write(text.encode())
+    return Path(file)
+
+
+@contextlib.contextmanager
+def replacing(file: str | Path, before: str | Path | None = None) -> Iterator[BinaryIO]:
+    """What is written to the stream inside the block takes the place of `file` in one step that survives a power cut;
+    a link of this name is replaced, not followed. Nothing changes where the block raises.
 
     What writers that were killed left behind for the same name is removed.
+
+    Args:
+        file: the name.
+        before: the name that the file which is replaced shall have from then on.
     """
     file = Path(file)
     sweep(file)
     temporary = file.with_name(f".{file.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("x", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with temporary.open("x+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(file, before)
         os.replace(temporary, file)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # of a full disk, while writing
@@ -91,7 +107,6 @@ def write_text(file: str | Path, text: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(file.parent)
-    return file
 
 
 def sweep(file: Path) -> None:

@@ -181,8 +181,9 @@ def steps(rounds: int = 25) -> Iterator[str]:
 
     On the networks of the configs at 32x32, with the task's defaults (channels_last).
     """
-    from tasks.fit import StepOptions, sgd, train_step
+    from tasks.fit import sgd
     from tasks.nets import build_net
+    from tasks.step import StepOptions, train_step
 
     x = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     x, labels = x.contiguous(memory_format=torch.channels_last), torch.arange(64) % 10
@@ -305,8 +306,9 @@ def allocator(rounds: int = 3) -> Iterator[str]:
 
 
 def _allocator_probe() -> dict[str, float]:
-    from tasks.fit import sgd, train_step
+    from tasks.fit import sgd
     from tasks.nets import build_net
+    from tasks.step import train_step
 
     # glibc itself keeps freed blocks of up to 32 MiB once it has seen one: the first is below that, the second above
     small, large = torch.randn(64, 64, 32, 32), torch.randn(64, 64, 64, 64)

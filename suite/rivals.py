@@ -20,9 +20,10 @@ def attacks(rounds: int = 9) -> Iterator[str]:
     """Seconds of a PGD-10 training step of `adversarial` beside the same step with torchattacks' own PGD."""
     from tasks.attacks.options import AdversarialOptions
     from tasks.attacks.training import Standardized, adversarial_step, draw_start
-    from tasks.fit import StepOptions, sgd, train_step
+    from tasks.fit import sgd
     from tasks.nets import build_net
     from tasks.requirements import import_legacy
+    from tasks.step import StepOptions, train_step
 
     library = import_legacy("torchattacks", "bench attacks")
     draw = torch.Generator().manual_seed(0)

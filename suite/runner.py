@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from results import files
 from results.record import RunRecord, RunSpec, record_text
+from suite.checkpoints import Checkpoints
 from suite.environment import describe, now, set_threads
 
 if TYPE_CHECKING:
     from norms.plugins import Plugin
+    from tasks.journal import Journal
 
 TRACEBACK = "traceback.txt"
 PLUGINS = "plugins"
@@ -45,6 +47,8 @@ class Runner:
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
         folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
+        checkpoint_every: seconds between two checkpoints of a run; None: none at all.
+        keep_weights: the trained network of a run that is ok stays beside its record.
     """
 
     device: str = "cpu"
@@ -54,6 +58,8 @@ class Runner:
     budget: str = "reduced"
     commit: str = "unknown"
     folders: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_every: float | None = None
+    keep_weights: bool = False
 
     def __post_init__(self) -> None:
         from norms import plugins
@@ -109,31 +115,47 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     """
     from norms.plugins import loaded_here
     from tasks.base import Diverged
+    from tasks.journal import Journal, Unusable
 
     with contextlib.suppress(OSError):  # in the way: a failed run is then recorded without its traceback
         (folder / TRACEBACK).unlink()
     start = time.perf_counter()
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
+    checkpoints: Checkpoints | None = None
+    journal = Journal()
 
     def record(result: dict[str, Any]) -> RunRecord:
         evidence = {"budget": runner.budget, **result.pop("evidence", {})}
-        own = {"plugins": loaded_here()}  # what could reach into this run, whatever it was that the run asked for
-        seconds, around = time.perf_counter() - start, {**environment, **own, "finished": now()}
+        own: dict[str, Any] = {"plugins": loaded_here()}  # what could reach into this run, whatever it asked for
+        seconds = time.perf_counter() - start
+        if checkpoints is not None and checkpoints.note is not None:
+            own["parts"] = checkpoints.parts("the end")
+            seconds += checkpoints.seconds
+        around = {**environment, **own, "finished": now()}
         return RunRecord(spec=spec, seconds=seconds, environment=around, evidence=evidence, **result)
 
     try:
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
-        made = record(_attempt(spec, folder, report, runner))
+        checkpoints = Checkpoints(folder, spec.key, environment, print, lambda: time.perf_counter() - start)
+        for state in checkpoints.candidates():
+            save = None if runner.checkpoint_every is None else checkpoints.save
+            every = runner.checkpoint_every or math.inf
+            try:
+                journal = Journal(state, save=save, every=every, device=runner.device)
+                made = record(_attempt(spec, folder, report, runner, journal))
+                break
+            except Unusable as error:
+                print(f"a checkpoint of this run can not be used: {one_line(error)}")
         record_text(made)  # what a task returns and no record can hold is the task's failure
         return made
     except Diverged as error:
-        return record(
-            {"status": "diverged", "reason": one_line(error), "history": error.history, "evidence": error.evidence}
-        )
+        history = error.history or journal.rows
+        return record({"status": "diverged", "reason": one_line(error), "history": history, "evidence": error.evidence})
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
         reason = one_line(f"{type(error).__name__}: {one_line(error)}")
-        return record({"status": "failed", "reason": reason, "artifacts": _write_traceback(folder)})
+        result = {"status": "failed", "reason": reason, "history": journal.rows, "artifacts": _write_traceback(folder)}
+        return record(result)
 
 
 def one_line(error: object) -> str:
@@ -163,7 +185,9 @@ def _write_traceback(folder: Path) -> list[str]:
     return [TRACEBACK]
 
 
-def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner) -> dict[str, Any]:
+def _attempt(
+    spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner, journal: Journal
+) -> dict[str, Any]:
     import torch
 
     from norms import plugins
@@ -188,7 +212,9 @@ def _attempt(spec: RunSpec, folder: Path, report: Callable[[float], None], runne
     options = task.options.model_validate(located(spec.task_options, runner.folders))
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
-    context = RunContext(torch.device(runner.device), spec.seed, runner.data_dir, folder, report)
+    context = RunContext(
+        torch.device(runner.device), spec.seed, runner.data_dir, folder, report, journal, runner.keep_weights
+    )
     outcome = task.run(norm, options, context)
     wrong = sorted(set(task.metrics) ^ set(outcome.metrics))
     if wrong:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import to_jsonable_python
+from torch import Tensor, nn
 
 from norms.registry import (
     SETTING_FIELDS,
@@ -26,6 +28,7 @@ from norms.registry import (
     resolve_norm_options,
 )
 from norms.values import exact, shown
+from tasks.journal import Journal
 
 _N = TypeVar("_N")
 # What numbers options take: far beyond what is published, and short of what no machine plans, prints or stores. Of the
@@ -44,6 +47,17 @@ NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Fraction = Annotated[_N, Field(ge=0, lt=1)]
 
 
+class Newer:
+    """Marks an option that came after records had been made: `name: Annotated[type, NEWER] = default`.
+
+    At its default, which must mean what runs did before it existed, it takes no part in a run's key
+    (results.record.RunSpec), so that no record is orphaned and no version has to change.
+    """
+
+
+NEWER = Newer()
+
+
 class Options(BaseModel):
     """Base of every task's options: immutable, unknown keys raise, a field's default is the option's only home.
 
@@ -60,6 +74,15 @@ class Options(BaseModel):
     @classmethod
     def _unconverted(cls, given: Any, info: ValidationInfo) -> Any:
         return exact(cls.model_fields[info.field_name or ""].annotation, given)
+
+
+def newer_options(options: type[BaseModel]) -> dict[str, Any]:
+    """name -> default, as JSON has it, of the options of a model that are marked as NEWER."""
+    return {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in options.model_fields.items()
+        if any(isinstance(mark, Newer) for mark in field.metadata)
+    }
 
 
 class LeftOut(ValueError):
@@ -145,7 +168,7 @@ class Diverged(ArithmeticError):
 
     Args:
         reason: the step, and the names of the layers whose parameters or outputs are not finite.
-        history: the epochs before it.
+        history: the epochs before it, where they do not stand in the run's journal.
         evidence: as in Outcome, where a task has some to give before it has metrics.
     """
 
@@ -165,6 +188,20 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """The network that a run has trained.
+
+    Args:
+        weights: its state_dict.
+        facts: JSON values that `Task.network` needs besides norm and options, so that nobody needs the data: numbers of
+            classes and channels, mean, std, ...
+    """
+
+    weights: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What `Task.run` returns.
 
@@ -176,12 +213,14 @@ class Outcome:
         evidence: JSON values for the table's caption: "data" ("real" | "synthetic"), "selection", "equals", ...; a
             "budget" here takes the place of the config's, where a task knows that it is smaller; in a word of its own,
             since "reduced" and "full" follow the config when that is corrected.
+        trained: the network, for who keeps it; only looked at where `context.keep_weights` is set.
     """
 
     metrics: Mapping[str, float | None]
     history: list[dict[str, float]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
+    trained: Trained | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +233,8 @@ class RunContext:
         data_dir: folder of prepared data sets.
         folder: where this run may leave artifacts.
         report: called with the finished fraction in [0, 1], as often as convenient.
+        journal: what the run has done so far, and goes on from (tasks.journal); of this run alone.
+        keep_weights: the outcome shall hold the trained network.
     """
 
     device: torch.device
@@ -201,6 +242,8 @@ class RunContext:
     data_dir: Path
     folder: Path
     report: Callable[[float], None] = lambda fraction: None
+    journal: Journal = field(default_factory=Journal)
+    keep_weights: bool = False
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator seeded from (seed, purpose) alone, so that no draw depends on which norm or part drew before.
@@ -208,7 +251,8 @@ class RunContext:
         Draw on the CPU (the default) and move the result where equal numbers on every device matter.
         """
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        made = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return self.journal.hand_out(purpose, made)
 
 
 class Task(Protocol):
@@ -244,6 +288,21 @@ class Task(Protocol):
 
     def run(self, norm: NormFactory, options: Any, context: RunContext) -> Outcome:
         """Train and measure. Raises Diverged for a non-finite loss."""
+        ...
+
+
+class Telling(Task, Protocol):
+    """What a task can have besides; without it the suite says less about its runs."""
+
+    def steps(self, options: Any, data_dir: Path) -> int:
+        """Updates of a whole run, in all its loops: what remaining time is estimated by. Raises as data_checksum."""
+        ...
+
+    def network(
+        self, norm: NormFactory, options: Any, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """The network of a run, as it is built, with whatever weights; and what turns images (N, C, H, W) on the scale
+        0 to 255 into its input. facts: as in Outcome.trained."""
         ...
 
 

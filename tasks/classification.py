@@ -9,7 +9,8 @@ No selection: the reported checkpoint is the last epoch. Test images decide noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,31 +20,27 @@ from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
-from tasks.base import Batch, Diverged, Fraction, Images, Outcome, RunContext, Setting, divisors
+from tasks.base import Batch, Fraction, Images, Outcome, RunContext, Setting, Trained, divisors
 from tasks.data.batches import augment, normalize
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
-from tasks.data.reading import Part, by_class, in_order, select, shuffled
+from tasks.data.reading import Part, by_class, in_order, select, stream
+from tasks.data.stream import Stream
 from tasks.fit import (
     EVALUATION_BATCH,
     SHIFT_PROBE,
     Evaluation,
     PeakMemory,
-    Precision,
-    StepClock,
-    StepOptions,
-    autocast,
     composition_shift,
     evaluate,
     keeps_stats,
-    learning_rate_at,
     norm_sizes,
     recalibrated,
     recalibration_batches,
-    set_learning_rate,
-    train_step,
 )
+from tasks.loop import Loop, epoch_ends
 from tasks.nets import build_net
+from tasks.step import Precision, StepOptions, autocast, train_step
 from tasks.supervised import SupervisedOptions
 from tasks.trial import lacking, refusal, try_forward
 
@@ -76,6 +73,10 @@ class ClassificationOptions(SupervisedOptions):
     recalibration_images: Images[int] = 2000
     single_class_groups: Batch[int | None] = None
     final_pass: Literal["none", "class_sorted"] = "none"
+
+    @property
+    def told(self) -> StepOptions:
+        return replace(super().told, label_smoothing=self.label_smoothing)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationOptions:
@@ -161,30 +162,29 @@ class Classification:
         shape = described.image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape, classes)
 
+    def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        return options.total_steps(int(counts.sum()))
+
+    def network(
+        self, norm: NormFactory, options: ClassificationOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling."""
+        net = _build(norm, options, facts["num_classes"], facts["in_channels"])
+        return net, _preparation(facts["mean"], facts["std"], options)
+
     def run(self, norm: NormFactory, options: ClassificationOptions, context: RunContext) -> Outcome:
         data = _open(options, context)
         memory = PeakMemory(context.device)
-        net = build_net(
-            options.model,
-            norm,
-            num_classes=data.num_classes,
-            in_channels=data.image_shape[0],
-            width=options.width,
-            zero_init_last_gamma=options.zero_init_last_gamma,
-            device=context.device,
-            generator=context.generator,
-        )
-        net = net.to(memory_format=options.memory_format)
-        history: list[dict[str, float]] = []
-        try:
-            # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
-            with forked_generators(context.device):
-                torch.manual_seed(context.generator("training").initial_seed())
-                cost = _train(net, data, options, context, memory, history)
-            metrics, evidence = _measure(net, data, options, context)
-        except Diverged as error:
-            error.history[:] = history
-            raise
+        channels = data.image_shape[0]
+        net = _build(norm, options, data.num_classes, channels, device=context.device, generator=context.generator)
+        # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            cost = _train(net, data, options, context, memory)
+        metrics, evidence = _measure(net, data, options, context)
+        history = context.journal.rows
         metrics["val_top1"] = history[-1]["val_top1"]
         metrics |= cost
         parameters, buffers = norm_sizes(net)
@@ -198,72 +198,65 @@ class Classification:
             "train_images": len(data.train),
             "test_images": len(data.test),
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+        facts = {"num_classes": data.num_classes, "in_channels": channels, "mean": data.mean, "std": data.std}
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
 
 
 TASK = Classification()
 
 
+def _build(norm: NormFactory, options: ClassificationOptions, classes: int, channels: int, **where: Any) -> nn.Module:
+    net = build_net(
+        options.model,
+        norm,
+        num_classes=classes,
+        in_channels=channels,
+        width=options.width,
+        zero_init_last_gamma=options.zero_init_last_gamma,
+        **where,
+    )
+    return options.ready(net)
+
+
 def _train(
-    net: nn.Module,
-    data: Data,
-    options: ClassificationOptions,
-    context: RunContext,
-    memory: PeakMemory,
-    history: list[dict[str, float]],
+    net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory
 ) -> dict[str, float]:
-    """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
-    optimizer = options.optimizer(net)
-    per_step = StepOptions(options.slices, options.label_smoothing, options.precision)
-    order, augmentation = context.generator("order"), context.generator("augmentation")
-    prepare = _preparation(data, options)
+    """Train `net` in place; the journal gets one row per epoch. Returns the cost metrics."""
+    optimizer = options.trained_by(net)
+    augmentation = context.generator("augmentation")
+    batches = _stream(data.train, options, context.generator("order"))
+    prepare = _preparation(data.mean, data.std, options)
     total = options.total_steps(len(data.train))
-    clock, step, peak = StepClock(context.device), 0, 0.0
-    for epoch in range(options.epochs):
-        before = sum(clock.seconds)
-        loss_sum, seen, rate = 0.0, 0, 0.0
-        correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for images, labels in _epoch(data.train, options, order):
-            if step == total:
-                break
-            # the middle of the step, so that neither the first nor the last rate is 0
-            rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
-            set_learning_rate(optimizer, rate)
-            step += 1
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, len(batches), total),
+        total=total,
+        rates={optimizer: options.rate},
+        keeps={"net": net},
+        memory=memory,
+    )
+    for epoch in loop.epochs():
+        for step, (images, labels) in epoch.steps(batches):
             images, labels = images.to(context.device), labels.to(context.device)
             images = prepare(augment(images, augmentation, options.augmentation))
-            with clock:
-                loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
-            loss_sum += float(loss) * len(labels)
-            correct += right
-            seen += len(labels)
-            if step % 20 == 0:
-                context.report(step / total)
-        if epoch == 0:
-            peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-        batches = _in_order(data.val, prepare, context.device)
-        val = evaluate(net, batches, options.precision, f"validation after step {step}")
-        history.append(
-            {
-                "epoch": float(epoch + 1),
-                "train_loss": loss_sum / seen,
-                "train_top1": float(correct) / seen,
-                "val_top1": val.top1,
-                "learning_rate": rate,
-                "seconds": sum(clock.seconds) - before,
-            }
-        )
-        context.report(step / total)
-        if step == total:
-            break
+            with step:
+                loss, right = train_step(
+                    net, optimizer, images, labels, options.told, progress=step.progress, step=step.number
+                )
+            step.saw(len(labels), right, train_loss=loss)
+        validation = _in_order(data.val, prepare, context.device)
+        what = f"validation after step {loop.step}"
+        epoch.row["val_top1"] = evaluate(net, validation, options.precision, what).top1
     if options.final_pass == "class_sorted":
         _sorted_pass(net, data.train, options, context, prepare)
-    return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
 
 
-def _epoch(part: Part, options: ClassificationOptions, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(part: Part, options: ClassificationOptions, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
     if options.single_class_groups is None:
-        return shuffled(part, options.batch_size, order)
+        return stream(part, options.batch_size, order)
     return by_class(part, options.batch_size, options.single_class_groups, order)
 
 
@@ -289,7 +282,7 @@ def _measure(
     net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Everything that is measured after the last epoch, and what the table has to say about it."""
-    prepare = _preparation(data, options)
+    prepare = _preparation(data.mean, data.std, options)
 
     def measured(network: nn.Module, part: Part, what: str) -> Evaluation:
         return evaluate(network, _in_order(part, prepare, context.device), options.precision, what)
@@ -319,9 +312,11 @@ def _measure(
     return metrics, evidence
 
 
-def _preparation(data: Data, options: ClassificationOptions) -> Callable[[Tensor], Tensor]:
+def _preparation(
+    mean: Sequence[float], std: Sequence[float], options: ClassificationOptions
+) -> Callable[[Tensor], Tensor]:
     def prepare(images: Tensor) -> Tensor:
-        return normalize(images, data.mean, data.std).contiguous(memory_format=options.memory_format)
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
 
     return prepare
 

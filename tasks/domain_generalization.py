@@ -31,15 +31,14 @@ from tasks.fit import (
     Evaluation,
     PeakMemory,
     StepClock,
-    StepOptions,
     composition_shift,
     evaluate,
     learning_rate_at,
     norm_sizes,
     set_learning_rate,
-    train_step,
 )
 from tasks.nets import build_net
+from tasks.step import StepOptions, train_step
 from tasks.supervised import SupervisedOptions
 from tasks.trial import lacking, refusal
 
@@ -247,7 +246,7 @@ def train(
     Raises:
         Diverged: the loss is not finite.
     """
-    optimizer = options.optimizer(net)
+    optimizer = options.trained_by(net)
     # on the CPU, where norms look at it without waiting for the device
     domains = torch.arange(len(sources)).repeat_interleave(options.batch_size)
     per_step = StepOptions(options.slices, domain=domains)

@@ -1,7 +1,7 @@
-"""Training and evaluation steps shared by the tasks; each task writes its own loop over them.
+"""What the tasks share around their steps (tasks.step) and loops (tasks.loop).
 
-What gets weight decay, the learning-rate schedule, one SGD step with its norm batches, the search for the layer where a
-loss stopped being finite, evaluation sums, composition shift, recalibrated copies, and the two cost measurements.
+What gets weight decay, the learning-rate schedule, evaluation sums, composition shift, recalibrated copies, and the two
+cost measurements.
 
 Axis letters: N samples, C channels, H and W space, K classes.
 """
@@ -25,11 +25,14 @@ from torch import Tensor, nn
 
 from norms.registry import norm_modules
 from norms.running import recalibrate
-from norms.situation import after_update, hold, predict, situation
+from norms.situation import predict, situation
 from tasks.base import Diverged
+from tasks.step import Precision, StepOptions, autocast, describe_non_finite
 
 Schedule = Literal["cosine", "onecycle", "constant", "steps"]
-Precision = Literal["float32", "bfloat16"]
+MILESTONES = (0.5, 0.75)
+"""Of the schedule "steps": He et al. 2015 for CIFAR-10."""
+BETAS = (0.9, 0.999)
 EVALUATION_BATCH = 250
 """Images per forward where nothing is learned."""
 SHIFT_PROBE = 64
@@ -75,8 +78,21 @@ def sgd(
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, foreach=True)
 
 
+def adamw(
+    net: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    norm_weight_decay: bool = False,
+    betas: tuple[float, float] = BETAS,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over `parameter_groups`."""
+    groups = parameter_groups(net, weight_decay, norm_weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, foreach=True)
+
+
 def learning_rate_at(
-    progress: float, peak: float, schedule: Schedule, warmup: float, milestones: Sequence[float] = (0.5, 0.75)
+    progress: float, peak: float, schedule: Schedule, warmup: float, milestones: Sequence[float] = MILESTONES
 ) -> float:
     """The learning rate after the fraction `progress` in [0, 1] of all steps; `warmup` is below 1.
 
@@ -104,120 +120,6 @@ def learning_rate_at(
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-# One step
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """How a batch becomes one update.
-
-    Args:
-        slices: norm batches in the SGD batch; slice k is x[k::slices].
-        label_smoothing: of the cross entropy.
-        precision: "bfloat16" runs forwards under autocast.
-        domain: of the batch, or (N,) of its images, for norms that ask; None: not told.
-    """
-
-    slices: int = 1
-    label_smoothing: float = 0.0
-    precision: Precision = "float32"
-    domain: int | Tensor | None = None
-
-
-def train_step(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    options: StepOptions = StepOptions(),
-    *,
-    progress: float = 0.0,
-    step: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """One SGD update on one batch.
-
-    Args:
-        net: in training mode.
-        optimizer: its learning rate is set by the caller.
-        images: (N, C, H, W), normalized.
-        labels: (N,).
-        options: norm batches, label smoothing, precision.
-        progress: fraction of training that is done after this step, for schedules inside norms.
-        step: for the message only.
-
-    Returns:
-        The loss before the update (mean over N) and the number of images it classified correctly, as tensors.
-
-    Raises:
-        Diverged: the loss is not finite; weights and statistics stand as the forward left them.
-    """
-
-    def forward() -> Tensor:
-        told = situation(net, domain=options.domain, slices=options.slices)
-        with told, autocast(images.device, options.precision):
-            return net(images)
-
-    logits = forward()
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-    raise_if_diverged(loss, net, images, options, f"step {step}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    after_update(net, forward, progress)
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-
-def raise_if_diverged(loss: Tensor, net: nn.Module, images: Tensor, options: StepOptions, what: str) -> None:
-    """Diverged where a scalar loss is not finite; the message names `what` and the layers (`describe_non_finite`)."""
-    if loss.device.type != "meta" and not math.isfinite(value := loss.item()):
-        raise Diverged(f"{what}: the loss is {value}; {describe_non_finite(net, images, options)}")
-
-
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:
-    """Which parameters, buffers and outputs of `net` on this batch are not finite: the first `most` names of each.
-
-    The forward is repeated under `hold`, so nothing that a norm keeps moves.
-    """
-    outputs: list[str] = []
-
-    def watch(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not torch.isfinite(output).all():
-                outputs.append(name)
-
-        return look
-
-    leaves = [(n, m) for n, m in net.named_modules() if n and not any(m.children())]
-    stamped = [(n, m) for n, m in norm_modules(net) if any(m.children())]
-    handles = [module.register_forward_hook(watch(name)) for name, module in leaves + stamped]
-    try:
-        told = situation(net, domain=options.domain, slices=options.slices)
-        with torch.no_grad(), hold(net), told, autocast(images.device, options.precision):
-            # as `evaluate` forwards it: norms that combine branches have no other forward without a domain
-            net(images) if net.training else predict(net, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {
-        "inputs": [] if torch.isfinite(images).all() else ["images"],
-        "parameters": [n for n, p in net.named_parameters() if not torch.isfinite(p).all()],
-        "buffers": [n for n, b in net.named_buffers() if not torch.isfinite(b).all()],
-        "outputs": list(dict.fromkeys(outputs)),
-    }
-    parts = [f"{kind} {_first(names, most)}" for kind, names in found.items() if names]
-    return "not finite: " + "; ".join(parts) if parts else "every parameter and layer output is finite"
-
-
-def _first(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # Evaluation

@@ -1,15 +1,30 @@
-"""What training one classifier with SGD is told, whatever else a task does with it: options, optimizer, length."""
+"""What training one classifier is told, whatever else a task does with it: options, optimizer, rate, length, step."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal, Self
+
 import torch
-from pydantic import model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 from torch import nn
 
-from tasks.base import Batch, Classes, Epochs, Fraction, NotNegative, Options, Positive, Steps, Width, divisors
+from tasks.base import (
+    NEWER,
+    Batch,
+    Classes,
+    Epochs,
+    Fraction,
+    NotNegative,
+    Options,
+    Positive,
+    Steps,
+    Width,
+    divisors,
+)
 from tasks.data import Augmentation
-from tasks.fit import Schedule, sgd
+from tasks.fit import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
 from tasks.nets import check_model
+from tasks.step import Precision, StepOptions
 
 REFERENCE_BATCH = 128
 """`learning_rate` is per this many images where `scale_learning_rate` is on."""
@@ -29,11 +44,17 @@ class SupervisedOptions(Options):
         norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
         learning_rate: the schedule's peak, per 128 images.
         scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
-        momentum: Nesterov.
+        optimizer: "sgd", or "adamw" (Loshchilov & Hutter 2019), whose decay is decoupled from the gradient.
+        momentum: of sgd, Nesterov; 0.9, whatever was given, for adamw.
+        betas: of adamw, (0.9, 0.999) unless given; else null.
         weight_decay: of weights; never of biases.
         norm_weight_decay: decay every parameter of every norm, too.
         schedule: see tasks.fit.learning_rate_at.
         warmup: fraction of all steps before the peak.
+        milestones: of the schedule "steps", rising fractions of all steps; null: (0.5, 0.75).
+        gradient_clip: largest norm of an update's gradient; null: no limit.
+        precision: "bfloat16" runs forwards under autocast, in training and in evaluation.
+        compile: torch.compile for the network. Sums are then rounded in another order.
         augmentation: of training images, see tasks.data.batches.augment.
         channels_last: memory format of images and weights.
     """
@@ -51,10 +72,37 @@ class SupervisedOptions(Options):
     momentum: Fraction[float] = 0.9
     weight_decay: NotNegative[float] = 5e-4
     norm_weight_decay: bool = False
+    optimizer: Annotated[Literal["sgd", "adamw"], NEWER] = "sgd"
+    betas: Annotated[tuple[Fraction[float], Fraction[float]] | None, NEWER] = None
     schedule: Schedule = "cosine"
     warmup: Fraction[float] = 0.1
+    milestones: Annotated[tuple[float, ...] | None, Field(max_length=100), NEWER] = None
+    gradient_clip: Annotated[Positive[float | None], NEWER] = None
+    precision: Annotated[Precision, NEWER] = "float32"
+    compile: Annotated[bool, NEWER] = False
     augmentation: Augmentation = "crop"
     channels_last: bool = True
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        given = list(milestones or ())
+        if any(not 0 < m < 1 for m in given) or given != sorted(given):
+            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
+        return milestones
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_use(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """What the optimizer or the schedule does not use goes back to its default, so that a grid over it repeats no
+        run."""
+        checked = handler(given)  # what is not used may not be wrong either
+        if not isinstance(given, dict):
+            return checked
+        unused = {"momentum"} if checked.optimizer == "adamw" else {"betas"}
+        if checked.schedule != "steps" or checked.milestones == MILESTONES:
+            unused.add("milestones")
+        return handler({key: value for key, value in given.items() if key not in unused})
 
     @model_validator(mode="after")
     def _trainable(self) -> SupervisedOptions:
@@ -89,11 +137,26 @@ class SupervisedOptions(Options):
         whole = self.epochs * (images // self.batch_size)
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
-    def optimizer(self, net: nn.Module) -> torch.optim.SGD:
-        return sgd(
-            net,
-            learning_rate=self.peak_learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            norm_weight_decay=self.norm_weight_decay,
-        )
+    def trained_by(self, net: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a network, or of a part of one; its rate is set by the loop."""
+        groups: dict[str, Any] = {"weight_decay": self.weight_decay, "norm_weight_decay": self.norm_weight_decay}
+        if self.optimizer == "adamw":
+            return adamw(net, learning_rate=self.peak_learning_rate, betas=self.betas or BETAS, **groups)
+        return sgd(net, learning_rate=self.peak_learning_rate, momentum=self.momentum, **groups)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after this fraction of all steps."""
+        milestones = MILESTONES if self.milestones is None else self.milestones
+        return learning_rate_at(progress, self.peak_learning_rate, self.schedule, self.warmup, milestones)
+
+    @property
+    def told(self) -> StepOptions:
+        """What an update is told; a task adds its domains."""
+        return StepOptions(self.slices, precision=self.precision, gradient_clip=self.gradient_clip)
+
+    def ready(self, net: nn.Module) -> nn.Module:
+        """`net` itself in the options' memory format, compiled at its first forward where that is asked for."""
+        net = net.to(memory_format=self.memory_format)
+        if self.compile:
+            net.compile()
+        return net

@@ -13,8 +13,9 @@ from norms import registry
 from norms.registry import make_norm, norm_modules
 from tasks import fit
 from tasks.base import Diverged, RunContext
-from tasks.fit import StepOptions, learning_rate_at, parameter_groups, sgd, train_step
+from tasks.fit import learning_rate_at, parameter_groups, sgd
 from tasks.nets import build_net
+from tasks.step import StepOptions, train_step
 
 OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
 

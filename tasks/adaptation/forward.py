@@ -8,7 +8,7 @@ from torch import Tensor
 from norms.situation import situation
 from tasks.adaptation.networks import AdaptationNet
 from tasks.adaptation.options import SOURCE, TARGET, DomainAdaptationOptions
-from tasks.fit import StepOptions
+from tasks.step import StepOptions
 
 
 def forward_domains(

@@ -20,7 +20,7 @@ from tasks.adaptation.forward import forward_domains, forward_target, told
 from tasks.adaptation.losses import discrepancy
 from tasks.adaptation.networks import AdaptationNet
 from tasks.adaptation.options import DomainAdaptationOptions
-from tasks.fit import raise_if_diverged
+from tasks.step import raise_if_diverged
 
 
 def mcd_step(

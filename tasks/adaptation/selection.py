@@ -17,7 +17,12 @@ from tasks.adaptation.losses import information
 from tasks.adaptation.options import SOURCE
 from tasks.data.batches import ordered_batches
 from tasks.data.images import Split
-from tasks.fit import EVALUATION_BATCH, Evaluation, evaluate, evaluating
+from tasks.fit import (
+    EVALUATION_BATCH,
+    Evaluation,
+    evaluate,
+    evaluating,
+)
 
 Prepare = Callable[[Tensor], Tensor]
 """Images (N, C, H, W), uint8 -> normalized, as the network takes them."""

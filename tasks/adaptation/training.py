@@ -24,12 +24,10 @@ from tasks.data.batches import augment, shuffled_batches
 from tasks.data.images import Split
 from tasks.fit import (
     StepClock,
-    StepOptions,
     learning_rate_at,
-    raise_if_diverged,
     set_learning_rate,
-    train_step,
 )
+from tasks.step import StepOptions, raise_if_diverged, train_step
 
 Step = Callable[[Tensor, Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 """(source images, labels, target images, progress, step) -> loss, source images classified correctly"""
@@ -138,7 +136,7 @@ def train(
 def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
     """What one update does, and the optimizers whose rate follows the schedule."""
     if options.method == "mcd":
-        of_features, of_heads = options.optimizer(net.backbone), options.optimizer(net.heads)
+        of_features, of_heads = options.trained_by(net.backbone), options.trained_by(net.heads)
 
         def by_discrepancy(
             images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
@@ -146,7 +144,7 @@ def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step,
             return mcd_step(net, of_features, of_heads, images, labels, others, options, progress=progress, step=step)
 
         return by_discrepancy, [of_features, of_heads]
-    optimizer = options.optimizer(net)
+    optimizer = options.trained_by(net)
 
     def by_one_loss(
         images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int

@@ -18,7 +18,10 @@ from norms.situation import predict, situation
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.ensemble import BLACK_BOX, Part, Scale, attack
 from tasks.attacks.gradient import cross_entropy, input_gradient, pgd, uniform_start
-from tasks.fit import EVALUATION_BATCH, evaluating
+from tasks.fit import (
+    EVALUATION_BATCH,
+    evaluating,
+)
 
 CONFIDENCE = 0.95
 

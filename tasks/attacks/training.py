@@ -29,14 +29,12 @@ from tasks.fit import (
     EVALUATION_BATCH,
     PeakMemory,
     StepClock,
-    StepOptions,
     evaluate,
     learning_rate_at,
-    raise_if_diverged,
     set_learning_rate,
-    train_step,
 )
 from tasks.nets import build_net
+from tasks.step import StepOptions, raise_if_diverged, train_step
 
 TRADES_START = 0.001
 """Standard deviation of the start of TRADES' crafting: at the image itself the divergence has no gradient."""
@@ -160,7 +158,7 @@ def train(
     history: list[dict[str, float]],
 ) -> dict[str, float | None]:
     """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
-    optimizer = options.optimizer(net)
+    optimizer = options.trained_by(net)
     order, augmentation, starts = (context.generator(purpose) for purpose in ("order", "augmentation", "starts"))
     total = options.total_steps(len(data.train))
     clock, step, peak = StepClock(context.device), 0, 0.0

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from norms.situation import after_update, hold, situation
 from tasks.darts.networks import SearchNetwork
-from tasks.fit import StepOptions, raise_if_diverged
+from tasks.step import StepOptions, raise_if_diverged
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W), normalized, and labels (N,)."""

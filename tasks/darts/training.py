@@ -42,18 +42,17 @@ from tasks.fit import (
     SHIFT_PROBE,
     PeakMemory,
     StepClock,
-    StepOptions,
     composition_shift,
     evaluate,
     keeps_stats,
     learning_rate_at,
     norm_sizes,
-    raise_if_diverged,
     recalibrated,
     recalibration_batches,
     set_learning_rate,
     sgd,
 )
+from tasks.step import StepOptions, raise_if_diverged
 
 """Test images, at most, that composition shift is measured with: half as probes, half as mates."""
 History = list[dict[str, float]]

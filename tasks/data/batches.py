@@ -34,7 +34,7 @@ CROP_ATTEMPTS = 10
 
 
 def shuffled_batches(
-    split: Split, batch_size: int, generator: torch.Generator, *, drop_last: bool = True
+    split: Split, batch_size: int, generator: torch.Generator, *, drop_last: bool = True, skip: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in an order drawn at once: (images uint8 (B, C, H, W), labels (B,)), on the split's device.
 
@@ -43,6 +43,7 @@ def shuffled_batches(
         batch_size: B, in images.
         generator: draws the order (one permutation per call).
         drop_last: leave out the last images when they do not fill a batch.
+        skip: batches to leave out at the start; they are not read.
 
     Raises:
         ValueError: at once, when batch_size is below 1, or above the split's size while drop_last leaves no batch.
@@ -53,12 +54,12 @@ def shuffled_batches(
         raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} images, so drop_last leaves no batch")
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(split.labels.device)
     stop = len(split) - len(split) % batch_size if drop_last else len(split)
-    chunks = order[:stop].split(batch_size)
+    chunks = order[:stop].split(batch_size)[skip:]
     return ((split.images[index], split.labels[index]) for index in chunks)
 
 
 def single_class_batches(
-    split: Split, batch_size: int, groups: int, generator: torch.Generator
+    split: Split, batch_size: int, groups: int, generator: torch.Generator, *, skip: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in which x[k::groups] of every batch x, for each k, holds images of one class; otherwise as
     shuffled_batches. Images that do not fill a group or a batch are left out.
@@ -68,6 +69,7 @@ def single_class_batches(
         batch_size: B, in images; `groups` divides it.
         groups: single-class groups in a batch.
         generator: draws the order of the images of each class, then the order of all groups.
+        skip: batches to leave out at the start; they are not read.
 
     Raises:
         ValueError: at once, where `groups` does not divide batch_size or the images fill no batch.
@@ -86,8 +88,14 @@ def single_class_batches(
     if len(drawn) < groups:
         raise ValueError(f"no batch: {len(drawn)} groups of {size} images of one class, {groups} in a batch")
     batches = drawn[: len(drawn) // groups * groups].view(-1, groups, size)
-    chunks = batches.transpose(1, 2).flatten(1).to(split.labels.device)
+    chunks = batches.transpose(1, 2).flatten(1).to(split.labels.device)[skip:]
     return ((split.images[index], split.labels[index]) for index in chunks)
+
+
+def single_class_count(labels: Tensor, batch_size: int, groups: int) -> int:
+    """Batches of one epoch of `single_class_batches`."""
+    size = batch_size // groups
+    return sum(int(count) // size for count in labels.cpu().unique(return_counts=True)[1]) // groups
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

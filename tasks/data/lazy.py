@@ -93,6 +93,7 @@ def loaded_batches(
     *,
     workers: int = 0,
     drop_last: bool = True,
+    skip: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images uint8 (B, 3, H, W), labels (B,)) on the CPU, decoded by `workers` processes.
 
@@ -102,6 +103,7 @@ def loaded_batches(
         generator: draws the order; None keeps the stored order.
         workers: processes; 0 decodes in this one.
         drop_last: leave out the last images when they do not fill a batch.
+        skip: batches to leave out at the start; they are not decoded.
 
     Raises:
         ValueError: as shuffled_batches.
@@ -110,7 +112,7 @@ def loaded_batches(
         raise ValueError(f"batch_size {batch_size}: at least 1, and with drop_last at most the {len(images)} images")
     order = torch.arange(len(images)) if generator is None else torch.randperm(len(images), generator=generator)
     stop = len(images) - len(images) % batch_size if drop_last else len(images)
-    chunks = [chunk.tolist() for chunk in order[:stop].split(batch_size)]
+    chunks = [chunk.tolist() for chunk in order[:stop].split(batch_size)[skip:]]
     # A run's own process comes from a fork server, where each worker would import torch anew (20 s for a short epoch);
     # workers only decode, so a plain fork is safe where the platform's libraries bear it.
     start = "fork" if workers and sys.platform == "linux" else None

@@ -9,35 +9,46 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tasks.data.batches import ordered_batches, shuffled_batches, single_class_batches
+from tasks.data.batches import ordered_batches, shuffled_batches, single_class_batches, single_class_count
 from tasks.data.images import Split
 from tasks.data.lazy import FolderImages, loaded_batches
+from tasks.data.stream import Stream
 
 Part = Split | FolderImages
 DECODERS = 4
 """Processes, at most, that decode what is not in memory; batches do not depend on their number."""
 
 
-def shuffled(part: Part, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of (images uint8 (B, C, H, W), labels (B,)) in an order drawn at once, the last partial batch left out.
+def stream(part: Part, batch_size: int, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+    """Batches (images uint8 (B, C, H, W), labels (B,)) without end, every pass in a new order, without its last partial
+    batch.
 
     Raises:
         ValueError: batch_size is below 1 or above the part's size.
     """
-    if isinstance(part, FolderImages):
-        return loaded_batches(part, batch_size, order, workers=_decoders())
-    return shuffled_batches(part, batch_size, order)
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: at least 1")
+    if batch_size > len(part):
+        raise ValueError(f"batch_size {batch_size} exceeds the {len(part)} images, so that there is no batch")
+
+    def start(skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(part, FolderImages):
+            return loaded_batches(part, batch_size, order, workers=_decoders(), skip=skip)
+        return shuffled_batches(part, batch_size, order, skip=skip)
+
+    return Stream(start, order, len(part) // batch_size)
 
 
-def by_class(part: Part, batch_size: int, groups: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of batches in groups of one class each, see batches.single_class_batches.
+def by_class(part: Part, batch_size: int, groups: int, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+    """The same in groups of one class each, see batches.single_class_batches.
 
     Raises:
         ValueError: as there, and for a part that is not held in memory.
     """
     if isinstance(part, FolderImages):
         raise ValueError("batches of single-class groups are drawn from data held in memory only")
-    return single_class_batches(part, batch_size, groups, order)
+    length = single_class_count(part.labels, batch_size, groups)
+    return Stream(lambda skip: single_class_batches(part, batch_size, groups, order, skip=skip), order, length)
 
 
 def in_order(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

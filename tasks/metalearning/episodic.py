@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from norms.registry import NormInfo, norm_modules
 from norms.situation import hold, predict, situation
-from tasks.fit import EVALUATION_BATCH, evaluating
+from tasks.fit import (
+    EVALUATION_BATCH,
+    evaluating,
+)
 
 
 def declared(net: nn.Module) -> list[NormInfo]:

@@ -21,7 +21,11 @@ from norms.situation import hold
 from tasks.base import Diverged
 from tasks.data.episodes import Episode
 from tasks.data.images import Split
-from tasks.fit import EVALUATION_BATCH, evaluating, keeps_stats
+from tasks.fit import (
+    EVALUATION_BATCH,
+    evaluating,
+    keeps_stats,
+)
 from tasks.metalearning.episodic import (
     batch_statistics,
     forward_alone,

@@ -19,10 +19,8 @@ from tasks.data.images import ImageData, Split
 from tasks.fit import (
     PeakMemory,
     StepClock,
-    StepOptions,
     learning_rate_at,
     parameter_groups,
-    raise_if_diverged,
     set_learning_rate,
 )
 from tasks.metalearning.episodic import forward_together, needs_context
@@ -30,6 +28,7 @@ from tasks.metalearning.heads import prototypical
 from tasks.metalearning.maml import Maml, StepStatistics
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
 from tasks.metalearning.options import FewShotOptions
+from tasks.step import StepOptions, raise_if_diverged
 
 ROWS = 10
 """Rows of the history."""

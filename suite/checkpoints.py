@@ -1,0 +1,180 @@
+"""The checkpoints of a run on disk: `checkpoint.pt`, the newest, and `checkpoint.before.pt`, the one before.
+
+Each is a file of torch.save (readable with `weights_only=True`) with one more member, `normsuite.json`: the run's key,
+where the run stood, and in which parts, on which machines, it was made. That member is read without torch. A new file
+is written beside them, synced, and takes its place in one step; the one before stays until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results import files
+from results.escape import one_line
+
+if TYPE_CHECKING:
+    from tasks.journal import Position, State
+
+NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
+MEMBER = "normsuite.json"
+FORMAT = 1
+_LARGEST_NOTE = 2**20  # bytes of the member
+
+
+@dataclass(frozen=True)
+class Note:
+    """What stands beside the tensors.
+
+    Args:
+        key: of the run.
+        position: tasks.journal.Position, as a mapping, and as `text`.
+        seconds: that the parts so far took.
+        parts: one mapping for each process that has made a part: its environment, and where it ended.
+    """
+
+    key: str
+    position: Mapping[str, Any]
+    text: str
+    seconds: float
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
+
+
+class Unreadable(ValueError):
+    """No checkpoint of this run; the message names the file and the reason in one line."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: of the run.
+        key: of its spec.
+        part: the environment of this process, for the note.
+        say: called with a line for the user.
+        clock: seconds that this process has worked on the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        part: Mapping[str, Any],
+        say: Callable[[str], None],
+        clock: Callable[[], float],
+    ):
+        self.folder, self.key, self.part, self.say, self.clock = folder, key, dict(part), say, clock
+        self.note: Note | None = None
+        """Of the checkpoint that the run goes on from."""
+
+    def candidates(self) -> Iterator[State | None]:
+        """What the run may go on from, best first; at last None, the start. Damaged ones are named and passed over."""
+        for name in (NEWEST, BEFORE):
+            file = self.folder / name
+            if not os.path.lexists(file):
+                continue
+            try:
+                state, self.note = read(file, self.key)
+            except Unreadable as error:
+                self.say(str(error))
+            else:
+                yield state
+        self.note = None
+        yield None
+
+    def save(self, state: State, position: Position) -> None:
+        """Store a state. Where that can not be done, a line says so, and what was stored before stays."""
+        parts, seconds = self.parts(str(position)), self.clock()
+        note = Note(self.key, asdict(position), str(position), self.seconds + seconds, parts)
+        try:
+            write(self.folder / NEWEST, state, note, self.folder / BEFORE)
+        except OSError as error:
+            self.say(f"no checkpoint at {position}: {one_line(str(error.strerror or error))}")
+
+    @property
+    def seconds(self) -> float:
+        """That earlier processes have worked on the run."""
+        return 0.0 if self.note is None else self.note.seconds
+
+    def parts(self, until: str) -> list[dict[str, Any]]:
+        """Where the run was made, this process last."""
+        before = [] if self.note is None else self.note.parts
+        return [*before, {**self.part, "until": until, "seconds": self.clock()}]
+
+    def remove(self) -> None:
+        """Once the run's record is stored."""
+        for name in (NEWEST, BEFORE):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
+
+
+def write(file: Path, state: Any, note: Note, before: Path | None = None) -> None:
+    """Store tensors and values in `file`; the file of that name before is `before` from then on. Raises OSError."""
+    import torch
+
+    with files.replacing(file, before) as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            raise OSError(errno.EIO, one_line(str(error)), str(file)) from error
+        with zipfile.ZipFile(stream, "a") as archive:
+            archive.writestr(_member(archive), json.dumps(asdict(note)))
+
+
+def read_note(file: Path, key: str) -> Note:
+    """The note of a checkpoint, without torch. Raises Unreadable."""
+    try:
+        with zipfile.ZipFile(_regular(file)) as archive:
+            info = archive.getinfo(_member(archive))
+            if info.file_size > _LARGEST_NOTE:
+                raise ValueError(f"its note has {info.file_size} bytes")
+            found = Note(**json.loads(archive.read(info)))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError, NotImplementedError) as error:
+        raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
+    if found.format != FORMAT or found.key != key:
+        raise Unreadable(f"{file}: a checkpoint of {'another run' if found.format == FORMAT else 'another version'}")
+    return found
+
+
+def read(file: Path, key: str) -> tuple[State, Note]:
+    """A checkpoint, every byte of it checked. Raises Unreadable."""
+    import torch
+
+    note = read_note(file, key)
+    try:
+        with zipfile.ZipFile(_regular(file)) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f'"{damaged}" is damaged')
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of torch, of pickle, of zlib: each has its own
+        raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
+    return state, note
+
+
+def found(folder: Path, key: str) -> Note | None:
+    """What a run that is not done would go on from, without torch."""
+    for name in (NEWEST, BEFORE):
+        with contextlib.suppress(Unreadable):
+            return read_note(folder / name, key)
+    return None
+
+
+def _regular(file: Path) -> Path:
+    """`file` itself, which is no link, folder or device. Raises OSError."""
+    if not stat.S_ISREG(os.lstat(file).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    return file
+
+
+def _member(archive: zipfile.ZipFile) -> str:
+    """The note's name: torch reads archives only where everything is in one folder."""
+    return f"{archive.namelist()[0].partition('/')[0]}/{MEMBER}"

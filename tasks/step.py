@@ -1,0 +1,182 @@
+"""One update: what the network is told, the check of the loss, the optimizers' step, and what norms hear afterwards.
+
+Every training goes through `told` and `update`, whatever its loss; `train_step` is the plain one, of one forward and
+one cross entropy.
+
+Axis letters: N samples, C channels, H and W space, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.registry import norm_modules
+from norms.situation import after_update, hold, predict, situation
+from tasks.base import Diverged
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a batch becomes one update.
+
+    Args:
+        slices: norm batches in the SGD batch; slice k is x[k::slices].
+        label_smoothing: of the cross entropy.
+        precision: "bfloat16" runs forwards under autocast.
+        domain: of the batch, or (N,) of its images, for norms that ask; None: not told.
+        gradient_clip: largest norm of the gradient of all parameters; None: it is left as it is.
+    """
+
+    slices: int = 1
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"
+    domain: int | Tensor | None = None
+    gradient_clip: float | None = None
+
+
+@contextlib.contextmanager
+def told(net: nn.Module, images: Tensor, options: StepOptions, **facts: Any) -> Iterator[None]:
+    """Within the block `net` computes in the options' precision, and its norms know domain and norm batches.
+
+    Args:
+        net: any network.
+        images: whose device counts.
+        options: domain, slices, precision.
+        facts: in the place of `domain` or `slices`, or further ones (norms.situation.situation).
+    """
+    known = {"domain": options.domain, "slices": options.slices, **facts}
+    with situation(net, **known), autocast(images.device, options.precision):
+        yield
+
+
+def update(
+    loss: Tensor,
+    net: nn.Module,
+    *optimizers: torch.optim.Optimizer,
+    images: Tensor,
+    options: StepOptions,
+    what: str,
+    cleared: Iterable[torch.optim.Optimizer] = (),
+) -> None:
+    """Gradients of a loss and one step of each optimizer. Norms are told by the caller, once a batch is done with:
+    `after_update`.
+
+    Args:
+        loss: a scalar.
+        net: whose parameters are clipped together, and which a message looks into.
+        optimizers: those that step, their rates set.
+        images: (N, C, H, W) of the forward, for the message.
+        options: gradient_clip, and what the forward was told.
+        what: "step 7", for the message.
+        cleared: optimizers of further parameters that the loss reaches; their gradients are cleared, too.
+
+    Raises:
+        Diverged: the loss is not finite; weights and statistics stand as the forward left them.
+    """
+    raise_if_diverged(loss, net, images, options, what)
+    for optimizer in (*optimizers, *cleared):
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if options.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), options.gradient_clip)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def train_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    options: StepOptions = StepOptions(),
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One SGD update on one batch.
+
+    Args:
+        net: in training mode.
+        optimizer: its learning rate is set by the caller.
+        images: (N, C, H, W), normalized.
+        labels: (N,).
+        options: norm batches, label smoothing, precision.
+        progress: fraction of training that is done after this step, for schedules inside norms.
+        step: for the message only.
+
+    Returns:
+        The loss before the update (mean over N) and the number of images it classified correctly, as tensors.
+
+    Raises:
+        Diverged: the loss is not finite; weights and statistics stand as the forward left them.
+    """
+
+    def forward() -> Tensor:
+        with told(net, images, options):
+            return net(images)
+
+    logits = forward()
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+    update(loss, net, optimizer, images=images, options=options, what=f"step {step}")
+    after_update(net, forward, progress)
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def raise_if_diverged(loss: Tensor, net: nn.Module, images: Tensor, options: StepOptions, what: str) -> None:
+    """Diverged where a scalar loss is not finite; the message names `what` and the layers (`describe_non_finite`)."""
+    if loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        raise Diverged(f"{what}: the loss is {value}; {describe_non_finite(net, images, options)}")
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:
+    """Which parameters, buffers and outputs of `net` on this batch are not finite: the first `most` names of each.
+
+    The forward is repeated under `hold`, so nothing that a norm keeps moves.
+    """
+    outputs: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                outputs.append(name)
+
+        return look
+
+    leaves = [(n, m) for n, m in net.named_modules() if n and not any(m.children())]
+    stamped = [(n, m) for n, m in norm_modules(net) if any(m.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves + stamped]
+    try:
+        with torch.no_grad(), hold(net), told(net, images, options):
+            # as `evaluate` forwards it: norms that combine branches have no other forward without a domain
+            net(images) if net.training else predict(net, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {
+        "inputs": [] if torch.isfinite(images).all() else ["images"],
+        "parameters": [n for n, p in net.named_parameters() if not torch.isfinite(p).all()],
+        "buffers": [n for n, b in net.named_buffers() if not torch.isfinite(b).all()],
+        "outputs": list(dict.fromkeys(outputs)),
+    }
+    parts = [f"{kind} {_first(names, most)}" for kind, names in found.items() if names]
+    return "not finite: " + "; ".join(parts) if parts else "every parameter and layer output is finite"
+
+
+def _first(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
