@@ -21,10 +21,10 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from results import files
 from results.record import MOST_ENTRIES, RunRecord, RunSpec, run_folder
@@ -69,7 +69,7 @@ class Live:
         self.clock = (0, 0.0)
         self._journal: Journal | None = None
         self._since: tuple[float, int] | None = None  # when the epoch at hand began, and after which step
-        self._file: BinaryIO | None = None
+        self._written = False  # whether the file holds all rows so far
         self._trackers: Trackers | None = None
         self._phase = ""
         self._told = self._noted = -math.inf
@@ -89,8 +89,8 @@ class Live:
         now = time.monotonic()
         if now - self._told >= _TELL_EVERY:
             self._tell()
-        if now - self._noted >= _NOTE_EVERY and self._file is not None:
-            self._note({"at": _plain(self._position())})
+        if now - self._noted >= _NOTE_EVERY and self._written:
+            self._note({"at": asdict(self._position())})
 
     def tell(self, position: Position, row: Row | None = None) -> None:
         """Where the run stands, from its journal; with the row of an epoch that has just been finished."""
@@ -101,14 +101,14 @@ class Live:
             if new or time.monotonic() - self._told >= _TELL_EVERY:
                 self._tell()
             if new or time.monotonic() - self._noted >= _NOTE_EVERY:
-                self._note({"at": _plain(position)})
+                self._note({"at": asdict(position)})
             return
         if self._since is not None:
             start, step = self._since
             steps, seconds = self.clock
             self.clock, self._since = (steps + position.step - step, seconds + now - start), None
+        self._note({"row": finite(row), "at": asdict(position)})  # first, for the record of a run that is killed now
         self._tell(row=finite(row), clock=self.clock)
-        self._note({"row": finite(row), "at": _plain(position)})
         if self._trackers is not None:
             self._trackers.row(row)
 
@@ -116,8 +116,6 @@ class Live:
         """The record is stored."""
         if self.out is not None:
             remove(run_folder(self.out, self.spec))
-        if self._file is not None:
-            self._file.close()
         if self._trackers is not None:
             self._trackers.end(record)
 
@@ -128,7 +126,7 @@ class Live:
 
     def _tell(self, **more: Any) -> None:
         self._told = time.monotonic()
-        position = {} if self._journal is None else {"position": _plain(self._position())}
+        position = {} if self._journal is None else {"position": asdict(self._position())}
         self.send({"fraction": self.fraction, **position, **more})
 
     # The file
@@ -142,39 +140,30 @@ class Live:
             "host": platform.node(),
             "process": os.getpid(),
             "born": born(os.getpid()),
-            "at": _plain(self._position()),
+            "at": asdict(self._position()),
             "time": time.time(),
         }
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        with self._mishaps():
-            self._file = files.open_new(run_folder(self.out, self.spec) / HISTORY)
-            self._write(first, *({"row": finite(row)} for row in self._journal.rows))
+        lines = [first, *({"row": finite(row)} for row in self._journal.rows)]
+        with self._mishaps(), files.open_new(run_folder(self.out, self.spec) / HISTORY) as stream:
+            stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _note(self, line: dict[str, Any]) -> None:
         """Append a line; where the file is missing and an epoch is finished, begin it again."""
         self._noted = time.monotonic()
-        if self._file is not None:
+        if self._written and self.out is not None:
             with self._mishaps():
-                self._write({**line, "time": time.time()})
+                text = json.dumps({**line, "time": time.time()}) + "\n"
+                files.append(run_folder(self.out, self.spec) / HISTORY, text.encode())
         elif self.out is not None and "row" in line:
             self._open()
 
-    def _write(self, *lines: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        self._file.flush()
-
     @contextlib.contextmanager
-    def _mishaps(self) -> Any:
+    def _mishaps(self) -> Iterator[None]:
         try:
             yield
+            self._written = True
         except OSError as error:
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.close()
-            self._file = None
+            self._written = False
             if not self._complained:
                 self._complained = True
                 self.say(f"{HISTORY} can not be written: {error.strerror or error}")
@@ -231,8 +220,8 @@ def number(value: Any) -> float | None:
 
 
 def where(position: Mapping[str, Any]) -> str:
-    """A position in words: "epoch 3/10", "search, epoch 3/10", "after training", "attack pgd 0", "test episodes 120/600".
-    The item at hand counts."""
+    """A position in words, the item at hand counted: "epoch 3/10", "search, epoch 3/10", "after training", "attack pgd
+    0", "test episodes 120/600"."""
     phase, of, done = (position.get(name) for name in ("phase", "of", "done"))
     phase = phase if isinstance(phase, str) else ""
     if not isinstance(of, int) or not isinstance(done, int) or of < 1:
@@ -262,7 +251,3 @@ def born(process: int) -> str:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
-
-
-def _plain(position: Position) -> dict[str, Any]:
-    return asdict(position)
