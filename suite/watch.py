@@ -140,10 +140,10 @@ def _seen(file: Path) -> Seen | None:
         with contextlib.suppress(OSError):  # a record that came later: it is all done
             if os.lstat(file.parent / RECORD).st_mtime >= written:
                 return None
-    made = number(row.get("time"))
+    made, place = number(row.get("time")), (file.parts[-4], file.parts[-3], file.parts[-2])
     return Seen(
-        spec=_spec(first, file.parent.name),
-        place=(file.parts[-4], file.parts[-3], file.parts[-2]),
+        spec=_spec(first, *place[:2]),
+        place=place,
         state=state,
         at=at.get("at", {}),
         row=row_in(row) or {},
@@ -189,13 +189,13 @@ def _alive(process: int, since: Any) -> bool:
     return not since or born(process) == since
 
 
-def _spec(first: Mapping[str, Any], key: str) -> RunSpec | None:
-    """The spec in a first line, where it is that of the folder."""
+def _spec(first: Mapping[str, Any], task: str, norm: str) -> RunSpec | None:
+    """The spec in a first line, where it is one of the folder's."""
     try:
         spec = RunSpec.model_validate(first.get("spec"))
-        return spec if spec.key == key else None
-    except (ValidationError, ValueError, RecursionError):
+    except (ValidationError, RecursionError):
         return None
+    return spec if (spec.task, spec.norm) == (task, norm) else None
 
 
 def _left(first: Mapping[str, Any], last: Mapping[str, Any]) -> float | None:

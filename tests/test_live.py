@@ -329,6 +329,8 @@ def test_the_display_says_where_a_run_stands_and_what_its_last_epoch_gave(tmp_pa
     progress.take(Event("progress", spec, fraction=0.2, position=at, row={"train_loss": 0.12345, "val_top1": None}))
     progress.take(Event("progress", spec, fraction=0.3, position=at))
     assert progress.note(spec.key) == "epoch 3/10  train_loss 0.1235  val_top1 nan"
+    progress.take(Event("progress", spec, position={"phase": "\x1b[2J"}, row={"loss\n": 1.0}))
+    assert progress.note(spec.key) == "U+001B[2J  lossU+000A 1"
     progress.take(Event("waiting", spec, text="taken"))
     assert progress.note(spec.key) == ""
 
