@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -149,6 +150,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(help="Time between two checkpoints of a run, as --timeout; inf: only when told to leave."),
+    ] = "300",
     tracker: Annotated[
         list[str] | None,
         typer.Option(help="Log every run to OUT/tracking/NAME, too; NAME is tensorboard (repeatable)."),
@@ -171,6 +176,10 @@ def run(
         limit = time_limit(timeout)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
+    try:
+        every = time_limit(checkpoint_every) or math.inf
+    except ValueError as error:
+        raise ValueError(f"--checkpoint-every: {error}") from error
     _check_device(device)
     trackers = tuple(dict.fromkeys(tracker or ()))
     check_trackers(trackers)
@@ -208,6 +217,7 @@ def run(
         Grid,
         describe,
         dry_summary,
+        going_on,
         left_out,
         not_of_config,
         restate_budget,
@@ -256,6 +266,7 @@ def run(
         commit=commit(),
         folders=planned.folders,
         trackers=trackers,
+        checkpoint_every=every,
     )
     _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
@@ -266,20 +277,21 @@ def run(
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        # a scheduler's SIGTERM and a closed terminal are as good as Ctrl-C: workers are stopped, the terminal is
-        # put right; what is ignored (nohup) stays so
+        _print_lines(map(_shown, going_on(grid, names)))
+        # a scheduler's SIGTERM or SIGUSR1 and a closed terminal are as good as Ctrl-C: workers store where they stand
+        # and leave, the terminal is put right; what is ignored (nohup) stays so
         before = {
             number: signal.signal(number, signal.default_int_handler)
-            for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-            if signal.getsignal(number) is not signal.SIG_IGN
+            for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGUSR1"))
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
         except KeyboardInterrupt:
-            print(
-                f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
-            )
+            goes_on = f"; the same command goes on with {progress.stopped} others" if progress.stopped else ""
+            kept = f"{progress.finished} of {progress.total} runs were finished and are kept"
+            print(f"\nstopped: {kept}{goes_on}", file=sys.stderr)
             return 130
         finally:
             for number, handler in before.items():
@@ -299,6 +311,9 @@ def run(
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
     _print_lines(summary(grid, counts, failed))
+    if counts["stopped"]:
+        print(f"{counts['stopped']} runs were told to leave; the same command goes on with them", file=sys.stderr)
+        return 130
     return 1 if failed or unstored else 0
 
 
