@@ -1,4 +1,4 @@
-"""Options that came after records had been made orphan none of them, and tables show old and new runs as one setting."""
+"""Options that came after records had been made orphan none; old and new runs are one setting of a table."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Annotated
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 
 from results.frame import from_records
 from results.record import RunRecord, RunSpec, read_record, record_text, write_record
