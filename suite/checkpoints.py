@@ -134,7 +134,7 @@ class Checkpoints:
 
 
 def keep_weights(folder: Path, spec: RunSpec, trained: Trained) -> None:
-    """Leave the network of a finished run in its folder. Raises OSError; TypeError, ValueError: it can not be stored."""
+    """Leave the network of a finished run in its folder. Raises OSError, or TypeError and ValueError: not storable."""
     from tasks.journal import plain
 
     try:

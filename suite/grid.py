@@ -23,8 +23,12 @@ from suite.blocks import BUDGETS
 from suite.engine import look
 from suite.output import OUTPUT
 from suite.plan import Plan
-from suite.progress import Names, columns, duration, seed_text
+from suite.progress import Names, columns, duration, failed_line, seed_text
+from tasks import get_task
 from tasks.weights import WEIGHTS
+
+MOST_FAILED = 20
+"""Failed runs of before whose reasons are shown; all of them stand in the tables and in the records."""
 
 
 class Grid:
@@ -73,6 +77,19 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
         state = ", ".join(s if s.startswith("skipped") else f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         rows.append((task, setting or "-", norm, seed_text(seeds), state))
     yield from columns(rows)
+
+
+def failed_before(grid: Grid, names: Names) -> Iterator[str]:
+    """The stored reasons of failed runs that are not made again, the first of them, each with what it left behind."""
+    if not grid.failed:
+        return
+    # the plan's spec, since an older record lacks options that may vary here
+    stored = [spec for spec, state in zip(grid.plan.runs, grid.states, strict=True) if state not in ("todo", "damaged")]
+    failed = [pair for pair in zip(stored, grid.records, strict=True) if pair[1].status == "failed"]
+    for spec, record in failed[:MOST_FAILED]:
+        yield from failed_line(names.run(spec), record, grid.folder).split("\n")
+    if len(failed) > MOST_FAILED:
+        yield f"{len(failed) - MOST_FAILED} more failed before"
 
 
 def restate_budget(grid: Grid) -> int:
@@ -143,22 +160,28 @@ def left_out(plan: Plan) -> Iterator[str]:
 
 
 def without_weights(grid: Grid) -> Iterator[str]:
-    """Lines about the runs that are ok and have no weights beside their records, whoever asked for them."""
-    before = sum(record.status == "ok" and not _has_weights(grid, record.spec) for record in grid.records)
-    if before:
+    """Lines about the runs that are ok and have no weights beside their records, where weights were asked for."""
+    of_tasks = dict.fromkeys(spec.task for spec in grid.plan.runs)
+    none = {name for name in of_tasks if not hasattr(get_task(name), "network")}
+    for name in none:
+        yield f'task "{name}" does not say how its network is built: its runs keep no weights'
+
+    def bare(record: RunRecord | None) -> bool:
+        return (
+            record is not None
+            and record.status == "ok"
+            and record.spec.task not in none
+            and not (run_folder(grid.folder, record.spec) / WEIGHTS).is_file()
+        )
+
+    if before := sum(map(bare, grid.records)):
         yield (
             f"{before} runs that were done already were made without --keep-weights, and have no {WEIGHTS}; another "
             "--out makes them again, --norms and --seeds only some of them"
         )
-    bare = [spec for spec in grid.todo if not _has_weights(grid, spec)]
-    lost = [spec for spec in bare if (record := look(grid.folder, spec)[1]) is not None and record.status == "ok"]
-    if lost:
+    if lost := [spec for spec in grid.todo if bare(look(grid.folder, spec)[1])]:
         where = shlex.quote(str(run_folder(grid.folder, lost[0]) / OUTPUT))
-        yield f"{len(lost)} runs have no {WEIGHTS}; {where} says why"
-
-
-def _has_weights(grid: Grid, spec: RunSpec) -> bool:
-    return (run_folder(grid.folder, spec) / WEIGHTS).is_file()
+        yield f"{len(lost)} runs have no {WEIGHTS}; why stands in {where}"
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

@@ -146,7 +146,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
             every = runner.checkpoint_every or math.inf
             try:
                 journal = Journal(state, save=save, every=every, device=runner.device)
-                made = record(_attempt(spec, folder, report, runner, journal))
+                made = record(attempt(spec, folder, report, runner, journal))
                 break
             except Unusable as error:
                 print(f"a checkpoint of this run can not be used: {one_line(error)}")
@@ -189,9 +189,10 @@ def _write_traceback(folder: Path) -> list[str]:
     return [TRACEBACK]
 
 
-def _attempt(
+def attempt(
     spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner, journal: Journal
 ) -> dict[str, Any]:
+    """The run itself, with whatever it raises; returns the fields of its record. See `run_one`."""
     import torch
 
     from norms import plugins

@@ -122,7 +122,7 @@ def test_folders_without_weights_say_how_to_get_them(tmp_path):
         tasks.load_network(tmp_path)
     record = kept(tmp_path, spec(), keep=False)
     folder = write_record(tmp_path, record).parent
-    with pytest.raises(ValueError, match="--keep-weights, once it is ok.*another --out"):
+    with pytest.raises(ValueError, match=r"--keep-weights, once it is ok.*another --out"):
         tasks.load_network(folder)
 
 
@@ -187,7 +187,7 @@ def test_a_plugins_norm_is_asked_for_and_found_once_it_is_loaded(tmp_path):
     load_plugin(file)
     record = kept(tmp_path / "run", spec("kept_mine"), plugins=(file,))
     assert record.status == "ok", record.reason
-    net, _ = tasks.load_network(tmp_path / "run")
+    tasks.load_network(tmp_path / "run")
     del registry._REGISTRY["kept_mine"]
     with pytest.raises(ValueError, match=r'"kept_mine" of the run is not here: .*norms.load_plugin\(FILE\)'):
         tasks.load_network(tmp_path / "run")
