@@ -113,8 +113,8 @@ class Checkpoints:
         note = Note(self.key, asdict(position), str(position), self.seconds + seconds, parts)
         try:
             write(self.folder / NEWEST, state, note, self.folder / BEFORE)
-        except OSError as error:
-            self.say(f"no checkpoint at {position}: {one_line(str(error.strerror or error))}")
+        except (OSError, ValueError) as error:
+            self.say(f"no checkpoint at {position}: {one_line(str(getattr(error, 'strerror', None) or error))}")
 
     @property
     def seconds(self) -> float:

@@ -176,12 +176,12 @@ def without_weights(grid: Grid) -> Iterator[str]:
 
     if before := sum(map(bare, grid.records)):
         yield (
-            f"{before} runs that were done already were made without --keep-weights, and have no {WEIGHTS}; another "
-            "--out makes them again, --norms and --seeds only some of them"
+            f"done before, without --keep-weights, so that they have no {WEIGHTS}: {before} runs; another --out makes "
+            "them again, --norms and --seeds only some of them"
         )
     if lost := [spec for spec in grid.todo if bare(look(grid.folder, spec)[1])]:
         where = shlex.quote(str(run_folder(grid.folder, lost[0]) / OUTPUT))
-        yield f"{len(lost)} runs have no {WEIGHTS}; why stands in {where}"
+        yield f"made now, without {WEIGHTS}: {len(lost)} runs; why stands in {where}"
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

@@ -330,10 +330,10 @@ def test_weights_that_are_not_there_are_noted(suite, task, config):
     command = (*command, "--plugin", file)
     code, _, (note,) = suite(*command, "--keep-weights")
     before, _, path = note.partition(" stands in ")
-    assert (code, before) == (0, "note: 2 runs have no weights.pt; why")
+    assert (code, before) == (0, "note: made now, without weights.pt: 2 runs; why")
     assert 'weights are not kept: task "cli_net" gives none' in Path(path).read_text()
     _, _, (note,) = suite(*command, "--keep-weights")
-    assert note.startswith("note: 2 runs that were done already were made without --keep-weights")
+    assert note.startswith("note: done before, without --keep-weights, so that they have no weights.pt: 2 runs")
     assert suite(*command)[2] == [], "who does not ask for weights hears nothing"
 
 
