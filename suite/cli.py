@@ -149,6 +149,9 @@ def run(
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep the trained network of each run that is ok, as weights.pt.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
     checkpoint_every: Annotated[
         str,
@@ -217,12 +220,14 @@ def run(
         Grid,
         describe,
         dry_summary,
+        failed_before,
         going_on,
         left_out,
         not_of_config,
         restate_budget,
         shared_folder,
         summary,
+        without_weights,
     )
     from suite.progress import Names, Progress
     from suite.runner import Runner
@@ -237,6 +242,7 @@ def run(
             print(line, file=sys.stderr)
     if dry_run:
         _print_lines(describe(grid, names))
+        _print_lines(failed_before(grid, names))
         _print_lines(dry_summary(grid, jobs, left_to_do(remaining, grid.todo, done)))
         return 0
     _print_lines(left_out(planned))
@@ -267,6 +273,7 @@ def run(
         folders=planned.folders,
         trackers=trackers,
         checkpoint_every=every,
+        keep_weights=keep_weights,
     )
     _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
@@ -310,11 +317,45 @@ def run(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
+    _print_lines(failed_before(grid, names))
+    if keep_weights:
+        _print_notes([*without_weights(grid)])
     _print_lines(summary(grid, counts, failed))
     if counts["stopped"]:
         print(f"{counts['stopped']} runs were told to leave; the same command goes on with them", file=sys.stderr)
         return 130
     return 1 if failed or unstored else 0
+
+
+@app.command()
+def debug(
+    config: Annotated[Path, typer.Argument(help="A config file, as of `run`.")] = Path("configs/quick.yaml"),
+    norm: Annotated[
+        str | None, typer.Option(help="Its norm, by name or label.  [default: that of the plugin, else the config's]")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Its task.  [default: the config's first]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Its seed.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Change an option (repeatable).")
+    ] = None,
+    plugin: Plugins = None,
+    device: Annotated[str, typer.Option(help="Where the run computes: cpu, cuda, cuda:1, ...")] = "cpu",
+    data_dir: DataDir = Path("data"),
+) -> int:
+    """Make one run of a config in this process, to look for a mistake: no record is written.
+
+    No norm is tried before, prints appear where they are made, breakpoint() works, and an error shows its traceback
+    (exit code 1). Where several runs are asked for, the first one is made.
+    """
+    from suite.debug import choose, load_plugins, make, planned
+    from suite.runner import Runner
+
+    _check_device(device)
+    with terminal.as_they_are():
+        own = load_plugins(plugin or ())
+        plan = planned(config, _split("--norm", norm), _split("--task", task), seed, settings or (), own, data_dir)
+        runner = Runner(device, plan.threads, data_dir.resolve(), tuple(plugin or ()), folders=plan.folders)
+        return make(*choose(plan.runs), runner)
 
 
 @app.command()

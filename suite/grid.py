@@ -23,8 +23,14 @@ from suite import checkpoints
 from suite.blocks import BUDGETS
 from suite.engine import look
 from suite.estimate import Estimate
+from suite.output import OUTPUT
 from suite.plan import Plan
-from suite.progress import Names, columns, duration, seed_text
+from suite.progress import Names, columns, duration, failed_line, seed_text
+from tasks import get_task
+from tasks.weights import WEIGHTS
+
+MOST_FAILED = 20
+"""Failed runs of before whose reasons are shown; all of them stand in the tables and in the records."""
 
 
 class Grid:
@@ -88,6 +94,19 @@ def going_on(grid: Grid, names: Names, most: int = 10) -> Iterator[str]:
         yield f"going on: {names.run(spec)} from {grid.begun[spec.key]}"
     if len(begun) > most:
         yield f"going on: {len(begun) - most} more"
+
+
+def failed_before(grid: Grid, names: Names) -> Iterator[str]:
+    """The stored reasons of failed runs that are not made again, the first of them, each with what it left behind."""
+    if not grid.failed:
+        return
+    # the plan's spec, since an older record lacks options that may vary here
+    stored = [spec for spec, state in zip(grid.plan.runs, grid.states, strict=True) if state not in ("todo", "damaged")]
+    failed = [pair for pair in zip(stored, grid.records, strict=True) if pair[1].status == "failed"]
+    for spec, record in failed[:MOST_FAILED]:
+        yield from failed_line(names.run(spec), record, grid.folder).split("\n")
+    if len(failed) > MOST_FAILED:
+        yield f"{len(failed) - MOST_FAILED} more failed before"
 
 
 def restate_budget(grid: Grid) -> int:
@@ -156,6 +175,31 @@ def left_out(plan: Plan) -> Iterator[str]:
     """How many combinations of options make no setting, with the first of them; no line where there is none."""
     if plan.left_out:
         yield f"combinations left out: {len(plan.left_out)}, such as {plan.left_out[0]}"
+
+
+def without_weights(grid: Grid) -> Iterator[str]:
+    """Lines about the runs that are ok and have no weights beside their records, where weights were asked for."""
+    of_tasks = dict.fromkeys(spec.task for spec in grid.plan.runs)
+    none = {name for name in of_tasks if not hasattr(get_task(name), "network")}
+    for name in none:
+        yield f'task "{name}" does not say how its network is built: its runs keep no weights'
+
+    def bare(record: RunRecord | None) -> bool:
+        return (
+            record is not None
+            and record.status == "ok"
+            and record.spec.task not in none
+            and not (run_folder(grid.folder, record.spec) / WEIGHTS).is_file()
+        )
+
+    if before := sum(map(bare, grid.records)):
+        yield (
+            f"done before, without --keep-weights, so that they have no {WEIGHTS}: {before} runs; another --out makes "
+            "them again, --norms and --seeds only some of them"
+        )
+    if lost := [spec for spec in grid.todo if bare(look(grid.folder, spec)[1])]:
+        where = shlex.quote(str(run_folder(grid.folder, lost[0]) / OUTPUT))
+        yield f"made now, without {WEIGHTS}: {len(lost)} runs; why stands in {where}"
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ Precedence of an option: options model < file < `--set`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from suite.config import ManyRuns, PlanError, form_mistakes, read_config
 from suite.folders import Folders
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
-from tasks.base import NormChoice, Options
+from tasks.base import NormChoice, Options, newer_options
 
 MOST_RUNS = 100_000
 """Runs that are planned without a question."""
@@ -61,7 +61,12 @@ class Plan:
 
 
 def plan(
-    path: str | Path, overrides: Overrides | None = None, data_dir: str | Path = "data", *, without_data: bool = False
+    path: str | Path,
+    overrides: Overrides | None = None,
+    data_dir: str | Path = "data",
+    *,
+    without_data: bool = False,
+    tried: bool = True,
 ) -> Plan:
     """Read a config file and expand it. Plugins must be loaded before.
 
@@ -70,12 +75,13 @@ def plan(
         overrides: what the command line says on top of it.
         data_dir: folder of prepared data sets.
         without_data: data that is not here stands in `Plan.missing`, in the place of a mistake.
+        tried: False: every norm is planned for every task, and no process is started.
 
     Raises:
         PlanError: every mistake of the file and the overrides, one line each with the nearest known name.
         ManyRuns: more than MOST_RUNS, and `overrides.many` is not set.
     """
-    return plan_config(read_config(path), overrides, data_dir, without_data=without_data)
+    return plan_config(read_config(path), overrides, data_dir, without_data=without_data, tried=tried)
 
 
 def plan_config(
@@ -84,6 +90,7 @@ def plan_config(
     data_dir: str | Path = "data",
     *,
     without_data: bool = False,
+    tried: bool = True,
 ) -> Plan:
     """Expand a config that is already a mapping; see `plan`."""
     if mistakes := form_mistakes(config):
@@ -96,7 +103,7 @@ def plan_config(
     _check_size(blocks, overrides.many)
     folders = Folders()
     with Trials(trial_seconds(overrides.timeout)) as trials:
-        runs, skipped = _expand(blocks, folders, trials)
+        runs, skipped = _expand(blocks, folders, trials.why_not if tried else lambda spec, options: None)
     if mistakes := folders.mistakes(Path(data_dir)):
         raise PlanError(mistakes)
     missing = dict.fromkeys(line.partition(": ")[2] for line in reader.missing)  # without the task
@@ -125,7 +132,7 @@ def _check_size(blocks: Sequence[Block], many: bool) -> None:
 
 
 def _expand(
-    blocks: Sequence[Block], folders: Folders, trials: Trials
+    blocks: Sequence[Block], folders: Folders, why_not: Callable[[RunSpec, Options], str | None]
 ) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
     """Every setting x norm x seed once. Seeds are the outermost axis within a block, so that a grid that is stopped
     early leaves whole columns with fewer seeds rather than missing norms."""
@@ -134,6 +141,7 @@ def _expand(
     skipped: dict[tuple[str, int], tuple[RunSpec, str]] = {}
     for block in blocks:
         task = block.task
+        newer = newer_options(task.options)
         cells: dict[str, tuple[RunSpec, str | None]] = {}  # by the key that seed 0 has: a key takes time, so once each
         for (options, checksum), norm in itertools.product(block.settings, block.norms):
             options = _with_norm_batch(options, norm.info)
@@ -152,9 +160,10 @@ def _expand(
                 task_version=task_version(task.name),
                 data_checksum=checksum,
                 norm_label=norm.label,
+                newer=newer,
             )
             if spec.key not in cells:
-                cells[spec.key] = spec, trials.why_not(spec, options)
+                cells[spec.key] = spec, why_not(spec, options)
         for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
             spec = spec.model_copy(update={"seed": seed})
             if reason is None:

@@ -174,16 +174,22 @@ class Progress:
         left = self.left() if self.todo else None
         tail = f"  [{time_left(left)} left]" if left is not None else ""
         line = f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
-        return line + self._left_behind(record)
-
-    def _left_behind(self, record: RunRecord) -> str:
-        """A second line that says where a failed run's traceback and output lie, if there are any."""
         if self.folder is None or record.status != "failed":
-            return ""
-        folder = run_folder(self.folder, record.spec)
-        found = [name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
-        beside = f" and {found[1]} beside it" if len(found) > 1 else ""
-        return f"\n    see {_near(folder / found[0])}{beside}" if found else ""
+            return line
+        return line + left_behind(self.folder, record.spec)
+
+
+def failed_line(name: str, record: RunRecord, folder: Path) -> str:
+    """What is stored of a run that failed before, in the words of a run that has just failed."""
+    return f"failed before  {name}  {cut(visible(record.reason), _LONGEST)}{left_behind(folder, record.spec)}"
+
+
+def left_behind(out: Path, spec: RunSpec) -> str:
+    """A second line that says where a failed run's traceback and output lie, if there are any."""
+    folder = run_folder(out, spec)
+    found = [name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
+    beside = f" and {found[1]} beside it" if len(found) > 1 else ""
+    return f"\n    see {_near(folder / found[0])}{beside}" if found else ""
 
 
 def duration(seconds: float) -> str:

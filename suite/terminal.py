@@ -88,6 +88,20 @@ def steady() -> Iterator[tuple[Output, Output]]:
         err.leave()
 
 
+@contextlib.contextmanager
+def as_they_are() -> Iterator[None]:
+    """While inside, sys.stdout and sys.stderr are the process's own streams, for a debugger and for what a user's code
+    prints on purpose."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (each.stream if isinstance(each, Output) else each for each in before)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
 def _fill_descriptors() -> None:
     """Let 0, 1 and 2 lead to nowhere where they were closed at the start (`>&-`): the next file would get the number,
     and be printed into."""

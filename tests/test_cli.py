@@ -303,7 +303,38 @@ def test_a_failed_run_gives_exit_code_1_and_is_made_again_with_retry_only(suite,
     code, out, _ = suite(*command)
     assert (code, len(made(tmp_path))) == (1, 1)
     assert "1 failed before" in "\n".join(out)
-    assert (suite(*command, "--retry")[0], len(made(tmp_path))) == (1, 2)
+    again = "failed before  cli_fake bn seed 0  RuntimeError: it fails"
+    assert out[out.index(again) + 1] == place, "the reasons stand above, as the last line says"
+    assert again in suite(*command, "--dry-run")[1]
+    code, out, _ = suite(*command, "--retry")
+    assert (code, len(made(tmp_path)), again in out) == (1, 2, False)
+
+
+def test_what_of_many_failed_runs_is_shown_again_is_bounded(suite, config, monkeypatch):
+    monkeypatch.setattr("suite.grid.MOST_FAILED", 1)
+    command = ("run", config, "--set", "cli_fake.fails=true", "--norms", "bn")
+    suite(*command)
+    out = suite(*command)[1]
+    assert sum(line.startswith("failed before") for line in out) == 1
+    assert "1 more failed before" in out
+
+
+def test_weights_that_are_not_there_are_noted(suite, task, config):
+    command = ("run", config, "--norms", "bn")
+    code, _, err = suite(*command, "--keep-weights")
+    none = 'note: task "cli_fake" does not say how its network is built: its runs keep no weights'
+    assert (code, err) == (0, [none])
+    file = task.parent / "network.py"
+    file.write_text(TASK.replace("cli_fake", "cli_net").replace("    def run", "    network = None\n\n    def run"))
+    config.write_text(config.read_text().replace("cli_fake", "cli_net"))
+    command = (*command, "--plugin", file)
+    code, _, (note,) = suite(*command, "--keep-weights")
+    before, _, path = note.partition(" stands in ")
+    assert (code, before) == (0, "note: made now, without weights.pt: 2 runs; why")
+    assert 'weights are not kept: task "cli_net" gives none' in Path(path).read_text()
+    _, _, (note,) = suite(*command, "--keep-weights")
+    assert note.startswith("note: done before, without --keep-weights, so that they have no weights.pt: 2 runs")
+    assert suite(*command)[2] == [], "who does not ask for weights hears nothing"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
