@@ -19,13 +19,13 @@ from tasks.base import Diverged, RunContext
 from tasks.data.episodes import Episode, EpisodeSampler, query_pool
 from tasks.data.images import Split, make_data
 from tasks.few_shot import TASK, FewShotOptions
-from tasks.fit import train_step
 from tasks.metalearning import training
 from tasks.metalearning.episodic import batch_statistics, forward_inductive, forward_together
 from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
 from tasks.metalearning.heads import imprinted, prototypical
 from tasks.metalearning.maml import Maml
 from tasks.metalearning.networks import build_few_shot_net
+from tasks.step import train_step
 
 NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
 SHAPE, PER_CLASS = (1, 16, 16), 8
@@ -157,8 +157,7 @@ def test_an_imprinted_weight_is_the_normalized_mean_of_normalized_embeddings():
 
 
 def test_the_interval_is_the_normal_one_over_episodes():
-    values = [torch.tensor(v) for v in (0.2, 0.4, 0.4, 0.8)]
-    accuracy = Accuracy.of(values, [])
+    accuracy = Accuracy.of([(torch.tensor(v), None) for v in (0.2, 0.4, 0.4, 0.8)])
     assert accuracy.ci95 == pytest.approx(1.96 * math.sqrt(0.19 / 3) / 2, rel=1e-3)
     assert torch.equal(accuracy.inductive, accuracy.transductive)
 
@@ -358,8 +357,8 @@ def test_tasknorm_tells_separable_classes_apart(method, tmp_path):
 def test_divergence_with_a_context_is_a_result_too(method, tmp_path, monkeypatch):
     real = training.build
 
-    def spoiled(*arguments):
-        net = real(*arguments)
+    def spoiled(*arguments, **where):
+        net = real(*arguments, **where)
         with torch.no_grad():
             next(net.parameters()).fill_(math.nan)
         return net
@@ -470,7 +469,9 @@ def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, m
     weights = [
         {
             k: v
-            for k, v in training.build(norm(n), planted(), spec, context(tmp_path)).state_dict().items()
+            for k, v in training.build(norm(n), spec, SHAPE, 3, generator=context(tmp_path).generator)
+            .state_dict()
+            .items()
             if "conv" in k
         }
         for n in ("bn", "ln")
@@ -502,9 +503,10 @@ def test_logits_that_are_not_finite_diverge_and_are_no_accuracy_at_chance(method
         return loss, correct
 
     monkeypatch.setattr(training, f"{method}_step", spoil)
-    with pytest.raises(Diverged, match=r"episode 0 of the evaluation: logits are not finite") as caught:
-        TASK.run(norm("bn"), options(method=method, steps=1), context(tmp_path))
-    assert len(caught.value.history) == 1
+    run = context(tmp_path)
+    with pytest.raises(Diverged, match=r"episode 0 of the evaluation: logits are not finite"):
+        TASK.run(norm("bn"), options(method=method, steps=1), run)
+    assert len(run.journal.rows) == 1
 
 
 def test_colour_images_train_in_every_network_and_method(tmp_path, data):
