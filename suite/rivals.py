@@ -98,7 +98,9 @@ def _our_episodes(options: Any) -> Callable[[], Any]:
 
     context = RunContext(torch.device("cpu"), 0, Path("data"), Path())
     data = datasets.load_disjoint("glyphs", context.data_dir)
-    net = training.build(make_norm("bn"), data, options, context)
+    net = training.build(
+        make_norm("bn"), options, data.image_shape, training.outputs(data, options), generator=context.generator
+    )
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     drawn, maml = training.training_episodes(data, options, context), training.learner(net, options)
 

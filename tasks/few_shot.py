@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
 from tasks import data as datasets
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.data.episodes import EpisodeSampler, check_episodes, query_pool, variants_needed
 from tasks.data.images import ImageData, Split
 from tasks.fit import (
@@ -36,7 +37,7 @@ from tasks.metalearning.heads import head_of
 from tasks.metalearning.maml import Maml
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
 from tasks.metalearning.options import FewShotOptions
-from tasks.metalearning.training import build, learner, preparation, train
+from tasks.metalearning.training import build, learner, outputs, preparation, train
 from tasks.requirements import check_installed, import_legacy
 from tasks.trial import lacking, refusal
 
@@ -103,33 +104,50 @@ class FewShot:
         shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape)
 
+    def steps(self, options: FewShotOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        return options.steps
+
+    def network(
+        self, norm: NormFactory, options: FewShotOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling. Of its `embedding` (N, D) new classes are told apart, by prototypes or imprinted
+        weights (tasks.metalearning.heads). The network itself gives, of images (N, C, H, W):
+
+            prototypical: the embedding.
+            imprinting: logits of the training classes, in the order of their labels.
+            maml: logits (N, way) at the weights that adaptation begins with, which tell nothing before a network is
+                adapted to a support; with inner_statistics "per_step" the statistics are those of the queries' step.
+
+        Statistics are those of training, whatever `inductive_statistics`. A norm that needs a context has to be shown
+        the support first: `situation(net, part="context")`, then queries with part="query".
+        """
+        net = build(norm, options, tuple(facts["image_shape"]), facts["classes"])
+        return net, preparation(facts["mean"], facts["std"], options)
+
     def run(self, norm: NormFactory, options: FewShotOptions, context: RunContext) -> Outcome:
         data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
         if options.method == "maml":
             import_legacy("learn2learn", "few_shot: method maml")  # here, or the first steps' cost would hold it
         memory = PeakMemory(context.device)
-        net = build(norm, data, options, context)
-        history: list[dict[str, float]] = []
+        classes = outputs(data, options)
+        net = build(norm, options, data.image_shape, classes, device=context.device, generator=context.generator)
         # no draw here is from the global generators; what a norm of one's own draws is the same in every run
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
             maml = learner(net, options)
-            try:
-                cost = train(net, maml, data, options, context, memory, history)
-                measured = {
-                    part: _measure(net, maml, part, getattr(data, part), data, options, context)
-                    for part in ("val", "test")
-                }
-            except Diverged as error:
-                error.history[:] = history
-                raise
+            cost = train(net, maml, data, options, context, memory)
+            measured = {
+                part: _measure(net, maml, part, getattr(data, part), data, options, context) for part in ("val", "test")
+            }
         test, alone = measured["test"], float(measured["test"].inductive.mean())
-        probe = preparation(data, options)(data.test.images[:SHIFT_PROBE])
+        probe = preparation(data.mean, data.std, options)(data.test.images[:SHIFT_PROBE])
         # with statistics per step the network's own were never trained
         of_queries = contextlib.nullcontext() if maml is None else maml.statistics_of(net, maml.steps)
         with of_queries:
             # without a context there is nothing to ask a norm that needs one
-            shift = None if needs_context(net) else composition_shift(net, probe)
+            shift = None if needs_context(net) else composition_shift(net, probe, options.precision)
+            weights = net.state_dict()
         parameters, buffers = norm_sizes(net)
         metrics: dict[str, float | None] = {
             **cost,
@@ -153,7 +171,9 @@ class FewShot:
             "train_images": len(data.train),
             "query_variants": _variants(data.test.labels, options),
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+        facts = {"image_shape": list(data.image_shape), "classes": classes, "mean": data.mean, "std": data.std}
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, context.journal.rows, evidence=evidence, trained=Trained(weights, facts))
 
 
 TASK = FewShot()
@@ -169,23 +189,31 @@ def _measure(
     context: RunContext,
 ) -> Accuracy:
     """Accuracies on the validation or test classes; the transductive way for test classes only."""
-    labels, count = part.labels.cpu(), options.test_episodes if name == "test" else options.val_episodes
+    what, labels = f"{name} episodes", part.labels.cpu()
+    count = options.test_episodes if name == "test" else options.val_episodes
     variants = _variants(labels, options)
     sampler = EpisodeSampler(labels, options.way, options.shot, options.queries, variants)
-    episodes = sampler.draw_many(count, context.generator(f"{name} episodes"))
+    episodes = sampler.draw_many(count, context.generator(what))
     draws = context.generator(f"{name} query variants")
-    pool = Pool(part, query_pool(part, variants, options.query_augmentation, draws), preparation(data, options))
+    pool = Pool(
+        part, query_pool(part, variants, options.query_augmentation, draws), preparation(data.mean, data.std, options)
+    )
     by_support = options.inductive_statistics == "support" and keeps_stats(net)
     both = name == "test"
+    kept: dict[str, Any] = {"journal": context.journal, "name": what}
     if maml is not None:
-        accuracy = maml.evaluate(episodes, pool, options.adaptation, both, by_support)
-    else:
-        head = head_of(net, options.method)
-        accuracy = evaluate_episodes(
-            net.embedding, head, episodes, pool, options.way, transductive=both, support_statistics=by_support
-        )
-    context.report(1.0 if both else 0.7)
-    return accuracy
+        return maml.evaluate(episodes, pool, options.adaptation, both, by_support, **kept)
+    return evaluate_episodes(
+        net.embedding,
+        head_of(net, options.method),
+        episodes,
+        pool,
+        options.way,
+        transductive=both,
+        support_statistics=by_support,
+        precision=options.precision,
+        **kept,
+    )
 
 
 def _variants(labels: Tensor, options: FewShotOptions) -> int:

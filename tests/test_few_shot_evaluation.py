@@ -17,7 +17,7 @@ from tasks.base import RunContext
 from tasks.data.episodes import EpisodeSampler, query_pool
 from tasks.data.images import Split
 from tasks.few_shot import FewShotOptions
-from tasks.metalearning import training
+from tasks.metalearning import options as told
 from tasks.metalearning.episodic import forward_alone
 from tasks.metalearning.evaluation import Pool, evaluate_episodes
 from tasks.metalearning.heads import prototypical
@@ -159,14 +159,14 @@ def test_a_run_adapts_with_the_test_steps_and_measures_cost_after_the_import(tmp
     done, real_import, real_memory = [], few_shot.import_legacy, few_shot.PeakMemory
     real_evaluate, real_shift = Maml.evaluate, few_shot.composition_shift
 
-    def noting_evaluate(self, episodes, pool, steps, *facts):
+    def noting_evaluate(self, episodes, pool, steps, *facts, **kept):
         done.append(f"{steps} of {self.steps} steps")
-        return real_evaluate(self, episodes, pool, steps, *facts)
+        return real_evaluate(self, episodes, pool, steps, *facts, **kept)
 
-    def noting_shift(net, images):
+    def noting_shift(net, images, precision):
         seen = {int(norm.num_batches_tracked) for _, norm in norm_modules(net)}
         done.append(f"shift with statistics of {seen} batches")
-        return real_shift(net, images)
+        return real_shift(net, images, precision)
 
     real_pool = few_shot.query_pool
 
@@ -230,10 +230,10 @@ def test_norms_are_told_of_every_update_and_may_look_again(method, noting):
 
 @pytest.mark.parametrize("decay", [False, True])
 def test_norms_have_weight_decay_only_where_asked(decay, tmp_path, monkeypatch):
-    given, real = [], training.parameter_groups
-    monkeypatch.setattr(training, "parameter_groups", lambda *facts: given.append(facts[1:]) or real(*facts))
+    given, real = [], told.parameter_groups
+    monkeypatch.setattr(told, "parameter_groups", lambda net, **facts: given.append(facts) or real(net, **facts))
     spec = FewShotOptions(
         width=4, way=2, queries=2, steps=1, test_episodes=2, val_episodes=2, weight_decay=0.25, norm_weight_decay=decay
     )
     few_shot.TASK.run(make_norm("bn"), spec, RunContext(torch.device("cpu"), 0, tmp_path, tmp_path))
-    assert given == [(0.25, decay)]
+    assert given == [{"weight_decay": 0.25, "norm_weight_decay": decay}]

@@ -26,6 +26,7 @@ from tasks.fit import (
     evaluating,
     keeps_stats,
 )
+from tasks.journal import Journal
 from tasks.metalearning.episodic import (
     batch_statistics,
     forward_alone,
@@ -33,8 +34,10 @@ from tasks.metalearning.episodic import (
     forward_together,
     mixes_queries_in_training,
     needs_context,
+    widened,
 )
 from tasks.metalearning.heads import Head
+from tasks.step import Precision, autocast
 
 NORMAL_95 = 1.959963984540054
 
@@ -47,10 +50,11 @@ class Accuracy:
     transductive: Tensor
 
     @classmethod
-    def of(cls, inductive: list[Tensor], transductive: list[Tensor]) -> Accuracy:
-        """From scalars; without any for the transductive way it equals the inductive one."""
-        alone = torch.stack(inductive).cpu().double()
-        return cls(alone, torch.stack(transductive).cpu().double() if transductive else alone)
+    def of(cls, episodes: Sequence[tuple[float, float | None]]) -> Accuracy:
+        """From both of each episode; where the transductive way was not measured it equals the inductive one."""
+        inductive = [alone for alone, _ in episodes]
+        transductive = [alone if together is None else together for alone, together in episodes]
+        return cls(torch.tensor(inductive, dtype=torch.float64), torch.tensor(transductive, dtype=torch.float64))
 
     @property
     def ci95(self) -> float:
@@ -100,7 +104,7 @@ class Pool:
             yield
 
 
-def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
+def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> float:
     """Fraction of queries whose largest logit (Q, W) is the true one's (Q,).
 
     Raises:
@@ -108,7 +112,7 @@ def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
     """
     if not torch.isfinite(logits).all():
         raise Diverged(f"episode {number} of the evaluation: logits are not finite")
-    return (logits.argmax(1) == truth).float().mean()
+    return float((logits.argmax(1) == truth).float().mean())
 
 
 @torch.no_grad()
@@ -121,6 +125,9 @@ def evaluate_episodes(
     *,
     transductive: bool = True,
     support_statistics: bool = False,
+    precision: Precision = "float32",
+    journal: Journal | None = None,
+    name: str = "episodes",
 ) -> Accuracy:
     """Accuracies of a method that only embeds (prototypical networks, weight imprinting).
 
@@ -132,36 +139,48 @@ def evaluate_episodes(
         way: classes per episode.
         transductive: measure that way, too.
         support_statistics: inductive statistics are those of each episode's support alone.
+        precision: of the embeddings; the head reads them in float32.
+        journal: of the run, which keeps every episode's accuracies under `name`; None: of nobody.
     """
-    inductive: list[Tensor] = []
-    together: list[Tensor] = []
     mixing = transductive and mixes_queries_in_training(net)
     apart = needs_context(net) or (support_statistics and keeps_stats(net))
-    embedded = None if apart else _embed_once(net, episodes, pool)
+    embedded = None if apart else _embed_once(net, episodes, pool, precision)
 
-    def accuracy(support: Tensor, query: Tensor, episode: Episode) -> Tensor:
+    def accuracy(number: int, episode: Episode, support: Tensor, query: Tensor) -> float:
+        support, query = widened(support), widened(query)
         logits = head(support, episode.support_labels.to(support.device), query, way)
-        return episode_accuracy(logits, episode.query_labels.to(logits.device), len(inductive))
+        return episode_accuracy(logits, episode.query_labels.to(logits.device), number)
 
-    for episode in episodes:
+    def measure(item: tuple[int, Episode]) -> tuple[float, float | None]:
+        number, episode = item
         if embedded is not None:
-            inductive.append(accuracy(*embedded(episode), episode))
+            alone = accuracy(number, episode, *embedded(episode))
         else:
             support = pool.support(episode)
-            with hold(net), pool.statistics(net, support if support_statistics and keeps_stats(net) else None):
-                inductive.append(accuracy(*forward_inductive(net, support, pool.query(episode)), episode))
-        if mixing:
-            with batch_statistics(net):
-                together.append(accuracy(*forward_together(net, pool.support(episode), pool.query(episode)), episode))
-    return Accuracy.of(inductive, together)
+            with (
+                hold(net),
+                autocast(pool.device, precision),
+                pool.statistics(net, support if support_statistics and keeps_stats(net) else None),
+            ):
+                found = forward_inductive(net, support, pool.query(episode))
+            alone = accuracy(number, episode, *found)
+        if not mixing:
+            return alone, None
+        with batch_statistics(net), autocast(pool.device, precision):
+            found = forward_together(net, pool.support(episode), pool.query(episode))
+        return alone, accuracy(number, episode, *found)
+
+    return Accuracy.of((journal or Journal()).each(name, list(enumerate(episodes)), measure))
 
 
-def _embed_once(net: nn.Module, episodes: Sequence[Episode], pool: Pool) -> Callable[[Episode], tuple[Tensor, Tensor]]:
+def _embed_once(
+    net: nn.Module, episodes: Sequence[Episode], pool: Pool, precision: Precision
+) -> Callable[[Episode], tuple[Tensor, Tensor]]:
     """episode -> embeddings of its support and of its queries, each image and each variant forwarded once."""
     count = len(pool.part)
     stored = torch.cat([episode.support for episode in episodes]).unique()
     varied = torch.cat([episode.variant * count + episode.query for episode in episodes]).unique()
-    with hold(net), pool.statistics(net, None):
+    with hold(net), autocast(pool.device, precision), pool.statistics(net, None):
         plain = torch.cat([forward_alone(net, pool.stored(index)) for index in stored.split(EVALUATION_BATCH)])
         other = torch.cat(
             [

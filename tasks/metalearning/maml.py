@@ -23,11 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import norm_modules
-from norms.situation import after_update, hold, situation
+from norms.situation import after_update, hold
 from tasks.data.episodes import Episode
-from tasks.metalearning.episodic import batch_statistics, forward_alone, mixes_queries_in_training, show_context
+from tasks.journal import Journal
+from tasks.metalearning.episodic import (
+    batch_statistics,
+    forward_alone,
+    mixes_queries_in_training,
+    show_context,
+    widened,
+)
 from tasks.metalearning.evaluation import Accuracy, Pool, episode_accuracy
+from tasks.metalearning.options import PLAIN
 from tasks.requirements import import_legacy
+from tasks.step import StepOptions, told
 
 Buffers = dict[str, Tensor | None]
 
@@ -41,6 +50,7 @@ class StepStatistics:
     """
 
     def __init__(self, net: nn.Module, steps: int):
+        self.device = next(net.parameters()).device
         self.sets: list[dict[str, Buffers]] = [
             {
                 name: {k: None if b is None else b.clone() for k, b in part._buffers.items()}
@@ -62,6 +72,27 @@ class StepStatistics:
                 # the graph of what a norm keeps of a context ends with its step
                 self.sets[index][name] = {k: None if b is None else b.detach() for k, b in part._buffers.items()}
                 part._buffers.update(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sets": self.sets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the buffers of every step, whatever stands in their places here: None, or one of another shape.
+
+        Raises:
+            ValueError: they are of other norms, or of another number of steps.
+        """
+        sets = state["sets"]
+        ours, theirs = ([{name: set(part) for name, part in one.items()} for one in each] for each in (self.sets, sets))
+        if ours != theirs:
+            raise ValueError(f"statistics of {len(theirs)} steps were kept, here are {len(ours)}, or of other norms")
+        self.sets = [
+            {
+                name: {k: None if b is None else b.to(self.device, copy=True) for k, b in part.items()}
+                for name, part in one.items()
+            }
+            for one in sets
+        ]
 
 
 def _hand_back(clone: nn.Module, net: nn.Module) -> None:
@@ -90,6 +121,7 @@ class Maml:
         first_order: inner gradients are constants.
         statistics: "shared", "per_step" or "none".
         sets: the statistics of each step where they are per step, else None.
+        told: precision of every forward; gradient_clip of the outer update.
     """
 
     net: nn.Module
@@ -98,6 +130,7 @@ class Maml:
     first_order: bool
     statistics: str
     sets: StepStatistics | None
+    told: StepOptions = PLAIN
 
     def adapted(self, support: Tensor, labels: Tensor, *, steps: int, training: bool) -> Any:
         """A learn2learn clone after `steps` steps on support (S, C, H, W), labels (S,).
@@ -113,13 +146,13 @@ class Maml:
         learner = maml.clone()
         for step in range(steps):
             with self.statistics_of(learner.module, step), contextlib.ExitStack() as stack:
-                stack.enter_context(situation(learner.module, part="context"))
+                stack.enter_context(told(learner.module, support, self.told, part="context"))
                 if not training:
                     stack.enter_context(batch_statistics(learner.module))
                 elif self.statistics == "none":
                     stack.enter_context(hold(learner.module))
-                loss = F.cross_entropy(learner(support), labels)
-            learner.adapt(loss)
+                logits = learner(support)
+            learner.adapt(F.cross_entropy(widened(logits), labels))
         return learner
 
     def meta_loss(
@@ -127,11 +160,11 @@ class Maml:
     ) -> tuple[Tensor, Tensor]:
         """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
         learner = self.adapted(support, support_labels, steps=self.steps, training=True)
-        with self.statistics_of(learner.module, self.steps):
-            show_context(learner.module, support)
-            with situation(learner.module, part="query"):
-                logits = learner(query)
-        _hand_back(learner.module, self.net)
+        net = learner.module
+        with self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
+            show_context(net, support)
+            logits = widened(net(query))
+        _hand_back(net, self.net)
         return F.cross_entropy(logits, query_labels), logits
 
     def after_update(self, queries: Sequence[Tensor], progress: float) -> None:
@@ -141,30 +174,47 @@ class Maml:
             for index in range(self.steps):
                 with self.statistics_of(self.net, index):
                     after_update(self.net, lambda: None, progress)
+
+        def again() -> None:
+            for query in queries:
+                with told(self.net, query, self.told):
+                    self.net(query)
+
         with self.statistics_of(self.net, self.steps):
-            after_update(self.net, lambda: [self.net(query) for query in queries], progress)
+            after_update(self.net, again, progress)
 
     def evaluate(
-        self, episodes: Sequence[Episode], pool: Pool, steps: int, transductive: bool, support_statistics: bool
+        self,
+        episodes: Sequence[Episode],
+        pool: Pool,
+        steps: int,
+        transductive: bool,
+        support_statistics: bool,
+        *,
+        journal: Journal | None = None,
+        name: str = "episodes",
     ) -> Accuracy:
         """Accuracies of adapted clones. Inductive: each query alone in evaluation mode, with the last set of running
-        statistics (or those of the support). Transductive: with the batch statistics of all queries."""
-        inductive: list[Tensor] = []
-        together: list[Tensor] = []
-        for episode in episodes:
+        statistics (or those of the support). Transductive: with the batch statistics of all queries. The journal of a
+        run keeps every episode's under `name`."""
+
+        def measure(item: tuple[int, Episode]) -> tuple[float, float | None]:
+            number, episode = item
             support, labels = pool.support(episode), episode.support_labels.to(pool.device)
             query, truth = pool.query(episode), episode.query_labels.to(pool.device)
-            learner = self.adapted(support, labels, steps=steps, training=False)
-            net = learner.module
-            with torch.no_grad(), self.statistics_of(net, self.steps), situation(net, part="query"):
+            net = self.adapted(support, labels, steps=steps, training=False).module
+            together: Tensor | None = None
+            with torch.no_grad(), self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):
                     show_context(net, support)
-                    alone = forward_alone(net, query)
-                inductive.append(episode_accuracy(alone, truth, len(inductive)))
+                    alone = widened(forward_alone(net, query))
                 if transductive and mixes_queries_in_training(net):
                     with batch_statistics(net):
-                        together.append(episode_accuracy(net(query), truth, len(together)))
-        return Accuracy.of(inductive, together)
+                        together = widened(net(query))
+            accuracy = episode_accuracy(alone, truth, number)
+            return accuracy, None if together is None else episode_accuracy(together, truth, number)
+
+        return Accuracy.of((journal or Journal()).each(name, list(enumerate(episodes)), measure))
 
     def statistics_of(self, net: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:
         """Within the block norms of `net` have the statistics of step `index`, of `steps` the queries'; no-op where

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+import torch
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from torch import nn
 
 from tasks.base import (
+    NEWER,
     Batch,
     Classes,
     Fraction,
+    LeftOut,
     NotNegative,
     Options,
     Positive,
@@ -19,7 +23,8 @@ from tasks.base import (
     only_used,
 )
 from tasks.data import Augmentation
-from tasks.fit import Schedule
+from tasks.fit import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, parameter_groups, sgd
+from tasks.step import Precision, StepOptions
 
 LARGEST_EPISODE = 2**17
 """Images, as many as of a batch."""
@@ -37,6 +42,9 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     "imprinting": {"imprinting_batch_size": 64},
 }
 """What each method's training is told, with defaults; options of other methods are null."""
+MOMENTUM = 0.9
+PLAIN = StepOptions()
+"""What an update is told where nothing is said."""
 
 
 class FewShotOptions(Options):
@@ -53,10 +61,20 @@ class FewShotOptions(Options):
         test_episodes, val_episodes: the same for every norm.
         steps: updates.
         meta_batch_size: training episodes per update; None: 1, with maml 4.
-        learning_rate: of Adam, the schedule's peak.
+        learning_rate: the schedule's peak.
         schedule, warmup: see tasks.fit.learning_rate_at.
         weight_decay: of weights; never of biases.
         norm_weight_decay: decay every parameter of every norm, too.
+        optimizer: "adam" (Kingma & Ba 2015, whose decay is part of the gradient), "adamw" (Loshchilov & Hutter 2019,
+            whose decay is not) or "sgd"; of MAML the outer loop's, the inner one takes plain steps.
+        momentum: of sgd, Nesterov, 0.9 unless given; else null.
+        betas: of adam and adamw; null: (0.9, 0.999), and for sgd.
+        milestones: of the schedule "steps", rising fractions of all steps; null: (0.5, 0.75).
+        gradient_clip: largest norm of an update's gradient; null: no limit.
+        precision: "bfloat16" runs forwards under autocast, in training and in evaluation; distances, cosines and losses
+            are float32.
+        compile: torch.compile for the embedding. Sums are then rounded in another order. Not for maml, which trains
+            clones of the network.
         augmentation: of all training images, see tasks.data.batches.augment; None: training is as the test is, with
             supports as stored and queries (imprinting: all images) as `query_augmentation` makes them.
         query_augmentation: of queries: "affine" makes each a random affine of a stored image, in validation and test
@@ -101,6 +119,13 @@ class FewShotOptions(Options):
     query_augmentation: Literal["none", "affine"] = "affine"
     inductive_statistics: Literal["running", "support"] = "running"
     channels_last: bool | None = None
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], NEWER] = "adam"
+    momentum: Annotated[Fraction[float | None], NEWER] = None
+    betas: Annotated[tuple[Fraction[float], Fraction[float]] | None, NEWER] = None
+    milestones: Annotated[tuple[float, ...] | None, Field(max_length=100), NEWER] = None
+    gradient_clip: Annotated[Positive[float | None], NEWER] = None
+    precision: Annotated[Precision, NEWER] = "float32"
+    compile: Annotated[bool, NEWER] = False
 
     order: Literal["first", "second"] | None = None
     inner_learning_rate: Positive[float | None] = None
@@ -109,6 +134,14 @@ class FewShotOptions(Options):
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
     imprinting_batch_size: Annotated[Batch[int | None], Field(ge=2)] = None
 
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        given = list(milestones or ())
+        if any(not 0 < m < 1 for m in given) or given != sorted(given):
+            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
+        return milestones
+
     @model_validator(mode="wrap")
     @classmethod
     def _null_where_unused(cls, given: Any, handler: ModelWrapValidatorHandler[FewShotOptions]) -> FewShotOptions:
@@ -116,7 +149,19 @@ class FewShotOptions(Options):
         if not isinstance(given, dict):
             return checked
         conditional = {name for names in OF_METHODS.values() for name in names}
-        return handler(only_used(given, OF_METHODS[checked.method], conditional))
+        return handler(only_used(given, checked._used, conditional | {"momentum", "betas", "milestones"}))
+
+    @property
+    def _used(self) -> dict[str, Any]:
+        """The options in use of those that may be without -> default."""
+        used = dict(OF_METHODS[self.method])
+        if self.optimizer == "sgd":
+            used["momentum"] = MOMENTUM
+        elif self.betas != BETAS:
+            used["betas"] = None
+        if self.schedule == "steps" and self.milestones != MILESTONES:
+            used["milestones"] = None
+        return used
 
     @model_validator(mode="after")
     def _consistent(self) -> FewShotOptions:
@@ -126,6 +171,10 @@ class FewShotOptions(Options):
                     f"{way} classes of {self.shot} support and {queries} query images make an episode of {images}; "
                     f"at most {LARGEST_EPISODE} are forwarded together"
                 )
+        if self.compile and self.method == "maml":
+            raise LeftOut(
+                "method maml trains clones of its network, which torch.compile does not reach: compile: false"
+            )
         steps = self.inner_steps
         if steps is not None and self.inner_statistics == "per_step" and self.adaptation > steps:
             raise ValueError(
@@ -169,3 +218,28 @@ class FewShotOptions(Options):
         if self.method == "maml":
             return self.way * self.shot
         return self.training_way * (self.shot + self.training_queries)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        wanted = self.method != "maml" if self.channels_last is None else self.channels_last
+        return torch.channels_last if wanted else torch.contiguous_format
+
+    @property
+    def told(self) -> StepOptions:
+        """What an update is told."""
+        return StepOptions(precision=self.precision, gradient_clip=self.gradient_clip)
+
+    def trained_by(self, net: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a network; its rate is set by the loop."""
+        decay: dict[str, Any] = {"weight_decay": self.weight_decay, "norm_weight_decay": self.norm_weight_decay}
+        if self.optimizer == "sgd":
+            return sgd(net, learning_rate=self.learning_rate, momentum=self.momentum or 0.0, **decay)
+        betas = self.betas or BETAS
+        if self.optimizer == "adamw":
+            return adamw(net, learning_rate=self.learning_rate, betas=betas, **decay)
+        return torch.optim.Adam(parameter_groups(net, **decay), lr=self.learning_rate, betas=betas)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after this fraction of all steps."""
+        milestones = MILESTONES if self.milestones is None else self.milestones
+        return learning_rate_at(progress, self.learning_rate, self.schedule, self.warmup, milestones)

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import NormFactory
-from norms.situation import after_update, situation
+from norms.situation import after_update
 from tasks.base import Diverged, RunContext
-from tasks.data.batches import augment, normalize, shuffled_batches
+from tasks.data.batches import augment, normalize
 from tasks.data.episodes import EpisodeSampler, variants_needed
 from tasks.data.images import ImageData, Split
-from tasks.fit import (
-    PeakMemory,
-    StepClock,
-    learning_rate_at,
-    parameter_groups,
-    set_learning_rate,
-)
-from tasks.metalearning.episodic import forward_together, needs_context
+from tasks.data.reading import stream
+from tasks.data.stream import Drawn, Stream
+from tasks.fit import PeakMemory
+from tasks.loop import Loop
+from tasks.metalearning.episodic import forward_together, needs_context, widened
 from tasks.metalearning.heads import prototypical
 from tasks.metalearning.maml import Maml, StepStatistics
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
-from tasks.metalearning.options import FewShotOptions
-from tasks.step import StepOptions, raise_if_diverged
+from tasks.metalearning.options import PLAIN, FewShotOptions
+from tasks.step import StepOptions, told, update
 
 ROWS = 10
 """Rows of the history."""
+TrainingEpisode = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Support (S, C, H, W), its labels (S,), query (Q, C, H, W), its labels (Q,)."""
 
 
-def build(norm: NormFactory, data: ImageData, options: FewShotOptions, context: RunContext) -> FewShotNet:
-    """The network of a run, in training mode."""
+def build(
+    norm: NormFactory, options: FewShotOptions, image_shape: tuple[int, int, int], classes: int, **where: Any
+) -> FewShotNet:
+    """The network of a run, in training mode.
+
+    Args:
+        norm: a factory from `make_norm`.
+        options: of the run.
+        image_shape: (C, H, W).
+        classes: of the classifier (`outputs`).
+        where: device and generator, as build_few_shot_net's.
+    """
     net = build_few_shot_net(
         options.model,
         options.method,
         norm,
-        image_shape=data.image_shape,
-        num_classes=options.way if options.method == "maml" else len(data.train.labels.unique()),
+        image_shape=image_shape,
+        num_classes=classes,
         width=options.width,
-        device=context.device,
-        generator=context.generator,
-    )
-    return net.to(memory_format=_memory_format(options))
+        **where,
+    ).to(memory_format=options.memory_format)
+    if options.compile:
+        net.embedding.compile()
+    return net
+
+
+def outputs(data: ImageData, options: FewShotOptions) -> int:
+    """Classes that a classifier of the method tells apart."""
+    return options.way if options.method == "maml" else len(data.train.labels.unique())
 
 
 def prototypical_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
-    episodes: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    episodes: list[TrainingEpisode],
     way: int,
+    options: StepOptions = PLAIN,
     *,
     progress: float = 0.0,
     step: int = 0,
@@ -63,8 +80,9 @@ def prototypical_step(
     Args:
         net: in training mode.
         optimizer: its learning rate is set by the caller.
-        episodes: support (S, C, H, W), its labels, query (Q, C, H, W), its labels.
+        episodes: of the update; see TrainingEpisode.
         way: classes per episode.
+        options: precision and gradient_clip.
         progress: fraction of training that is done after this step.
         step: for the message only.
 
@@ -75,15 +93,18 @@ def prototypical_step(
         Diverged: the loss is not finite.
     """
 
+    images = episodes[-1][2]
+
     def forward() -> list[tuple[Tensor, Tensor]]:
-        return [forward_together(net, support, query) for support, _, query, _ in episodes]
+        with told(net, images, options):
+            return [forward_together(net, support, query) for support, _, query, _ in episodes]
 
     losses, correct = [], []
     for (first, second), (_, support_labels, _, query_labels) in zip(forward(), episodes, strict=True):
-        logits = prototypical(first, support_labels, second, way)
+        logits = prototypical(widened(first), support_labels, widened(second), way)
         losses.append(F.cross_entropy(logits, query_labels))
         correct.append((logits.detach().argmax(1) == query_labels).sum())
-    _update(net, optimizer, losses, episodes[-1][2], step)
+    _update(net, optimizer, losses, images, options, step)
     after_update(net, forward, progress)
     return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
 
@@ -93,6 +114,7 @@ def imprinting_step(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
+    options: StepOptions = PLAIN,
     *,
     progress: float = 0.0,
     step: int = 0,
@@ -101,12 +123,12 @@ def imprinting_step(
     the context of its own images."""
 
     def forward() -> Tensor:
-        with situation(net, part="context"):
+        with told(net, images, options, part="context"):
             return net(images)
 
-    logits = forward()
+    logits = widened(forward())
     loss = F.cross_entropy(logits, labels)
-    _update(net, optimizer, [loss], images, step)
+    _update(net, optimizer, [loss], images, options, step)
     after_update(net, forward, progress)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
@@ -114,32 +136,36 @@ def imprinting_step(
 def maml_step(
     maml: Maml,
     optimizer: torch.optim.Optimizer,
-    episodes: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    episodes: list[TrainingEpisode],
     *,
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One update of MAML; arguments and results as `prototypical_step`'s."""
+    """One update of MAML; arguments and results as `prototypical_step`'s, precision and gradient_clip as `maml` is
+    told."""
     losses, correct = [], []
     for episode in episodes:
         loss, logits = maml.meta_loss(*episode)
         losses.append(loss)
         correct.append((logits.detach().argmax(1) == episode[3]).sum())
-    _update(maml.net, optimizer, losses, episodes[-1][2], step)
+    _update(maml.net, optimizer, losses, episodes[-1][2], maml.told, step)
     maml.after_update([query for _, _, query, _ in episodes], progress)
     return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
 
 
-def _update(net: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Tensor], images: Tensor, step: int) -> None:
+def _update(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: list[Tensor],
+    images: Tensor,
+    options: StepOptions,
+    step: int,
+) -> None:
     loss = torch.stack(losses).mean()
-    if not needs_context(net):
-        raise_if_diverged(loss, net, images, StepOptions(), f"step {step}")
-    elif loss.device.type != "meta" and not math.isfinite(value := loss.item()):
-        # that one looks at the layers in a forward of its own, which has no context
+    if needs_context(net) and loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        # the message of `update` looks at the layers in a forward of its own, which has no context
         raise Diverged(f"step {step}: the loss is {value}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+    update(loss, net, optimizer, images=images, options=options, what=f"step {step}")
 
 
 def train(
@@ -149,66 +175,58 @@ def train(
     options: FewShotOptions,
     context: RunContext,
     memory: PeakMemory,
-    history: list[dict[str, float]],
 ) -> dict[str, float]:
-    """Train `net` in place, append a row per tenth to `history`, return the cost metrics."""
-    groups = parameter_groups(net, options.weight_decay, options.norm_weight_decay)
-    optimizer = torch.optim.Adam(groups, lr=options.learning_rate)
-    batches = _batches(data, options, context) if options.method == "imprinting" else None
-    episodes = None if batches is not None else training_episodes(data, options, context)
-    clock, peak, loss_sum, right, asked, before = StepClock(context.device), 0.0, 0.0, 0.0, 0, 0.0
-    ends = {-(-options.steps * row // ROWS) for row in range(1, ROWS + 1)}
-    for step in range(1, options.steps + 1):
-        # the middle of the step, so that neither the first nor the last rate is 0
-        rate = learning_rate_at((step - 0.5) / options.steps, options.learning_rate, options.schedule, options.warmup)
-        set_learning_rate(optimizer, rate)
-        progress = step / options.steps
-        if batches is not None:
-            images, labels = next(batches)
-            with clock:
-                loss, correct = imprinting_step(net, optimizer, images, labels, progress=progress, step=step)
-            count = len(labels)
-        else:
-            assert episodes is not None
-            drawn = list(itertools.islice(episodes, options.episodes_per_step))
-            with clock:
-                if maml is not None:
-                    loss, correct = maml_step(maml, optimizer, drawn, progress=progress, step=step)
-                else:
-                    way = options.training_way
-                    loss, correct = prototypical_step(net, optimizer, drawn, way, progress=progress, step=step)
-            count = sum(len(labels) for *_, labels in drawn)
-        loss_sum, right, asked = loss_sum + float(loss) * count, right + float(correct), asked + count
-        if step in ends:
-            if not history:
-                peak = memory.megabytes()
-            seconds = sum(clock.seconds)
-            history.append(
-                {
-                    "step": float(step),
-                    "train_loss": loss_sum / asked,
-                    "train_acc": right / asked,
-                    "learning_rate": rate,
-                    "seconds": seconds - before,
-                }
-            )
-            loss_sum, right, asked, before = 0.0, 0.0, 0, seconds
-            context.report(0.6 * progress)
-    return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+    """Train `net` in place; the journal gets a row per tenth. Returns the cost metrics."""
+    optimizer, way, facts = options.trained_by(net), options.training_way, options.told
+    drawn: Drawn[list[TrainingEpisode]] | Stream[tuple[Tensor, Tensor]]
+    if options.method == "imprinting":
+        augmentation = context.generator("augmentation")
+        prepare = preparation(data.mean, data.std, options)
+        drawn = _batches(data, options, context)
+    else:
+        episodes = training_episodes(data, options, context)
+        drawn = Drawn(lambda: list(itertools.islice(episodes, options.episodes_per_step)))
+    loop = Loop(
+        context,
+        "training",
+        ends=sorted({-(-options.steps * row // ROWS) for row in range(1, ROWS + 1)}),
+        rates={optimizer: options.rate},
+        keeps={"net": net} if maml is None or maml.sets is None else {"net": net, "statistics of steps": maml.sets},
+        memory=memory,
+        accuracy="train_acc",
+        counts="step",
+    )
+    for tenth in loop.epochs():
+        for step, batch in tenth.steps(drawn):
+            place: dict[str, Any] = {"progress": step.progress, "step": step.number}
+            if options.method == "imprinting":
+                images, labels = batch
+                images = prepare(augment(images, augmentation, options.training_augmentation))
+                with step:
+                    loss, right = imprinting_step(net, optimizer, images, labels, options=facts, **place)
+                count = len(labels)
+            else:
+                with step:
+                    if maml is not None:
+                        loss, right = maml_step(maml, optimizer, batch, **place)
+                    else:
+                        loss, right = prototypical_step(net, optimizer, batch, way, options=facts, **place)
+                count = sum(len(labels) for *_, labels in batch)
+            step.saw(count, right, train_loss=loss)
+    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
 
 
-def training_episodes(
-    data: ImageData, options: FewShotOptions, context: RunContext
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Training episodes without end: support, its labels, query, its labels; images augmented and normalized."""
+def training_episodes(data: ImageData, options: FewShotOptions, context: RunContext) -> Drawn[TrainingEpisode]:
+    """Training episodes without end; images augmented and normalized."""
     labels, way = data.train.labels.cpu(), options.training_way
     queries = options.training_queries
     # a stored image that is a query twice is augmented anew each time
     variants = 1 if options.training_augmentation == "none" else variants_needed(labels, options.shot, queries)
     sampler = EpisodeSampler(labels, way, options.shot, queries, variants)
     draws, augmentation = context.generator("episodes"), context.generator("augmentation")
-    prepare = preparation(data, options)
-    while True:
+    prepare = preparation(data.mean, data.std, options)
+
+    def draw() -> TrainingEpisode:
         episode = sampler.draw(draws)
         support, query = (
             prepare(augment(data.train.images[index.to(context.device)], augmentation, kind))
@@ -217,18 +235,16 @@ def training_episodes(
                 (episode.query, options.training_augmentation),
             )
         )
-        yield support, episode.support_labels.to(context.device), query, episode.query_labels.to(context.device)
+        return support, episode.support_labels.to(context.device), query, episode.query_labels.to(context.device)
+
+    return Drawn(draw)
 
 
-def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the training classes without end, labelled 0 to their number - 1."""
+def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> Stream[tuple[Tensor, Tensor]]:
+    """Stored images of the training classes without end, labelled 0 to their number - 1."""
     classes = data.train.labels.unique()
     part = Split(data.train.images, torch.searchsorted(classes, data.train.labels))
-    order, augmentation = context.generator("order"), context.generator("augmentation")
-    prepare = preparation(data, options)
-    while True:
-        for images, labels in shuffled_batches(part, options.shared, order):
-            yield prepare(augment(images, augmentation, options.training_augmentation)), labels
+    return stream(part, options.shared, context.generator("order"))
 
 
 def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
@@ -240,19 +256,13 @@ def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
     assert steps is not None
     assert statistics is not None
     sets = StepStatistics(net, steps) if statistics == "per_step" else None
-    return Maml(net, rate, steps, options.order == "first", statistics, sets)
+    return Maml(net, rate, steps, options.order == "first", statistics, sets, options.told)
 
 
-def preparation(data: ImageData, options: FewShotOptions) -> Callable[[Tensor], Tensor]:
+def preparation(mean: Sequence[float], std: Sequence[float], options: FewShotOptions) -> Callable[[Tensor], Tensor]:
     """Images on the scale 0 to 255 -> inputs of the network."""
-    memory_format = _memory_format(options)
 
     def prepare(images: Tensor) -> Tensor:
-        return normalize(images, data.mean, data.std).contiguous(memory_format=memory_format)
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
 
     return prepare
-
-
-def _memory_format(options: FewShotOptions) -> torch.memory_format:
-    wanted = options.method != "maml" if options.channels_last is None else options.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
