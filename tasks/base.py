@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
@@ -45,6 +45,16 @@ Pixels = Annotated[_N, Field(ge=0, le=4096)]  # of an image's side
 Positive = Annotated[_N, Field(gt=0, le=1e30, allow_inf_nan=False)]  # a rate or a weight; its square is finite, too
 NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Fraction = Annotated[_N, Field(ge=0, lt=1)]
+Betas = tuple[Fraction[float], Fraction[float]]  # of Adam
+
+
+def _rising(given: tuple[float, ...]) -> tuple[float, ...]:
+    if any(not 0 < each < 1 for each in given) or list(given) != sorted(given):
+        raise ValueError(f"milestones {list(given)}: rising fractions between 0 and 1 are needed")
+    return given
+
+
+Milestones = Annotated[tuple[float, ...], Field(max_length=100), AfterValidator(_rising)]  # of a schedule
 
 
 class Newer:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Row = dict[str, float]
 State = dict[str, Any]
@@ -277,6 +277,27 @@ class Journal:
             raise ValueError(f'"{name}" is the name of two parts of one run')
         self._names.add(name)
         self._inside[-1].append(name)
+
+
+def load_network(net: nn.Module, state: Mapping[str, Any]) -> None:
+    """`net.load_state_dict(state)` for a network whose buffers need not have the shapes, or be there, as they are in a
+    new one: a norm may make them while it trains.
+
+    Raises:
+        RuntimeError: parameters, or other entries, do not fit.
+    """
+    for path, part in net.named_modules():
+        for name, buffer in part._buffers.items():
+            key = f"{path}.{name}".lstrip(".")
+            if name in part._non_persistent_buffers_set or not (key in state or buffer is not None):
+                continue
+            stored = state.get(key)
+            if stored is None:
+                part._buffers[name] = None
+            elif buffer is None or (buffer.shape, buffer.dtype) != (stored.shape, stored.dtype):
+                device = next((p.device for p in net.parameters()), stored.device)
+                part._buffers[name] = torch.empty_like(stored, device=device)
+    net.load_state_dict(state)
 
 
 def plain(value: Any, what: str = "a state") -> Any:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tasks.base import RunContext
 from tasks.fit import PeakMemory, StepClock, set_learning_rate
-from tasks.journal import Position, Row, State, Stateful, Unusable, restoring
+from tasks.journal import Position, Row, State, Stateful, Unusable, load_network, restoring
 
 _REPORT_EVERY = 0.2  # seconds; whoever listens hears no more often
 
@@ -278,8 +278,10 @@ class Loop:
         if state["keeps"].keys() != self.keeps.keys():
             raise Unusable(f"it keeps {sorted(state['keeps'])}, here are {sorted(self.keeps)}")
         for name, kept in self.keeps.items():
-            kept.load_state_dict(state["keeps"][name])
-            if isinstance(kept, nn.Module):
+            if not isinstance(kept, nn.Module):
+                kept.load_state_dict(state["keeps"][name])
+            else:
+                load_network(kept, state["keeps"][name])
                 for module, training in zip(kept.modules(), state["modes"][name], strict=True):
                     module.training = training
         self.step, self.wall = state["step"], state["wall"]

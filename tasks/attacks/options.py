@@ -9,7 +9,7 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
-from tasks.base import Images, Positive, Repeats, only_used
+from tasks.base import Images, Milestones, Positive, Repeats, only_used
 from tasks.fit import MILESTONES
 from tasks.step import StepOptions
 from tasks.supervised import SupervisedOptions
@@ -71,7 +71,7 @@ class AdversarialOptions(SupervisedOptions):
     trades_beta: Positive[float | None] = None
 
     # declared once more since it is older here than the other tasks' field: records hold it as it is used
-    milestones: tuple[float, ...] | None = Field(None, max_length=100)
+    milestones: Milestones | None = None
     attack_images: Annotated[Images[int], Field(ge=2)] = 1000
     pgd_steps: Repeats[int] = 20
     pgd_step_size: Level[float | None] = None

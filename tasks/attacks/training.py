@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from norms.registry import NormFactory
 from norms.situation import after_update
 from tasks.attacks.crafting import check_examples, crafting
-from tasks.attacks.gradient import cross_entropy, divergence, pgd, uniform_start, widened
+from tasks.attacks.gradient import cross_entropy, divergence, pgd, uniform_start
 from tasks.attacks.options import ADVERSARIAL, CLEAN, AdversarialOptions
 from tasks.base import RunContext
 from tasks.data.batches import augment, ordered_batches
@@ -30,7 +30,7 @@ from tasks.data.reading import stream
 from tasks.fit import EVALUATION_BATCH, PeakMemory, evaluate
 from tasks.loop import Loop, epoch_ends
 from tasks.nets import build_net
-from tasks.step import told, train_step, update
+from tasks.step import told, train_step, update, wide
 
 TRADES_START = 0.001
 """Standard deviation of the start of TRADES' crafting: at the image itself the divergence has no gradient."""
@@ -144,7 +144,7 @@ def adversarial_step(
         with told(net, examples, options.told, domain=ADVERSARIAL):
             return clean, net(examples)
 
-    clean, attacked = (widened(logits) for logits in forward())
+    clean, attacked = (wide(logits) for logits in forward())
     target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
     loss = F.cross_entropy(clean, labels)
     loss = loss + (options.trades_beta or 0.0) * F.kl_div(moved, target, reduction="batchmean", log_target=True)

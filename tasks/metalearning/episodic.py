@@ -48,11 +48,6 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
             yield
 
 
-def widened(outputs: Tensor) -> Tensor:
-    """Outputs in float32 or better: what autocast made smaller is so for the forward alone."""
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-
-
 def show_context(net: nn.Module, support: Tensor) -> None:
     """Let the norms that need it see the support; without any nothing is forwarded."""
     if needs_context(net):

@@ -34,10 +34,9 @@ from tasks.metalearning.episodic import (
     forward_together,
     mixes_queries_in_training,
     needs_context,
-    widened,
 )
 from tasks.metalearning.heads import Head
-from tasks.step import Precision, autocast
+from tasks.step import Precision, autocast, wide
 
 NORMAL_95 = 1.959963984540054
 
@@ -147,7 +146,7 @@ def evaluate_episodes(
     embedded = None if apart else _embed_once(net, episodes, pool, precision)
 
     def accuracy(number: int, episode: Episode, support: Tensor, query: Tensor) -> float:
-        support, query = widened(support), widened(query)
+        support, query = wide(support), wide(query)
         logits = head(support, episode.support_labels.to(support.device), query, way)
         return episode_accuracy(logits, episode.query_labels.to(logits.device), number)
 

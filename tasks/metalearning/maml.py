@@ -31,12 +31,11 @@ from tasks.metalearning.episodic import (
     forward_alone,
     mixes_queries_in_training,
     show_context,
-    widened,
 )
 from tasks.metalearning.evaluation import Accuracy, Pool, episode_accuracy
 from tasks.metalearning.options import PLAIN
 from tasks.requirements import import_legacy
-from tasks.step import StepOptions, told
+from tasks.step import StepOptions, told, wide
 
 Buffers = dict[str, Tensor | None]
 
@@ -152,7 +151,7 @@ class Maml:
                 elif self.statistics == "none":
                     stack.enter_context(hold(learner.module))
                 logits = learner(support)
-            learner.adapt(F.cross_entropy(widened(logits), labels))
+            learner.adapt(F.cross_entropy(wide(logits), labels))
         return learner
 
     def meta_loss(
@@ -163,7 +162,7 @@ class Maml:
         net = learner.module
         with self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
             show_context(net, support)
-            logits = widened(net(query))
+            logits = wide(net(query))
         _hand_back(net, self.net)
         return F.cross_entropy(logits, query_labels), logits
 
@@ -207,10 +206,10 @@ class Maml:
             with torch.no_grad(), self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):
                     show_context(net, support)
-                    alone = widened(forward_alone(net, query))
+                    alone = wide(forward_alone(net, query))
                 if transductive and mixes_queries_in_training(net):
                     with batch_statistics(net):
-                        together = widened(net(query))
+                        together = wide(net(query))
             accuracy = episode_accuracy(alone, truth, number)
             return accuracy, None if together is None else episode_accuracy(together, truth, number)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from torch import nn
 
 from tasks.base import (
     NEWER,
     Batch,
+    Betas,
     Classes,
     Fraction,
     LeftOut,
+    Milestones,
     NotNegative,
     Options,
     Positive,
@@ -69,7 +71,7 @@ class FewShotOptions(Options):
             whose decay is not) or "sgd"; of MAML the outer loop's, the inner one takes plain steps.
         momentum: of sgd, Nesterov, 0.9 unless given; else null.
         betas: of adam and adamw; null: (0.9, 0.999), and for sgd.
-        milestones: of the schedule "steps", rising fractions of all steps; null: (0.5, 0.75).
+        milestones: Annotated[Milestones | None, NEWER] = None
         gradient_clip: largest norm of an update's gradient; null: no limit.
         precision: "bfloat16" runs forwards under autocast, in training and in evaluation; distances, cosines and losses
             are float32.
@@ -121,8 +123,8 @@ class FewShotOptions(Options):
     channels_last: bool | None = None
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], NEWER] = "adam"
     momentum: Annotated[Fraction[float | None], NEWER] = None
-    betas: Annotated[tuple[Fraction[float], Fraction[float]] | None, NEWER] = None
-    milestones: Annotated[tuple[float, ...] | None, Field(max_length=100), NEWER] = None
+    betas: Annotated[Betas | None, NEWER] = None
+    milestones: Annotated[Milestones | None, NEWER] = None
     gradient_clip: Annotated[Positive[float | None], NEWER] = None
     precision: Annotated[Precision, NEWER] = "float32"
     compile: Annotated[bool, NEWER] = False
@@ -133,14 +135,6 @@ class FewShotOptions(Options):
     test_inner_steps: Repeats[int | None] = None
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
     imprinting_batch_size: Annotated[Batch[int | None], Field(ge=2)] = None
-
-    @field_validator("milestones")
-    @classmethod
-    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        given = list(milestones or ())
-        if any(not 0 < m < 1 for m in given) or given != sorted(given):
-            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
-        return milestones
 
     @model_validator(mode="wrap")
     @classmethod

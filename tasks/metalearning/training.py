@@ -21,12 +21,12 @@ from tasks.data.reading import stream
 from tasks.data.stream import Drawn, Stream
 from tasks.fit import PeakMemory
 from tasks.loop import Loop
-from tasks.metalearning.episodic import forward_together, needs_context, widened
+from tasks.metalearning.episodic import forward_together, needs_context
 from tasks.metalearning.heads import prototypical
 from tasks.metalearning.maml import Maml, StepStatistics
 from tasks.metalearning.networks import FewShotNet, build_few_shot_net
 from tasks.metalearning.options import PLAIN, FewShotOptions
-from tasks.step import StepOptions, told, update
+from tasks.step import StepOptions, told, update, wide
 
 ROWS = 10
 """Rows of the history."""
@@ -101,7 +101,7 @@ def prototypical_step(
 
     losses, correct = [], []
     for (first, second), (_, support_labels, _, query_labels) in zip(forward(), episodes, strict=True):
-        logits = prototypical(widened(first), support_labels, widened(second), way)
+        logits = prototypical(wide(first), support_labels, wide(second), way)
         losses.append(F.cross_entropy(logits, query_labels))
         correct.append((logits.detach().argmax(1) == query_labels).sum())
     _update(net, optimizer, losses, images, options, step)
@@ -126,7 +126,7 @@ def imprinting_step(
         with told(net, images, options, part="context"):
             return net(images)
 
-    logits = widened(forward())
+    logits = wide(forward())
     loss = F.cross_entropy(logits, labels)
     _update(net, optimizer, [loss], images, options, step)
     after_update(net, forward, progress)
