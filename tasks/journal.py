@@ -193,10 +193,10 @@ class Journal:
                     for other in inner:
                         self._state["loops"].pop(other, None)
                         self._state["results"].pop(other, None)
-                    self._state["results"][name] = {"found": list(found), "after": self.surroundings()}
+                    self._state["results"][name] = {"found": found, "after": self.surroundings()}
                     self._state |= {"rows": list(self.rows), "steps": self.steps_done}
                 self._save_if_due()
-        return found
+        return list(found)
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
         """measure(), which an interruption afterwards does not repeat; see `each`."""

@@ -157,7 +157,7 @@ def test_an_imprinted_weight_is_the_normalized_mean_of_normalized_embeddings():
 
 
 def test_the_interval_is_the_normal_one_over_episodes():
-    accuracy = Accuracy.of([(torch.tensor(v), None) for v in (0.2, 0.4, 0.4, 0.8)])
+    accuracy = Accuracy.of([(v, None) for v in (0.2, 0.4, 0.4, 0.8)])
     assert accuracy.ci95 == pytest.approx(1.96 * math.sqrt(0.19 / 3) / 2, rel=1e-3)
     assert torch.equal(accuracy.inductive, accuracy.transductive)
 

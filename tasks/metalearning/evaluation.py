@@ -50,11 +50,11 @@ class Accuracy:
     transductive: Tensor
 
     @classmethod
-    def of(cls, episodes: Sequence[tuple[Tensor, Tensor | None]]) -> Accuracy:
-        """From the scalars of each episode; where the transductive way was not measured it equals the inductive one."""
-        alone = torch.stack([inductive for inductive, _ in episodes]).cpu().double()
-        together = [transductive for _, transductive in episodes if transductive is not None]
-        return cls(alone, torch.stack(together).cpu().double() if together else alone)
+    def of(cls, episodes: Sequence[tuple[float, float | None]]) -> Accuracy:
+        """From both of each episode; where the transductive way was not measured it equals the inductive one."""
+        inductive = [alone for alone, _ in episodes]
+        transductive = [alone if together is None else together for alone, together in episodes]
+        return cls(torch.tensor(inductive, dtype=torch.float64), torch.tensor(transductive, dtype=torch.float64))
 
     @property
     def ci95(self) -> float:
@@ -104,7 +104,7 @@ class Pool:
             yield
 
 
-def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
+def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> float:
     """Fraction of queries whose largest logit (Q, W) is the true one's (Q,).
 
     Raises:
@@ -112,7 +112,7 @@ def episode_accuracy(logits: Tensor, truth: Tensor, number: int) -> Tensor:
     """
     if not torch.isfinite(logits).all():
         raise Diverged(f"episode {number} of the evaluation: logits are not finite")
-    return (logits.argmax(1) == truth).float().mean()
+    return float((logits.argmax(1) == truth).float().mean())
 
 
 @torch.no_grad()
@@ -146,12 +146,12 @@ def evaluate_episodes(
     apart = needs_context(net) or (support_statistics and keeps_stats(net))
     embedded = None if apart else _embed_once(net, episodes, pool, precision)
 
-    def accuracy(number: int, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+    def accuracy(number: int, episode: Episode, support: Tensor, query: Tensor) -> float:
         support, query = widened(support), widened(query)
         logits = head(support, episode.support_labels.to(support.device), query, way)
         return episode_accuracy(logits, episode.query_labels.to(logits.device), number)
 
-    def measure(item: tuple[int, Episode]) -> tuple[Tensor, Tensor | None]:
+    def measure(item: tuple[int, Episode]) -> tuple[float, float | None]:
         number, episode = item
         if embedded is not None:
             alone = accuracy(number, episode, *embedded(episode))

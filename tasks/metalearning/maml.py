@@ -198,7 +198,7 @@ class Maml:
         statistics (or those of the support). Transductive: with the batch statistics of all queries. The journal of a
         run keeps every episode's under `name`."""
 
-        def measure(item: tuple[int, Episode]) -> tuple[Tensor, Tensor | None]:
+        def measure(item: tuple[int, Episode]) -> tuple[float, float | None]:
             number, episode = item
             support, labels = pool.support(episode), episode.support_labels.to(pool.device)
             query, truth = pool.query(episode), episode.query_labels.to(pool.device)
