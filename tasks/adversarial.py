@@ -10,19 +10,20 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormFactory, NormInfo, equivalent, forked_generators
+from norms.registry import NormFactory, NormInfo, Situation, equivalent, forked_generators, norm_modules
 from norms.situation import situation
 from tasks import data as datasets
 from tasks.attacks.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
 from tasks.attacks.options import CLEAN, AdversarialOptions
-from tasks.attacks.training import build, in_order, scaled, train
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.attacks.training import build, facts_of, in_order, scaled, train
+from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.data.images import ImageData, Split, shuffled_order
 from tasks.fit import (
     SHIFT_PROBE,
@@ -110,22 +111,33 @@ class Adversarial:
         shape = described.image_shape or UNKNOWN_SHAPE
         return _refusal(norm, options, shape, classes)
 
+    def steps(self, options: AdversarialOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        return options.total_steps(int(counts.sum()))
+
+    def network(
+        self, norm: NormFactory, options: AdversarialOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling. The network takes images in [0, 1], and its norms are told that each may be attacked,
+        as in the run's evaluation."""
+        net = build(norm, options, facts)
+        for _, module in norm_modules(net):
+            module.situation = Situation(options.deployed)  # type: ignore[assignment]
+        return net, lambda images: scaled(images, options)
+
     def run(self, norm: NormFactory, options: AdversarialOptions, context: RunContext) -> Outcome:
         _check_in_memory(options.dataset, context.data_dir)
         data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
         memory = PeakMemory(context.device)
-        net = build(norm, data, options, context)
-        history: list[dict[str, float]] = []
+        facts = facts_of(data)
+        net = build(norm, options, facts, context.device, context.generator)
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            try:
-                cost = train(net, data, options, context, memory, history)
-                context.report(0.6)
-                metrics, evidence = _measure(net, data, options, context)
-            except Diverged as error:
-                error.history[:] = history
-                raise
+            cost = train(net, data, options, context, memory)
+            metrics, evidence = _measure(net, data, options, context)
+        history = context.journal.rows
         metrics |= cost | {"val_top1": history[-1]["val_top1"]}
         parameters, buffers = norm_sizes(net)
         metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
@@ -136,7 +148,8 @@ class Adversarial:
             "crafting_mode": options.crafting_mode,
             "train_images": len(data.train),
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
 
 
 TASK = Adversarial()
@@ -148,17 +161,11 @@ def _measure(
     """Everything that is measured after the last epoch, and what the table has to say about it."""
     attacks = options.attacks(data.num_classes)
     test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
-    final = evaluate(
-        net, in_order(test, options), what="test", domain=options.deployed
-    )  # names the layers where something is not finite
+    deployed, precision, once = options.deployed, options.precision, context.journal.once
+    # before the attacks: it names the layers where something is not finite
+    final = evaluate(net, in_order(test, options), precision, "test", deployed)
     found = evaluate_robustness(
-        net,
-        scaled(test.images, options),
-        test.labels,
-        attacks,
-        context.generator,
-        lambda fraction: context.report(0.6 + 0.35 * fraction),
-        domain=options.deployed,
+        net, scaled(test.images, options), test.labels, attacks, context.generator, options.told_deployed, once
     )
     validated = evaluate_robustness(
         net,
@@ -166,7 +173,8 @@ def _measure(
         val.labels,
         pgd_only(attacks),
         lambda purpose: context.generator(f"val {purpose}"),
-        domain=options.deployed,
+        options.told_deployed,
+        lambda name, measure: once(f"val {name}", measure),
     )
     low, high = found.interval()
     metrics: dict[str, float | None] = {
@@ -177,13 +185,11 @@ def _measure(
         "pgd_top1": found.top1("pgd"),
         "autoattack_top1": found.top1(*options.autoattack) if options.autoattack else None,
         "val_pgd_top1": validated.top1("pgd"),
-        "composition_shift": composition_shift(
-            net, scaled(test.images[:SHIFT_PROBE], options), domain=options.deployed
-        ),
+        "composition_shift": composition_shift(net, scaled(test.images[:SHIFT_PROBE], options), precision, deployed),
     }
     evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
     if options.num_domains == 2 and needs_domain(net):
-        evidence["clean_branch_top1"] = evaluate(net, in_order(test, options), what="test, clean", domain=CLEAN).top1
+        evidence["clean_branch_top1"] = evaluate(net, in_order(test, options), precision, "test, clean", CLEAN).top1
     return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
 
 

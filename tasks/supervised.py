@@ -20,6 +20,7 @@ from tasks.base import (
     Steps,
     Width,
     divisors,
+    newer_options,
 )
 from tasks.data import Augmentation
 from tasks.fit import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
@@ -100,7 +101,8 @@ class SupervisedOptions(Options):
         if not isinstance(given, dict):
             return checked
         unused = {"momentum"} if checked.optimizer == "adamw" else {"betas"}
-        if checked.schedule != "steps" or checked.milestones == MILESTONES:
+        spelt_out = "milestones" not in newer_options(cls)  # a task's own field, which its records hold
+        if checked.schedule != "steps" or (checked.milestones == MILESTONES and not spelt_out):
             unused.add("milestones")
         return handler({key: value for key, value in given.items() if key not in unused})
 

@@ -18,7 +18,7 @@ from tasks import adversarial, get_task
 from tasks.adversarial import TASK, AdversarialOptions
 from tasks.attacks import training
 from tasks.attacks.ensemble import PARTS
-from tasks.attacks.training import adversarial_step, build, craft, draw_start, scaled
+from tasks.attacks.training import adversarial_step, build, craft, draw_start, facts_of, scaled
 from tasks.base import Diverged, RunContext
 from tasks.data.images import Split, make_data
 from tasks.fit import learning_rate_at, sgd
@@ -94,6 +94,10 @@ def norm(name):
     return make_norm(name, **NORM_OPTIONS.get(name, {}))
 
 
+def built(name, data, opts, tmp_path):
+    return build(norm(name), opts, facts_of(data), generator=context(tmp_path).generator)
+
+
 def batch(data, opts, n=16):
     images = scaled(data.train.images[:n], opts)
     return images, data.train.labels[:n]
@@ -153,7 +157,7 @@ def test_every_norm_gets_the_same_images_weights_and_starts(name, data, tmp_path
     runs = []
     for each in ("gn", name):
         seen.clear()
-        net = build(norm(each), data, spec, context(tmp_path))
+        net = built(each, data, spec, tmp_path)
         first = {k: v for k, v in net.named_parameters() if "norm" not in k}
         TASK.run(norm(each), spec, context(tmp_path))
         runs.append((first, list(seen)))
@@ -178,7 +182,7 @@ def test_the_attacked_images_are_the_same_for_every_seed_and_in_order(data):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_crafting_moves_no_statistics_and_training_moves_them_once_per_forward(method, mode, data, tmp_path):
     spec = options(method=method, crafting_mode=mode, norm_batch_size=8)
-    net = build(norm("bn"), data, spec, context(tmp_path))
+    net = built("bn", data, spec, tmp_path)
     images, labels = batch(data, spec, 32)
     start = draw_start(images, spec, torch.Generator().manual_seed(0))
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -198,7 +202,7 @@ def test_the_mode_of_crafting_changes_the_examples_of_bn_alone(data, tmp_path):
         made = []
         for mode in ("eval", "train"):
             spec = options(crafting_mode=mode)
-            net = build(norm(name), data, spec, context(tmp_path))
+            net = built(name, data, spec, tmp_path)
             images, labels = batch(data, spec, 32)
             start = draw_start(images, spec, torch.Generator().manual_seed(0))
             made.append(craft(net, images, labels, start, spec))
@@ -208,7 +212,7 @@ def test_the_mode_of_crafting_changes_the_examples_of_bn_alone(data, tmp_path):
 def test_a_trades_step_is_the_papers_loss(data, tmp_path):
     """Equation 5 of Zhang et al. 2019: CE of the images + beta * KL(images || examples), both in training mode."""
     spec = options(method="trades", trades_beta=3.0)
-    net = build(norm("bn"), data, spec, context(tmp_path)).double()
+    net = built("bn", data, spec, tmp_path).double()
     images, labels = batch(data, spec, 32)
     images = images.double()
     start = draw_start(images, spec, torch.Generator().manual_seed(0)).double()
@@ -227,7 +231,7 @@ def test_a_trades_step_is_the_papers_loss(data, tmp_path):
 def test_fgsm_with_random_start_is_one_step_of_five_quarters_epsilon(data, tmp_path):
     spec = options(method="fgsm_rs", steps=7)
     assert (spec.steps, spec.training_step_size) == (None, pytest.approx(10 / 255))
-    net = build(norm("ln"), data, spec, context(tmp_path))
+    net = built("ln", data, spec, tmp_path)
     images, labels = batch(data, spec)
     start = draw_start(images, spec, torch.Generator().manual_seed(0))
     x = (images + start).clamp(0, 1).requires_grad_()
@@ -249,14 +253,15 @@ def test_a_failed_measurement_keeps_the_history(tmp_path, monkeypatch):
         raise Diverged("test: the loss is nan")
 
     monkeypatch.setattr(adversarial, "evaluate_robustness", fail)
-    with pytest.raises(Diverged) as caught:
-        TASK.run(norm("bn"), options(epochs=1), context(tmp_path))
-    assert len(caught.value.history) == 1
+    run = context(tmp_path)
+    with pytest.raises(Diverged):
+        TASK.run(norm("bn"), options(epochs=1), run)
+    assert len(run.journal.rows) == 1
 
 
 def test_input_normalization_is_inside_the_network(data, tmp_path):
     spec = options()
-    net = build(norm("ln"), data, spec, context(tmp_path))
+    net = built("ln", data, spec, tmp_path)
     images, _ = batch(data, spec)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
     torch.testing.assert_close(net(images), net.net((images - mean) / std))

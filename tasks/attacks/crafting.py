@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from norms.registry import forked_generators
 from norms.situation import hold, situation
+from tasks.step import Precision, autocast
 
 Mode = Literal["eval", "train"]
 TOLERANCE = 1e-6
@@ -24,10 +25,16 @@ TOLERANCE = 1e-6
 
 @contextlib.contextmanager
 def crafting(
-    net: nn.Module, mode: Mode, slices: int = 1, what: str = "the attack", domain: int | None = None
+    net: nn.Module,
+    mode: Mode,
+    slices: int = 1,
+    what: str = "the attack",
+    domain: int | Tensor | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[None]:
-    """Within the block `net` is in `mode`, its norms keep nothing, its weights need no gradient, and draws from the
-    global generators are undone; afterwards everything is as before, which is verified bit by bit.
+    """Within the block `net` is in `mode` and computes in `precision`, its norms keep nothing, its weights need no
+    gradient, and draws from the global generators are undone; afterwards everything is as before, which is verified bit
+    by bit.
 
     Args:
         net: any network; every module is switched, whatever its class.
@@ -35,6 +42,7 @@ def crafting(
         slices: norm batches in each forwarded batch, in mode "train".
         what: the attack's name, for the message.
         domain: of the images, for norms that ask; None: not told.
+        precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (`gradient.widened`).
 
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
@@ -52,7 +60,8 @@ def crafting(
             module.training = training
         for parameter in learned:
             parameter.requires_grad_(False)
-        with forked_generators(device), hold(net), situation(net, domain, slices=slices if training else 1):
+        told = situation(net, domain, slices=slices if training else 1)
+        with forked_generators(device), hold(net), told, autocast(device, precision):
             yield
         switched = [name or "the network" for name, module, _ in modes if module.training != training]
     finally:

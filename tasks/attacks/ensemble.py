@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.situation import predict
+from tasks.attacks.gradient import widened
 from tasks.requirements import import_legacy
 
 Part = Literal["apgd_ce", "apgd_t", "fab_t", "square"]
@@ -62,7 +63,7 @@ class _Target:
         self.net, self.device = net, device
 
     def __call__(self, images: Tensor) -> Tensor:
-        return predict(self.net, images)
+        return widened(predict(self.net, images))
 
     def parameters(self) -> Iterator[Tensor]:
         yield torch.empty(0, device=self.device)  # it asks the first one for its device

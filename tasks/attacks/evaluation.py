@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from norms.situation import predict, situation
+from norms.situation import predict
 from tasks.attacks.crafting import check_examples, crafting
 from tasks.attacks.ensemble import BLACK_BOX, Part, Scale, attack
 from tasks.attacks.gradient import cross_entropy, input_gradient, pgd, uniform_start
-from tasks.fit import (
-    EVALUATION_BATCH,
-    evaluating,
-)
+from tasks.fit import EVALUATION_BATCH, evaluating
+from tasks.step import StepOptions, told
 
 CONFIDENCE = 0.95
 
@@ -99,14 +98,20 @@ class Robustness:
         return int(right.sum())
 
 
+PLAIN = StepOptions()
+"""What forwards are told where nothing is: no domain, float32."""
+Once = Callable[[str, Callable[[], Tensor]], Tensor]
+"""(name, measure) -> measure(), or what it gave in an earlier process (Journal.once)."""
+
+
 def evaluate_robustness(
     net: nn.Module,
     images: Tensor,
     labels: Tensor,
     attacks: Attacks,
     generator: Callable[[str], torch.Generator],
-    report: Callable[[float], None] = lambda fraction: None,
-    domain: int | None = None,
+    options: StepOptions = PLAIN,
+    once: Once = lambda name, measure: measure(),
 ) -> Robustness:
     """Attack every correctly classified image with everything.
 
@@ -117,15 +122,15 @@ def evaluate_robustness(
         attacks: what is run.
         generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
             that an image has the same start whichever others are still right.
-        report: called with the finished fraction in [0, 1].
-        domain: that norms which ask are told of every image, attacked or not: one network is attacked.
+        options: what forwards are told (domain, precision) of every image, attacked or not: one network is attacked.
+        once: keeps what each attack left right, so that an interrupted run repeats none that is finished. Their names:
+            "attack fgsm", "attack pgd 0", ..., "attack square", and "attack clean" and "attack gradients" around them.
 
     Raises:
         RuntimeError: an attack returned an example outside of its ball or changed the network.
         ValueError: no gradient reaches the images; torchattacks is missing.
     """
     epsilon = attacks.epsilon
-    clean = _right(net, images, labels, domain)
     seeds = part_seeds(attacks, generator)
 
     def fgsm(net: nn.Module, x: Tensor, y: Tensor, start: Tensor | None) -> Tensor:
@@ -141,21 +146,25 @@ def evaluate_robustness(
 
         return run
 
-    total = 1 + attacks.pgd_restarts + len(attacks.parts)
-    found = {"fgsm": clean & _survivors(net, images, labels, clean, fgsm, epsilon, "FGSM", domain)}
-    report(1 / total)
-    left = clean
+    def kept(name: str, measure: Callable[[], Tensor]) -> Tensor:
+        return once(f"attack {name}", measure).to(images.device)
+
+    def surviving(name: str, which: Tensor, run: Attack, what: str, started: bool = False) -> Tensor:
+        def measure() -> Tensor:
+            start = uniform_start(images, epsilon, generator(f"attack {name}")) if started else None
+            return which & _survivors(net, images, labels, which, run, epsilon, what, options, start)
+
+        return kept(name, measure)
+
+    clean = left = kept("clean", lambda: _right(net, images, labels, options))
+    found = {"fgsm": surviving("fgsm", clean, fgsm, "FGSM")}
     for restart in range(attacks.pgd_restarts):
-        start = uniform_start(images, epsilon, generator(f"attack pgd {restart}"))
-        left = left & _survivors(net, images, labels, left, pgd_from, epsilon, "PGD", domain, start)
-        report((2 + restart) / total)
+        left = surviving(f"pgd {restart}", left, pgd_from, "PGD", started=True)
     found["pgd"] = left
-    for number, part in enumerate(attacks.parts, 1):
-        found[part] = clean & _survivors(net, images, labels, clean, part_of(part), epsilon, part, domain)
-        report((1 + attacks.pgd_restarts + number) / total)
-    return Robustness(
-        clean.cpu(), {name: right.cpu() for name, right in found.items()}, _useless(net, images, labels, domain).cpu()
-    )
+    for part in attacks.parts:
+        found[part] = surviving(part, clean, part_of(part), part)
+    useless = kept("gradients", lambda: _useless(net, images, labels, options))
+    return Robustness(clean.cpu(), {name: right.cpu() for name, right in found.items()}, useless.cpu())
 
 
 def part_seeds(attacks: Attacks, generator: Callable[[str], torch.Generator]) -> dict[str, int]:
@@ -180,7 +189,7 @@ def _survivors(
     run: Attack,
     epsilon: float,
     what: str,
-    domain: int | None,
+    options: StepOptions,
     start: Tensor | None = None,
 ) -> Tensor:
     """Bool (N,): right under the attack; images that are not in `which` are not attacked."""
@@ -190,22 +199,26 @@ def _survivors(
         if not len(index):
             continue
         x = images[index]
-        with crafting(net, "eval", what=what, domain=domain):
+        with _attacking(net, options, what):
             made = run(net, x, labels[index], None if start is None else start[index])
         examples[index] = check_examples(made, x, epsilon, what)
-    return _right(net, examples, labels, domain)
+    return _right(net, examples, labels, options)
+
+
+def _attacking(net: nn.Module, options: StepOptions, what: str) -> AbstractContextManager[None]:
+    return crafting(net, "eval", what=what, domain=options.domain, precision=options.precision)
 
 
 @torch.no_grad()
-def _right(net: nn.Module, images: Tensor, labels: Tensor, domain: int | None) -> Tensor:
-    with evaluating(net), situation(net, domain):
+def _right(net: nn.Module, images: Tensor, labels: Tensor, options: StepOptions) -> Tensor:
+    with evaluating(net), told(net, images, options):
         return torch.cat([predict(net, x).argmax(1) for x in images.split(EVALUATION_BATCH)]) == labels
 
 
-def _useless(net: nn.Module, images: Tensor, labels: Tensor, domain: int | None) -> Tensor:
+def _useless(net: nn.Module, images: Tensor, labels: Tensor, options: StepOptions) -> Tensor:
     found = []
     for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-        with crafting(net, "eval", what="the gradient check", domain=domain):
+        with _attacking(net, options, "the gradient check"):
             gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
         size = gradient.flatten(1).abs().amax(1)
         found.append((size == 0) | ~torch.isfinite(size))

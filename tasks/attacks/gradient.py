@@ -15,6 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+
+def widened(logits: Tensor) -> Tensor:
+    """Logits in float32, unless they are of more: differences of bfloat16 have two digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 Objective = Callable[[Tensor], Tensor]
 """logits (N, K) -> a scalar that the attack makes large."""
 
@@ -26,7 +32,7 @@ def cross_entropy(labels: Tensor) -> Objective:
 
 def divergence(clean: Tensor) -> Objective:
     """KL(clean || attacked) of the predicted distributions, summed; `clean`: logits (N, K) of the images themselves."""
-    target = F.log_softmax(clean.detach(), dim=1)
+    target = F.log_softmax(widened(clean.detach()), dim=1)
     return lambda logits: F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum", log_target=True)
 
 
@@ -83,7 +89,7 @@ def input_gradient(net: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         ValueError: there is none: something between images and logits detaches.
     """
     with torch.enable_grad():
-        value = objective(net(x))
+        value = objective(widened(net(x)))
     if not value.requires_grad:
         raise ValueError(
             "no gradient reaches the images: the network, or a norm in it, detaches its input; it can not be attacked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
@@ -9,6 +10,8 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from tasks.attacks.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.attacks.evaluation import Attacks
 from tasks.base import Images, Positive, Repeats, only_used
+from tasks.fit import MILESTONES
+from tasks.step import StepOptions
 from tasks.supervised import SupervisedOptions
 
 LEVELS = 255.0
@@ -31,7 +34,6 @@ OF_PARTS: dict[str, tuple[Any, tuple[Part, ...]]] = {
     "square_queries": (5000, ("square",)),
 }
 """Options of AutoAttack's parts: default, and the parts that have it; without such a part they are null."""
-MILESTONES = (0.5, 0.75)
 CLEAN, ADVERSARIAL = 0, 1
 """Domains of images, for norms that tell them apart (dual_bn), where a method trains on both kinds."""
 
@@ -68,6 +70,7 @@ class AdversarialOptions(SupervisedOptions):
     crafting_mode: Literal["eval", "train"] | None = None
     trades_beta: Positive[float | None] = None
 
+    # declared once more since it is older here than the other tasks' field: records hold it as it is used
     milestones: tuple[float, ...] | None = Field(None, max_length=100)
     attack_images: Annotated[Images[int], Field(ge=2)] = 1000
     pgd_steps: Repeats[int] = 20
@@ -85,14 +88,6 @@ class AdversarialOptions(SupervisedOptions):
         if len(set(parts)) < len(parts):
             raise ValueError(f"autoattack names a part twice: {', '.join(parts)}")
         return parts
-
-    @field_validator("milestones")
-    @classmethod
-    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        given = list(milestones or ())
-        if any(not 0 < m < 1 for m in given) or given != sorted(given):
-            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
-        return milestones
 
     @field_validator("epsilon")
     @classmethod
@@ -156,6 +151,15 @@ class AdversarialOptions(SupervisedOptions):
         """The domain of examples in training and of every image afterwards, since no one tells a deployed network which
         of its inputs were attacked; None where there is one kind."""
         return ADVERSARIAL if self.num_domains == 2 else None
+
+    @property
+    def told(self) -> StepOptions:
+        return replace(super().told, domain=self.deployed)
+
+    @property
+    def told_deployed(self) -> StepOptions:
+        """What forwards of the deployed network are told, attacked or not."""
+        return StepOptions(domain=self.deployed, precision=self.precision)
 
     @property
     def radius(self) -> float:

@@ -11,30 +11,26 @@ Differences of "trades" from the published code (Zhang et al. 2019, github.com/y
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.registry import NormFactory
-from norms.situation import after_update, situation
+from norms.situation import after_update
 from tasks.attacks.crafting import check_examples, crafting
-from tasks.attacks.gradient import cross_entropy, divergence, pgd, uniform_start
+from tasks.attacks.gradient import cross_entropy, divergence, pgd, uniform_start, widened
 from tasks.attacks.options import ADVERSARIAL, CLEAN, AdversarialOptions
 from tasks.base import RunContext
-from tasks.data.batches import augment, ordered_batches, shuffled_batches
+from tasks.data.batches import augment, ordered_batches
 from tasks.data.images import ImageData, Split
-from tasks.fit import (
-    EVALUATION_BATCH,
-    PeakMemory,
-    StepClock,
-    evaluate,
-    learning_rate_at,
-    set_learning_rate,
-)
+from tasks.data.reading import stream
+from tasks.fit import EVALUATION_BATCH, PeakMemory, evaluate
+from tasks.loop import Loop, epoch_ends
 from tasks.nets import build_net
-from tasks.step import StepOptions, raise_if_diverged, train_step
+from tasks.step import told, train_step, update
 
 TRADES_START = 0.001
 """Standard deviation of the start of TRADES' crafting: at the image itself the divergence has no gradient."""
@@ -56,19 +52,30 @@ class Standardized(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
-def build(norm: NormFactory, data: ImageData, options: AdversarialOptions, context: RunContext) -> nn.Module:
-    """The network of a run, from [0, 1] images to logits, in training mode."""
+def facts_of(data: ImageData) -> dict[str, Any]:
+    """What `build` needs to know of a data set, as JSON has it."""
+    channels = data.image_shape[0]
+    return {"num_classes": data.num_classes, "in_channels": channels, "mean": data.mean, "std": data.std}
+
+
+def build(
+    norm: NormFactory,
+    options: AdversarialOptions,
+    facts: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    generator: Callable[[str], torch.Generator] | None = None,
+) -> nn.Module:
+    """The network of a run, from [0, 1] images to logits, in training mode. `generator`: as tasks.nets.build_net's."""
     net = build_net(
         options.model,
         norm,
-        num_classes=data.num_classes,
-        in_channels=data.image_shape[0],
+        num_classes=facts["num_classes"],
+        in_channels=facts["in_channels"],
         width=options.width,
-        device=context.device,
-        generator=context.generator,
+        device=device,
+        generator=generator,
     )
-    standardized = Standardized(net, data.mean, data.std, context.device)
-    return standardized.to(memory_format=options.memory_format)
+    return options.ready(Standardized(net, facts["mean"], facts["std"], device))
 
 
 def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options: AdversarialOptions) -> Tensor:
@@ -82,10 +89,11 @@ def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options
         options: method (not "standard"), radius, step size, steps, mode, norm batches.
     """
     assert options.crafting_mode is not None
-    with crafting(net, options.crafting_mode, options.slices, f"crafting ({options.method})", options.deployed):
+    per_step, what = options.told, f"crafting ({options.method})"
+    with crafting(net, options.crafting_mode, per_step.slices, what, per_step.domain, per_step.precision):
         if options.method == "trades":
             slices = options.slices if options.crafting_mode == "train" else 1
-            with torch.no_grad(), situation(net, CLEAN, slices=slices):
+            with torch.no_grad(), told(net, images, per_step, domain=CLEAN, slices=slices):
                 objective = divergence(net(images))
         else:
             objective = cross_entropy(labels)
@@ -98,7 +106,7 @@ def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options
             steps=options.steps or 1,  # fgsm_rs has one
             start=start,
         )
-    return check_examples(examples, images, options.radius, f"crafting ({options.method})")
+    return check_examples(examples, images, options.radius, what)
 
 
 def draw_start(images: Tensor, options: AdversarialOptions, generator: torch.Generator) -> Tensor:
@@ -119,90 +127,61 @@ def adversarial_step(
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Craft, then one SGD update. Arguments and results as tasks.fit.train_step's; `start` is None for "standard".
+    """Craft, then one update. Arguments and results as tasks.step.train_step's; `start` is None for "standard".
 
     pgd, fgsm_rs: the cross entropy of the examples. trades: that of the images + beta * KL(images || examples), mean
     over N; both forwards move running statistics once each, images first.
     """
-    per_step = StepOptions(options.slices, domain=options.deployed)
     if start is None:
-        return train_step(net, optimizer, images, labels, per_step, progress=progress, step=step)
+        return train_step(net, optimizer, images, labels, options.told, progress=progress, step=step)
     examples = craft(net, images, labels, start, options)
     if options.method != "trades":
-        return train_step(net, optimizer, examples, labels, per_step, progress=progress, step=step)
+        return train_step(net, optimizer, examples, labels, options.told, progress=progress, step=step)
 
     def forward() -> tuple[Tensor, Tensor]:
-        with situation(net, CLEAN, slices=options.slices):
+        with told(net, images, options.told, domain=CLEAN):
             clean = net(images)
-        with situation(net, ADVERSARIAL, slices=options.slices):
+        with told(net, examples, options.told, domain=ADVERSARIAL):
             return clean, net(examples)
 
-    clean, attacked = forward()
+    clean, attacked = (widened(logits) for logits in forward())
     target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
     loss = F.cross_entropy(clean, labels)
     loss = loss + (options.trades_beta or 0.0) * F.kl_div(moved, target, reduction="batchmean", log_target=True)
-    raise_if_diverged(loss, net, examples, per_step, f"step {step}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+    update(loss, net, optimizer, images=examples, options=options.told, what=f"step {step}")
     after_update(net, forward, progress)
     return loss.detach(), (attacked.detach().argmax(1) == labels).sum()
 
 
 def train(
-    net: nn.Module,
-    data: ImageData,
-    options: AdversarialOptions,
-    context: RunContext,
-    memory: PeakMemory,
-    history: list[dict[str, float]],
-) -> dict[str, float | None]:
-    """Train `net` in place, append one row per epoch to `history`, return the cost metrics."""
+    net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext, memory: PeakMemory
+) -> dict[str, float]:
+    """Train `net` in place; the journal gets one row per epoch. Returns the cost metrics."""
     optimizer = options.trained_by(net)
-    order, augmentation, starts = (context.generator(purpose) for purpose in ("order", "augmentation", "starts"))
+    augmentation, starts = context.generator("augmentation"), context.generator("starts")
+    batches = stream(data.train, options.batch_size, context.generator("order"))
     total = options.total_steps(len(data.train))
-    clock, step, peak = StepClock(context.device), 0, 0.0
-    for epoch in range(options.epochs):
-        before = sum(clock.seconds)
-        loss_sum, seen, rate = 0.0, 0, 0.0
-        correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for images, labels in shuffled_batches(data.train, options.batch_size, order):
-            if step == total:
-                break
-            # the middle of the step, so that neither the first nor the last rate is 0
-            done = (step + 0.5) / total
-            rate = learning_rate_at(
-                done, options.peak_learning_rate, options.schedule, options.warmup, options.milestones or ()
-            )
-            set_learning_rate(optimizer, rate)
-            step += 1
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, len(batches), total),
+        rates={optimizer: options.rate},
+        keeps={"net": net},
+        memory=memory,
+    )
+    for epoch in loop.epochs():
+        for step, (images, labels) in epoch.steps(batches):
             images = scaled(augment(images, augmentation, options.augmentation), options)
             start = None if options.method == "standard" else draw_start(images, options, starts)
-            with clock:
+            with step:
                 loss, right = adversarial_step(
-                    net, optimizer, images, labels, start, options, progress=step / total, step=step
+                    net, optimizer, images, labels, start, options, progress=step.progress, step=step.number
                 )
-            loss_sum += float(loss) * len(labels)
-            correct += right
-            seen += len(labels)
-            if step % 20 == 0:
-                context.report(0.6 * step / total)
-        if epoch == 0:
-            peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-        val = evaluate(net, in_order(data.val, options), what=f"validation after step {step}", domain=options.deployed)
-        history.append(
-            {
-                "epoch": float(epoch + 1),
-                "train_loss": loss_sum / seen,
-                "train_top1": float(correct) / seen,
-                "val_top1": val.top1,
-                "learning_rate": rate,
-                "seconds": sum(clock.seconds) - before,
-            }
-        )
-        if step == total:
-            break
-    return {"step_seconds": clock.median(), "peak_memory_mb": peak}
+            step.saw(len(labels), right, train_loss=loss)
+        what = f"validation after step {loop.step}"
+        val = evaluate(net, in_order(data.val, options), options.precision, what, options.deployed)
+        epoch.row["val_top1"] = val.top1
+    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
 
 
 def scaled(images: Tensor, options: AdversarialOptions) -> Tensor:
