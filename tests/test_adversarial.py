@@ -1,6 +1,7 @@
 """The adversarial task: what is trained on, equal terms for every norm, planning, options, bad input."""
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,14 +13,14 @@ from pydantic import ValidationError
 from norms import registry
 from norms.domain import DualBatchNorm
 from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults, register
-from norms.situation import hold
+from norms.situation import after_update, hold, predict
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import adversarial, get_task
 from tasks.adversarial import TASK, AdversarialOptions
 from tasks.attacks import training
 from tasks.attacks.ensemble import PARTS
 from tasks.attacks.training import adversarial_step, build, craft, draw_start, facts_of, scaled
-from tasks.base import Diverged, RunContext
+from tasks.base import Diverged, RunContext, newer_options
 from tasks.data.images import Split, make_data
 from tasks.fit import learning_rate_at, sgd
 
@@ -429,3 +430,110 @@ def test_trades_tells_dual_bn_which_images_are_clean_and_attacks_the_adversarial
     assert outcome.evidence["equals"] == "dsbn"
     assert 0 <= outcome.evidence["clean_branch_top1"] <= 1
     assert "clean_branch_top1" not in TASK.run(make_norm("bn"), spec, context(tmp_path)).evidence
+
+
+# --- what every training is told -------------------------------------------------------------------------------------
+
+METHODS = ["standard", "pgd", "fgsm_rs", "trades"]
+STORED = {
+    "dataset": "fashion_mnist_mini", "num_classes": None, "model": "resnet8", "width": None, "epochs": 10,
+    "max_steps": None, "batch_size": 128, "norm_batch_size": None, "learning_rate": 0.1, "scale_learning_rate": True,
+    "momentum": 0.9, "weight_decay": 0.0005, "norm_weight_decay": False, "schedule": "cosine", "warmup": 0.1,
+    "augmentation": "crop", "channels_last": True, "method": "pgd", "epsilon": 8.0, "step_size": None, "steps": 10,
+    "crafting_mode": "eval", "trades_beta": None, "milestones": None, "attack_images": 1000, "pgd_steps": 20,
+    "pgd_step_size": None, "pgd_restarts": 5, "autoattack": ["apgd_ce", "apgd_t", "fab_t", "square"],
+    "apgd_steps": 100, "fab_steps": 100, "targets": None, "square_queries": 5000,
+}  # fmt: skip
+"""A record's options before there were others: its key is made of them."""
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({}, {}),
+        ({"milestones": [0.9]}, {}),
+        ({"schedule": "steps"}, {"schedule": "steps", "milestones": [0.5, 0.75]}),
+        ({"schedule": "steps", "milestones": [0.5, 0.75]}, {"schedule": "steps", "milestones": [0.5, 0.75]}),
+        ({"schedule": "steps", "milestones": []}, {"schedule": "steps", "milestones": []}),
+        ({"schedule": "steps", "milestones": [0.9, 0.95]}, {"schedule": "steps", "milestones": [0.9, 0.95]}),
+        ({"method": "standard"}, {"method": "standard", "steps": None, "crafting_mode": None}),
+        ({"method": "trades"}, {"method": "trades", "trades_beta": 6.0}),
+    ],
+)
+def test_the_options_of_records_that_exist_are_what_they_were(given, stored):
+    newer = newer_options(AdversarialOptions)
+    assert AdversarialOptions(**given).model_dump(mode="json") == {**STORED, **newer, **stored}
+    assert newer.keys().isdisjoint(STORED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_crafting_and_attacks_compute_in_the_precision_that_is_asked_for(
+    method, precision, tmp_path, monkeypatch
+):
+    seen = set()
+    real = adversarial.build
+
+    def watching(*arguments, **facts):
+        net = real(*arguments, **facts)
+        net.net.stem.conv.register_forward_hook(
+            lambda m, i, out: seen.add((net.training, torch.is_grad_enabled(), out.dtype))
+        )
+        return net
+
+    monkeypatch.setattr(adversarial, "build", watching)
+    spec = options(method=method, precision=precision, epochs=1, max_steps=2, autoattack=PARTS, fab_steps=1)
+    outcome = TASK.run(norm("bn"), spec, context(tmp_path))
+    assert {dtype for *_, dtype in seen} == {getattr(torch, precision)}
+    assert {(True, True), (False, False), (False, True)} <= {where[:2] for where in seen}
+    assert outcome.history[0]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_clipped_and_the_optimizer_is_the_one_asked_for(method, data, tmp_path):
+    spec = options(method=method, gradient_clip=1e-3, optimizer="adamw", betas=[0.8, 0.9])
+    net = built("bn", data, spec, tmp_path)
+    optimizer = spec.trained_by(net)
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    images, labels = batch(data, spec, 32)
+    start = None if method == "standard" else draw_start(images, spec, torch.Generator().manual_seed(0))
+    adversarial_step(net, optimizer, images, labels, start, spec)
+    size = torch.stack([p.grad.norm() for p in net.parameters()]).norm()
+    assert float(size) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_trained_network_is_built_again_from_its_facts_alone(data, tmp_path):
+    for name, method in (("bn", "pgd"), ("dual_bn", "trades")):
+        spec = options(method=method, autoattack=(), epochs=1, attack_images=80)
+        outcome = TASK.run(norm(name), spec, context(tmp_path))
+        facts = json.loads(json.dumps(outcome.trained.facts))
+        net, prepare = TASK.network(norm(name), spec, facts)
+        net.load_state_dict(outcome.trained.weights)
+        right = predict(net.eval(), prepare(data.test.images)).argmax(1) == data.test.labels
+        assert float(right.float().mean()) == pytest.approx(outcome.metrics["clean_top1"])
+
+
+def test_the_steps_of_a_run_are_known_before_it(tmp_path):
+    for given, steps in (({}, 16), ({"max_steps": 11}, 11), ({"batch_size": 64}, 8)):
+        assert TASK.steps(options(**given), tmp_path) == steps
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_crafted_against_and_trained_as_it_is(data, tmp_path):
+    """brn's training forward reads what it keeps, which every forward of crafting has to find as it was."""
+    made = []
+    for compiled in (False, True):
+        spec = options(compile=compiled, crafting_mode="train", steps=3)
+        net = built("brn", data, spec, tmp_path)
+        optimizer, found = sgd(net, learning_rate=0.01, momentum=0.9, weight_decay=0.0), []
+        after_update(net, lambda: None, 1.0)  # from now on statistics that are kept count
+        for images, labels in (batch(data, spec, 32), batch(data, spec, 64)):
+            images, labels = images[-32:], labels[-32:]
+            start = draw_start(images, spec, torch.Generator().manual_seed(0))
+            found.append(craft(net, images, labels, start, spec))
+            loss, _ = adversarial_step(net, optimizer, images, labels, start, spec, progress=1.0)
+            found.append(loss)
+        made.append(found)
+    for plain, compiled in zip(*made, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
