@@ -70,6 +70,22 @@ def open_new(file: str | Path) -> BinaryIO:
     return os.fdopen(os.open(file, flags, 0o666), "wb")
 
 
+def append(file: str | Path, content: bytes) -> None:
+    """Write behind the end of a regular file that is there; it is closed afterwards, so that other machines see it.
+
+    Raises:
+        OSError: it is missing, a link, a folder, a pipe or a device, or the disk is full: a part may then be written.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | _NO_FOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(file))
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
+
+
 def write_text(file: str | Path, text: str) -> Path:
     """Replace `file` as `replacing` does."""
     with replacing(file) as stream:

@@ -18,9 +18,10 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ from suite.forked import watched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from rich.console import Console
 
     from norms.conformance import Check
     from tasks.conformance import Check as TaskCheck
@@ -148,6 +150,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Log every run to OUT/tracking/NAME, too; NAME is tensorboard (repeatable)."),
+    ] = None,
 ) -> int:
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
@@ -156,6 +162,7 @@ def run(
     from suite.config import ManyRuns, find_config, read_config
     from suite.engine import execute, time_limit, write_skipped
     from suite.plan import plan_config
+    from suite.trackers import check_trackers
     from suite.trial import surroundings_kept
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
@@ -166,6 +173,8 @@ def run(
     except ValueError as error:
         raise ValueError(f"--{error}") from error
     _check_device(device)
+    trackers = tuple(dict.fromkeys(tracker or ()))
+    check_trackers(trackers)
     with surroundings_kept():
         overrides = Overrides(
             tasks=_split("--tasks", tasks),
@@ -195,6 +204,7 @@ def run(
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
     from results.record import write_versions
+    from suite.estimate import Remaining, Steps, begun, left_to_do
     from suite.grid import (
         Grid,
         describe,
@@ -205,20 +215,20 @@ def run(
         shared_folder,
         summary,
     )
-    from suite.progress import Names, Progress, Remaining, levels
+    from suite.progress import Names, Progress
     from suite.runner import Runner
     from suite.worker import trouble
 
     grid = Grid(planned, folder, retry)
     names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
-    remaining = Remaining(jobs, grid.records)
+    remaining = Remaining(jobs, grid.records, Steps(planned.folders, data_dir))
+    done = begun(folder, grid.todo)
     if out is None:
         for line in shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
     if dry_run:
         _print_lines(describe(grid, names))
-        left = remaining.total(Counter(map(levels, grid.todo)))
-        _print_lines(dry_summary(grid, jobs, left))
+        _print_lines(dry_summary(grid, jobs, left_to_do(remaining, grid.todo, done)))
         return 0
     _print_lines(left_out(planned))
     try:
@@ -237,7 +247,7 @@ def run(
         print(f"not stored: {line}", file=sys.stderr)
     if restated := restate_budget(grid):
         print(f"budget: restated as {planned.budget} in {restated} records that were made before")
-    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder)
+    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder, done)
     runner = Runner(
         device=device,
         threads=planned.threads,
@@ -246,6 +256,7 @@ def run(
         budget=planned.budget,
         commit=commit(),
         folders=planned.folders,
+        trackers=trackers,
     )
     _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
@@ -324,6 +335,31 @@ def tables(
             f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
             f"{sum(df.attrs['not_asked'].values())} others in {folder} are left out"
         )
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Print what there is now, and leave.")] = False,
+) -> None:
+    """Show the runs that are being made in a folder, from any terminal or machine that sees it, until Ctrl-C.
+
+    Per run: epoch or what is measured, steps, loss and validation of the last epoch and its age, the time that its
+    remaining steps will take; and how many records there are. Nothing is changed and no run is held up.
+    """
+    from suite.watch import Watch
+
+    if not 0.1 <= interval <= 86400:
+        raise ValueError(f"--interval {interval:g}: 0.1 to 86400 seconds are needed")
+    seen = Watch(folder)
+    if once:
+        _print_lines(map(_shown, seen.lines()))
+        return
+    with _screen() as show:
+        while getattr(sys.stdout, "lost", None) is None:  # else nobody reads on
+            show([_shown(line) for line in seen.lines()])
+            time.sleep(interval)
 
 
 @app.command()
@@ -562,15 +598,12 @@ def data_prepare(
 @contextlib.contextmanager
 def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
     """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    from suite.progress import duration
+    from suite.progress import time_left
 
-    # it moves the cursor, so what is in its texts is made visible here
-    screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
-    console = Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+    console = _console()
     if not console.is_terminal:
 
         def tell_plainly(event: Event) -> None:
@@ -601,12 +634,38 @@ def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
             elif key not in progress.running and key in rows:
                 bars.remove_task(rows.pop(key))
             if key in rows:
-                bars.update(rows[key], completed=progress.running[key])
-            left = progress.seconds_left()
-            note = f"{progress.finished}/{progress.total}" + (f", {duration(left)} left" if left is not None else "")
+                bars.update(rows[key], completed=progress.running[key], note=progress.note(key))
+            left = progress.left()
+            note = f"{progress.finished}/{progress.total}" + (f", {time_left(left)} left" if left is not None else "")
             bars.update(everything, completed=progress.finished + sum(progress.running.values()), note=note)
 
         yield tell
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Shows lines in the place of those before on a terminal, below them elsewhere."""
+    from rich.live import Live
+    from rich.text import Text
+
+    console = _console()
+    if not console.is_terminal:
+
+        def show_plainly(lines: Sequence[str]) -> None:
+            print("\n".join([*lines, ""]), flush=True)
+
+        yield show_plainly
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda lines: live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def _console() -> Console:
+    """For what moves the cursor: the control characters in its texts are made visible by who writes them."""
+    from rich.console import Console
+
+    screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
+    return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
 
 
 def _show_tables(
@@ -869,7 +928,7 @@ def _shown(text: str) -> str:
     return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
 
 
-def _print_lines(lines: Iterator[str]) -> None:
+def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
 

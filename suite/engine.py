@@ -19,7 +19,7 @@ import re
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,6 +37,7 @@ from results.record import (
     set_aside,
     write_record,
 )
+from suite import live
 from suite.environment import now
 from suite.output import OUTPUT, printed, trim
 from suite.processes import below
@@ -56,8 +57,11 @@ class Event:
     """What `execute` tells its caller.
 
     Args:
-        kind: "started", "progress" (`fraction`), "finished" (`record`), "damaged" (`text`: where the record went),
-            "waiting" (another invocation is making this run).
+        kind: "started", "progress" (`fraction`, and the like), "finished" (`record`), "damaged" (`text`: where the
+            record went), "waiting" (another invocation is making this run).
+        position: where the run stands, a tasks.journal.Position as a mapping.
+        row: of an epoch that it has finished now.
+        clock: suite.live.Live.clock after it.
     """
 
     kind: Literal["started", "progress", "finished", "damaged", "waiting"]
@@ -65,6 +69,9 @@ class Event:
     fraction: float = 0.0
     record: RunRecord | None = None
     text: str = ""
+    position: Mapping[str, Any] | None = None
+    row: Mapping[str, float | None] | None = None
+    clock: tuple[int, float] | None = None
 
 
 def execute(
@@ -265,7 +272,7 @@ class _Execution:
             worker.deadline = time.monotonic() + _LEAVE
             worker.limit = "the process did not end after its run"
         else:
-            self.tell(Event("progress", worker.spec, fraction=value))
+            self.tell(Event("progress", worker.spec, **value))
 
     def _end(self, worker: _Worker) -> None:
         while worker.open:  # what it said before it ended
@@ -292,6 +299,7 @@ class _Execution:
             spec=spec,
             status="failed",
             reason=worker.cause or _exit_reason(code, run_folder(self.out, spec)),
+            history=live.rows_of(run_folder(self.out, spec)),
             seconds=time.monotonic() - worker.started,
             environment={"finished": now()},
         )
@@ -305,6 +313,7 @@ class _Execution:
                 if record is None:
                     record = died
                     write_record(self.out, record)
+                    live.remove(run_folder(self.out, spec))
         except Timeout:  # another invocation has begun this run again: its result will count
             self._wait_for(spec)
             return

@@ -20,6 +20,7 @@ from results.record import (
 )
 from suite.blocks import BUDGETS
 from suite.engine import look
+from suite.estimate import Estimate
 from suite.plan import Plan
 from suite.progress import Names, columns, duration, seed_text
 
@@ -120,14 +121,15 @@ def not_of_config(count: int, folder: Path, config: Path, options: Sequence[str]
         yield f"{count} records in {folder} are not of {config}: `{command}` leaves them out"
 
 
-def dry_summary(grid: Grid, jobs: int, left: float | None) -> Iterator[str]:
-    """What a dry run ends with. left: seconds that all runs to do will take, where they can be estimated."""
+def dry_summary(grid: Grid, jobs: int, left: Estimate | None) -> Iterator[str]:
+    """What a dry run ends with. left: what all runs to do will take, where it can be estimated."""
     skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
     failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
     where = shlex.quote(str(grid.folder))
     yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {where}"
     if grid.todo and left is not None:
-        yield f"about {duration(left)} with {jobs} jobs, by the runs that are finished"
+        least = "at least " if left.at_least else ""
+        yield f"{least}about {duration(left.seconds)} with {jobs} jobs, by the runs that are finished"
     yield from left_out(grid.plan)
     for line in grid.plan.missing:
         yield f"missing, so that its runs count as not done: {line}"

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from results.escape import cut, visible
 from results.record import RunRecord, RunSpec, run_folder
 from suite.engine import Event
+from suite.estimate import Estimate, Kind, Remaining
+from suite.live import number, telling, where
 from suite.runner import TRACEBACK
 from suite.worker import OUTPUT
 
-Levels = tuple[tuple[Any, ...], ...]
-
 _LONGEST = 300  # characters of a reason in a line; the whole stands in the record
+_LONGEST_NOTE = 60  # of each part of what a running run says
 
 
 class Names:
@@ -47,44 +49,6 @@ class Names:
         return visible(" ".join(part for part in parts if part))
 
 
-class Remaining:
-    """Estimates how long runs will take, from those that are finished: the mean of the same task and norm, else task.
-
-    Args:
-        jobs: runs at a time.
-    """
-
-    def __init__(self, jobs: int, records: Iterable[RunRecord] = ()):
-        self.jobs = jobs
-        self._seconds: dict[Any, tuple[float, int]] = {}  # sum and number
-        for record in records:
-            self.add(record)
-
-    def add(self, record: RunRecord) -> None:
-        if record.status in ("ok", "diverged"):
-            for level in levels(record.spec):
-                total, number = self._seconds.get(level, (0.0, 0))
-                self._seconds[level] = total + record.seconds, number + 1
-
-    def of(self, kind: Levels) -> float | None:
-        """Seconds one run of this kind will take; None as long as no run of its task has finished."""
-        for level in kind:
-            if level in self._seconds:
-                total, number = self._seconds[level]
-                return total / number
-        return None
-
-    def total(self, kinds: Mapping[Levels, int]) -> float | None:
-        """Seconds until all runs, given as how many there are of each kind, are done; None where one is unknown."""
-        total = 0.0
-        for kind, number in kinds.items():
-            seconds = self.of(kind)
-            if seconds is None:
-                return None
-            total += seconds * number
-        return total / self.jobs
-
-
 class Progress:
     """Follows the events of `suite.engine.execute`.
 
@@ -93,6 +57,8 @@ class Progress:
         metrics: task -> the metric shown in a finished run's line.
         remaining: estimates, primed with the records that exist already.
         folder: of results; a failed run's line then names what it left there.
+        begun: key -> steps that are done, of the runs that go on from a checkpoint.
+        clock: seconds since any moment.
     """
 
     def __init__(
@@ -102,13 +68,19 @@ class Progress:
         metrics: Mapping[str, str],
         remaining: Remaining,
         folder: Path | None = None,
+        begun: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.names, self.metrics, self.remaining, self.folder = names, metrics, remaining, folder
         self.todo = {spec.key: spec for spec in specs}
-        self.kinds = Counter(map(levels, self.todo.values()))
+        self.begun, self.clock = dict(begun or {}), clock
+        self.kinds = Counter(map(self._kind, self.todo.values()))
         self.total = len(self.todo)
         self.running: dict[str, float] = {}
         """key -> finished fraction of the runs that are being made now."""
+        self._positions: dict[str, Mapping[str, Any]] = {}
+        self._rows: dict[str, Mapping[str, float | None]] = {}
+        self._since: dict[str, float] = {}
 
     @property
     def finished(self) -> int:
@@ -120,28 +92,69 @@ class Progress:
         if event.kind == "damaged":
             return f"damaged record of {name}: set aside as {event.text}, made again"
         if event.kind == "waiting":
-            self.running.pop(key, None)
+            self._forget(event.spec)
             return f"waiting for {name}: {event.text}"
         if event.kind in ("started", "progress"):
-            self.running[key] = min(1.0, max(0.0, event.fraction))
+            self._hear(event)
             return None
         assert event.record is not None
-        self.running.pop(key, None)
+        self._forget(event.spec)
         if self.todo.pop(key, None) is not None:
-            kind = levels(event.spec)
+            kind = self._kind(event.spec)
             self.kinds[kind] -= 1
             if not self.kinds[kind]:
                 del self.kinds[kind]
         self.remaining.add(event.record)
         return self._line(name, event.record)
 
-    def seconds_left(self) -> float | None:
-        """What is left of all runs, those being made counted by their fraction; None while nothing is known."""
-        total = self.remaining.total(self.kinds)
-        if total is None:
+    def left(self) -> Estimate | None:
+        """What is left of all runs, those being made counted by where they stand; None while nothing is known."""
+        waiting = Counter(self.kinds)
+        making = [self.todo[key] for key in self.running if key in self.todo]
+        for spec in making:
+            waiting[self._kind(spec)] -= 1
+        return self.remaining.total(waiting, map(self._rest, making))
+
+    def note(self, key: str) -> str:
+        """Where a running run stands, and what its last epoch gave: "epoch 3/10  train_loss 0.5123  val_top1 0.81"."""
+        position = self._positions.get(key)
+        parts = [] if position is None else [where(position)]
+        parts += [f"{name} {number_text(value)}" for name, value in telling(self._rows.get(key, {}))]
+        return "  ".join(cut(visible(part), _LONGEST_NOTE) for part in parts)
+
+    def _kind(self, spec: RunSpec) -> Kind:
+        return self.remaining.kind(spec, self.begun.get(spec.key, 0))
+
+    def _hear(self, event: Event) -> None:
+        key = event.spec.key
+        self.running[key] = min(1.0, max(0.0, event.fraction))
+        if event.kind == "started":
+            self._since[key] = self.clock()
+        if event.position is not None:
+            self._positions[key] = event.position
+        if event.row is not None:
+            self._rows[key] = event.row
+        if event.clock is not None:
+            self.remaining.heard(event.spec, *event.clock)
+
+    def _forget(self, spec: RunSpec) -> None:
+        for known in (self.running, self._positions, self._rows, self._since):
+            known.pop(spec.key, None)
+        self.remaining.drop(spec)
+
+    def _rest(self, spec: RunSpec) -> Estimate | None:
+        """What is left of a run that is being made."""
+        key, kind = spec.key, self._kind(spec)
+        estimate, steps = self.remaining.of(kind), self.remaining.steps(spec)
+        done = number(self._positions.get(key, {}).get("step"))
+        if estimate is None:
             return None
-        done = sum(f * (self.remaining.of(levels(self.todo[key])) or 0.0) for key, f in self.running.items())
-        return max(0.0, total - done / self.remaining.jobs)
+        if steps is None or done is None:
+            return Estimate(estimate.seconds * (1 - self.running[key]), estimate.at_least)
+        pace, other = self.remaining.pace(kind) or 0.0, self.remaining.other(kind) or 0.0
+        here = max(0.0, done - self.begun.get(key, 0))  # steps of this process
+        spent = max(0.0, self.clock() - self._since.get(key, self.clock()) - here * pace)
+        return Estimate(max(0.0, steps - done) * pace + max(0.0, other - spent), estimate.at_least)
 
     def _line(self, name: str, record: RunRecord) -> str:
         width = len(str(self.total))
@@ -150,8 +163,8 @@ class Progress:
             said = f"  {metric} {record.metrics[metric]:.4g}" if metric in record.metrics else ""
         else:
             said = f"  {cut(visible(record.reason), _LONGEST)}"
-        left = self.seconds_left() if self.todo else None
-        tail = f"  [{duration(left)} left]" if left is not None else ""
+        left = self.left() if self.todo else None
+        tail = f"  [{time_left(left)} left]" if left is not None else ""
         line = f"[{self.finished:{width}}/{self.total}] {record.status:8} {record.seconds:7.1f} s  {name}{said}{tail}"
         return line + self._left_behind(record)
 
@@ -171,6 +184,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def time_left(estimate: Estimate) -> str:
+    """ "45 s", "at least 12 min"."""
+    return ("at least " if estimate.at_least else "") + duration(estimate.seconds)
+
+
+def number_text(value: float | None) -> str:
+    """Of a history: four digits; what was not finite is null there."""
+    return "nan" if value is None else f"{value:.4g}"
 
 
 def seed_text(seeds: Iterable[int]) -> str:
@@ -196,12 +219,6 @@ def _near(path: Path) -> str:
     """From the current folder, where it lies below."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
-
-
-def levels(spec: RunSpec) -> Levels:
-    """What runs may be compared by for time, closest first."""
-    size = tuple(str(spec.task_options.get(option)) for option in ("dataset", "model", "epochs", "norm_batch_size"))
-    return (spec.task, size, spec.norm), (spec.task, size), (spec.task,)
 
 
 def _text(value: Any) -> str:

@@ -21,6 +21,8 @@ from results import files
 from results.record import RunRecord, RunSpec, record_text
 from suite.checkpoints import Checkpoints
 from suite.environment import describe, now, set_threads
+from suite.estimate import task_steps
+from suite.live import Live
 
 if TYPE_CHECKING:
     from norms.plugins import Plugin
@@ -49,6 +51,7 @@ class Runner:
         folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
         checkpoint_every: seconds between two checkpoints of a run; None: none at all.
         keep_weights: the trained network of a run that is ok stays beside its record.
+        trackers: names of suite.trackers.TRACKERS that hear each run.
     """
 
     device: str = "cpu"
@@ -60,6 +63,7 @@ class Runner:
     folders: Mapping[str, str] = field(default_factory=dict)
     checkpoint_every: float | None = None
     keep_weights: bool = False
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from norms import plugins
@@ -106,7 +110,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     Args:
         spec: what to run.
         folder: where artifacts go, and the traceback of a failed run.
-        report: called with the finished fraction in [0, 1].
+        report: called with the finished fraction in [0, 1]; a suite.live.Live hears positions and rows, too.
         runner: device, threads, data, plugins.
 
     Returns:
@@ -123,6 +127,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
     checkpoints: Checkpoints | None = None
     journal = Journal()
+    live = report if isinstance(report, Live) else Live(None, spec)
 
     def record(result: dict[str, Any]) -> RunRecord:
         evidence = {"budget": runner.budget, **result.pop("evidence", {})}
@@ -131,6 +136,8 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         if checkpoints is not None and checkpoints.note is not None:
             own["parts"] = checkpoints.parts("the end")
             seconds += checkpoints.seconds
+        if live.clock[0]:
+            own["clock"] = {"steps": live.clock[0], "seconds": live.clock[1], "total": journal.steps_done}
         around = {**environment, **own, "finished": now()}
         return RunRecord(spec=spec, seconds=seconds, environment=around, evidence=evidence, **result)
 
@@ -142,7 +149,8 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
             save = None if runner.checkpoint_every is None else checkpoints.save
             every = runner.checkpoint_every or math.inf
             try:
-                journal = Journal(state, save=save, every=every, device=runner.device)
+                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device)
+                live.begin(journal, runner.trackers)
                 made = record(_attempt(spec, folder, report, runner, journal))
                 break
             except Unusable as error:
@@ -210,6 +218,7 @@ def _attempt(
                 f"{what} changed after planning: version {planned} was planned, {loaded} is here; run again"
             )
     options = task.options.model_validate(located(spec.task_options, runner.folders))
+    journal.total = task_steps(task, options, runner.data_dir)
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
     context = RunContext(

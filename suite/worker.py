@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -37,6 +36,7 @@ from results.record import (
     set_aside,
     write_record,
 )
+from suite.live import Live
 from suite.output import OUTPUT, print_to, printed
 from suite.processes import adopt_orphans
 from suite.runner import one_line
@@ -44,8 +44,6 @@ from suite.runner import one_line
 RunOne = Callable[[RunSpec, Path, Callable[[float], None]], RunRecord]
 State = Literal["done", "failed", "todo", "damaged"]
 Signature = tuple[int, int]
-
-_REPORT_EVERY = 0.2  # seconds; a task may report as often as it likes
 
 
 def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
@@ -117,9 +115,12 @@ def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, m
     messages.send(("started", None))
     output = folder / OUTPUT
     print_to(output)
-    write_record(out, run_one(spec, folder, _Reporter(messages)))
+    live = Live(out, spec, lambda news: messages.send(("progress", news)))
+    record = run_one(spec, folder, live)
+    write_record(out, record)
     with contextlib.suppress(OSError):  # the run may have closed what it did not open; the record is what counts
         messages.send(("stored", None))
+    live.end(record)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the run's own
             stream.flush()
@@ -133,19 +134,6 @@ def _print_error() -> None:
     with contextlib.suppress(Exception):
         traceback.print_exc()
         sys.stderr.flush()
-
-
-class _Reporter:
-    """Sends a running task's progress to the parent, a few times a second at most."""
-
-    def __init__(self, messages: Connection):
-        self.messages, self.last = messages, 0.0
-
-    def __call__(self, fraction: float) -> None:
-        now = time.monotonic()
-        if now - self.last >= _REPORT_EVERY:
-            self.last = now
-            self.messages.send(("progress", float(fraction)))
 
 
 def _leave_with_parent() -> None:

@@ -9,6 +9,7 @@ the network adapts.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,19 @@ from tasks.adaptation.networks import AdaptationNet, build
 from tasks.adaptation.options import SOURCE, DomainAdaptationOptions
 from tasks.adaptation.selection import Prepare, choose, measure, observe, score
 from tasks.adaptation.training import train
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.data.batches import augment, normalize
 from tasks.data.images import ImageData
 from tasks.fit import (
     SHIFT_PROBE,
     PeakMemory,
-    StepClock,
     composition_shift,
     keeps_stats,
     norm_sizes,
     recalibrated,
     recalibration_batches,
 )
+from tasks.loop import Epoch
 from tasks.trial import lacking, refusal, try_forward
 
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
@@ -102,6 +103,21 @@ class DomainAdaptation:
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
+    def steps(self, options: DomainAdaptationOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        labels = datasets.domain_labels(options.dataset, data_dir)[options.source]["train"]
+        return options.total_steps(
+            len(labels) if options.num_classes is None else int((labels < options.num_classes).sum())
+        )
+
+    def network(
+        self, norm: NormFactory, options: DomainAdaptationOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling. Norms that ask for a domain are told with norms.situation: facts["target_domain"] is
+        the target's, 0 the source's."""
+        net = build(norm, options, channels=facts["in_channels"], classes=facts["num_classes"])
+        return net, _preparation(facts["mean"], facts["std"], options)
+
     def run(self, norm: NormFactory, options: DomainAdaptationOptions, context: RunContext) -> Outcome:
         source, target = (
             datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes).to(
@@ -109,7 +125,14 @@ class DomainAdaptation:
             )
             for domain in (options.source, options.target)
         )
-        memory, clock = PeakMemory(context.device), StepClock(context.device)
+        memory = PeakMemory(context.device)
+        facts = {
+            "num_classes": source.num_classes,
+            "in_channels": source.image_shape[0],
+            "mean": source.mean,
+            "std": source.std,
+            "target_domain": options.target_domain,
+        }
         net = build(
             norm,
             options,
@@ -118,30 +141,24 @@ class DomainAdaptation:
             device=context.device,
             generator=context.generator,
         )
+        prepare = _preparation(source.mean, source.std, options)
+        history = context.journal.rows
+        domain, precision = options.target_domain, options.precision
 
-        def prepare(images: Tensor) -> Tensor:
-            return normalize(images, source.mean, source.std).contiguous(memory_format=options.memory_format)
+        def measured(epoch: Epoch) -> None:
+            what = f"after epoch {epoch.number}"
+            epoch.row |= observe(net, source.val, target.val.images, prepare, domain, what, precision)
+            epoch.row |= score(net, target.val, target.test, prepare, domain, what, precision)
 
-        history: list[dict[str, float]] = []
-        domain = options.target_domain
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            try:
-                for row in train(net, source.train, target.train.images, options, context, prepare, clock):
-                    if not history:
-                        peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-                    what = f"after epoch {int(row['epoch'])}"
-                    row |= observe(net, source.val, target.val.images, prepare, domain, what)
-                    history.append(row | score(net, target.val, target.test, prepare, domain, what))
-                metrics, evidence = _measure(net, source, target, history, prepare, options, context)
-            except Diverged as error:
-                error.history[:] = history
-                raise
+            loop = train(net, source.train, target.train.images, options, context, prepare, memory, measured)
+            metrics, evidence = _measure(net, source, target, history, prepare, options, context)
         parameters, buffers = norm_sizes(net)
         metrics |= {
-            "step_seconds": clock.median(),
-            "peak_memory_mb": peak,
+            "step_seconds": loop.clock.median(),
+            "peak_memory_mb": loop.peak,
             "norm_parameters": float(parameters),
             "norm_buffers": float(buffers),
         }
@@ -153,10 +170,18 @@ class DomainAdaptation:
             "train_images": len(source.train),
             "target_train_images": len(target.train) if options.num_domains == 2 else 0,
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
 
 
 TASK = DomainAdaptation()
+
+
+def _preparation(mean: Sequence[float], std: Sequence[float], options: DomainAdaptationOptions) -> Prepare:
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+
+    return prepare
 
 
 def _measure(
@@ -170,14 +195,15 @@ def _measure(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Everything that is measured after the last epoch, and what the table has to say about it."""
     domain, last = options.target_domain, history[-1]
-    final = measure(net, source.test, prepare, SOURCE, "source test")
+    final = measure(net, source.test, prepare, SOURCE, "source test", options.precision)
     metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}
     chosen = dict(choose(history))
     metrics |= {f"target_top1_{rule}": history[place]["target_top1"] for rule, place in chosen.items()}
+    probe = prepare(target.test.images[:SHIFT_PROBE])
     metrics |= {
         "source_top1": final.top1,
         "target_top1_adabn": last["target_top1"],
-        "composition_shift": composition_shift(net, prepare(target.test.images[:SHIFT_PROBE]), domain=domain),
+        "composition_shift": composition_shift(net, probe, options.precision, domain),
     }
     evidence: dict[str, Any] = {
         "constant_output": final.constant,
@@ -186,7 +212,9 @@ def _measure(
     }
     if keeps_stats(net):
         adapted, count = adabn(net, target.train.images, prepare, options, context)
-        metrics["target_top1_adabn"] = measure(adapted, target.test, prepare, domain, "target test, AdaBN").top1
+        metrics["target_top1_adabn"] = measure(
+            adapted, target.test, prepare, domain, "target test, AdaBN", options.precision
+        ).top1
         evidence["adabn_images"] = count
     return metrics, evidence
 
@@ -203,7 +231,7 @@ def adabn(
     chosen = torch.randperm(len(images), generator=context.generator("adabn"))[:count].to(images.device)
     draws = context.generator("adabn augmentation")
     batches = (prepare(augment(part, draws, options.augmentation)) for part in images[chosen].split(group))
-    return recalibrated(net, batches, group // options.shared, domain=options.target_domain), count
+    return recalibrated(net, batches, group // options.shared, options.precision, options.target_domain), count
 
 
 def _refusal(

@@ -11,7 +11,8 @@ results. The headline is the last epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,22 @@ from torch import Tensor, nn
 from norms.registry import NormFactory, NormInfo, equivalent, forked_generators, nearest
 from norms.situation import predict, situation
 from tasks import data as datasets
-from tasks.base import Batch, Diverged, Outcome, RunContext, Setting
+from tasks.base import Batch, Outcome, RunContext, Setting, Trained
 from tasks.data.batches import augment, normalize, ordered_batches
 from tasks.data.images import ImageData, Split, channel_moments
+from tasks.data.reading import stream
 from tasks.fit import (
     EVALUATION_BATCH,
     SHIFT_PROBE,
     Evaluation,
     PeakMemory,
-    StepClock,
     composition_shift,
     evaluate,
-    learning_rate_at,
     norm_sizes,
-    set_learning_rate,
 )
+from tasks.loop import Epoch, Loop, epoch_ends
 from tasks.nets import build_net
-from tasks.step import StepOptions, train_step
+from tasks.step import Precision, train_step
 from tasks.supervised import SupervisedOptions
 from tasks.trial import lacking, refusal
 
@@ -159,6 +159,21 @@ class DomainGeneralization:
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
 
+    def steps(self, options: DomainGeneralizationOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        domains = datasets.domain_labels(options.dataset, data_dir)
+        labels = torch.cat([domains[name]["train"] for name in options.sources])
+        used = labels if options.num_classes is None else labels[labels < options.num_classes]
+        return options.total_steps(len(used) // len(options.sources))
+
+    def network(
+        self, norm: NormFactory, options: DomainGeneralizationOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Prepare]:
+        """See tasks.base.Telling. An unseen domain is not told; norms.situation tells one of facts["sources"] by its
+        position."""
+        net = _build(norm, options, facts["num_classes"], facts["in_channels"])
+        return net, _preparation(facts["mean"], facts["std"], options)
+
     def run(self, norm: NormFactory, options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
         def load(domain: str) -> ImageData:
             data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
@@ -167,35 +182,38 @@ class DomainGeneralization:
         sources, held_out = [load(domain) for domain in options.sources], load(options.held_out)
         mean, std = channel_moments(torch.cat([data.train.images.cpu() for data in sources]))
 
-        def prepare(images: Tensor) -> Tensor:
-            return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-        memory, clock = PeakMemory(context.device), StepClock(context.device)
-        net = build_net(
-            options.model,
+        prepare = _preparation(mean, std, options)
+        memory = PeakMemory(context.device)
+        facts = {
+            "num_classes": held_out.num_classes,
+            "in_channels": held_out.image_shape[0],
+            "mean": mean,
+            "std": std,
+            "sources": list(options.sources),
+        }
+        net = _build(
             norm,
-            num_classes=held_out.num_classes,
-            in_channels=held_out.image_shape[0],
-            width=options.width,
+            options,
+            held_out.num_classes,
+            held_out.image_shape[0],
             device=context.device,
             generator=context.generator,
-        ).to(memory_format=options.memory_format)
-        history: list[dict[str, float]] = []
+        )
+        history, precision = context.journal.rows, options.precision
+
+        def measured(epoch: Epoch) -> None:
+            what = f"after epoch {epoch.number}"
+            vals = [data.val for data in sources]
+            epoch.row["val_top1"] = over_sources(net, vals, prepare, f"validation {what}", precision)
+            epoch.row["target_top1"] = on_unseen(net, held_out, prepare, what, precision).top1
+
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            try:
-                for row in train(net, [data.train for data in sources], options, context, prepare, clock):
-                    if not history:
-                        peak = memory.megabytes()  # before the first evaluation, whose batches may be larger
-                    what = f"after epoch {int(row['epoch'])}"
-                    row["val_top1"] = over_sources(net, [data.val for data in sources], prepare, f"validation {what}")
-                    final = on_unseen(net, held_out, prepare, what)
-                    history.append(row | {"target_top1": final.top1})
-                of_sources = over_sources(net, [data.test for data in sources], prepare, "test of the sources")
-            except Diverged as error:
-                error.history[:] = history
-                raise
+            loop = train(net, [data.train for data in sources], options, context, prepare, memory, measured)
+            tests = [data.test for data in sources]
+            of_sources = over_sources(net, tests, prepare, "test of the sources", precision)
+            constant = on_unseen(net, held_out, prepare, "at the end", precision).constant
         chosen = max(range(len(history)), key=lambda i: (history[i]["val_top1"], -i))
         parameters, buffers = norm_sizes(net)
         metrics = {
@@ -203,9 +221,9 @@ class DomainGeneralization:
             "target_top1_source_val": history[chosen]["target_top1"],
             "source_top1": of_sources,
             "val_top1": history[-1]["val_top1"],
-            "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE])),
-            "step_seconds": clock.median(),
-            "peak_memory_mb": peak,
+            "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE]), precision),
+            "step_seconds": loop.clock.median(),
+            "peak_memory_mb": loop.peak,
             "norm_parameters": float(parameters),
             "norm_buffers": float(buffers),
         }
@@ -214,15 +232,30 @@ class DomainGeneralization:
             "data": " and ".join(sorted(kinds)),
             "selection": "last epoch",
             "equals": equivalent(net),
-            "constant_output": final.constant,
+            "constant_output": constant,
             "chosen_epochs": {"source_val": chosen + 1},
             "train_images": sum(len(data.train) for data in sources),
             "test_images": sum(len(part) for part in _parts(held_out)),
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, evidence=evidence)
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
 
 
 TASK = DomainGeneralization()
+
+
+def _build(
+    norm: NormFactory, options: DomainGeneralizationOptions, classes: int, channels: int, **where: Any
+) -> nn.Module:
+    net = build_net(options.model, norm, num_classes=classes, in_channels=channels, width=options.width, **where)
+    return options.ready(net)
+
+
+def _preparation(mean: Sequence[float], std: Sequence[float], options: DomainGeneralizationOptions) -> Prepare:
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+
+    return prepare
 
 
 def train(
@@ -231,9 +264,10 @@ def train(
     options: DomainGeneralizationOptions,
     context: RunContext,
     prepare: Prepare,
-    clock: StepClock,
-) -> Iterator[dict[str, float]]:
-    """Train `net` in place on batches [domain 0; domain 1; ...]; after every epoch a row of its history.
+    memory: PeakMemory,
+    measure: Callable[[Epoch], None],
+) -> Loop:
+    """Train `net` in place on batches [domain 0; domain 1; ...].
 
     Args:
         net: in training mode.
@@ -241,7 +275,8 @@ def train(
         options: of the run.
         context: draws by name.
         prepare: images -> input.
-        clock: times the steps.
+        memory: begun before the network was built.
+        measure: called after the steps of every epoch, with the network as it then is; adds to the epoch's row.
 
     Raises:
         Diverged: the loss is not finite.
@@ -249,55 +284,53 @@ def train(
     optimizer = options.trained_by(net)
     # on the CPU, where norms look at it without waiting for the device
     domains = torch.arange(len(sources)).repeat_interleave(options.batch_size)
-    per_step = StepOptions(options.slices, domain=domains)
+    per_step = replace(options.told, domain=domains)
     draws = context.generator("augmentation")
+    # a small domain is passed more often than a large one
     streams = [
-        _endless(part, options.batch_size, context.generator(f"order of {name}"))
+        stream(part, options.batch_size, context.generator(f"order of {name}"))
         for part, name in zip(sources, options.sources, strict=True)
     ]
     images_each = sum(len(part) for part in sources) // len(sources)
-    total, step = options.total_steps(images_each), 0
-    for epoch in range(options.epochs):
-        before, loss_sum, seen, rate = sum(clock.seconds), 0.0, 0, 0.0
-        correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for _ in range(min(images_each // options.batch_size, total - step)):
-            rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
-            set_learning_rate(optimizer, rate)
-            step += 1
-            pairs = [next(stream) for stream in streams]
+    total = options.total_steps(images_each)
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, images_each // options.batch_size, total),
+        rates={optimizer: options.rate},
+        keeps={"net": net},
+        memory=memory,
+    )
+    for epoch in loop.epochs():
+        for step, *pairs in epoch.steps(*streams):
             images, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
             images = prepare(augment(images, draws, options.augmentation))
-            with clock:
-                loss, right = train_step(net, optimizer, images, labels, per_step, progress=step / total, step=step)
-            loss_sum += float(loss) * len(labels)
-            correct += right
-            seen += len(labels)
-            if step % 20 == 0:
-                context.report(0.95 * step / total)
-        yield {
-            "epoch": float(epoch + 1),
-            "train_loss": loss_sum / seen,
-            "train_top1": float(correct) / seen,
-            "learning_rate": rate,
-            "seconds": sum(clock.seconds) - before,
-        }
-        if step == total:
-            break
+            with step:
+                loss, right = train_step(
+                    net, optimizer, images, labels, per_step, progress=step.progress, step=step.number
+                )
+            step.saw(len(labels), right, train_loss=loss)
+        measure(epoch)
+    return loop
 
 
-def over_sources(net: nn.Module, parts: list[Split], prepare: Prepare, what: str) -> float:
+def over_sources(
+    net: nn.Module, parts: list[Split], prepare: Prepare, what: str, precision: Precision = "float32"
+) -> float:
     """Mean accuracy over one part of each source domain, each forwarded as of its domain."""
     found = [
-        evaluate(net, _in_order(part, prepare), what=f"{what}, domain {domain}", domain=domain).top1
+        evaluate(net, _in_order(part, prepare), precision, f"{what}, domain {domain}", domain).top1
         for domain, part in enumerate(parts)
     ]
     return sum(found) / len(found)
 
 
-def on_unseen(net: nn.Module, data: ImageData, prepare: Prepare, what: str) -> Evaluation:
+def on_unseen(
+    net: nn.Module, data: ImageData, prepare: Prepare, what: str, precision: Precision = "float32"
+) -> Evaluation:
     """All images of a domain that the network does not know."""
     batches = (batch for part in _parts(data) for batch in _in_order(part, prepare))
-    return evaluate(net, batches, what=f"held-out domain {what}")
+    return evaluate(net, batches, precision, f"held-out domain {what}")
 
 
 def _parts(data: ImageData) -> tuple[Split, Split, Split]:
@@ -306,12 +339,6 @@ def _parts(data: ImageData) -> tuple[Split, Split, Split]:
 
 def _in_order(part: Split, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
     return ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
-
-
-def _endless(part: Split, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one domain, shuffled anew for every pass; a small domain is passed more often than a large one."""
-    while True:
-        yield from datasets.shuffled_batches(part, batch_size, order)
 
 
 def _refusal(

@@ -67,28 +67,30 @@ def update(
     options: StepOptions,
     what: str,
     cleared: Iterable[torch.optim.Optimizer] = (),
+    clipped: nn.Module | None = None,
 ) -> None:
     """Gradients of a loss and one step of each optimizer. Norms are told by the caller, once a batch is done with:
     `after_update`.
 
     Args:
         loss: a scalar.
-        net: whose parameters are clipped together, and which a message looks into.
+        net: which a message looks into.
         optimizers: those that step, their rates set.
         images: (N, C, H, W) of the forward, for the message.
         options: gradient_clip, and what the forward was told.
         what: "step 7", for the message.
         cleared: optimizers of further parameters that the loss reaches; their gradients are cleared, too.
+        clipped: the part of `net` whose gradients are clipped, together; None: all of it.
 
     Raises:
         Diverged: the loss is not finite; weights and statistics stand as the forward left them.
     """
     raise_if_diverged(loss, net, images, options, what)
-    for optimizer in (*optimizers, *cleared):
+    for optimizer in {*optimizers, *cleared}:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if options.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(net.parameters(), options.gradient_clip)
+        nn.utils.clip_grad_norm_((clipped or net).parameters(), options.gradient_clip)
     for optimizer in optimizers:
         optimizer.step()
 
@@ -142,6 +144,11 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def wide(outputs: Tensor) -> Tensor:
+    """Outputs in float32, or as they are where they are at least as exact: what losses are computed from."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:

@@ -827,16 +827,16 @@ def test_names_show_the_options_that_vary_and_no_others():
 def test_the_remaining_time_is_estimated_from_finished_runs_and_fractions():
     specs = [fake_spec("bn", seed) for seed in range(5)]
     progress = Progress(specs, Names(specs), {"cli_fake": "top1"}, Remaining(jobs=2))
-    assert progress.seconds_left() is None
+    assert progress.left() is None
     assert progress.take(Event("started", specs[0])) is None
     line = progress.take(finished(specs[0]))
     assert line == "[1/5] ok          10.0 s  cli_fake bn seed 0  top1 0.25  [20 s left]"
     progress.take(finished(specs[0]))  # told twice, counted once
     progress.take(Event("progress", specs[1], fraction=0.5))
-    assert progress.seconds_left() == pytest.approx((40 - 5) / 2)
+    assert progress.left().seconds == pytest.approx((40 - 5) / 2)
     assert "diverged" in progress.take(finished(specs[1], status="diverged"))
     assert "why" in progress.take(finished(specs[2], 0.1, status="failed"))
-    assert progress.seconds_left() == pytest.approx(10)  # a failed run says nothing about time
+    assert progress.left().seconds == pytest.approx(10)  # a failed run says nothing about time
     assert (progress.finished, progress.running) == (3, {})
 
 

@@ -20,7 +20,7 @@ from tasks.base import Diverged, RunContext
 from tasks.data.batches import normalize
 from tasks.data.images import Split, make_data, shrink
 from tasks.domain_adaptation import TASK, adabn
-from tasks.fit import StepClock, learning_rate_at
+from tasks.fit import learning_rate_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,10 +180,7 @@ def digits(tmp_path_factory):
             net = build(
                 norm(name, spec), spec, channels=3, classes=10, device="cpu", generator=context(folder).generator
             )
-            loop = training.train(
-                net, data.train, data.train.images, spec, context(folder), prepare, StepClock(torch.device("cpu"))
-            )
-            list(loop)
+            training.train(net, data.train, data.train.images, spec, context(folder), prepare)
             trained[name] = net
         return trained[name], spec
 
@@ -240,7 +237,7 @@ def test_adabn_takes_unlabelled_target_training_images_drawn_by_name_and_augment
     )
     told = []
 
-    def recalibrated(net, batches, slices, domain):
+    def recalibrated(net, batches, slices, precision, domain):
         told.append((len(list(batches)), slices, domain))
         return net
 
@@ -262,9 +259,9 @@ def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_th
     told = []
 
     def noting(real):
-        def measure(net, part, prepare, domain, what):
+        def measure(net, part, prepare, domain, what, precision):
             told.append((what.partition(" after")[0], domain))
-            return real(net, part, prepare, domain, what)
+            return real(net, part, prepare, domain, what, precision)
 
         return measure
 
@@ -294,11 +291,7 @@ def test_the_label_free_score_and_the_composition_shift_see_target_images_as_of_
     def prepare(images):
         return normalize(images, source.mean, source.std).contiguous(memory_format=torch.channels_last)
 
-    list(
-        training.train(
-            net, source.train, target.train.images, spec, context(tmp_path), prepare, StepClock(torch.device("cpu"))
-        )
-    )
+    training.train(net, source.train, target.train.images, spec, context(tmp_path), prepare)
     scores = [
         selection.observe(net, source.val, target.val.images, prepare, domain, "")["im_score"] for domain in (0, 1)
     ]
@@ -389,7 +382,7 @@ def test_a_run_is_the_same_twice_and_another_with_another_seed(domains, tmp_path
 
 def test_an_endless_target_is_shuffled_anew_in_every_pass():
     images = torch.arange(10).view(10, 1, 1, 1)
-    stream = training._endless(images, 3, torch.Generator().manual_seed(0))
+    stream = training._target(images, 3, torch.Generator().manual_seed(0))
     passes = [[next(stream).flatten().tolist() for _ in range(3)] for _ in range(2)]
     assert passes[0] != passes[1]
     for batches in passes:

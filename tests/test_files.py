@@ -113,3 +113,16 @@ def test_an_error_while_writing_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/record.json'"):
         files.write_text(tmp_path / "record.json", "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_are_appended_to_a_file_that_is_there_and_to_nothing_else(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"one\n")
+    files.append(file, b"two\n")
+    assert file.read_bytes() == b"one\ntwo\n"
+    link.symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (link, tmp_path / "missing", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match="Errno"):
+            files.append(other, b"three\n")
+    assert file.read_bytes() == b"one\ntwo\n"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from norms.situation import situation
 from tasks.adaptation.networks import AdaptationNet
 from tasks.adaptation.options import SOURCE, TARGET, DomainAdaptationOptions
-from tasks.step import StepOptions
+from tasks.step import StepOptions, told
 
 
 def forward_domains(
@@ -20,12 +21,13 @@ def forward_domains(
     that running statistics shared by the domains end with the target's.
     """
     if options.forward == "joint":
-        with situation(net, _domains(source, target), slices=options.slices):
-            of_source, of_target = net.backbone(torch.cat([source, target])).split([len(source), len(target)])
+        both = torch.cat([source, target])
+        with told(net, both, facts(source, target, options)):
+            of_source, of_target = net.backbone(both).split([len(source), len(target)])
             return of_source, of_target
-    with situation(net, SOURCE, slices=options.slices):
+    with told(net, source, options.told, domain=SOURCE):
         of_source = net.backbone(source)
-    with situation(net, TARGET, slices=options.slices):
+    with told(net, target, options.told, domain=TARGET):
         return of_source, net.backbone(target)
 
 
@@ -33,16 +35,13 @@ def forward_target(net: AdaptationNet, source: Tensor, target: Tensor, options: 
     """Features of the target as `forward_domains` gives them, without the source where it has no part in them."""
     if options.forward == "joint":
         return forward_domains(net, source, target, options)[1]
-    with situation(net, TARGET, slices=options.slices):
+    with told(net, target, options.told, domain=TARGET):
         features: Tensor = net.backbone(target)
         return features
 
 
-def told(source: Tensor, target: Tensor, options: DomainAdaptationOptions) -> StepOptions:
-    """What norms are told of a batch [source; target]."""
-    return StepOptions(options.slices, domain=_domains(source, target))
-
-
-def _domains(source: Tensor, target: Tensor) -> Tensor:
+def facts(source: Tensor, target: Tensor, options: DomainAdaptationOptions) -> StepOptions:
+    """What an update on a batch [source; target] is told."""
     # on the CPU, where norms look at it without waiting for the device
-    return torch.tensor([SOURCE, TARGET]).repeat_interleave(torch.tensor([len(source), len(target)]))
+    domains = torch.tensor([SOURCE, TARGET]).repeat_interleave(torch.tensor([len(source), len(target)]))
+    return replace(options.told, domain=domains)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from norms.situation import after_update, hold
-from tasks.adaptation.forward import forward_domains, forward_target, told
+from tasks.adaptation.forward import facts, forward_domains, forward_target
 from tasks.adaptation.losses import discrepancy
 from tasks.adaptation.networks import AdaptationNet
 from tasks.adaptation.options import DomainAdaptationOptions
-from tasks.step import raise_if_diverged
+from tasks.step import autocast, update, wide
 
 
 def mcd_step(
@@ -54,29 +54,33 @@ def mcd_step(
     """
     one, two = net.heads
 
+    def answers(features: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(source.device, options.precision):
+            return wide(one(features)), wide(two(features))
+
     def supervised(features: Tensor) -> Tensor:
-        return F.cross_entropy(one(features), labels) + F.cross_entropy(two(features), labels)
+        first, second = answers(features)
+        return F.cross_entropy(first, labels) + F.cross_entropy(second, labels)
 
     def apart(features: Tensor) -> Tensor:
-        return discrepancy(one(features), two(features))
+        return discrepancy(*answers(features))
 
-    def update(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
-        raise_if_diverged(loss, net, torch.cat([source, target]), told(source, target, options), f"step {step}")
-        for optimizer in (of_features, of_heads):
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+    everything = (of_features, of_heads)
+    both, known, what = torch.cat([source, target]), facts(source, target, options), f"step {step}"
+
+    def learn(loss: Tensor, clipped: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+        update(loss, net, *optimizers, images=both, options=known, what=what, cleared=everything, clipped=clipped)
 
     features, _ = forward_domains(net, source, target, options)
-    correct = (net.classify(features).detach().argmax(1) == labels).sum()
+    with autocast(source.device, options.precision):
+        correct = (net.classify(features).detach().argmax(1) == labels).sum()
     first = supervised(features)
-    update(first, of_features, of_heads)
+    learn(first, net, *everything)
     with hold(net):
         with torch.no_grad():  # the features are not updated here
             of_source, of_target = forward_domains(net, source, target, options)
-        update(supervised(of_source) - apart(of_target), of_heads)
+        learn(supervised(of_source) - apart(of_target), net.heads, of_heads)
         for _ in range(options.mcd_steps or 1):
-            update(apart(forward_target(net, source, target, options)), of_features)
+            learn(apart(forward_target(net, source, target, options)), net.backbone, of_features)
     after_update(net, lambda: forward_domains(net, source, target, options), progress)
     return first.detach(), correct

@@ -69,7 +69,7 @@ def build(
     *,
     channels: int,
     classes: int,
-    device: torch.device | str,
+    device: torch.device | str = "cpu",
     generator: Callable[[str], torch.Generator] | None = None,
 ) -> AdaptationNet:
     """The network in training mode, its weights drawn by name.
@@ -101,6 +101,7 @@ def build(
         for name in ("feature_map", "class_map") if net.randomized else ():
             matrix = net.get_buffer(name)
             matrix.copy_(torch.randn(matrix.shape, generator=generator(f"cdan {name}")))
+    options.ready(net.backbone)  # steps forward it without the rest
     return net.to(memory_format=options.memory_format)
 
 

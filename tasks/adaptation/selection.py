@@ -17,12 +17,8 @@ from tasks.adaptation.losses import information
 from tasks.adaptation.options import SOURCE
 from tasks.data.batches import ordered_batches
 from tasks.data.images import Split
-from tasks.fit import (
-    EVALUATION_BATCH,
-    Evaluation,
-    evaluate,
-    evaluating,
-)
+from tasks.fit import EVALUATION_BATCH, Evaluation, evaluate, evaluating
+from tasks.step import Precision, autocast, wide
 
 Prepare = Callable[[Tensor], Tensor]
 """Images (N, C, H, W), uint8 -> normalized, as the network takes them."""
@@ -31,15 +27,23 @@ RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"
 """Selection rule -> the column of the history whose largest value it takes; the earliest of equal ones."""
 
 
-def measure(net: nn.Module, part: Split, prepare: Prepare, domain: int, what: str) -> Evaluation:
+def measure(
+    net: nn.Module, part: Split, prepare: Prepare, domain: int, what: str, precision: Precision = "float32"
+) -> Evaluation:
     """`net` on one part of one domain, in stored order. Raises Diverged."""
     batches = ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
-    return evaluate(net, batches, what=what, domain=domain)
+    return evaluate(net, batches, precision, what, domain)
 
 
 @torch.no_grad()
 def observe(
-    net: nn.Module, source_val: Split, target_val: Tensor, prepare: Prepare, domain: int, what: str
+    net: nn.Module,
+    source_val: Split,
+    target_val: Tensor,
+    prepare: Prepare,
+    domain: int,
+    what: str,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """What may choose an epoch: source validation accuracy, and information maximization on target images.
 
@@ -50,22 +54,29 @@ def observe(
         prepare: images -> input.
         domain: told of target images.
         what: for the message of Diverged.
+        precision: of the forwards.
     """
-    with evaluating(net), situation(net, domain):
+    with evaluating(net), situation(net, domain), autocast(target_val.device, precision):
         logits = torch.cat([predict(net, prepare(images)).cpu() for images in target_val.split(EVALUATION_BATCH)])
     return {
-        "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}").top1,
-        "im_score": information(logits),
+        "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision).top1,
+        "im_score": information(wide(logits)),
     }
 
 
 def score(
-    net: nn.Module, target_val: Split, target_test: Split, prepare: Prepare, domain: int, what: str
+    net: nn.Module,
+    target_val: Split,
+    target_test: Split,
+    prepare: Prepare,
+    domain: int,
+    what: str,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """With target labels: the oracle's column and the accuracy that is reported for an epoch. Chooses nothing."""
     return {
-        "target_val_top1": measure(net, target_val, prepare, domain, f"target validation {what}").top1,
-        "target_top1": measure(net, target_test, prepare, domain, f"target test {what}").top1,
+        "target_val_top1": measure(net, target_val, prepare, domain, f"target validation {what}", precision).top1,
+        "target_top1": measure(net, target_test, prepare, domain, f"target test {what}", precision).top1,
     }
 
 

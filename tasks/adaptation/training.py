@@ -1,33 +1,33 @@
 """Training: one step of the methods that learn by one loss, and the loop over epochs. MCD's step is in mcd.py.
 
-The loop is given the target as images. It hands the network back after every epoch, so that whoever measures it holds
-the labels and the loop does not.
+The loop is given the target as images. What measures the network after every epoch is handed to it, so that the labels
+are with whoever measures, and not with the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from norms.situation import after_update
-from tasks.adaptation.forward import forward_domains, told
+from tasks.adaptation.forward import facts, forward_domains
 from tasks.adaptation.losses import certainty_weights, conditioned, domain_loss, reversal_strength, reverse_gradient
 from tasks.adaptation.mcd import mcd_step
 from tasks.adaptation.networks import AdaptationNet
 from tasks.adaptation.options import SOURCE, DomainAdaptationOptions
 from tasks.adaptation.selection import Prepare
 from tasks.base import RunContext
-from tasks.data.batches import augment, shuffled_batches
+from tasks.data.batches import augment
 from tasks.data.images import Split
-from tasks.fit import (
-    StepClock,
-    learning_rate_at,
-    set_learning_rate,
-)
-from tasks.step import StepOptions, raise_if_diverged, train_step
+from tasks.data.reading import stream
+from tasks.data.stream import Stream
+from tasks.fit import PeakMemory
+from tasks.loop import Epoch, Loop, epoch_ends
+from tasks.step import autocast, train_step, update, wide
 
 Step = Callable[[Tensor, Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 """(source images, labels, target images, progress, step) -> loss, source images classified correctly"""
@@ -54,21 +54,21 @@ def adversarial_step(
         return forward_domains(net, source, target, options)
 
     assert net.discriminator is not None
-    features = torch.cat(forward())
-    logits = net.classify(features)
-    of_source = logits[: len(source)]
     strength = reversal_strength(progress)
-    if options.method == "cdan_e":
-        given = conditioned(reverse_gradient(features, strength), logits.softmax(1), net.maps)
-        weights: Tensor | None = certainty_weights(logits, strength)
-    else:
-        given, weights = reverse_gradient(features, strength), None
-    of_domain = domain_loss(net.discriminator(given)[:, 0], len(source), weights)
+    with autocast(source.device, options.precision):
+        features = torch.cat(forward())
+        logits = wide(net.classify(features))
+        if options.method == "cdan_e":
+            given = conditioned(reverse_gradient(features, strength), logits.softmax(1), net.maps)
+            weights: Tensor | None = certainty_weights(logits, strength)
+        else:
+            given, weights = reverse_gradient(features, strength), None
+        domains = wide(net.discriminator(given))[:, 0]
+    of_source = logits[: len(source)]
+    of_domain = domain_loss(domains, len(source), weights)
     loss = F.cross_entropy(of_source, labels) + (options.trade_off or 0.0) * of_domain
-    raise_if_diverged(loss, net, torch.cat([source, target]), told(source, target, options), f"step {step}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+    both, known = torch.cat([source, target]), facts(source, target, options)
+    update(loss, net, optimizer, images=both, options=known, what=f"step {step}")
     after_update(net, forward, progress)
     return loss.detach(), (of_source.detach().argmax(1) == labels).sum()
 
@@ -80,9 +80,10 @@ def train(
     options: DomainAdaptationOptions,
     context: RunContext,
     prepare: Prepare,
-    clock: StepClock,
-) -> Iterator[dict[str, float]]:
-    """Train `net` in place; after every epoch a row of its history, with the network as it then is.
+    memory: PeakMemory | None = None,
+    measure: Callable[[Epoch], None] = lambda epoch: None,
+) -> Loop:
+    """Train `net` in place.
 
     Args:
         net: in training mode; whoever evaluates it in between puts that back.
@@ -91,46 +92,35 @@ def train(
         options: of the run.
         context: draws by name, so that every method and norm meets the same batches of the source.
         prepare: images -> input.
-        clock: times the steps.
+        memory: begun before the network was built.
+        measure: called after the steps of every epoch, with the network as it then is; adds to the epoch's row.
 
     Raises:
         Diverged: a loss is not finite.
     """
-    update, optimizers = _method(net, options)
-    order = context.generator("order")
+    step_of, optimizers = _method(net, options)
     of_source, of_target = context.generator("augmentation"), context.generator("target augmentation")
-    stream = _endless(target, options.batch_size, context.generator("target order"))
-    total, step = options.total_steps(len(source)), 0
-    for epoch in range(options.epochs):
-        before, loss_sum, seen, rate = sum(clock.seconds), 0.0, 0, 0.0
-        correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for images, labels in shuffled_batches(source, options.batch_size, order):
-            if step == total:
-                break
-            rate = learning_rate_at((step + 0.5) / total, options.peak_learning_rate, options.schedule, options.warmup)
-            for optimizer in optimizers:
-                set_learning_rate(optimizer, rate)
-            step += 1
+    batches = stream(source, options.batch_size, context.generator("order"))
+    others = _target(target, options.batch_size, context.generator("target order"))
+    total = options.total_steps(len(source))
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, len(batches), total),
+        rates=dict.fromkeys(optimizers, options.rate),
+        keeps={"net": net},
+        memory=memory,
+    )
+    both = options.num_domains == 2
+    for epoch in loop.epochs():
+        for step, (images, labels), *drawn in epoch.steps(batches, *([others] if both else [])):
             images = prepare(augment(images, of_source, options.augmentation))
-            others = images
-            if options.num_domains == 2:
-                others = prepare(augment(next(stream), of_target, options.augmentation))
-            with clock:
-                loss, right = update(images, labels, others, step / total, step)
-            loss_sum += float(loss) * len(labels)
-            correct += right
-            seen += len(labels)
-            if step % 20 == 0:
-                context.report(0.95 * step / total)
-        yield {
-            "epoch": float(epoch + 1),
-            "train_loss": loss_sum / seen,
-            "train_top1": float(correct) / seen,
-            "learning_rate": rate,
-            "seconds": sum(clock.seconds) - before,
-        }
-        if step == total:
-            break
+            of_other = prepare(augment(drawn[0], of_target, options.augmentation)) if both else images
+            with step:
+                loss, right = step_of(images, labels, of_other, step.progress, step.number)
+            step.saw(len(labels), right, train_loss=loss)
+        measure(epoch)
+    return loop
 
 
 def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
@@ -150,16 +140,19 @@ def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step,
         images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
     ) -> tuple[Tensor, Tensor]:
         if options.method == "source_only":
-            per_step = StepOptions(options.slices, domain=SOURCE)
+            per_step = replace(options.told, domain=SOURCE)
             return train_step(net, optimizer, images, labels, per_step, progress=progress, step=step)
         return adversarial_step(net, optimizer, images, labels, others, options, progress=progress, step=step)
 
     return by_one_loss, [optimizer]
 
 
-def _endless(images: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+def _target(images: Tensor, batch_size: int, order: torch.Generator) -> Stream[Tensor]:
     """Batches of the target, shuffled anew for every pass, for as long as the source lasts."""
-    while True:
+
+    def start(skip: int) -> Iterator[Tensor]:
         chosen = torch.randperm(len(images), generator=order).to(images.device)
-        for index in chosen[: len(chosen) - len(chosen) % batch_size].split(batch_size):
-            yield images[index]
+        whole = chosen[: len(chosen) - len(chosen) % batch_size].split(batch_size)
+        return (images[index] for index in whole[skip:])
+
+    return Stream(start, order, len(images) // batch_size)
