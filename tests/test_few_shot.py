@@ -15,10 +15,11 @@ from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_
 from norms.situation import hold, situation
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import few_shot, get_task
-from tasks.base import Diverged, RunContext
+from tasks.base import Diverged, LeftOut, RunContext, newer_options
 from tasks.data.episodes import Episode, EpisodeSampler, query_pool
 from tasks.data.images import Split, make_data
 from tasks.few_shot import TASK, FewShotOptions
+from tasks.fit import PeakMemory
 from tasks.metalearning import training
 from tasks.metalearning.episodic import batch_statistics, forward_inductive, forward_together
 from tasks.metalearning.evaluation import Accuracy, Pool, evaluate_episodes
@@ -593,6 +594,109 @@ def test_a_grid_over_options_that_a_method_has_not_repeats_no_run():
         assert FewShotOptions.model_validate(resolved.model_dump(mode="json")) == resolved
 
 
+def test_options_of_another_optimizer_or_schedule_are_null_and_those_at_their_default_are_not_named():
+    assert options(momentum=0.5, milestones=(0.2,)) == options()
+    assert options(betas=(0.9, 0.999)) == options()
+    assert options(optimizer="sgd", betas=(0.5, 0.9)) == options(optimizer="sgd")
+    assert options(schedule="steps", milestones=(0.5, 0.75)) == options(schedule="steps")
+    assert (options(optimizer="sgd").momentum, options(optimizer="sgd", momentum=0.0).momentum) == (0.9, 0.0)
+    for given in ({"betas": (0.5, 0.9)}, {"optimizer": "adamw"}, {"schedule": "steps", "milestones": (0.2, 0.4)}):
+        changed = options(**given)
+        assert changed != options(schedule=given.get("schedule", "cosine"))
+        assert FewShotOptions.model_validate(changed.model_dump(mode="json")) == changed
+    newer = newer_options(FewShotOptions)
+    assert newer.items() <= FewShotOptions().model_dump(mode="json").items()
+    assert set(newer) == {"optimizer", "momentum", "betas", "milestones", "gradient_clip", "precision", "compile"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "facts"),
+    [
+        ({}, torch.optim.Adam, {"betas": (0.9, 0.999), "lr": 0.5, "foreach": None}),
+        ({"betas": (0.5, 0.9)}, torch.optim.Adam, {"betas": (0.5, 0.9), "weight_decay": 0.25}),
+        ({"optimizer": "adamw", "betas": (0.5, 0.9)}, torch.optim.AdamW, {"betas": (0.5, 0.9), "weight_decay": 0.25}),
+        ({"optimizer": "sgd", "momentum": 0.5}, torch.optim.SGD, {"momentum": 0.5, "nesterov": True, "lr": 0.5}),
+    ],
+)
+def test_the_optimizer_is_the_one_that_was_asked_for(given, kind, facts):
+    optimizer = options(learning_rate=0.5, weight_decay=0.25, **given).trained_by(network("bn"))
+    assert type(optimizer) is kind
+    assert facts.items() <= optimizer.param_groups[0].items()
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+def test_milestones_lower_the_rate():
+    rate = options(schedule="steps", milestones=(0.2, 0.4), learning_rate=1.0).rate
+    assert [rate(at) for at in (0.1, 0.3, 0.6)] == pytest.approx([1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_forward_of_a_run_is_in_its_precision(method, tmp_path, monkeypatch):
+    seen = {}
+    real = few_shot.build
+
+    def watched(*arguments, **where):
+        net = real(*arguments, **where)
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda module, inputs, output: seen[kind].append(output.dtype))
+        return net
+
+    monkeypatch.setattr(few_shot, "build", watched)
+    outcomes = {}
+    for kind in ("float32", "bfloat16"):
+        seen[kind] = []
+        for name, statistics in (("bn", "support"), ("bn", "running"), ("tasknorm", "running"), ("mbn", "running")):
+            spec = options(method=method, precision=kind, inductive_statistics=statistics, steps=2, test_episodes=2)
+            outcomes[kind] = TASK.run(norm(name), spec, context(tmp_path))
+    assert {kind: set(dtypes) for kind, dtypes in seen.items()} == {k: {getattr(torch, k)} for k in seen}
+    assert len(seen["float32"]) == len(seen["bfloat16"])
+    losses = [outcome.history[-1]["train_loss"] for outcome in outcomes.values()]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_of_an_update_is_clipped(method, tmp_path):
+    def moved(**given):
+        spec = options(method=method, optimizer="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.5, **given)
+        spec = FewShotOptions.model_validate(
+            spec.model_dump() | {"steps": 1, "schedule": "constant", "test_episodes": 2, "val_episodes": 2}
+        )
+        data, run = planted(), context(tmp_path)
+        net = training.build(norm("gn"), spec, data.image_shape, training.outputs(data, spec), generator=run.generator)
+        before = torch.cat([p.detach().clone().flatten() for p in net.parameters()])
+        training.train(net, training.learner(net, spec), data, spec, run, PeakMemory(torch.device("cpu")))
+        return float((torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm())
+
+    assert moved() > 1e-2
+    assert moved(gradient_clip=1e-3) == pytest.approx(0.5e-3, rel=1e-2)
+
+
+def test_compile_compiles_the_embedding_and_is_refused_for_maml(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    for method in ("prototypical", "imprinting"):
+        for wanted in (False, True):
+            training.build(norm("bn"), options(method=method, compile=wanted), SHAPE, 3)
+    assert compiled == ["Conv4", "Conv4"]
+    with pytest.raises(ValidationError, match=r"method maml trains clones .* compile: false") as caught:
+        options(method="maml", compile=True)
+    (error,) = caught.value.errors()
+    assert isinstance(error["ctx"]["error"], LeftOut)  # a grid over methods goes without it
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_as_the_other_does(tmp_path):
+    for method in ("prototypical", "imprinting"):
+        plain, fast = (
+            TASK.run(norm("bn"), options(method=method, steps=5, compile=wanted), context(tmp_path))
+            for wanted in (False, True)
+        )
+        losses = [run.history[-1]["train_loss"] for run in (plain, fast)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("given", "shared"),
     [
@@ -616,6 +720,9 @@ def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, shar
         ({"ways": 5}, "ways"),
         ({"order": "thrid"}, "order"),
         ({"inner_steps": 0}, "inner_steps"),
+        ({"optimizer": "adamw", "betas": (0.9, 1.0)}, "betas"),
+        ({"milestones": (0.6, 0.3)}, "rising fractions"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
     ],
 )
 def test_a_wrong_option_is_named(given, message):
