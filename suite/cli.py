@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from norms.conformance import Check
-    from tasks.conformance import Check as TaskCheck
     from results.record import RunSpec
     from suite.engine import Event
     from suite.progress import Progress
+    from tasks.conformance import Check as TaskCheck
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -804,7 +804,7 @@ def _check_one_task(
     return 1 if any(c.false for c in checks) else 0
 
 
-def _check_lines(title: str, checks: Sequence[Check] | Sequence[TaskCheck]) -> Iterator[str]:
+def _check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[str]:
     """The facts of one norm as a table, and under each false one its hint."""
     from suite.progress import columns
 

@@ -1,10 +1,10 @@
 """The checks that every task must pass, built-in or a user's own: what it promises against what small runs of it do.
 
-One function measures one fact and returns a Finding; FACTS lists them in the order of the table. Runs are of the options
-in SMALL (of a task of one's own: of its attribute `small`, else of its defaults) on a few planted images
-(tasks.conformance.planted); a task that has no option `dataset`, or refuses those images, reads its own data. Every run
-has an empty folder, a journal that can be told to leave anywhere, and global generators in another state, so that "the
-same" means that nothing but seed, options and data decides.
+One function measures one fact and returns a Finding; FACTS lists them in the order of the table. Runs are of the
+options in SMALL (of a task of one's own: of its attribute `small`, else of its defaults) on a few planted images
+(tasks.conformance.planted); a task that has no option `dataset`, or refuses those images, reads its own data. Every
+run has an empty folder, a journal that can be told to leave anywhere, and global generators in another state, so that
+"the same" means that nothing but seed, options and data decides.
 
 Of a user's plugin it is a note and no mistake where a run can not go on after an interruption: it begins anew.
 """
@@ -15,8 +15,8 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ def small_options(name: str) -> dict[str, Any]:
     return dict(_SUPERVISED) if _SUPERVISED.keys() <= fields.keys() else {}
 
 
-class subjects:  # noqa: N801 - used as a function
+class subjects:
     """Within the block: (name, options, norm, limit) -> the Subject. Planted data are written once for all of them."""
 
     def __init__(self, data_dir: Path = Path("data")):
@@ -314,13 +314,13 @@ def differing(
     if len(rows[0]) != len(rows[1]):
         found.append(f"history of {len(rows[0])} and {len(rows[1])} rows")
     for number, pair in enumerate(zip(*rows, strict=False), 1):
-        found += [f"{name} of row {number}" for name in _keys_that_differ(*pair, columns)]
+        found += [f"{name} of row {number}" for name in _keys_that_differ(pair[0], pair[1], columns)]
     found += [f"artifact {name}" for name in _keys_that_differ(one.files, other.files, artifacts)]
     if evidence:
         found += [f"evidence {name}" for name in _keys_that_differ(first.evidence, second.evidence)]
     if first.trained is not None and second.trained is not None:
-        pair = dict(first.trained.weights), dict(second.trained.weights)
-        found += [f"weights {name}" for name in _keys_that_differ(*pair)]
+        weights = [outcome.trained.weights for outcome in (first, second) if outcome.trained is not None]
+        found += [f"weights {name}" for name in _keys_that_differ(weights[0], weights[1])]
         if first.trained.facts != second.trained.facts:
             found.append("facts of the trained network")
     return found
@@ -462,7 +462,7 @@ def skips_with_a_reason(s: Subject) -> Finding:
     wrong = []
     for build in (_Refuses, _RefusesInTraining):
         layers = replace(s.norm.func, build=build, options={})
-        reason = s.task.why_not(NormFactory(layers), s.info, s.options)  # type: ignore[arg-type]
+        reason = s.task.why_not(NormFactory(layers), s.info, s.options)
         if reason is None:
             when = "built" if build is _Refuses else "forwarded in training"
             wrong.append(f"a norm that refuses to be {when} would be trained")
@@ -556,7 +556,7 @@ def trained_network_is_kept(s: Subject) -> Finding:
     if trained is None:
         return Finding("yes", "no", "the outcome holds no network although keep_weights is set")
     facts = json.loads(json.dumps(trained.facts))
-    net, prepare = s.task.network(s.norm, s.options, facts)
+    net, _ = s.task.network(s.norm, s.options, facts)
     net.load_state_dict(reread(dict(trained.weights)), strict=True)
     return Finding("yes", "yes", f"{sum(p.numel() for p in net.parameters())} parameters")
 

@@ -1,4 +1,4 @@
-"""How a task under check is made to run: small, watched, stopped where one wants it, and what its runs are compared by."""
+"""How a task under check is made to run: small, watched, and stopped wherever one wants it."""
 
 from __future__ import annotations
 
