@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from results.record import RunSpec
     from suite.engine import Event
     from suite.progress import Progress
+    from tasks.conformance import Check as TaskCheck
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -429,6 +430,13 @@ def check(
             "--option", metavar="KEY=VALUE", help="An option of the one norm, such as num_groups=4 (repeatable)."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Check this task instead, by small runs; --option is then one of the task."),
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", help='With --task: the norm of its runs.  [default: "bn"]')
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -440,8 +448,9 @@ def check(
     ] = False,
     device: Annotated[str, typer.Option(help="Where the layers are measured: cpu, cuda, ...")] = "cpu",
     plugin: Plugins = None,
+    data_dir: DataDir = Path("data"),
 ) -> int:
-    """Measure what norms declare about themselves; exit 1 when a declared fact is false.
+    """Measure what norms (or, with --task, a task) promise; exit 1 when a fact is false.
 
     Under each false fact stands what usually causes it. A note: what a plugin's norm does not keep outside this suite.
 
@@ -457,6 +466,15 @@ def check(
     from norms.registry import norm_info, norm_label, resolve_norm_options
 
     given = _parse_options(options)
+    if task is not None:
+        for option, value in (("norms", norms), ("--all", all_norms), ("--like", like), ("--json", as_json)):
+            if value:
+                raise ValueError(f"--task checks one task; {option} is for norms")
+        if device != "cpu":
+            raise ValueError(f'--device "{cut(device, 40)}": a task is checked on the cpu')
+        return _check_one_task(task, given, norm, plugin, data_dir)
+    if norm is not None:
+        raise ValueError("--norm is for --task; norms to check are named without it")
     # what a user's file prints is no part of the document
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         chosen = _norms_to_check(norms, all_norms, plugin)
@@ -815,7 +833,34 @@ def _norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequen
     return chosen
 
 
-def _check_lines(title: str, checks: Sequence[Check]) -> Iterator[str]:
+def _check_one_task(
+    name: str, options: dict[str, Any], norm: str | None, plugin: Sequence[Path] | None, data_dir: Path
+) -> int:
+    from results.metrics import METRICS
+    from suite.config import parse_value
+    from tasks import get_task
+    from tasks.conformance import Check, check_task, small_options
+
+    _load_plugins(plugin)
+    task = get_task(name)
+    small = {**small_options(name), **options}
+    shown = ", ".join(f"{key}={value}" for key, value in small.items()) or "its defaults"
+    print(f"{name}: runs of {shown}", flush=True)
+    checks = check_task(name, options, norm="bn" if norm is None else parse_value(norm), data_dir=data_dir)
+    unknown = [metric for metric in task.metrics if metric not in METRICS]
+    detail = f"no unit, no direction: {', '.join(unknown)}" if unknown else ""
+    hint = "results.metrics.add_metric(Metric(...)) tells tables how to print it" if unknown else ""
+    found = f"{len(task.metrics) - len(unknown)} of {len(task.metrics)}"
+    checks.append(Check(name, "metrics known to tables", "all", found if unknown else "all", not unknown, detail, hint))
+    _print_lines(_check_lines(name, checks))
+    for c in checks:
+        if c.false:
+            print(f"false: {name}: {c.fact}: declared {c.declared}, measured {c.measured}", file=sys.stderr)
+    print(f"{len(checks)} facts of {name}, {sum(c.false for c in checks)} of them false")
+    return 1 if any(c.false for c in checks) else 0
+
+
+def _check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[str]:
     """The facts of one norm as a table, and under each false one its hint."""
     from suite.progress import columns
 

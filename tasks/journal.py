@@ -209,7 +209,8 @@ class Journal:
         """The state of this loop to go on from, if there is one."""
         self._open(name)
         state: State | None = self._state["loops"].get(name)
-        return state
+        # a copy: torch's optimizers take the tensors that they load for their own, and change them in place
+        return None if state is None else plain(state, name)
 
     def keep(self, name: str, state: Callable[[], State]) -> None:
         """Bring the state of the run up to date with a loop's; the caller is busy."""
