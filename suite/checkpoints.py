@@ -126,13 +126,11 @@ class Checkpoints:
         before = [] if self.note is None else self.note.parts
         return [*before, {**self.part, "until": until, "seconds": self.clock()}]
 
-
-def remove(folder: Path) -> None:
-    """Once a run is done; what a writer that was killed has left goes, too."""
-    for name in (NEWEST, BEFORE):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink()
-            files.sweep(folder / name)
+    def remove(self) -> None:
+        """Once the run's record is stored."""
+        for name in (NEWEST, BEFORE):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
 
 
 def keep_weights(folder: Path, spec: RunSpec, trained: Trained) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import math
 import os
 import shlex
 import shutil
@@ -154,10 +153,6 @@ def run(
         bool, typer.Option("--keep-weights", help="Keep the trained network of each run that is ok, as weights.pt.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
-    checkpoint_every: Annotated[
-        str,
-        typer.Option(help="Time between two checkpoints of a run, as --timeout; inf: only when told to leave."),
-    ] = "300",
     tracker: Annotated[
         list[str] | None,
         typer.Option(help="Log every run to OUT/tracking/NAME, too; NAME is tensorboard (repeatable)."),
@@ -180,10 +175,6 @@ def run(
         limit = time_limit(timeout)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
-    try:
-        every = time_limit(checkpoint_every) or math.inf
-    except ValueError as error:
-        raise ValueError(f"--checkpoint-every: {error}") from error
     _check_device(device)
     trackers = tuple(dict.fromkeys(tracker or ()))
     check_trackers(trackers)
@@ -222,7 +213,6 @@ def run(
         describe,
         dry_summary,
         failed_before,
-        going_on,
         left_out,
         not_of_config,
         restate_budget,
@@ -273,7 +263,6 @@ def run(
         commit=commit(),
         folders=planned.folders,
         trackers=trackers,
-        checkpoint_every=every,
         keep_weights=keep_weights,
     )
     _print_notes(runner.keep_plugins(folder))
@@ -285,21 +274,20 @@ def run(
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        _print_lines(map(_shown, going_on(grid, names)))
-        # a scheduler's SIGTERM or SIGUSR1 and a closed terminal are as good as Ctrl-C: workers store where they stand
-        # and leave, the terminal is put right; what is ignored (nohup) stays so
+        # a scheduler's SIGTERM and a closed terminal are as good as Ctrl-C: workers are stopped, the terminal is
+        # put right; what is ignored (nohup) stays so
         before = {
             number: signal.signal(number, signal.default_int_handler)
-            for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGUSR1"))
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN
+            for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
         except KeyboardInterrupt:
-            goes_on = f"; the same command goes on with {progress.stopped} others" if progress.stopped else ""
-            kept = f"{progress.finished} of {progress.total} runs were finished and are kept"
-            print(f"\nstopped: {kept}{goes_on}", file=sys.stderr)
+            print(
+                f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
+            )
             return 130
         finally:
             for number, handler in before.items():
@@ -322,9 +310,6 @@ def run(
     if keep_weights:
         _print_notes([*without_weights(grid)])
     _print_lines(summary(grid, counts, failed))
-    if counts["stopped"]:
-        print(f"{counts['stopped']} runs were told to leave; the same command goes on with them", file=sys.stderr)
-        return 130
     return 1 if failed or unstored else 0
 
 

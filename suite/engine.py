@@ -42,13 +42,12 @@ from suite.environment import now
 from suite.output import OUTPUT, printed, trim
 from suite.processes import below
 from suite.server import kill_orphans, start, start_server
-from suite.worker import NOTICES, RunOne, Signature, look, signature, trouble, work
+from suite.worker import RunOne, Signature, look, signature, trouble, work
 
 _BUSY = "another process is making this run"
 _LOOK = 1.0  # seconds between looks at how much runs have printed; no wait is longer, whatever the time limit
 _LEAVE = 5.0  # seconds in which a process has to end once its record is stored
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
-_LET_GO = 10.0  # seconds in which a run that is told to leave has to store where it stands
 _GRACE = 1.0  # seconds in which another invocation may record how its worker died, before its run is taken over
 _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
 
@@ -59,14 +58,13 @@ class Event:
 
     Args:
         kind: "started", "progress" (`fraction`, and the like), "finished" (`record`), "damaged" (`text`: where the
-            record went), "waiting" (another invocation is making this run), "note" (`text`: a line about the run),
-            "stopped" (`text`: from where it goes on; it was told to leave and has no record).
+            record went), "waiting" (another invocation is making this run).
         position: where the run stands, a tasks.journal.Position as a mapping.
         row: of an epoch that it has finished now.
         clock: suite.live.Live.clock after it.
     """
 
-    kind: Literal["started", "progress", "finished", "damaged", "waiting", "note", "stopped"]
+    kind: Literal["started", "progress", "finished", "damaged", "waiting"]
     spec: RunSpec
     fraction: float = 0.0
     record: RunRecord | None = None
@@ -108,8 +106,7 @@ def execute(
     Raises:
         ValueError: jobs is below 1, or timeout is no time.
         ServerError: no process can be started (an OSError).
-        KeyboardInterrupt: after all workers are gone. Finished runs are stored; the others leave no record, and a
-            checkpoint where they had come to store one in ten seconds. A second interrupt ends them at once.
+        KeyboardInterrupt: after all workers are gone; finished runs are stored, stopped ones leave no record.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: 1 or more is needed")
@@ -173,7 +170,6 @@ class _Worker:
     cause: str = ""
     busy: bool = False
     open: bool = True
-    left: str | None = None  # where it stood when it was told to leave
     started: float = field(default_factory=time.monotonic)
 
 
@@ -196,7 +192,6 @@ class _Execution:
         self.replaceable: dict[str, Signature | None] = {}  # failed records that may be replaced
         self.counts: Counter[str] = Counter()
         self.looked = time.monotonic()  # at what runs have printed
-        self.stopping = False
 
     def all(self, specs: Iterable[RunSpec]) -> Counter[str]:
         todo = deque(specs)
@@ -210,22 +205,9 @@ class _Execution:
                 while todo and len(self.running) < self.jobs:
                     self._start(todo.popleft())
                 self._watch()
-        except KeyboardInterrupt:
-            self._let_go()
-            raise
         finally:
             self._stop_all()
         return self.counts
-
-    def _let_go(self) -> None:
-        """Tell every worker to leave, and give it the time to store where it stands."""
-        deadline = time.monotonic() + _LET_GO
-        self.stopping = True
-        for worker in self.running:
-            with contextlib.suppress(ProcessLookupError, PermissionError, OSError):
-                os.kill(worker.process.pid, signal.SIGTERM)
-        while self.running and time.monotonic() < deadline:
-            self._watch(deadline)
 
     def _start(self, spec: RunSpec) -> None:
         before = self.replaceable.get(spec.key)
@@ -245,12 +227,12 @@ class _Execution:
         limit = "the process did not come as far as its run before the time limit"
         self.running.append(_Worker(spec, process, pipes[0], before, deadline, limit))
 
-    def _watch(self, until: float = math.inf) -> None:
-        """Wait for the next thing to happen to any worker, at most `until` then, and deal with it."""
+    def _watch(self) -> None:
+        """Wait for the next thing to happen to any worker, and deal with it."""
         ends = {worker.process.sentinel: worker for worker in self.running}
         pipes = {worker.messages: worker for worker in self.running if worker.open}
         deadlines = [worker.deadline for worker in self.running if worker.deadline is not None]
-        limit = min(_POLL if self.waiting else _LOOK, *(d - time.monotonic() for d in (until, *deadlines)))
+        limit = min([_POLL if self.waiting else _LOOK, *(deadline - time.monotonic() for deadline in deadlines)])
         if not self.running:
             time.sleep(_POLL)
             return
@@ -286,10 +268,6 @@ class _Execution:
             self.tell(Event("damaged", worker.spec, text=value))
         elif kind == "trouble":
             worker.cause = value
-        elif kind == "note":
-            self.tell(Event("note", worker.spec, text=value))
-        elif kind == "left":
-            worker.left = value
         elif kind == "stored":
             worker.deadline = time.monotonic() + _LEAVE
             worker.limit = "the process did not end after its run"
@@ -317,12 +295,6 @@ class _Execution:
     def _settle(self, worker: _Worker, code: int) -> None:
         """The worker's own record, or one that says how it died; only counted where none can be stored."""
         spec = worker.spec
-        if worker.left is None and not worker.cause and (self.stopping or -code in NOTICES):
-            worker.left = "where it was saved last"  # it went without a word
-        if worker.left is not None and self._own(worker)[1] is None:
-            self.counts["stopped"] += 1
-            self.tell(Event("stopped", spec, text=worker.left))
-            return
         died = RunRecord(
             spec=spec,
             status="failed",

@@ -15,11 +15,9 @@ from results.record import (
     RunSpec,
     find_record,
     read_versions,
-    run_folder,
     run_lock,
     write_record,
 )
-from suite import checkpoints
 from suite.blocks import BUDGETS
 from suite.engine import look
 from suite.estimate import Estimate
@@ -59,11 +57,6 @@ class Grid:
         self.todo: list[RunSpec] = [s for s, state in zip(plan.runs, self.states, strict=True) if state in again]
         self.done = sum(state in ("ok", "diverged") for state in self.states)
         self.failed = 0 if retry else self.states.count("failed")
-        self.begun: dict[str, str] = {}
-        """key -> where it stands, of the runs to do that go on from a checkpoint."""
-        for spec in self.todo if stored else ():
-            if (note := checkpoints.found(run_folder(folder, spec), spec.key)) is not None:
-                self.begun[spec.key] = note.text
 
 
 def describe(grid: Grid, names: Names) -> Iterator[str]:
@@ -73,8 +66,7 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
     def add(spec: RunSpec, state: str) -> None:
         cell = cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm), ([], []))
         cell[0].append(spec.seed)
-        state = "to do" if state == "todo" else state
-        cell[1].append(f"{state} (from {begun})" if (begun := grid.begun.get(spec.key)) else state)
+        cell[1].append("to do" if state == "todo" else state)
 
     for spec, state in zip(grid.plan.runs, grid.states, strict=True):
         add(spec, state)
@@ -85,15 +77,6 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
         state = ", ".join(s if s.startswith("skipped") else f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         rows.append((task, setting or "-", norm, seed_text(seeds), state))
     yield from columns(rows)
-
-
-def going_on(grid: Grid, names: Names, most: int = 10) -> Iterator[str]:
-    """A line for each run that goes on from a checkpoint, of at most so many."""
-    begun = [spec for spec in grid.todo if spec.key in grid.begun]
-    for spec in begun[:most]:
-        yield f"going on: {names.run(spec)} from {grid.begun[spec.key]}"
-    if len(begun) > most:
-        yield f"going on: {len(begun) - most} more"
 
 
 def failed_before(grid: Grid, names: Names) -> Iterator[str]:

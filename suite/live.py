@@ -74,61 +74,26 @@ class Live:
         self._phase = ""
         self._told = self._noted = -math.inf
         self._complained = False
-        self._told_to_leave, self._held = False, 0
 
     def begin(self, journal: Journal, trackers: Sequence[str] = ()) -> None:
         """A process begins, or goes on with, the run of this journal."""
-        with self._holding():
-            self._journal, self._since, self.clock, self._phase = journal, None, (0, 0.0), ""
-            if self.out is not None:
-                self._open()
-                self._trackers = Trackers(self.out, self.spec, trackers, self.say)
-                self._trackers.begin(journal.rows)
-
-    def leave(self) -> None:
-        """Tell the run to leave, now or as soon as it has begun; see tasks.journal.Journal.leave. For a signal's
-        handler: what is being sent or written is finished before."""
-        self._told_to_leave = True
-        if self._journal is not None and not self._held:
-            self._journal.leave()
-
-    @contextlib.contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Within the block the run does not leave: half a message would be the end of all of them."""
-        self._held += 1
-        try:
-            yield
-        finally:
-            self._held -= 1
-        if self._told_to_leave:
-            self.leave()
-
-    @property
-    def place(self) -> str:
-        """Where the run stands, in words."""
-        return "the start" if self._journal is None else str(self._journal.position)
-
-    def note(self, line: str) -> None:
-        """A line for the user."""
-        with self._holding():
-            self.say(line)
+        self._journal, self._since, self.clock, self._phase = journal, None, (0, 0.0), ""
+        if self.out is not None:
+            self._open()
+            self._trackers = Trackers(self.out, self.spec, trackers, self.say)
+            self._trackers.begin(journal.rows)
 
     def __call__(self, fraction: float) -> None:
         """The finished fraction of the run, from RunContext.report."""
         self.fraction = float(fraction)
         now = time.monotonic()
-        with self._holding():
-            if now - self._told >= _TELL_EVERY:
-                self._tell()
-            if now - self._noted >= _NOTE_EVERY and self._written:
-                self._note({"at": asdict(self._position())})
+        if now - self._told >= _TELL_EVERY:
+            self._tell()
+        if now - self._noted >= _NOTE_EVERY and self._written:
+            self._note({"at": asdict(self._position())})
 
     def tell(self, position: Position, row: Row | None = None) -> None:
         """Where the run stands, from its journal; with the row of an epoch that has just been finished."""
-        with self._holding():
-            self._take(position, row)
-
-    def _take(self, position: Position, row: Row | None) -> None:
         now = time.perf_counter()
         if row is None:
             self._since = (now, position.step)

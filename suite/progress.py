@@ -76,8 +76,6 @@ class Progress:
         self.begun, self.clock = dict(begun or {}), clock
         self.kinds = Counter(map(self._kind, self.todo.values()))
         self.total = len(self.todo)
-        self.stopped = 0
-        """Runs that were told to leave."""
         self.running: dict[str, float] = {}
         """key -> finished fraction of the runs that are being made now."""
         self._positions: dict[str, Mapping[str, Any]] = {}
@@ -93,12 +91,6 @@ class Progress:
         key, name = event.spec.key, self.names.run(event.spec)
         if event.kind == "damaged":
             return f"damaged record of {name}: set aside as {event.text}, made again"
-        if event.kind == "note":
-            return f"{name}: {event.text}"
-        if event.kind == "stopped":
-            self.running.pop(key, None)
-            self.stopped += 1
-            return f"stopped: {name}, which goes on from {event.text}"
         if event.kind == "waiting":
             self._forget(event.spec)
             return f"waiting for {name}: {event.text}"

@@ -51,8 +51,7 @@ class Runner:
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
         folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
-        checkpoint_every: seconds between two checkpoints of a run, infinity: only where it is told to leave; None: none
-            at all.
+        checkpoint_every: seconds between two checkpoints of a run; None: none at all.
         keep_weights: the trained network of a run that is ok stays beside its record.
         trackers: names of suite.trackers.TRACKERS that hear each run.
     """
@@ -119,9 +118,6 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     Returns:
         A record with status "ok", "diverged" (the task raised Diverged) or "failed" (anything else it raised, or
         metrics that are not finite or not the declared ones).
-
-    Raises:
-        tasks.journal.Interrupted: the journal was told to leave (Live.leave); what the run goes on from is stored.
     """
     from norms.plugins import loaded_here
     from tasks.base import Diverged
@@ -151,17 +147,17 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     try:
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
-        checkpoints = Checkpoints(folder, spec.key, environment, live.note, lambda: time.perf_counter() - start)
+        checkpoints = Checkpoints(folder, spec.key, environment, print, lambda: time.perf_counter() - start)
         for state in checkpoints.candidates():
             save = None if runner.checkpoint_every is None else checkpoints.save
             every = runner.checkpoint_every or math.inf
             try:
-                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device, note=live.note)
+                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device)
                 live.begin(journal, runner.trackers)
                 made = record(attempt(spec, folder, report, runner, journal))
                 break
             except Unusable as error:
-                live.note(f"a checkpoint of this run can not be used: {one_line(error)}")
+                print(f"a checkpoint of this run can not be used: {one_line(error)}")
         record_text(made)  # what a task returns and no record can hold is the task's failure
         return made
     except Diverged as error:

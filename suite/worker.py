@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -36,7 +36,6 @@ from results.record import (
     set_aside,
     write_record,
 )
-from suite import checkpoints
 from suite.live import Live
 from suite.output import OUTPUT, print_to, printed
 from suite.processes import adopt_orphans
@@ -44,8 +43,6 @@ from suite.runner import one_line
 
 RunOne = Callable[[RunSpec, Path, Callable[[float], None]], RunRecord]
 State = Literal["done", "failed", "todo", "damaged"]
-NOTICES = {getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
-"""What tells a run to leave: the driver that is told so itself, or a scheduler that tells every process."""
 Signature = tuple[int, int]
 
 
@@ -80,8 +77,6 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
     """The life of a worker process. It does not return: threads and finalizers of the run could keep it for ever."""
     code = 1
     try:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)  # until there is a run that can leave
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
         if hasattr(os, "setsid"):
             os.setsid()  # a group of its own, so that what the run starts can be stopped with it
@@ -99,29 +94,6 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
         _print_error()
     finally:
         os._exit(code)
-
-
-@contextlib.contextmanager
-def _leaving_when_told(live: Live) -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 tell the run to leave; before it they wait, after it they are ignored."""
-    here = os.getpid()
-
-    def told(number: int, frame: object) -> None:
-        if os.getpid() == here:
-            live.leave()
-        else:  # a process that the run has forked: what it inherits is not for it
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    for number in NOTICES:
-        signal.signal(number, told)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)
-    try:
-        yield
-    finally:
-        for number in NOTICES:
-            signal.signal(number, signal.SIG_IGN)
 
 
 def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
@@ -143,35 +115,19 @@ def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, m
     messages.send(("started", None))
     output = folder / OUTPUT
     print_to(output)
-    live = Live(out, spec, lambda news: messages.send(("progress", news)), lambda line: messages.send(("note", line)))
-    from tasks.journal import Interrupted  # here: the parent needs no torch for this
-
-    try:
-        with _leaving_when_told(live):
-            record = run_one(spec, folder, live)
-    except Interrupted:
-        messages.send(("left", live.place))
-        _close(output)
-        return
+    live = Live(out, spec, lambda news: messages.send(("progress", news)))
+    record = run_one(spec, folder, live)
     write_record(out, record)
-    if record.status in DONE:
-        checkpoints.remove(folder)  # one that failed goes on from there when it is made again
     with contextlib.suppress(OSError):  # the run may have closed what it did not open; the record is what counts
         messages.send(("stored", None))
     live.end(record)
-    _close(output)
-    with contextlib.suppress(OSError):
-        lock.release()  # what the run has forked shares the lock, and may outlive this process for a moment
-
-
-def _close(output: Path) -> None:
-    """The file of what the run has printed, if it has."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the run's own
             stream.flush()
     with contextlib.suppress(OSError):
         if not printed(output):
             output.unlink()
+        lock.release()  # what the run has forked shares the lock, and may outlive this process for a moment
 
 
 def _print_error() -> None:

@@ -110,7 +110,6 @@ class Journal:
         self._save, self.every, self.tell, self.note = save, every, tell, note
         self.device, self.total = torch.device(device), steps
         self.leaving = False
-        self._left = False
         self.position = Position("start", steps=steps)
         self._busy = 0
         self._saved = time.monotonic()
@@ -245,9 +244,8 @@ class Journal:
 
     def leave_if_told(self) -> None:
         """Save and raise Interrupted where the run was told to leave and is not busy."""
-        if self.leaving and not self._busy and not self._left:
+        if self.leaving and not self._busy:
             self.save()
-            self._left = True  # who is told twice leaves once
             raise Interrupted
 
     def leave(self) -> None:
