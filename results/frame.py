@@ -24,6 +24,7 @@ from results.record import (
     RECORD,
     RecordError,
     RunRecord,
+    RunSpec,
     Versions,
     read_record,
     read_versions,
@@ -66,7 +67,8 @@ def load(
         - task, norm, norm_label, seed, status ("ok" | "diverged" | "failed" | "skipped"), reason, key;
         - row: the identity of a table's row, the norm and its options without those that the run's setting fills in;
         - `option.<name>` and `norm.<name>`: task and norm options, mappings with a label by it, others and sequences as
-          JSON text, None where a task or norm has no such option;
+          JSON text, None where a task or norm has no such option; of a record that is older than an option
+          (`RunSpec.newer`) what the run did without it;
         - one column per metric under its own name, in base units and full precision (NaN unless status is "ok"); those
           that need several runs are added by results.derived;
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
@@ -211,7 +213,8 @@ def _named(folders: Sequence[Path]) -> str:
 
 
 def _frame(records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versions | None = None) -> pd.DataFrame:
-    rows = [_row(file, number, key, record) for number, (file, key, record) in enumerate(records)]
+    before = _before([record.spec for _, _, record in records])
+    rows = [_row(file, number, key, record, before) for number, (file, key, record) in enumerate(records)]
     other_data = mark_stale(rows, [record.spec for _, _, record in records], planned)
     names = dict.fromkeys(FIXED)
     for row in rows:
@@ -238,7 +241,26 @@ def _frame(records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versi
     return df
 
 
-def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[str, Any]:
+def _before(specs: Iterable[RunSpec]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(task, version) -> the options that some of its records have and older ones lack, with what these did without.
+
+    Two records that disagree about an option say nothing about it.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    unclear: set[tuple[str, str, str]] = set()
+    for spec in specs:
+        of_task = found.setdefault((spec.task, spec.task_version), {})
+        for option, default in spec.newer.items():
+            if _plain(of_task.setdefault(option, default)) != _plain(default):
+                unclear.add((spec.task, spec.task_version, option))
+    for task, version, option in unclear:
+        del found[task, version][option]
+    return found
+
+
+def _row(
+    file: Path | None, number: int, key: str, record: RunRecord, before: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, Any]:
     spec, environment, evidence = record.spec, dict(record.environment), dict(record.evidence)
     label = spec.norm_label or _label(spec.norm, spec.norm_options)
     # A setting field counts as part of the row only where a person gave it, which shows in the label.
@@ -253,7 +275,10 @@ def _row(file: Path | None, number: int, key: str, record: RunRecord) -> dict[st
         "reason": record.reason,
         "key": key,
         **{name: getattr(spec, name) for name in VERSIONS},
-        **{f"option.{k}": _plain(v) for k, v in spec.task_options.items()},
+        **{
+            f"option.{k}": _plain(v)
+            for k, v in ({**before.get((spec.task, spec.task_version), {}), **spec.task_options}).items()
+        },
         **{f"norm.{k}": _plain(v) for k, v in spec.norm_options.items()},
         **(record.metrics if record.status == "ok" else {}),
         **{name: str(evidence.pop(name, None) or "") for name in EVIDENCE},

@@ -29,10 +29,12 @@ from pydantic import (
     FailFast,
     Field,
     FiniteFloat,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
 )
 
 from results import files
@@ -68,6 +70,10 @@ class RunSpec(BaseModel):
     """Everything that decides a run's numbers, complete after defaults, and nothing else.
 
     `norm_label` is for people (name and options that differ from the defaults) and takes no part in the key.
+
+    `newer` names the task's options that came after records had been made, each with the default that means what runs
+    did before it existed. An option that has this value is left out of the key: a record that lacks it, one that has
+    it, and a plan of today share a key. `newer` itself takes no part in it.
     """
 
     # "constants": pydantic would else turn NaN and infinity into null, and two different specs would share a key
@@ -82,6 +88,15 @@ class RunSpec(BaseModel):
     task_version: str
     data_checksum: str
     norm_label: str = ""
+    newer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an empty `newer`, so that older records are still written as they stand on disk."""
+        found: dict[str, Any] = handler(self)
+        if not self.newer:
+            found.pop("newer", None)
+        return found
 
     @property
     def key(self) -> str:
@@ -90,10 +105,14 @@ class RunSpec(BaseModel):
         Computed anew at each use: a cached one would survive `model_copy(update=...)` and name another run.
 
         Raises:
-            ValueError: an option is NaN or infinite, for which JSON has no word.
+            ValueError: an option, or a default in `newer`, is NaN or infinite, for which JSON has no word.
         """
-        content = self.model_dump(mode="json", exclude={"norm_label"})
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        content = self.model_dump(mode="json", exclude={"norm_label", "newer"})
+        options = content["task_options"]
+        for option, default in self.newer.items():
+            if option in options and _canonical(options[option]) == _canonical(default):
+                del options[option]
+        text = _canonical(content)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property
@@ -152,6 +171,11 @@ class RunRecord(BaseModel):
         if value != SCHEMA:
             raise ValueError(f"schema {value}; this version reads {SCHEMA}")
         return value
+
+
+def _canonical(value: Any) -> str:
+    """JSON in which equal values, and only these, have equal texts: true is not 1."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def run_folder(out: str | Path, spec: RunSpec) -> Path:
@@ -296,7 +320,7 @@ def _parse(file: str | Path, content: bytes) -> RunRecord:
     except ValueError as error:  # of json, and of the key
         raise RecordError(f"{file}: not a run record ({error})") from error
     spec = record.spec
-    mappings = (spec.task_options, spec.norm_options, record.metrics, record.environment, record.evidence)
+    mappings = (spec.task_options, spec.newer, spec.norm_options, record.metrics, record.environment, record.evidence)
     most = max(map(len, (*mappings, *record.history)))
     if most > MOST_ENTRIES:
         raise RecordError(f"{file}: not a run record (a mapping of {most} entries; {MOST_ENTRIES} are allowed)")

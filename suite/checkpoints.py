@@ -11,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from results import files
 from results.escape import one_line
+from tasks.weights import KEPT_FORMAT, LARGEST_NOTE, WEIGHTS, member, note_in, tensors_in
 
 if TYPE_CHECKING:
+    from results.record import RunSpec
+    from tasks.base import Trained
     from tasks.journal import Position, State
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
-MEMBER = "normsuite.json"
 FORMAT = 1
-_LARGEST_NOTE = 2**20  # bytes of the member
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,22 @@ class Note:
     seconds: float
     parts: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stands beside the weights of a finished run, enough to build its network anew (tasks.load_network).
+
+    Args:
+        key: of the run.
+        spec: the RunSpec, as its record has it.
+        facts: tasks.base.Trained.facts.
+    """
+
+    key: str
+    spec: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    format: int = KEPT_FORMAT
 
 
 class Unreadable(ValueError):
@@ -117,27 +133,49 @@ class Checkpoints:
                 (self.folder / name).unlink()
 
 
-def write(file: Path, state: Any, note: Note, before: Path | None = None) -> None:
-    """Store tensors and values in `file`; the file of that name before is `before` from then on. Raises OSError."""
+def keep_weights(folder: Path, spec: RunSpec, trained: Trained) -> None:
+    """Leave the network of a finished run in its folder. Raises OSError, or TypeError or ValueError: no such file."""
+    from tasks.journal import plain
+
+    try:
+        kept = Kept(spec.key, spec.model_dump(mode="json"), dict(trained.facts))
+        write(folder / WEIGHTS, plain(trained.weights, "the network"), kept)
+    except BaseException:
+        remove_weights(folder)
+        raise
+
+
+def remove_weights(folder: Path) -> None:
+    """Those of an earlier run in this folder."""
+    with contextlib.suppress(OSError):
+        (folder / WEIGHTS).unlink()
+
+
+def write(file: Path, state: Any, note: Note | Kept, before: Path | None = None) -> None:
+    """Store tensors and values in `file`; the file of that name before is `before` from then on.
+
+    Raises:
+        OSError: of the disk.
+        TypeError, ValueError: the note is no JSON, or larger than is read.
+    """
     import torch
 
+    text = json.dumps(asdict(note))
+    if len(text) > LARGEST_NOTE:
+        raise ValueError(f"a note of {len(text)} bytes; {LARGEST_NOTE} are read")
     with files.replacing(file, before) as stream:
         try:
             torch.save(state, stream)
         except RuntimeError as error:  # torch's word for a disk that is full
             raise OSError(errno.EIO, one_line(str(error)), str(file)) from error
         with zipfile.ZipFile(stream, "a") as archive:
-            archive.writestr(_member(archive), json.dumps(asdict(note)))
+            archive.writestr(member(archive), text)
 
 
 def read_note(file: Path, key: str) -> Note:
     """The note of a checkpoint, without torch. Raises Unreadable."""
     try:
-        with zipfile.ZipFile(_regular(file)) as archive:
-            info = archive.getinfo(_member(archive))
-            if info.file_size > _LARGEST_NOTE:
-                raise ValueError(f"its note has {info.file_size} bytes")
-            found = Note(**json.loads(archive.read(info)))
+        found = Note(**note_in(file))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError, NotImplementedError) as error:
         raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
     if found.format != FORMAT or found.key != key:
@@ -147,14 +185,9 @@ def read_note(file: Path, key: str) -> Note:
 
 def read(file: Path, key: str) -> tuple[State, Note]:
     """A checkpoint, every byte of it checked. Raises Unreadable."""
-    import torch
-
     note = read_note(file, key)
     try:
-        with zipfile.ZipFile(_regular(file)) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f'"{damaged}" is damaged')
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = tensors_in(file)
     except Exception as error:  # of torch, of pickle, of zlib: each has its own
         raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
     return state, note
@@ -166,15 +199,3 @@ def found(folder: Path, key: str) -> Note | None:
         with contextlib.suppress(Unreadable):
             return read_note(folder / name, key)
     return None
-
-
-def _regular(file: Path) -> Path:
-    """`file` itself, which is no link, folder or device. Raises OSError."""
-    if not stat.S_ISREG(os.lstat(file).st_mode):
-        raise OSError(errno.EINVAL, "is not a regular file", str(file))
-    return file
-
-
-def _member(archive: zipfile.ZipFile) -> str:
-    """The note's name: torch reads archives only where everything is in one folder."""
-    return f"{archive.namelist()[0].partition('/')[0]}/{MEMBER}"

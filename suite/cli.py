@@ -148,6 +148,9 @@ def run(
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep the trained network of each run that is ok, as weights.pt.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make more than 100,000 runs without a question.")] = False,
     tracker: Annotated[
         list[str] | None,
@@ -213,6 +216,7 @@ def run(
         restate_budget,
         shared_folder,
         summary,
+        without_weights,
     )
     from suite.progress import Names, Progress
     from suite.runner import Runner
@@ -256,6 +260,7 @@ def run(
         commit=commit(),
         folders=planned.folders,
         trackers=trackers,
+        keep_weights=keep_weights,
     )
     _print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
@@ -298,6 +303,8 @@ def run(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
+    if keep_weights:
+        _print_notes([*without_weights(grid)])
     _print_lines(summary(grid, counts, failed))
     return 1 if failed or unstored else 0
 

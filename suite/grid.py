@@ -15,14 +15,17 @@ from results.record import (
     RunSpec,
     find_record,
     read_versions,
+    run_folder,
     run_lock,
     write_record,
 )
 from suite.blocks import BUDGETS
 from suite.engine import look
 from suite.estimate import Estimate
+from suite.output import OUTPUT
 from suite.plan import Plan
 from suite.progress import Names, columns, duration, seed_text
+from tasks.weights import WEIGHTS
 
 
 class Grid:
@@ -139,6 +142,25 @@ def left_out(plan: Plan) -> Iterator[str]:
     """How many combinations of options make no setting, with the first of them; no line where there is none."""
     if plan.left_out:
         yield f"combinations left out: {len(plan.left_out)}, such as {plan.left_out[0]}"
+
+
+def without_weights(grid: Grid) -> Iterator[str]:
+    """Lines about the runs that are ok and have no weights beside their records, whoever asked for them."""
+    before = sum(record.status == "ok" and not _has_weights(grid, record.spec) for record in grid.records)
+    if before:
+        yield (
+            f"{before} runs that were done already were made without --keep-weights, and have no {WEIGHTS}; another "
+            "--out makes them again, --norms and --seeds only some of them"
+        )
+    bare = [spec for spec in grid.todo if not _has_weights(grid, spec)]
+    lost = [spec for spec in bare if (record := look(grid.folder, spec)[1]) is not None and record.status == "ok"]
+    if lost:
+        where = shlex.quote(str(run_folder(grid.folder, lost[0]) / OUTPUT))
+        yield f"{len(lost)} runs have no {WEIGHTS}; {where} says why"
+
+
+def _has_weights(grid: Grid, spec: RunSpec) -> bool:
+    return (run_folder(grid.folder, spec) / WEIGHTS).is_file()
 
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:

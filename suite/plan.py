@@ -29,7 +29,7 @@ from suite.config import ManyRuns, PlanError, form_mistakes, read_config
 from suite.folders import Folders
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
-from tasks.base import NormChoice, Options
+from tasks.base import NormChoice, Options, newer_options
 
 MOST_RUNS = 100_000
 """Runs that are planned without a question."""
@@ -134,6 +134,7 @@ def _expand(
     skipped: dict[tuple[str, int], tuple[RunSpec, str]] = {}
     for block in blocks:
         task = block.task
+        newer = newer_options(task.options)
         cells: dict[str, tuple[RunSpec, str | None]] = {}  # by the key that seed 0 has: a key takes time, so once each
         for (options, checksum), norm in itertools.product(block.settings, block.norms):
             options = _with_norm_batch(options, norm.info)
@@ -152,6 +153,7 @@ def _expand(
                 task_version=task_version(task.name),
                 data_checksum=checksum,
                 norm_label=norm.label,
+                newer=newer,
             )
             if spec.key not in cells:
                 cells[spec.key] = spec, trials.why_not(spec, options)

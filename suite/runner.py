@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from results import files
 from results.record import RunRecord, RunSpec, record_text
-from suite.checkpoints import Checkpoints
+from suite.checkpoints import Checkpoints, keep_weights, remove_weights
 from suite.environment import describe, now, set_threads
 from suite.estimate import task_steps
 from suite.live import Live
+from tasks.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from norms.plugins import Plugin
+    from tasks.base import Trained
     from tasks.journal import Journal
 
 TRACEBACK = "traceback.txt"
@@ -123,6 +125,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
 
     with contextlib.suppress(OSError):  # in the way: a failed run is then recorded without its traceback
         (folder / TRACEBACK).unlink()
+    remove_weights(folder)
     start = time.perf_counter()
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
     checkpoints: Checkpoints | None = None
@@ -161,6 +164,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         history = error.history or journal.rows
         return record({"status": "diverged", "reason": one_line(error), "history": history, "evidence": error.evidence})
     except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
+        remove_weights(folder)
         reason = one_line(f"{type(error).__name__}: {one_line(error)}")
         result = {"status": "failed", "reason": reason, "history": journal.rows, "artifacts": _write_traceback(folder)}
         return record(result)
@@ -236,9 +240,21 @@ def _attempt(
         "status": "ok",
         "metrics": metrics,
         "history": outcome.history,
-        "artifacts": outcome.artifacts,
+        "artifacts": [*outcome.artifacts, *(_keep(spec, outcome.trained, folder) if runner.keep_weights else [])],
         "evidence": outcome.evidence,
     }
+
+
+def _keep(spec: RunSpec, trained: Trained | None, folder: Path) -> list[str]:
+    """Leave the weights of a run that is ok; returns the artifacts. The run is ok without them, too."""
+    try:
+        if trained is None:
+            raise ValueError(f'task "{spec.task}" gives none')
+        keep_weights(folder, spec, trained)
+    except (OSError, TypeError, ValueError) as error:
+        print(f"weights are not kept: {one_line(getattr(error, 'strerror', None) or error)}")
+        return []
+    return [WEIGHTS]
 
 
 def _seed_everything(seed: int) -> None:

@@ -18,6 +18,7 @@ Names
     task_names(), get_task(name)    the tasks there are
     task_version(name)              of a task of the suite its own number, of a plugin's the plugin's version
     register_task(task)             adds one of yours; a file with it is loaded by --plugin
+    load_network(folder)            the network of a run that was made with --keep-weights, and what prepares images
 The contract (tasks.base)
     Task                  name, version, options, metrics, and the methods setting, data_checksum, why_not, run
     Options               base of its options model
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.base import Diverged, Options, Outcome, RunContext, Setting, Task
+    from tasks.weights import load_network
 
 __all__ = [
     "Diverged",
@@ -43,6 +45,7 @@ __all__ = [
     "Setting",
     "Task",
     "get_task",
+    "load_network",
     "register_task",
     "task_names",
     "task_version",
@@ -121,6 +124,9 @@ def _check_names(task: Task) -> None:
 def __getattr__(name: str) -> Any:
     if name in _CONTRACT:  # tasks.base imports torch, which the names of tasks do not need
         value = globals()[name] = getattr(importlib.import_module("tasks.base"), name)
+        return value
+    if name == "load_network":
+        value = globals()[name] = importlib.import_module("tasks.weights").load_network
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
