@@ -304,7 +304,8 @@ def restoring(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Unusable(f"{what}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
+        raise Unusable(f"{what}: {kind}{error}") from error
 
 
 def _checked(state: Any) -> State:
