@@ -487,7 +487,7 @@ def convert_report(
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
-    """Timings as ratios: layers, training steps, the allocator, scale."""
+    """Timings as ratios: layers, training steps, checkpoints, the loop, the allocator, scale."""
     from norms.registry import nearest
     from suite.bench import BENCHMARKS
 

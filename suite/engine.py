@@ -181,6 +181,7 @@ class _Worker:
     cause: str = ""
     busy: bool = False
     open: bool = True
+    began: bool = False
     left: bool = False  # told to leave, it has
     started: float = field(default_factory=time.monotonic)
 
@@ -290,6 +291,7 @@ class _Execution:
         if kind == "busy":
             worker.busy = True
         elif kind == "started":
+            worker.began = True
             if self.timeout is not None:
                 worker.deadline, worker.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
             self.tell(Event("started", worker.spec))
@@ -324,7 +326,8 @@ class _Execution:
         elif (worker.left or code in _TOLD) and self._own(worker)[1] is None:
             note = found(run_folder(self.out, worker.spec), worker.spec.key)
             self.counts["stopped"] += 1
-            self.tell(Event("stopped", worker.spec, text="from the start" if note is None else note.origin))
+            if worker.began or not self.requests.made:
+                self.tell(Event("stopped", worker.spec, text="from the start" if note is None else note.origin))
         else:
             self._settle(worker, code)
 

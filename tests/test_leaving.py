@@ -218,9 +218,12 @@ class Leaving:
         for epoch in loop.epochs():
             for step, x in epoch.steps(Drawn(lambda: torch.randn(4, 2, generator=draws))):
                 if mode == "child" and step.number == 1:
+                    reads, writes = os.pipe()
                     child = os.fork()
                     if not child:
+                        os.write(writes, b"forked")  # before that Python forgets a signal
                         time.sleep(1000)
+                    os.read(reads, 6)
                     os.kill(child, signal.SIGTERM)
                     assert os.waitpid(child, 0)[1] == signal.SIGTERM
                 if step.number == 6 and not again and mode in ("plain", "saving", "twice", "swallow", "convert"):
