@@ -166,6 +166,7 @@ def evidence(df: pd.DataFrame) -> list[str]:
             differing.append(f"{column} ({', '.join(shown)})")
     if differing:
         lines.append(f"Cells differ in: {'; '.join(differing)}.")
+    lines += _made_in_parts(measured)
     if "evidence.constant_output" in df.columns:
         constant = Counter(df["norm_label"][df["evidence.constant_output"].eq(True)].tolist())
         if constant:
@@ -203,6 +204,17 @@ def evidence(df: pd.DataFrame) -> list[str]:
     if damaged:
         lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")
     return lines
+
+
+def _made_in_parts(measured: pd.DataFrame) -> list[str]:
+    """How many runs were interrupted and went on elsewhere."""
+    column = "environment.parts_differ"
+    given = [text for text in measured[column] if isinstance(text, str) and text] if column in measured.columns else []
+    if not given:
+        return []
+    names = sorted({name for text in given for name in text.split(", ")})
+    runs = "1 run was" if len(given) == 1 else f"{len(given)} runs were"
+    return [f"{runs} made in parts on different machines (their parts differ in {', '.join(names)})."]
 
 
 def _short(commit: str) -> str:

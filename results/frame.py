@@ -37,6 +37,8 @@ VERSIONS = ("norm_version", "task_version", "data_checksum")
 EVIDENCE = ("data", "budget", "selection", "equals")
 ENVIRONMENT = ("commit", "torch", "device", "device_name", "threads")
 """Named without prefix, since tables say when cells differ in them; every other entry is `environment.<name>`."""
+MADE_IN = ("torch", "device", "device_name", "cpu", "threads")
+"""What parts of a run may differ in, so that a table has to say it: numbers depend on these in their last digits."""
 FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "repeats", "stale", "file")
 ENDED = "status."
 """`status.<metric>`: how a metric of several runs ended (results.derived), since they may have ended differently."""
@@ -72,7 +74,10 @@ def load(
         - one column per metric under its own name, in base units and full precision (NaN unless status is "ok"); those
           that need several runs are added by results.derived;
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
-        - commit, torch, device, device_name, threads, `environment.<name>` for the rest of the environment;
+        - commit, torch, device, device_name, threads (of a run that was made in parts those of its last one),
+          `environment.<name>` for the rest of the environment;
+        - environment.parts: how many processes made the run, one after the other (None: one); environment.parts_differ:
+          what their surroundings differ in, of MADE_IN, separated by commas; "" where in nothing;
         - norm_version, task_version, data_checksum, seconds, file;
         - finished: the time in UTC, without a time zone (Excel knows none);
         - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
@@ -285,6 +290,7 @@ def _row(
         **{f"evidence.{k}": _plain(v) for k, v in evidence.items()},
         "finished": _finished(environment.pop("finished", None), file, number),
         **{name: _plain(environment.pop(name, None)) for name in ENVIRONMENT},
+        **_parts(environment.pop("parts", None)),
         **{f"environment.{k}": _plain(v) for k, v in environment.items()},
         "seconds": record.seconds,
         "repeats": NORM_BATCH in spec.task_options
@@ -293,6 +299,15 @@ def _row(
         "stale": False,
         "file": str(file or ""),
     }
+
+
+def _parts(given: Any) -> dict[str, Any]:
+    """The columns of `environment.parts`, where a record has them."""
+    parts = [part for part in given if isinstance(part, dict)] if isinstance(given, list) else []
+    if not parts:
+        return {}
+    differ = [name for name in MADE_IN if len({_plain(part.get(name)) for part in parts}) > 1]
+    return {"environment.parts": len(parts), "environment.parts_differ": ", ".join(differ)}
 
 
 def _label(norm: str, options: Mapping[str, Any]) -> str:

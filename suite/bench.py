@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from norms.registry import NormInfo, make_norm, norm_info, norm_names, norm_option_defaults
 from norms.situation import situation
 from results.record import RunRecord, RunSpec, write_record
-from suite import rivals
+from suite import bookkeeping, rivals
 from suite.environment import ALLOCATOR_SWITCH, ROOT, set_allocator
 from suite.timing import alternate, ratio
 
@@ -480,6 +480,8 @@ BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
     "search": search,
     "attacks": rivals.attacks,
     "episodes": rivals.episodes,
+    "checkpoints": bookkeeping.checkpoints,
+    "loop": bookkeeping.loop,
     "allocator": allocator,
     "engine": engine,
     "jobs": jobs,

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import files
-from results.escape import one_line
+from results.escape import cut, one_line
+from results.record import RunSpec, run_folder
 from tasks.weights import KEPT_FORMAT, LARGEST_NOTE, WEIGHTS, member, note_in, tensors_in
 
 if TYPE_CHECKING:
-    from results.record import RunSpec
     from tasks.base import Trained
     from tasks.journal import Position, State
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
 FORMAT = 1
+_LONGEST = 200  # characters of a reason
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Note:
     seconds: float
     parts: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
+
+    @property
+    def origin(self) -> str:
+        """ "from epoch 12 of 90", "after training"."""
+        text = cut(self.text, _LONGEST)
+        return text if text.startswith("after ") else f"from {text}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class Checkpoints:
         self.folder, self.key, self.part, self.say, self.clock = folder, key, dict(part), say, clock
         self.note: Note | None = None
         """Of the checkpoint that the run goes on from."""
+        self._at = NEWEST  # the file that it goes on from
+        self._complaint = ""
 
     def candidates(self) -> Iterator[State | None]:
         """What the run may go on from, best first; at last None, the start. Damaged ones are named and passed over."""
@@ -98,23 +109,38 @@ class Checkpoints:
             file = self.folder / name
             if not os.path.lexists(file):
                 continue
+            self._at = name
             try:
                 state, self.note = read(file, self.key)
             except Unreadable as error:
-                self.say(str(error))
+                self.pass_over(str(error))
             else:
                 yield state
         self.note = None
         yield None
 
-    def save(self, state: State, position: Position) -> None:
+    def pass_over(self, why: str) -> None:
+        """Say that the candidate at hand is of no use, and what becomes of the run."""
+        older = self._at == NEWEST and os.path.lexists(self.folder / BEFORE)
+        self.say(f"{why}; {'the one before it is read' if older else 'the run begins anew'}")
+        self._at = BEFORE
+
+    def save(self, state: State, position: Position) -> bool:
         """Store a state. Where that can not be done, a line says so, and what was stored before stays."""
         parts, seconds = self.parts(str(position)), self.clock()
         note = Note(self.key, asdict(position), str(position), self.seconds + seconds, parts)
+        # what could not be read takes nobody's place
+        before = self.folder / BEFORE if self._at == NEWEST else None
         try:
-            write(self.folder / NEWEST, state, note, self.folder / BEFORE)
+            write(self.folder / NEWEST, state, note, before)
         except (OSError, ValueError) as error:
-            self.say(f"no checkpoint at {position}: {one_line(str(getattr(error, 'strerror', None) or error))}")
+            complaint = _why(error)
+            if complaint != self._complaint:  # a disk stays full for long
+                self.say(f"no checkpoint at {position}: {complaint}")
+            self._complaint = complaint
+            return False
+        self._at, self._complaint = NEWEST, ""
+        return True
 
     @property
     def seconds(self) -> float:
@@ -126,15 +152,17 @@ class Checkpoints:
         before = [] if self.note is None else self.note.parts
         return [*before, {**self.part, "until": until, "seconds": self.clock()}]
 
-    def remove(self) -> None:
-        """Once the run's record is stored."""
-        for name in (NEWEST, BEFORE):
-            with contextlib.suppress(OSError):
-                (self.folder / name).unlink()
+
+def remove(folder: Path) -> None:
+    """The checkpoints of a run whose record is stored, and what their writers left; nobody else writes meanwhile."""
+    left = (folder.glob(f".{name}.*") for name in (NEWEST, BEFORE))
+    for file in (folder / NEWEST, folder / BEFORE, *itertools.chain(*left)):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def keep_weights(folder: Path, spec: RunSpec, trained: Trained) -> None:
-    """Leave the network of a finished run in its folder. Raises OSError, or TypeError and ValueError: not storable."""
+    """Leave the network of a finished run in its folder. Raises OSError, or TypeError or ValueError: no such file."""
     from tasks.journal import plain
 
     try:
@@ -176,8 +204,13 @@ def read_note(file: Path, key: str) -> Note:
     """The note of a checkpoint, without torch. Raises Unreadable."""
     try:
         found = Note(**note_in(file))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError, NotImplementedError) as error:
-        raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
+        seconds, kinds = found.seconds, (found.key, found.text, found.position, found.parts)
+        if [type(part) for part in (*kinds, *found.parts)] != [str, str, dict, list, *(dict for _ in found.parts)]:
+            raise TypeError("its note is another's")
+        if not (type(seconds) in (int, float) and math.isfinite(seconds) and seconds >= 0):
+            raise ValueError("its note has no time")
+    except Exception as error:  # of zip, of json: each has its own
+        raise Unreadable(f"{file}: not a checkpoint ({_why(error)})") from error
     if found.format != FORMAT or found.key != key:
         raise Unreadable(f"{file}: a checkpoint of {'another run' if found.format == FORMAT else 'another version'}")
     return found
@@ -189,7 +222,7 @@ def read(file: Path, key: str) -> tuple[State, Note]:
     try:
         state = tensors_in(file)
     except Exception as error:  # of torch, of pickle, of zlib: each has its own
-        raise Unreadable(f"{file}: not a checkpoint ({one_line(str(error))})") from error
+        raise Unreadable(f"{file}: not a checkpoint ({_why(error)})") from error
     return state, note
 
 
@@ -199,3 +232,13 @@ def found(folder: Path, key: str) -> Note | None:
         with contextlib.suppress(Unreadable):
             return read_note(folder / name, key)
     return None
+
+
+def going_on(out: Path, specs: Iterable[RunSpec]) -> dict[str, str]:
+    """key -> "from epoch 12 of 90", of the runs that go on from a checkpoint."""
+    notes = {spec.key: found(run_folder(out, spec), spec.key) for spec in specs}
+    return {key: note.origin for key, note in notes.items() if note is not None}
+
+
+def _why(error: Exception) -> str:
+    return cut(one_line(str(getattr(error, "strerror", None) or error) or type(error).__name__), _LONGEST)

@@ -1,7 +1,7 @@
 """The command line: the only module that reads argv, prints, and chooses exit codes.
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
-mistake in what was given, nothing was run; 130 stopped by Ctrl-C.
+mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
 
 Modules that import torch or pandas are imported inside the commands that need them, so that `--help`, `tables` and
 `list metrics` start without torch.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -143,6 +144,13 @@ def run(
     timeout: Annotated[
         str | None, typer.Option(help="Time a run may take: seconds, or 90s, 5m, 2h, 1d.  [default: no limit]")
     ] = None,
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(
+            help="Time between two checkpoints of a run, from which the same command goes on; inf: only when it is "
+            "stopped (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1)."
+        ),
+    ] = "5m",
     out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
     plugin: Plugins = None,
     device: Annotated[str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -164,6 +172,7 @@ def run(
     from suite.blocks import Overrides
     from suite.config import ManyRuns, find_config, read_config
     from suite.engine import execute, time_limit, write_skipped
+    from suite.leaving import REQUESTS
     from suite.plan import plan_config
     from suite.trackers import check_trackers
     from suite.trial import surroundings_kept
@@ -173,6 +182,7 @@ def run(
             raise ValueError(f"{option} {value}: 1 or more is needed")
     try:
         limit = time_limit(timeout)
+        every = time_limit(checkpoint_every, "checkpoint-every") or math.inf
     except ValueError as error:
         raise ValueError(f"--{error}") from error
     _check_device(device)
@@ -262,6 +272,7 @@ def run(
         budget=planned.budget,
         commit=commit(),
         folders=planned.folders,
+        checkpoint_every=every,
         trackers=trackers,
         keep_weights=keep_weights,
     )
@@ -274,20 +285,18 @@ def run(
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        # a scheduler's SIGTERM and a closed terminal are as good as Ctrl-C: workers are stopped, the terminal is
-        # put right; what is ignored (nohup) stays so
+        # a scheduler's SIGTERM or SIGUSR1 and a closed terminal are as good as Ctrl-C: runs save and leave
+        # (suite.leaving), the terminal is put right; what is ignored (nohup) stays so
         before = {
             number: signal.signal(number, signal.default_int_handler)
-            for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+            for number in REQUESTS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             with _display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
         except KeyboardInterrupt:
-            print(
-                f"\nstopped: {progress.finished} of {progress.total} runs were finished and are kept", file=sys.stderr
-            )
+            print(f"\n{_shown(progress.stopped_line())}", file=sys.stderr)
             return 130
         finally:
             for number, handler in before.items():
@@ -310,6 +319,9 @@ def run(
     if keep_weights:
         _print_notes([*without_weights(grid)])
     _print_lines(summary(grid, counts, failed))
+    if counts["stopped"]:
+        print(_shown(progress.stopped_line()), file=sys.stderr)
+        return 130
     return 1 if failed or unstored else 0
 
 
@@ -527,7 +539,7 @@ def convert_report(
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
-    """Timings as ratios: layers, training steps, the allocator, scale."""
+    """Timings as ratios: layers, training steps, checkpoints, the loop, the allocator, scale."""
     from norms.registry import nearest
     from suite.bench import BENCHMARKS
 

@@ -29,6 +29,7 @@ from filelock import Timeout
 
 from results.escape import cut
 from results.record import (
+    DONE,
     RECORD,
     RunRecord,
     RunSpec,
@@ -37,8 +38,10 @@ from results.record import (
     set_aside,
     write_record,
 )
-from suite import live
+from suite import checkpoints, live
+from suite.checkpoints import found
 from suite.environment import now
+from suite.leaving import NOTICES, Requests
 from suite.output import OUTPUT, printed, trim
 from suite.processes import below
 from suite.server import kill_orphans, start, start_server
@@ -47,6 +50,9 @@ from suite.worker import RunOne, Signature, look, signature, trouble, work
 _BUSY = "another process is making this run"
 _LOOK = 1.0  # seconds between looks at how much runs have printed; no wait is longer, whatever the time limit
 _LEAVE = 5.0  # seconds in which a process has to end once its record is stored
+_SAVE = 10.0  # seconds in which runs that are told to leave have to
+_AGAIN = 1.0  # seconds after which one that has not is told again
+_TOLD = tuple(-number for number in NOTICES)  # exit codes of workers that had not come far enough to say so
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
 _GRACE = 1.0  # seconds in which another invocation may record how its worker died, before its run is taken over
 _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
@@ -58,13 +64,15 @@ class Event:
 
     Args:
         kind: "started", "progress" (`fraction`, and the like), "finished" (`record`), "damaged" (`text`: where the
-            record went), "waiting" (another invocation is making this run).
+            record went), "waiting" (another invocation is making this run), "note" (`text`, for the user), "stopped"
+            (its process was told to leave, and the run has no record; `text`: where it goes on).
+        text: of "progress", with the first news of a run that goes on: from where.
         position: where the run stands, a tasks.journal.Position as a mapping.
         row: of an epoch that it has finished now.
         clock: suite.live.Live.clock after it.
     """
 
-    kind: Literal["started", "progress", "finished", "damaged", "waiting"]
+    kind: Literal["started", "progress", "finished", "damaged", "waiting", "note", "stopped"]
     spec: RunSpec
     fraction: float = 0.0
     record: RunRecord | None = None
@@ -84,7 +92,8 @@ def execute(
     retry: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Counter[str]:
-    """Make every run of `specs` in its own process; returns how many ended in each status.
+    """Make every run of `specs` in its own process; returns how many ended in each status, "stopped" among them: their
+    processes were told to leave by somebody else, and they have no record.
 
     A run that is done when its turn comes, because another invocation made it, is counted with its status and not
     repeated; so is a failed one, unless `retry` is given and it had failed before this call.
@@ -106,14 +115,16 @@ def execute(
     Raises:
         ValueError: jobs is below 1, or timeout is no time.
         ServerError: no process can be started (an OSError).
-        KeyboardInterrupt: after all workers are gone; finished runs are stored, stopped ones leave no record.
+        KeyboardInterrupt: a signal asked for it (suite.leaving.Requests). No run was started any more, those that went
+            on were told to save and to leave, and all are gone; finished runs are stored, stopped ones leave a
+            checkpoint and no record.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: 1 or more is needed")
     return _Execution(run_one, Path(out), jobs, time_limit(timeout), retry, on_event).all(specs)
 
 
-def time_limit(given: float | str | None) -> float | None:
+def time_limit(given: float | str | None, what: str = "timeout") -> float | None:
     """Seconds of 90, "90", "90s", "5m", "2h" or "1.5d"; None (no limit) of None, infinity and "inf".
 
     Raises:
@@ -131,7 +142,7 @@ def time_limit(given: float | str | None) -> float | None:
         seconds = math.nan
     if not seconds > 0:  # nan among them
         raise ValueError(
-            f'timeout "{cut(text, 40)}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
+            f'{what} "{cut(text, 40)}": a time above 0 is needed, such as 90 or 90s, 5m, 2h, 1d, or inf (no limit)'
         )
     return None if seconds == math.inf else seconds
 
@@ -170,6 +181,8 @@ class _Worker:
     cause: str = ""
     busy: bool = False
     open: bool = True
+    began: bool = False
+    left: bool = False  # told to leave, it has
     started: float = field(default_factory=time.monotonic)
 
 
@@ -199,15 +212,29 @@ class _Execution:
             self.replaceable = {spec.key: signature(self.out, spec) for spec in todo}
         if todo:
             start_server()  # so that what is wrong with it is said before anything else happens
-        try:
-            while todo or self.running or self.waiting:
-                self._look_at_waiting(todo)
-                while todo and len(self.running) < self.jobs:
-                    self._start(todo.popleft())
-                self._watch()
-        finally:
-            self._stop_all()
+        with Requests() as self.requests:
+            try:
+                while (todo or self.running or self.waiting) and not self.requests.made:
+                    self._look_at_waiting(todo)
+                    while todo and len(self.running) < self.jobs and not self.requests.made:
+                        self._start(todo.popleft())
+                    self._watch()
+                if self.requests.made:
+                    self._let_leave()
+                    raise KeyboardInterrupt
+            finally:
+                self._stop_all()
         return self.counts
+
+    def _let_leave(self) -> None:
+        """Tell all workers to leave, and wait until they have saved what their runs go on from."""
+        end, next_time = time.monotonic() + _SAVE, 0.0
+        while self.running and time.monotonic() < end:
+            if time.monotonic() >= next_time:  # again and again: a process that is just forked may miss the first
+                next_time = time.monotonic() + _AGAIN
+                for worker in self.running:
+                    worker.process.terminate()
+            self._watch()
 
     def _start(self, spec: RunSpec) -> None:
         before = self.replaceable.get(spec.key)
@@ -236,7 +263,10 @@ class _Execution:
         if not self.running:
             time.sleep(_POLL)
             return
-        ready = wait([*ends, *pipes], max(0.0, limit))
+        wake = [] if self.requests.made else [self.requests.heard]
+        ready = wait([*ends, *pipes, *wake], max(0.0, limit))
+        if self.requests.heard in ready:
+            return
         for item in ready:
             if isinstance(item, Connection):
                 self._receive(pipes[item])
@@ -261,6 +291,7 @@ class _Execution:
         if kind == "busy":
             worker.busy = True
         elif kind == "started":
+            worker.began = True
             if self.timeout is not None:
                 worker.deadline, worker.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
             self.tell(Event("started", worker.spec))
@@ -268,7 +299,10 @@ class _Execution:
             self.tell(Event("damaged", worker.spec, text=value))
         elif kind == "trouble":
             worker.cause = value
-        elif kind == "stored":
+        elif kind == "note":
+            self.tell(Event("note", worker.spec, text=value))
+        elif kind in ("stored", "left"):
+            worker.left = kind == "left"
             worker.deadline = time.monotonic() + _LEAVE
             worker.limit = "the process did not end after its run"
         else:
@@ -287,10 +321,15 @@ class _Execution:
         worker.messages.close()
         code = worker.process.exitcode
         worker.process.close()
-        if not worker.busy:
-            self._settle(worker, code)
-        else:
+        if worker.busy:
             self._wait_for(worker.spec)
+        elif (worker.left or code in _TOLD) and self._own(worker)[1] is None:
+            note = found(run_folder(self.out, worker.spec), worker.spec.key)
+            self.counts["stopped"] += 1
+            if worker.began or not self.requests.made:
+                self.tell(Event("stopped", worker.spec, text="from the start" if note is None else note.origin))
+        else:
+            self._settle(worker, code)
 
     def _settle(self, worker: _Worker, code: int) -> None:
         """The worker's own record, or one that says how it died; only counted where none can be stored."""
@@ -314,6 +353,8 @@ class _Execution:
                     record = died
                     write_record(self.out, record)
                     live.remove(run_folder(self.out, spec))
+                elif record.status in DONE:  # a worker that was killed as soon as it had stored its record
+                    checkpoints.remove(run_folder(self.out, spec))
         except Timeout:  # another invocation has begun this run again: its result will count
             self._wait_for(spec)
             return

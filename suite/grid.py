@@ -19,6 +19,7 @@ from results.record import (
     write_record,
 )
 from suite.blocks import BUDGETS
+from suite.checkpoints import going_on
 from suite.engine import look
 from suite.estimate import Estimate
 from suite.output import OUTPUT
@@ -55,6 +56,8 @@ class Grid:
                 self.records.append(record)
         again = {"todo", "damaged", *(["failed"] if retry else [])}
         self.todo: list[RunSpec] = [s for s, state in zip(plan.runs, self.states, strict=True) if state in again]
+        self.going_on = going_on(folder, self.todo) if stored else {}
+        """key -> "from epoch 12 of 90", of the runs to do that go on from a checkpoint."""
         self.done = sum(state in ("ok", "diverged") for state in self.states)
         self.failed = 0 if retry else self.states.count("failed")
 
@@ -66,7 +69,8 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
     def add(spec: RunSpec, state: str) -> None:
         cell = cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm), ([], []))
         cell[0].append(spec.seed)
-        cell[1].append("to do" if state == "todo" else state)
+        origin = grid.going_on.get(spec.key) if grid.going_on else None
+        cell[1].append(("to do" if state == "todo" else state) + (f" ({origin})" if origin else ""))
 
     for spec, state in zip(grid.plan.runs, grid.states, strict=True):
         add(spec, state)
@@ -187,7 +191,7 @@ def without_weights(grid: Grid) -> Iterator[str]:
 
 def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:
     """What a run ends with. counts: how many runs ended now in each status; failed: now and before."""
-    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed") if counts.get(status)]
+    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed", "stopped") if counts.get(status)]
     parts = [*new, f"{len(grid.plan.skipped)} skipped", f"{grid.done} already done"]
     if grid.failed:
         parts.append(f"{grid.failed} failed before")

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 HISTORY = "history.jsonl"
 FORMAT = 1
 News = dict[str, Any]
-"""What the parent hears: "fraction", "position", and with an epoch "row" and "clock" (steps and seconds so far)."""
+"""What the parent hears: "fraction", "position", with an epoch "row" and "clock" (steps and seconds so far), and as
+"text" at most once from where the run goes on."""
 
 _TELL_EVERY = 0.2  # seconds; a task may report as often as it likes
 _NOTE_EVERY = 10.0  # seconds between two lines about one phase
@@ -75,13 +76,19 @@ class Live:
         self._told = self._noted = -math.inf
         self._complained = False
 
-    def begin(self, journal: Journal, trackers: Sequence[str] = ()) -> None:
-        """A process begins, or goes on with, the run of this journal."""
+    def begin(self, journal: Journal, trackers: Sequence[str] = (), origin: str = "") -> None:
+        """A process begins, or goes on with, the run of this journal.
+
+        Args:
+            origin: "from epoch 12 of 90" where it goes on.
+        """
         self._journal, self._since, self.clock, self._phase = journal, None, (0, 0.0), ""
         if self.out is not None:
             self._open()
             self._trackers = Trackers(self.out, self.spec, trackers, self.say)
             self._trackers.begin(journal.rows)
+        if origin:
+            self._tell(text=origin)
 
     def __call__(self, fraction: float) -> None:
         """The finished fraction of the run, from RunContext.report."""

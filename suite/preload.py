@@ -9,11 +9,13 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from suite.environment import describe, set_allocator
+from suite.leaving import note_for_workers
 from suite.processes import adopt_orphans, kill_below
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # before the slow imports: Ctrl-C is the parent's business
 if hasattr(signal, "pthread_sigmask"):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by suite.server until here
+note_for_workers()
 adopt_orphans()
 # which the server reaps, and must not take for a mistake
 warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")

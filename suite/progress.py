@@ -15,6 +15,7 @@ from typing import Any
 
 from results.escape import cut, visible
 from results.record import RunRecord, RunSpec, run_folder
+from suite.checkpoints import going_on
 from suite.engine import Event
 from suite.estimate import Estimate, Kind, Remaining
 from suite.live import number, telling, where
@@ -22,6 +23,7 @@ from suite.runner import TRACEBACK
 from suite.worker import OUTPUT
 
 _LONGEST = 300  # characters of a reason in a line; the whole stands in the record
+_MOST_NAMES = 8  # in a line
 _LONGEST_NOTE = 60  # of each part of what a running run says
 
 
@@ -94,9 +96,14 @@ class Progress:
         if event.kind == "waiting":
             self._forget(event.spec)
             return f"waiting for {name}: {event.text}"
+        if event.kind == "note":
+            return f"{name}: {event.text}"
+        if event.kind == "stopped":
+            self._forget(event.spec)
+            return f"stopped: {name}, which goes on {event.text} when the command is given again"
         if event.kind in ("started", "progress"):
             self._hear(event)
-            return None
+            return f"going on: {name} {event.text}" if event.text else None
         assert event.record is not None
         self._forget(event.spec)
         if self.todo.pop(key, None) is not None:
@@ -106,6 +113,13 @@ class Progress:
                 del self.kinds[kind]
         self.remaining.add(event.record)
         return self._line(name, event.record)
+
+    def stopped_line(self) -> str:
+        """What is said of a grid that was stopped: how many runs are finished, and which go on from where."""
+        line = f"stopped: {self.finished} of {self.total} runs were finished and are kept"
+        origins = {} if self.folder is None else going_on(self.folder, self.todo.values())
+        named = [f"{self.names.run(self.todo[key])} {origin}" for key, origin in origins.items()]
+        return f"{line}; the same command goes on: {_first(named)}" if named else line
 
     def left(self) -> Estimate | None:
         """What is left of all runs, those being made counted by where they stand; None while nothing is known."""
@@ -219,6 +233,11 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _near(path: Path) -> str:

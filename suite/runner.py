@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import files
 from results.record import RunRecord, RunSpec, record_text
+from suite import leaving
 from suite.checkpoints import Checkpoints, keep_weights, remove_weights
 from suite.environment import describe, now, set_threads
 from suite.estimate import task_steps
@@ -36,6 +37,7 @@ PLUGINS = "plugins"
 
 _REASON = 2_000  # characters of a record's reason
 _HALF = 50_000  # characters of a traceback's start, and of its end
+_SIGNALLED = 0.3  # seconds in which a signal to all processes of a job reaches this one after a data loader's
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     Returns:
         A record with status "ok", "diverged" (the task raised Diverged) or "failed" (anything else it raised, or
         metrics that are not finite or not the declared ones).
+
+    Raises:
+        Interrupted: this process was told to leave (suite.leaving); the run goes on from its checkpoint.
     """
     from norms.plugins import loaded_here
     from tasks.base import Diverged
-    from tasks.journal import Journal, Unusable
+    from tasks.journal import Interrupted, Journal, Unusable
 
     with contextlib.suppress(OSError):  # in the way: a failed run is then recorded without its traceback
         (folder / TRACEBACK).unlink()
@@ -147,24 +152,33 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     try:
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
-        checkpoints = Checkpoints(folder, spec.key, environment, print, lambda: time.perf_counter() - start)
+        checkpoints = Checkpoints(folder, spec.key, environment, live.say, lambda: time.perf_counter() - start)
         for state in checkpoints.candidates():
             save = None if runner.checkpoint_every is None else checkpoints.save
             every = runner.checkpoint_every or math.inf
             try:
-                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device)
-                live.begin(journal, runner.trackers)
-                made = record(attempt(spec, folder, report, runner, journal))
+                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device, note=live.say)
+                live.begin(journal, runner.trackers, "" if checkpoints.note is None else checkpoints.note.origin)
+                with leaving.computing(journal):
+                    result = attempt(spec, folder, report, runner, journal)
+                made = record(result)
                 break
             except Unusable as error:
-                print(f"a checkpoint of this run can not be used: {one_line(error)}")
+                if state is None:
+                    raise
+                checkpoints.pass_over(f"a checkpoint of this run can not be used: {one_line(error)}")
         record_text(made)  # what a task returns and no record can hold is the task's failure
         return made
     except Diverged as error:
         history = error.history or journal.rows
         return record({"status": "diverged", "reason": one_line(error), "history": history, "evidence": error.evidence})
-    except Exception as error:  # noqa: BLE001 - a run that fails must not take the grid with it; the reason is stored
+    except Exception as error:
         remove_weights(folder)
+        if "DataLoader worker" in one_line(error):
+            time.sleep(_SIGNALLED)
+        if leaving.told():  # what was told with it, or in its stead, broke; no failure of the run's own
+            journal.save()
+            raise Interrupted from error
         reason = one_line(f"{type(error).__name__}: {one_line(error)}")
         result = {"status": "failed", "reason": reason, "history": journal.rows, "artifacts": _write_traceback(folder)}
         return record(result)

@@ -1,9 +1,10 @@
 """The process of one run, from its lock to its record: what `suite.engine` starts.
 
-A worker takes the run's lock, looks whether the run has been done meanwhile, runs, and stores the record itself. It
-leaves as soon as the record is stored, whatever the run has left behind in it, and when its parent is gone, whatever it
-is doing: the kernel kills its process group when the pipe to the parent closes (Linux), and a thread watches the same
-pipe elsewhere. What stands in the way of the run itself (its folder, its lock) is told to the parent.
+A worker takes the run's lock, looks whether the run has been done meanwhile, runs, and stores the record itself. Told
+to leave (suite.leaving), it saves a checkpoint and stores none. It leaves as soon as the record is stored, whatever the
+run has left behind in it, and when its parent is gone, whatever it is doing: the kernel kills its process group when
+the pipe to the parent closes (Linux), and a thread watches the same pipe elsewhere. What stands in the way of the run
+itself (its folder, its lock) is told to the parent.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from results.record import (
     set_aside,
     write_record,
 )
+from suite import checkpoints, leaving
 from suite.live import Live
 from suite.output import OUTPUT, print_to, printed
 from suite.processes import adopt_orphans
@@ -80,6 +82,7 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
         if hasattr(os, "setsid"):
             os.setsid()  # a group of its own, so that what the run starts can be stopped with it
+        leaving.obey()
         _leave_with_parent()
         adopt_orphans()
         _make(run_one, spec, out, before, messages)
@@ -97,8 +100,11 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
 
 
 def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
+    from tasks.journal import Interrupted  # imports torch, as this process has done
+
     lock = run_lock(out, spec)
     folder = run_folder(out, spec)
+    record: RunRecord | None
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -112,15 +118,29 @@ def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, m
     for entry in list(os.scandir(folder)):
         if entry.is_symlink():  # a run that writes its files must not write over what they point to
             os.unlink(entry.path)
+            if entry.name in (checkpoints.NEWEST, checkpoints.BEFORE):
+                messages.send(("note", f"{entry.path}: was a link, which is not followed, and is removed"))
     messages.send(("started", None))
     output = folder / OUTPUT
     print_to(output)
-    live = Live(out, spec, lambda news: messages.send(("progress", news)))
-    record = run_one(spec, folder, live)
-    write_record(out, record)
+
+    def say(text: str) -> None:
+        print(text)
+        messages.send(("note", text))
+
+    live = Live(out, spec, lambda news: messages.send(("progress", news)), say)
+    try:
+        record = run_one(spec, folder, live)
+    except Interrupted:
+        record = None
+    else:
+        write_record(out, record)
     with contextlib.suppress(OSError):  # the run may have closed what it did not open; the record is what counts
-        messages.send(("stored", None))
-    live.end(record)
+        messages.send(("left" if record is None else "stored", None))
+    if record is not None:
+        if record.status in DONE:
+            checkpoints.remove(folder)
+        live.end(record)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the run's own
             stream.flush()

@@ -83,7 +83,8 @@ class Journal:
 
     Args:
         state: what an earlier process saved; None: from the start.
-        save: stores a state durably, with the position in it. None: nothing is copied or saved.
+        save: stores a state durably, with the position in it; gives False where it could not. None: nothing is copied
+            or saved.
         every: seconds between two saves; the first comes so long after the start.
         tell: called with the position, and with the row where an epoch is finished.
         steps: updates of the whole run, for positions; 0: not known.
@@ -100,7 +101,7 @@ class Journal:
         self,
         state: State | None = None,
         *,
-        save: Callable[[State, Position], None] | None = None,
+        save: Callable[[State, Position], bool | None] | None = None,
         every: float = math.inf,
         tell: Callable[[Position, Row | None], None] = lambda position, row: None,
         steps: int = 0,
@@ -113,6 +114,7 @@ class Journal:
         self.position = Position("start", steps=steps)
         self._busy = 0
         self._saved = time.monotonic()
+        self._new = False  # whether the state is another one than what is stored
         self._handed: list[tuple[str, weakref.ref[torch.Generator]]] = []
         self._inside: list[list[str]] = [[]]
         self._names: set[str] = set()
@@ -195,6 +197,7 @@ class Journal:
                         self._state["results"].pop(other, None)
                     self._state["results"][name] = {"found": found, "after": self.surroundings()}
                     self._state |= {"rows": list(self.rows), "steps": self.steps_done}
+                    self._new = True
                 self._save_if_due()
         return list(found)
 
@@ -222,6 +225,7 @@ class Journal:
             self.note(f"this run makes no checkpoints: {error}")
             return
         self._state |= {"rows": list(self.rows), "steps": self.steps_done}
+        self._new = True
 
     @property
     def due(self) -> bool:
@@ -258,11 +262,11 @@ class Journal:
         self.leave_if_told()
 
     def save(self) -> None:
-        """Store the state at hand; the run can be at another place by now. None has changed: nothing is stored."""
-        if self._save is not None and (self._state["loops"] or self._state["results"]):
+        """Store the state at hand, if it is new; the run can be at another place by now."""
+        if self._save is not None and self._new:
             self._busy += 1  # a second signal may not break into this
             try:
-                self._save(self._state, self.position)
+                self._new = self._save(self._state, self.position) is False
             finally:
                 self._busy -= 1
                 self._saved = time.monotonic()
@@ -322,7 +326,8 @@ def restoring(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Unusable(f"{what}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
+        raise Unusable(f"{what}: {kind}{error}") from error
 
 
 def _checked(state: Any) -> State:

@@ -58,6 +58,15 @@ def run(
     )
 
 
+def test_a_frame_counts_the_parts_of_a_run_and_says_what_they_differ_in(tmp_path):
+    parts = [{"torch": "2", "threads": 1, "seconds": 3.0}, {"torch": "3", "threads": 1}]
+    for seed, around in enumerate(({"parts": parts}, {"parts": parts[:1] * 3}, {}, {"parts": "damaged"})):
+        write_record(tmp_path, run(seed=seed, environment=around))
+    df = results.load(tmp_path)
+    assert df["environment.parts"].tolist() == [2, 3, None, None]
+    assert df["environment.parts_differ"].tolist() == ["torch", "", None, None]
+
+
 def test_a_row_holds_everything_that_a_record_says(tmp_path):
     entry = run(
         norm="bgn",

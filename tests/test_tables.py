@@ -480,6 +480,22 @@ def test_a_caption_says_evidence_and_what_cells_differ_in():
     assert {row.group for row in table.rows} == {"dataset=a [real data]", "dataset=b [synthetic data]"}
 
 
+def test_a_caption_counts_runs_whose_parts_were_made_on_different_machines():
+    here = {"torch": "2", "device": "cpu", "device_name": "fast", "cpu": "fast", "threads": 1, "until": "the end"}
+    elsewhere, other = here | {"device_name": "slow", "cpu": "slow"}, here | {"threads": 2, "commit": "f" * 40}
+    parts = [[here, here], [here, elsewhere, here], [here, here | {"seconds": 3.0, "until": "epoch 3 of 9"}]]
+    records = [run("bn", seed, environment={"parts": given}) for seed, given in enumerate(parts)]
+    records += [run("gn", 0), run("gn", 1)]
+    assert (
+        "1 run was made in parts on different machines (their parts differ in cpu, device_name)."
+        in table_of(records).caption
+    )
+    line = "2 runs were made in parts on different machines (their parts differ in cpu, device_name, threads)."
+    assert line in table_of([*records, run("gn", 2, environment={"parts": [here, other]})]).caption
+    same = [*records[:1], *records[2:]]
+    assert not any("in parts" in line for line in table_of(same).caption)
+
+
 def test_what_the_method_decides_stands_in_the_caption_and_the_mode_of_crafting_never_does():
     maml = [r for shot in (1, 5) for r in runs("bn", [0.5], task="few_shot", method="maml", inner_steps=3, shot=shot)]
     others = [r for s in (1, 5) for r in runs("bn", [0.5], task="few_shot", method="plain", inner_steps=5, shot=s)]
