@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
@@ -45,6 +45,17 @@ Pixels = Annotated[_N, Field(ge=0, le=4096)]  # of an image's side
 Positive = Annotated[_N, Field(gt=0, le=1e30, allow_inf_nan=False)]  # a rate or a weight; its square is finite, too
 NotNegative = Annotated[_N, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Fraction = Annotated[_N, Field(ge=0, lt=1)]
+
+
+def _rising(milestones: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+    given = list(milestones or ())
+    if any(not 0 < m < 1 for m in given) or given != sorted(given):
+        raise ValueError(f"{info.field_name} {given}: rising fractions between 0 and 1 are needed")
+    return milestones
+
+
+# of the schedule "steps" (tasks.fit.learning_rate_at)
+Milestones = Annotated[tuple[float, ...] | None, Field(max_length=100), AfterValidator(_rising)]
 
 
 class Newer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import ModelWrapValidatorHandler, model_validator
 from torch import nn
 
 from tasks.base import (
@@ -14,6 +14,7 @@ from tasks.base import (
     Classes,
     Epochs,
     Fraction,
+    Milestones,
     NotNegative,
     Options,
     Positive,
@@ -76,20 +77,12 @@ class SupervisedOptions(Options):
     betas: Annotated[tuple[Fraction[float], Fraction[float]] | None, NEWER] = None
     schedule: Schedule = "cosine"
     warmup: Fraction[float] = 0.1
-    milestones: Annotated[tuple[float, ...] | None, Field(max_length=100), NEWER] = None
+    milestones: Annotated[Milestones, NEWER] = None
     gradient_clip: Annotated[Positive[float | None], NEWER] = None
     precision: Annotated[Precision, NEWER] = "float32"
     compile: Annotated[bool, NEWER] = False
     augmentation: Augmentation = "crop"
     channels_last: bool = True
-
-    @field_validator("milestones")
-    @classmethod
-    def _rising(cls, milestones: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        given = list(milestones or ())
-        if any(not 0 < m < 1 for m in given) or given != sorted(given):
-            raise ValueError(f"milestones {given}: rising fractions between 0 and 1 are needed")
-        return milestones
 
     @model_validator(mode="wrap")
     @classmethod
