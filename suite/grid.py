@@ -15,6 +15,7 @@ from results.record import (
     RunSpec,
     find_record,
     read_versions,
+    run_folder,
     run_lock,
     write_record,
 )

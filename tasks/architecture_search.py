@@ -13,21 +13,31 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from norms.registry import NormFactory, NormInfo, equivalent, factory_info, forked_generators
 from tasks import data as datasets
-from tasks.base import Diverged, Outcome, RunContext, Setting
+from tasks.base import Diverged, Outcome, RunContext, Setting, Trained
 from tasks.darts.genotype import CHOICES, Genotype, random_genotype
 from tasks.darts.networks import DerivedNetwork, SearchNetwork, check_size
 from tasks.darts.options import ArchitectureSearchOptions
-from tasks.darts.training import History, Retrained, Searched, retrain, search, search_steps
-from tasks.data.images import ImageData, shrink
+from tasks.darts.training import (
+    Retrained,
+    Searched,
+    derived,
+    preparation,
+    retrain,
+    retrain_steps,
+    retraining_name,
+    search,
+    search_steps,
+)
+from tasks.data.images import ImageData, shrink, shrunk
 from tasks.trial import lacking, refusal, try_forward
 
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
@@ -55,7 +65,7 @@ class ArchitectureSearch:
         parameters: of the retrained network, without the auxiliary head.
         skip_connections: among the 16 operations of the two cells.
         composition_shift: the largest over the retrained networks, see tasks.fit.composition_shift.
-        search_seconds: wall time of the search, without validation.
+        search_seconds: wall time of the search, in all processes of an interrupted run, without validation.
         step_seconds, peak_memory_mb: of a search step, and of the first epoch of search steps.
         norm_parameters, norm_buffers: numbers of values in all norms of the search network.
 
@@ -139,59 +149,73 @@ class ArchitectureSearch:
                 return f"{where}: {reason}"
         return None
 
+    def steps(self, options: ArchitectureSearchOptions, data_dir: Path) -> int:
+        """Updates of a run: of the search, of every retraining and of every control."""
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        train = int(counts.sum())
+        searching = search_steps(options, train) if options.genotype is None else 0
+        return searching + (options.retrain_runs + options.controls) * retrain_steps(options, train)
+
+    def network(
+        self, norm: NormFactory, options: ArchitectureSearchOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling: the first retrained network of the found architecture, with the auxiliary head that
+        it had in training. Images of the data set's own size are averaged down as the option `image_size` says."""
+        genotype = Genotype.model_validate(facts["genotype"])
+        net = derived(genotype, _retraining(norm, options), facts["in_channels"], facts["num_classes"], options)
+        prepare, side = preparation(facts["mean"], facts["std"], options), options.image_size
+
+        def prepared(images: Tensor) -> Tensor:
+            return prepare(images if side in (None, images.shape[-1]) else shrunk(images, side))
+
+        return net, prepared
+
     def run(self, norm: NormFactory, options: ArchitectureSearchOptions, context: RunContext) -> Outcome:
         data = _load(options.dataset, context.data_dir, options.num_classes, options.image_size).to(context.device)
-        history: History = []
         # nothing here draws from the global generators; what a norm of one's own draws is the same in every run
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
             try:
-                return self._run(norm, data, options, context, history)
+                return self._run(norm, data, options, context)
             except Diverged as error:
-                error.history[:] = history
                 error.evidence = _scale(options, data)
                 raise
 
     def _run(
-        self,
-        norm: NormFactory,
-        data: ImageData,
-        options: ArchitectureSearchOptions,
-        context: RunContext,
-        history: History,
+        self, norm: NormFactory, data: ImageData, options: ArchitectureSearchOptions, context: RunContext
     ) -> Outcome:
         searched: Searched | None = None
-        done = 0.0
-        trainings = options.retrain_runs + options.controls
-        share = 0.5 if options.genotype is None else 0.0  # of the progress bar
-
-        def part(size: float) -> Callable[[float], None]:
-            start = done
-            return lambda fraction: context.report(start + size * fraction)
-
-        if options.genotype is None:
-            searched = search(norm, data, options, context, history, part(share))
-            done = share
-        genotype = options.genotype if searched is None else searched.genotype
-        assert genotype is not None
-        retraining = norm if options.retrain_norm is None else options.retrain_norm.factory()
-        draws = [context.generator(f"random architecture {number}") for number in range(1, options.controls + 1)]
-        controls = [random_genotype(generator) for generator in draws]
+        genotype = options.genotype
+        if genotype is None:
+            searched = Searched(
+                **context.journal.once("the search", lambda: vars(search(norm, data, options, context)))
+            )
+            genotype = Genotype.model_validate_json(searched.genotype)
+        retraining = _retraining(norm, options)
+        numbers = range(1, options.controls + 1)
+        controls = [random_genotype(context.generator(f"random architecture {number}")) for number in numbers]
+        # in every process of the run: each may have a folder of its own
         artifacts = _write(genotype, controls, context.folder)
+
+        def attempt(architecture: Genotype, number: int, control: bool) -> dict[str, Any] | str:
+            """What is left of it, or why a control diverged."""
+            try:
+                return vars(retrain(architecture, retraining, data, options, context, number, control))
+            except Diverged as error:
+                if not control:
+                    raise
+                return str(error)
+
         results: dict[bool, list[Retrained]] = {False: [], True: []}
         diverged: list[str] = []
         for control, chosen in ((False, [genotype] * options.retrain_runs), (True, controls)):
             for number, each in enumerate(chosen, 1):
-                progress = part((1 - share) / trainings)
-                try:
-                    results[control].append(
-                        retrain(each, retraining, data, options, context, history, progress, number, control)
-                    )
-                except Diverged as error:
-                    if not control:
-                        raise
-                    diverged.append(str(error))
-                done += (1 - share) / trainings
+                once = functools.partial(attempt, each, number, control)
+                left = context.journal.once(retraining_name(number, control), once)
+                if isinstance(left, str):
+                    diverged.append(left)
+                else:
+                    results[control].append(Retrained(**left))
         found, random = results[False], results[True]
         metrics = _metrics(found, [] if diverged else random, genotype, searched)
         evidence: dict[str, Any] = {
@@ -211,10 +235,21 @@ class ArchitectureSearch:
             "equals": _equals(norm, retraining, genotype, data, options),
             **_scale(options, data),
         }
-        return Outcome({name: metrics[name] for name in self.metrics}, history, artifacts, evidence)
+        trained = None
+        if found[0].weights is not None:
+            facts = {"genotype": genotype.model_dump(mode="json"), "in_channels": data.image_shape[0]}
+            facts |= {"num_classes": data.num_classes, "mean": data.mean, "std": data.std}
+            trained = Trained(found[0].weights, facts)
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, context.journal.rows, artifacts, evidence, trained)
 
 
 TASK = ArchitectureSearch()
+
+
+def _retraining(norm: NormFactory, options: ArchitectureSearchOptions) -> NormFactory:
+    """The norm of the networks that are retrained."""
+    return norm if options.retrain_norm is None else options.retrain_norm.factory()
 
 
 def _scale(options: ArchitectureSearchOptions, data: ImageData) -> dict[str, Any]:

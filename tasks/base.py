@@ -48,13 +48,15 @@ Fraction = Annotated[_N, Field(ge=0, lt=1)]
 Betas = tuple[Fraction[float], Fraction[float]]  # of Adam
 
 
-def _rising(given: tuple[float, ...]) -> tuple[float, ...]:
-    if any(not 0 < each < 1 for each in given) or list(given) != sorted(given):
-        raise ValueError(f"milestones {list(given)}: rising fractions between 0 and 1 are needed")
-    return given
+def _rising(milestones: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+    given = list(milestones or ())
+    if any(not 0 < m < 1 for m in given) or given != sorted(given):
+        raise ValueError(f"{info.field_name} {given}: rising fractions between 0 and 1 are needed")
+    return milestones
 
 
-Milestones = Annotated[tuple[float, ...], Field(max_length=100), AfterValidator(_rising)]  # of a schedule
+# of the schedule "steps" (tasks.fit.learning_rate_at)
+Milestones = Annotated[tuple[float, ...] | None, Field(max_length=100), AfterValidator(_rising)]
 
 
 class Newer:

@@ -183,12 +183,14 @@ class Journal:
             unit = Position(name, number, len(items), self.steps_done, self.total, "part")
             self.at(unit if len(items) > 1 else Position(name, step=self.steps_done, steps=self.total))
             self._inside.append([])
-            busy = self._busy
+            busy, handed = self._busy, self._handed
             try:
                 result = plain(measure(item), name)
             finally:
                 self._busy = busy  # of a loop inside that an exception has ended
                 inner = self._inside.pop()
+                # those of the item are done with, and may live on (in a cycle) while the next takes their names
+                self._handed = handed
             with self.busy():
                 found.append(result)
                 if self.saves:

@@ -79,7 +79,7 @@ class SupervisedOptions(Options):
     betas: Annotated[Betas | None, NEWER] = None
     schedule: Schedule = "cosine"
     warmup: Fraction[float] = 0.1
-    milestones: Annotated[Milestones | None, NEWER] = None
+    milestones: Annotated[Milestones, NEWER] = None
     gradient_clip: Annotated[Positive[float | None], NEWER] = None
     precision: Annotated[Precision, NEWER] = "float32"
     compile: Annotated[bool, NEWER] = False

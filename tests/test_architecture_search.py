@@ -26,10 +26,11 @@ from suite.plan import plan_config
 from suite.runner import Runner, run_one
 from tasks import architecture_search, get_task
 from tasks.architecture_search import TASK
-from tasks.base import Diverged, NormChoice, RunContext, Setting
+from tasks.base import Diverged, NormChoice, RunContext, Setting, newer_options
 from tasks.darts import training
 from tasks.darts.genotype import PUBLISHED, read_genotype
 from tasks.data.images import Split, make_data
+from tasks.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {n: {"num_groups": 2} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
@@ -56,16 +57,17 @@ TINY = {
 }
 
 
-def planted(sizes=(130, 32, 48)):
+def planted(sizes=(130, 32, 48), side=SHAPE[1]):
     """Classes differ by which quarter of the image is bright."""
     draw = torch.Generator().manual_seed(0)
     parts = {}
     for part, size in zip(("train", "val", "test"), sizes, strict=True):
         labels = torch.arange(size) % CLASSES
-        images = torch.randint(60, (size, *SHAPE), generator=draw)
+        images = torch.randint(60, (size, 1, side, side), generator=draw)
+        half = side // 2
         for i, label in enumerate(labels.tolist()):
-            y, x = 4 * (label // 2), 4 * (label % 2)
-            images[i, 0, y : y + 4, x : x + 4] += 150
+            y, x = half * (label // 2), half * (label % 2)
+            images[i, 0, y : y + half, x : x + half] += 150
         parts[part] = Split(images.to(torch.uint8), labels)
     return make_data("planted", "planted", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
 
@@ -84,6 +86,7 @@ def data(monkeypatch):
         ("load", lambda: known.value),
         ("check_classifiable", lambda: None),
         ("checksum", lambda: str(id(known.value))),
+        ("class_counts", lambda: {"train": known.value.train.labels.bincount()}),
     ):
         real = getattr(sets, name)
         monkeypatch.setattr(
@@ -143,9 +146,9 @@ def factory(name):
     return make_norm(name, **GROUPS.get(name, {}))
 
 
-def run(folder, name="bn", seed=0, report=lambda fraction: None, **options):
+def run(folder, name="bn", seed=0, report=lambda fraction: None, journal=None, **options):
     folder.mkdir(exist_ok=True)
-    context = RunContext(torch.device("cpu"), seed, None, folder, report)
+    context = RunContext(torch.device("cpu"), seed, None, folder, report, journal or Journal())
     return TASK.run(factory(name), TASK.options(**(TINY | options)), context)
 
 
@@ -445,6 +448,13 @@ def test_the_label_of_a_norm_can_not_be_chosen():
         ({"image_size": 6}, "two reduction cells need sides that 4 divides"),
         ({"drop_path": 1}, "less than 1"),
         ({"epochs": 3}, "Extra inputs"),
+        ({"search_schedule": "linear"}, "search_schedule.*'cosine', 'onecycle'"),
+        ({"search_milestones": [0.7, 0.2]}, r"search_milestones \[0.7, 0.2\]: rising fractions between 0 and 1"),
+        ({"retrain_schedule": "steps", "retrain_milestones": [1.5]}, "retrain_milestones .*rising fractions"),
+        ({"search_optimizer": "adamw", "order": "second"}, 'order "second": the unrolled step is one of SGD; allowed'),
+        ({"retrain_optimizer": "adam"}, "'sgd' or 'adamw'"),
+        ({"betas": [0.9]}, "betas"),
+        ({"precision": "float16"}, "'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_options_are_refused_with_what_is_allowed(options, message):
@@ -460,6 +470,84 @@ def test_the_defaults_are_the_published_settings():
     assert (o.retrain_epochs, o.retrain_batch_size, o.retrain_channels, o.retrain_cells) == (600, 96, 36, 20)
     assert (o.auxiliary_weight, o.retrain_cutout, o.drop_path) == (0.4, 16, 0.2)
     assert not o.architecture_steps_move_statistics
+
+
+def test_what_is_newer_means_at_its_default_what_runs_did_before():
+    newer = {"betas", "precision", "compile"}
+    newer |= {f"{phase}_{what}" for phase in ("search", "retrain") for what in ("optimizer", "schedule", "warmup")}
+    newer |= {"search_milestones", "retrain_milestones"}
+    assert set(newer_options(TASK.options)) == newer
+    options = TASK.options()
+    assert options.rate("search", 0.25) == 0.001 + 0.024 * (1 + math.cos(math.pi / 4)) / 2
+    assert options.rate("retrain", 0.5) == 0.025 * (1 - math.cos(math.pi / 2)) / 2
+
+
+def test_every_schedule_of_a_search_ends_above_its_minimum():
+    def rates(**options):
+        made = TASK.options(**(TINY | options | {"search_learning_rate": 0.1, "search_learning_rate_min": 0.01}))
+        return [made.rate("search", progress) for progress in (0.0, 0.3, 0.6, 1.0)]
+
+    assert rates(search_warmup=0.3) == pytest.approx(
+        [0.01, 0.1, 0.01 + 0.09 * (1 + math.cos(math.pi * 3 / 7)) / 2, 0.01]
+    )
+    assert rates(search_schedule="steps", search_milestones=[0.5]) == pytest.approx([0.1, 0.1, 0.019, 0.019])
+    assert rates(search_schedule="constant") == [0.1] * 4
+    assert rates(search_schedule="constant", search_warmup=0.3) == pytest.approx([0.01, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"betas": [0.5, 0.9]},
+        {"search_milestones": [0.2]},
+        {"retrain_milestones": [0.2]},
+        {"search_optimizer": "adamw", "retrain_optimizer": "adamw", "momentum": 0.5},
+        {"search_schedule": "constant", "search_learning_rate_min": 0.02},
+        {"genotype": "DARTS_V1", "retrain_optimizer": "adamw", "momentum": 0.5, "search_schedule": "steps"},
+        {"retrain_schedule": "steps", "retrain_milestones": [0.5, 0.75]},
+        {"retrain_optimizer": "adamw", "betas": [0.9, 0.999]},
+    ],
+)
+def test_what_no_optimizer_and_no_schedule_uses_makes_no_further_run(unused):
+    used = {"search_optimizer", "retrain_optimizer", "search_schedule", "retrain_schedule", "genotype"}
+    plain = {key: value for key, value in unused.items() if key in used}
+    assert TASK.options(**(TINY | unused)) == TASK.options(**(TINY | plain))
+    made = TASK.options(**(TINY | unused))
+    assert TASK.options.model_validate(made.model_dump(mode="json")) == made
+
+
+def test_momentum_counts_where_one_phase_has_sgd():
+    assert TASK.options(**TINY, retrain_optimizer="adamw", momentum=0.5).momentum == 0.5
+
+
+def test_a_grid_leaves_the_unrolled_step_of_adamw_out():
+    plan = plan_config(config(order=["first", "second"], search_optimizer=["sgd", "adamw"]))
+    assert len(plan.runs) == 2 * 3
+    assert "the unrolled step is one of SGD" in plan.left_out[0]
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_precision_reaches_every_forward(order, monkeypatch, tmp_path):
+    seen = set()
+    real = torch.nn.functional.conv2d
+
+    def watched(x, *rest, **named):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return real(x, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    outcome = run(tmp_path, order=order, precision="bfloat16")
+    assert seen == {True}
+    assert all(math.isfinite(value) for value in outcome.metrics.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_a_compiled_run_is_the_same_up_to_rounding(order, tmp_path):
+    options = {"order": order, "architecture_learning_rate": 1e-3, "random_architectures": 0}
+    plain, compiled = (run(tmp_path / str(c), compile=c, **options) for c in (False, True))
+    for one, two in zip(plain.history, compiled.history, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
 
 
 # Planning
@@ -600,12 +688,14 @@ def test_what_was_not_measured_is_left_out_of_the_record(tmp_path):
 
 
 def test_divergence_keeps_the_history_and_names_the_phase(tmp_path):
-    with pytest.raises(Diverged, match=r"step \d+.*: the loss is (nan|inf)") as caught:
-        run(tmp_path, "none", search_learning_rate=1e9, search_epochs=9, search_max_steps=None)
-    assert all(row["retraining"] == 0 for row in caught.value.history)
-    with pytest.raises(Diverged, match=r"retraining 1 of the found architecture, (step|validation)") as caught:
-        run(tmp_path, "none", retrain_learning_rate=1e12, retrain_epochs=9, retrain_max_steps=None)
-    assert caught.value.history[0]["retraining"] == 0
+    journal = Journal()
+    with pytest.raises(Diverged, match=r"step \d+.*: the loss is (nan|inf)"):
+        run(tmp_path, "none", journal=journal, search_learning_rate=1e9, search_epochs=9, search_max_steps=None)
+    assert all(row["retraining"] == 0 for row in journal.rows)
+    journal = Journal()
+    with pytest.raises(Diverged, match=r"retraining 1 of the found architecture, (step|validation)"):
+        run(tmp_path, "none", journal=journal, retrain_learning_rate=1e12, retrain_epochs=9, retrain_max_steps=None)
+    assert journal.rows[0]["retraining"] == 0
 
 
 def test_a_short_search_that_diverges_is_machinery_only_too(tmp_path):
@@ -632,13 +722,6 @@ def test_a_control_that_diverges_leaves_the_found_networks_numbers(monkeypatch, 
     assert outcome.metrics["random_top1"] is None
     assert outcome.metrics["gain_over_random"] is None
     assert outcome.evidence["random_diverged"] == ["retraining 2 of a random architecture, step 1: the loss is nan"]
-
-
-def test_progress_rises_to_one(tmp_path):
-    fractions = []
-    run(tmp_path, report=fractions.append)
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == pytest.approx(1)
 
 
 def test_a_search_that_is_killed_in_the_middle_gives_the_whole_record_when_run_again(tmp_path):

@@ -71,7 +71,7 @@ class AdversarialOptions(SupervisedOptions):
     trades_beta: Positive[float | None] = None
 
     # declared once more since it is older here than the other tasks' field: records hold it as it is used
-    milestones: Milestones | None = None
+    milestones: Milestones = None
     attack_images: Annotated[Images[int], Field(ge=2)] = 1000
     pgd_steps: Repeats[int] = 20
     pgd_step_size: Level[float | None] = None

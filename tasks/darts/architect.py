@@ -1,4 +1,4 @@
-"""One search step: the architecture's gradient on held-out images, then one SGD step of the weights.
+"""One search step: the architecture's gradient on held-out images, then one step of the weights.
 
 With weights w, architecture a, losses L_train and L_val on two disjoint batches (Liu et al. 2019, equations 5 to 8):
 
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from norms.situation import after_update, hold, situation
+from norms.situation import after_update, hold
 from tasks.darts.networks import SearchNetwork
-from tasks.step import StepOptions, raise_if_diverged
+from tasks.step import Precision, StepOptions, raise_if_diverged, told, update
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W), normalized, and labels (N,)."""
@@ -49,12 +49,18 @@ class SearchStepOptions:
         second_order: see the module's header.
         move_statistics: architecture steps move running statistics.
         gradient_clip: largest norm of the weights' gradient.
+        precision: of every forward, see StepOptions.
     """
 
     slices: int = 1
     second_order: bool = False
     move_statistics: bool = False
     gradient_clip: float = 5.0
+    precision: Precision = "float32"
+
+    @property
+    def told(self) -> StepOptions:
+        return StepOptions(self.slices, precision=self.precision, gradient_clip=self.gradient_clip)
 
 
 def first_order_gradient(architecture: Sequence[Tensor], held_out_loss: Loss) -> list[Tensor]:
@@ -107,7 +113,7 @@ def second_order_gradient(
 
 def architecture_step(
     net: SearchNetwork,
-    weights: torch.optim.SGD,
+    weights: torch.optim.Optimizer,
     architecture: torch.optim.Optimizer,
     training: Batch,
     held_out: Batch,
@@ -115,6 +121,8 @@ def architecture_step(
     step: int = 0,
 ) -> Tensor:
     """One step of the architecture; weights, and unless asked for running statistics, stay as they are.
+
+    `weights` is the optimizer over the body's weights: SGD where the order is the second.
 
     Returns:
         The loss on the held-out batch whose gradient was taken.
@@ -126,17 +134,17 @@ def architecture_step(
     seen: list[Tensor] = []
 
     def loss_on(batch: Batch, move: bool = options.move_statistics) -> Tensor:
-        with contextlib.nullcontext() if move else hold(net), situation(net, slices=options.slices):
+        with contextlib.nullcontext() if move else hold(net), told(net, batch[0], options.told):
             return F.cross_entropy(net(batch[0]).float(), batch[1])
 
     def held_out_loss() -> Tensor:
         loss = loss_on(held_out, options.move_statistics and not options.second_order)
-        what = f"step {step}, architecture"
-        raise_if_diverged(loss, net, held_out[0], StepOptions(slices=options.slices), what)
+        raise_if_diverged(loss, net, held_out[0], options.told, f"step {step}, architecture")
         seen.append(loss.detach())
         return loss
 
     if options.second_order:
+        assert isinstance(weights, torch.optim.SGD)  # the options model admits no other
         gradients = second_order_gradient(parameters, weights, lambda: loss_on(training), held_out_loss)
     else:
         gradients = first_order_gradient(parameters, held_out_loss)
@@ -149,14 +157,14 @@ def architecture_step(
 
 def weights_step(
     net: SearchNetwork,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     training: Batch,
     options: SearchStepOptions,
     *,
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One SGD step of the weights with the architecture as it is.
+    """One step of the weights with the architecture as it is.
 
     Returns:
         The loss before the update (mean over N) and the number of images it classified correctly.
@@ -169,15 +177,13 @@ def weights_step(
         mixing = net.architecture()  # constants here: their gradients would cost a pass over every operation's output
 
     def forward() -> Tensor:
-        with situation(net, slices=options.slices):
+        with told(net, images, options.told):
             return net.body(images, mixing)
 
     logits = forward()
     loss = F.cross_entropy(logits.float(), labels)
-    raise_if_diverged(loss, net, images, StepOptions(slices=options.slices), f"step {step}")
-    loss.backward()
-    nn.utils.clip_grad_norm_(net.body.parameters(), options.gradient_clip)
-    optimizer.step()
+    # clips the body's gradients alone: the architecture has none
+    update(loss, net, optimizer, images=images, options=options.told, what=f"step {step}")
     optimizer.zero_grad()  # now, so that the architecture's step does not hold gradients that nobody reads
     after_update(net, forward, progress)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()

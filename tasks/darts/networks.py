@@ -315,9 +315,6 @@ class DerivedNetwork(_Backbone):
         """How many numbers are learned, as papers count them: the auxiliary head serves training only."""
         return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("auxiliary."))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x)[0]
-
     def logits(self, x: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """Logits (N, K) of the classifier and, where there is one and the network is in training, the auxiliary head.
 
@@ -325,6 +322,11 @@ class DerivedNetwork(_Backbone):
             x: (N, C, H, W).
             keep: factors (P, N, 1, 1, 1) of the droppable paths (`drop_path_factors`), or None.
         """
+        found: list[Tensor] = self(x, keep, every=True)  # by a call, since calls are what `compile` compiles
+        return found
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, every: bool = False) -> Tensor | list[Tensor]:
+        """The classifier's logits; with `every` those of `logits`."""
         before_last = last = self.stem(x)
         found: list[Tensor] = []
         at = 0
@@ -335,7 +337,8 @@ class DerivedNetwork(_Backbone):
             before_last, last = last, cell(before_last, last, factors)
             if index == self.watched and self.auxiliary is not None and self.training:
                 found.append(self.auxiliary(last))
-        return [self.classify(last), *found]
+        found.insert(0, self.classify(last))
+        return found if every else found[0]
 
 
 def drop_path_factors(paths: int, samples: int, probability: float, generator: torch.Generator) -> Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+import torch
+from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
+from torch import nn
 
 from tasks.base import (
+    NEWER,
     Batch,
     Cells,
     Classes,
     Epochs,
     Fraction,
     Images,
+    LeftOut,
+    Milestones,
     NormChoice,
     NotNegative,
     Options,
@@ -26,6 +31,11 @@ from tasks.base import (
 from tasks.darts.genotype import PUBLISHED, Genotype, read_genotype
 from tasks.darts.networks import check_size, places
 from tasks.data import Augmentation, dataset_info
+from tasks.fit import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
+from tasks.step import Precision, StepOptions
+
+Optimizer = Literal["sgd", "adamw"]
+Phase = Literal["search", "retrain"]
 
 
 class ArchitectureSearchOptions(Options):
@@ -38,8 +48,12 @@ class ArchitectureSearchOptions(Options):
         norm_batch_size: images that share statistics in training, in search and in retraining; None: the SGD batch of
             each (which stays None in the key where samples mix and the two batches differ). It must divide both.
         norm_weight_decay: decay every parameter of every norm, too.
-        momentum, weight_decay: of the SGD over weights, in both phases; biases are not decayed.
+        momentum: of sgd over weights, in both phases; 0.9, whatever was given, where no phase has sgd.
+        betas: of adamw over weights, in both phases; null: (0.9, 0.999), or no phase has adamw.
+        weight_decay: of weights, in both phases; biases are not decayed.
         gradient_clip: largest norm of the weights' gradient.
+        precision: "bfloat16" runs forwards under autocast, in both phases and in evaluation.
+        compile: torch.compile for both networks. Sums are then rounded in another order.
         augmentation: of training images in both phases, see tasks.data.batches.augment.
         channels_last: memory format of images and weights.
         genotype: None: search. Else no search: a file, or "DARTS_V1", "DARTS_V2"; its content stands in the key, the
@@ -49,8 +63,14 @@ class ArchitectureSearchOptions(Options):
         search_epochs: passes over one half of the training part; images that fill no batch are left out of each.
         search_max_steps: end (and the schedule's end) after so many steps at the latest; None: no limit.
         search_batch_size: images of each half per step.
-        search_learning_rate: of the weights; it falls to `search_learning_rate_min` along half a cosine.
-        search_learning_rate_min: see there.
+        search_optimizer: of the weights, "sgd" or "adamw" (Loshchilov & Hutter 2019); "adamw" only with the order
+            "first", since the unrolled step is one of SGD.
+        search_learning_rate: of the weights, the schedule's peak.
+        search_learning_rate_min: what the schedule's 0 is: the rate starts from it (with a warm-up) and falls towards
+            it; 0.001, whatever was given, where the rate is constant from the start.
+        search_schedule: see tasks.fit.learning_rate_at.
+        search_warmup: fraction of the search's steps before the peak.
+        search_milestones: of the schedule "steps", rising fractions of the search's steps; null: (0.5, 0.75).
         search_cutout: side of the square that is cut out of training images, in pixels; 0: none.
         order: "first": the architecture's gradient at the weights as they are; "second": at the weights after one
             unrolled step.
@@ -64,7 +84,9 @@ class ArchitectureSearchOptions(Options):
         retrain_epochs: passes over the whole training part.
         retrain_max_steps: as search_max_steps.
         retrain_batch_size: images per update.
-        retrain_learning_rate: it falls to 0 along half a cosine.
+        retrain_optimizer: "sgd" or "adamw".
+        retrain_learning_rate: the schedule's peak.
+        retrain_schedule, retrain_warmup, retrain_milestones: as those of the search.
         auxiliary_weight: of the auxiliary head's loss; 0: no such head.
         drop_path: probability that a path is dropped, reached linearly over the training.
         retrain_cutout: as search_cutout.
@@ -77,8 +99,11 @@ class ArchitectureSearchOptions(Options):
     norm_batch_size: Batch[int | None] = None
     norm_weight_decay: bool = False
     momentum: Fraction[float] = 0.9
+    betas: Annotated[tuple[Fraction[float], Fraction[float]] | None, NEWER] = None
     weight_decay: NotNegative[float] = 3e-4
     gradient_clip: Positive[float] = 5.0
+    precision: Annotated[Precision, NEWER] = "float32"
+    compile: Annotated[bool, NEWER] = False
     augmentation: Augmentation = "crop_flip"
     channels_last: bool = True
 
@@ -88,8 +113,12 @@ class ArchitectureSearchOptions(Options):
     search_epochs: Epochs[int] = 50
     search_max_steps: Steps[int | None] = None
     search_batch_size: Batch[int] = 64
+    search_optimizer: Annotated[Optimizer, NEWER] = "sgd"
     search_learning_rate: Positive[float] = 0.025
     search_learning_rate_min: NotNegative[float] = 0.001
+    search_schedule: Annotated[Schedule, NEWER] = "cosine"
+    search_warmup: Annotated[Fraction[float], NEWER] = 0.0
+    search_milestones: Annotated[Milestones, NEWER] = None
     search_cutout: Pixels[int] = 0
     order: Literal["first", "second"] = "second"
     architecture_learning_rate: Positive[float] = 3e-4
@@ -103,7 +132,11 @@ class ArchitectureSearchOptions(Options):
     retrain_epochs: Epochs[int] = 600
     retrain_max_steps: Steps[int | None] = None
     retrain_batch_size: Batch[int] = 96
+    retrain_optimizer: Annotated[Optimizer, NEWER] = "sgd"
     retrain_learning_rate: Positive[float] = 0.025
+    retrain_schedule: Annotated[Schedule, NEWER] = "cosine"
+    retrain_warmup: Annotated[Fraction[float], NEWER] = 0.0
+    retrain_milestones: Annotated[Milestones, NEWER] = None
     auxiliary_weight: NotNegative[float] = 0.4
     drop_path: Fraction[float] = 0.2
     retrain_cutout: Pixels[int] = 16
@@ -124,6 +157,25 @@ class ArchitectureSearchOptions(Options):
             )
         unused = {name for name in cls.model_fields if name.startswith(("search_", "architecture_")) or name == "order"}
         return {key: value for key, value in given.items() if key not in unused}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_use(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """What no optimizer and no schedule uses goes back to its default, so that a grid over it repeats no run."""
+        checked = handler(given)  # what is not used may not be wrong either
+        if not isinstance(given, dict):
+            return checked
+        optimizers = {getattr(checked, f"{phase}_optimizer") for phase in checked.phases}
+        unused = set() if "sgd" in optimizers else {"momentum"}
+        if "adamw" not in optimizers or checked.betas == BETAS:
+            unused.add("betas")
+        for phase in checked.phases:
+            milestones = f"{phase}_milestones"
+            if getattr(checked, f"{phase}_schedule") != "steps" or getattr(checked, milestones) == MILESTONES:
+                unused.add(milestones)
+        if not checked._search_rate_moves:
+            unused.add("search_learning_rate_min")
+        return handler({key: value for key, value in given.items() if key not in unused})
 
     @field_validator("genotype", mode="before")
     @classmethod
@@ -160,7 +212,12 @@ class ArchitectureSearchOptions(Options):
                     f"norm_batch_size {self.norm_batch_size} does not divide {phase}_batch_size {size}; allowed: "
                     f"{divisors(size, self.norm_batch_size)}"
                 )
-        if self.search_learning_rate_min > self.search_learning_rate:
+        if self.search_optimizer == "adamw" and self.order == "second":
+            raise LeftOut(
+                'search_optimizer "adamw" and order "second": the unrolled step is one of SGD; allowed: '
+                'search_optimizer "sgd", or order "first"'
+            )
+        if self._search_rate_moves and self.search_learning_rate_min > self.search_learning_rate:
             raise ValueError(
                 f"search_learning_rate_min {self.search_learning_rate_min:g} is above search_learning_rate "
                 f"{self.search_learning_rate:g}"
@@ -178,6 +235,45 @@ class ArchitectureSearchOptions(Options):
     def shared(self, batch_size: int) -> int:
         """Images that share statistics in SGD batches of this size."""
         return self.norm_batch_size or batch_size
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Those of the run that train."""
+        return ("search", "retrain") if self.genotype is None else ("retrain",)
+
+    @property
+    def _search_rate_moves(self) -> bool:
+        return self.search_schedule != "constant" or self.search_warmup > 0
+
+    def rate(self, phase: Phase, progress: float) -> float:
+        """The learning rate of weights after this fraction of a phase's steps."""
+        if phase == "search":
+            least, peak, schedule = self.search_learning_rate_min, self.search_learning_rate, self.search_schedule
+            warmup, milestones = self.search_warmup, self.search_milestones
+            least = least if self._search_rate_moves else 0.0
+        else:
+            least, peak, schedule = 0.0, self.retrain_learning_rate, self.retrain_schedule
+            warmup, milestones = self.retrain_warmup, self.retrain_milestones
+        return least + learning_rate_at(
+            progress, peak - least, schedule, warmup, MILESTONES if milestones is None else milestones
+        )
+
+    def trained_by(self, net: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+        """The optimizer of a network's weights; its rate is set by the loop."""
+        groups: dict[str, Any] = {"weight_decay": self.weight_decay, "norm_weight_decay": self.norm_weight_decay}
+        groups["learning_rate"] = self.search_learning_rate if phase == "search" else self.retrain_learning_rate
+        if (self.search_optimizer if phase == "search" else self.retrain_optimizer) == "adamw":
+            return adamw(net, betas=self.betas or BETAS, **groups)
+        return sgd(net, momentum=self.momentum, nesterov=False, **groups)
+
+    def told(self, batch_size: int) -> StepOptions:
+        """What an update on a batch of this size is told."""
+        slices = batch_size // self.shared(batch_size)
+        return StepOptions(slices, precision=self.precision, gradient_clip=self.gradient_clip)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def batch_size(self) -> int | None:

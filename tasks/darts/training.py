@@ -4,7 +4,7 @@ Search: the training part is cut into two disjoint halves. Each step takes a bat
 the second half, then the weights' step on the first. Retraining: all training images, the last epoch counts. The
 validation part is only looked at, the test part only after retraining.
 
-Deliberate differences to the published code: learning rates follow their cosines, and the drop-path probability its
+Deliberate differences to the published code: learning rates follow their schedules, and the drop-path probability its
 line, per step and not per epoch, so that a short run reaches their ends too; weight decay spares biases and norms, as
 everywhere here; initial weights are drawn by name (tasks.nets.initialize) and not by torch's default; the search
 network is validated on images that neither half contains, which makes both halves smaller where a data set had no
@@ -14,16 +14,17 @@ that fill no batch are left out of an epoch.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from norms.registry import NormFactory
-from norms.situation import after_update, situation
+from norms.situation import after_update
 from tasks.base import RunContext
 from tasks.darts.architect import (
     Batch,
@@ -35,44 +36,40 @@ from tasks.darts.architect import (
 from tasks.darts.genotype import CELLS, INPUTS, NODES, OPERATIONS, Genotype, edge
 from tasks.darts.networks import Architecture, DerivedNetwork, SearchNetwork, drop_path_factors
 from tasks.darts.options import ArchitectureSearchOptions
-from tasks.data.batches import augment, cutout, normalize, ordered_batches, shuffled_batches
+from tasks.data.batches import augment, cutout, normalize, ordered_batches
 from tasks.data.images import ImageData, Split
+from tasks.data.reading import stream
 from tasks.fit import (
     EVALUATION_BATCH,
     SHIFT_PROBE,
+    Evaluation,
     PeakMemory,
-    StepClock,
     composition_shift,
     evaluate,
     keeps_stats,
-    learning_rate_at,
     norm_sizes,
     recalibrated,
     recalibration_batches,
-    set_learning_rate,
-    sgd,
 )
-from tasks.step import StepOptions, raise_if_diverged
-
-"""Test images, at most, that composition shift is measured with: half as probes, half as mates."""
-History = list[dict[str, float]]
+from tasks.loop import Loop, epoch_ends
+from tasks.step import told, update
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search leaves.
+    """What a search leaves: plain values, so that they can be stored.
 
     Attributes:
-        genotype: derived from the last architecture.
+        genotype: derived from the last architecture, as JSON.
         val_top1: of the search network after its last step, on the validation part.
-        seconds: wall time of the search without the validation of each epoch.
+        seconds: wall time of the search, in all processes, without the validation of each epoch.
         step_seconds: median of a search step, without data and augmentation.
         peak_memory_mb: of the first epoch's steps, with the network's own memory.
         norm_parameters, norm_buffers: values in all norms of the search network.
         constant_output: it gives every validation image the same class.
     """
 
-    genotype: Genotype
+    genotype: str
     val_top1: float
     seconds: float
     step_seconds: float
@@ -84,7 +81,8 @@ class Searched:
 
 @dataclass(frozen=True)
 class Retrained:
-    """What one retraining leaves: accuracies as fractions, at the last epoch; see tasks.architecture_search."""
+    """What one retraining leaves: accuracies as fractions, at the last epoch; see tasks.architecture_search. `weights`:
+    the network's state_dict, where it is kept."""
 
     top1: float
     top1_recalibrated: float
@@ -93,6 +91,7 @@ class Retrained:
     composition_shift: float
     parameters: int
     constant_output: bool
+    weights: Mapping[str, Any] | None = None
 
 
 class Images:
@@ -100,20 +99,26 @@ class Images:
 
     def __init__(self, data: ImageData, options: ArchitectureSearchOptions):
         self.data, self.augmentation = data, options.augmentation
-        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.prepare = preparation(data.mean, data.std, options)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        return normalize(images, self.data.mean, self.data.std).contiguous(memory_format=self.memory_format)
-
-    def epoch(
-        self, part: Split, batch_size: int, order: torch.Generator, draws: torch.Generator, hole: int
-    ) -> Iterator[Batch]:
-        """One epoch of augmented batches; `hole`: side of the cutout."""
-        for images, labels in shuffled_batches(part, batch_size, order):
-            yield cutout(self.prepare(augment(images, draws, self.augmentation)), draws, hole), labels
+    def augmented(self, batch: Batch, draws: torch.Generator, hole: int) -> Batch:
+        """`hole`: side of the cutout."""
+        images, labels = batch
+        return cutout(self.prepare(augment(images, draws, self.augmentation)), draws, hole), labels
 
     def in_order(self, part: Split) -> Iterator[Batch]:
         return ((self.prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+
+
+def preparation(
+    mean: Sequence[float], std: Sequence[float], options: ArchitectureSearchOptions
+) -> Callable[[Tensor], Tensor]:
+    """What makes a network's input of images (N, C, H, W), 0 to 255."""
+
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+
+    return prepare
 
 
 def halves(train: Split, context: RunContext) -> tuple[Split, Split]:
@@ -123,15 +128,8 @@ def halves(train: Split, context: RunContext) -> tuple[Split, Split]:
     return train.select(order[:half]), train.select(order[half : 2 * half])
 
 
-def search(
-    norm: NormFactory,
-    data: ImageData,
-    options: ArchitectureSearchOptions,
-    context: RunContext,
-    history: History,
-    report: Callable[[float], None],
-) -> Searched:
-    """Search an architecture; one row per epoch is appended to `history`.
+def search(norm: NormFactory, data: ImageData, options: ArchitectureSearchOptions, context: RunContext) -> Searched:
+    """Search an architecture; the journal gets one row per epoch.
 
     Raises:
         Diverged: a loss is not finite.
@@ -146,67 +144,61 @@ def search(
         num_classes=data.num_classes,
         device=context.device,
         generator=lambda purpose: context.generator(f"search/{purpose}"),
-    ).to(memory_format=images.memory_format)
-    optimizer = sgd(
-        net.body,
-        learning_rate=options.search_learning_rate,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        norm_weight_decay=options.norm_weight_decay,
-        nesterov=False,
-    )
+    ).to(memory_format=options.memory_format)
+    if options.compile:
+        net.body.compile()  # which both steps call
+    optimizer = options.trained_by(net.body, "search")
     adam = architecture_optimizer(net, options.architecture_learning_rate, options.architecture_weight_decay)
     size = options.search_batch_size
     per_step = SearchStepOptions(
-        size // options.shared(size),
+        options.told(size).slices,
         options.order == "second",
         options.architecture_steps_move_statistics,
         options.gradient_clip,
+        options.precision,
     )
-    order = {half: context.generator(f"search/{half}/order") for half in HALVES}
-    draws = {half: context.generator(f"search/{half}/augmentation") for half in HALVES}
-    parts = dict(zip(HALVES, halves(data.train, context), strict=True))
-    total = search_steps(options, len(data.train))
-    clock, step, peak, seconds = StepClock(context.device), 0, 0.0, 0.0
-    for epoch in range(options.search_epochs):
-        start, first = time.perf_counter(), len(clock.seconds)
-        sums, correct, seen, rate = [0.0, 0.0], torch.zeros((), dtype=torch.int64, device=context.device), 0, 0.0
-        streams = [images.epoch(parts[half], size, order[half], draws[half], options.search_cutout) for half in HALVES]
-        for training, held_out in zip(*streams, strict=True):
-            if step == total:
-                break
-            least = options.search_learning_rate_min
-            span = options.search_learning_rate - least
-            rate = least + learning_rate_at((step + 0.5) / total, span, "cosine", warmup=0)
-            set_learning_rate(optimizer, rate)
-            step += 1
-            with clock:
-                held_out_loss = architecture_step(net, optimizer, adam, training, held_out, per_step, step)
-                loss, right = weights_step(net, optimizer, training, per_step, progress=step / total, step=step)
-            sums = [s + float(new) * size for s, new in zip(sums, (loss, held_out_loss), strict=True)]
-            correct += right
-            seen += size
-            report(step / total)
-        seconds += time.perf_counter() - start
-        peak = peak or memory.megabytes()
-        val = evaluate(net, images.in_order(data.val), what=f"validation of the search network after step {step}")
-        history.append(
-            {
-                "epoch": float(epoch + 1),
-                "retraining": 0.0,
-                "train_loss": sums[0] / seen,
-                "train_top1": float(correct) / seen,
-                "architecture_loss": sums[1] / seen,
-                "val_top1": val.top1,
-                "learning_rate": rate,
-                "seconds": sum(clock.seconds[first:]),
-                **mixing_weights(net.architecture),
-            }
-        )
-        if step == total:
-            break
-    genotype = net.architecture.genotype()
-    return Searched(genotype, val.top1, seconds, clock.median(), peak, *norm_sizes(net), val.constant)
+    draws = [context.generator(f"search/{half}/augmentation") for half in HALVES]
+    streams = [
+        stream(part, size, context.generator(f"search/{half}/order"))
+        for half, part in zip(HALVES, halves(data.train, context), strict=True)
+    ]
+    loop = Loop(
+        context,
+        "search",
+        ends=epoch_ends(options.search_epochs, len(streams[0]), options.search_max_steps),
+        rates={optimizer: functools.partial(options.rate, "search")},
+        keeps={"net": net, "architecture optimizer": adam},
+        memory=memory,
+    )
+
+    def validated() -> Evaluation:
+        what = f"validation of the search network after step {loop.step}"
+        return evaluate(net, images.in_order(data.val), options.precision, what)
+
+    val: Evaluation | None = None
+    for epoch in loop.epochs():
+        epoch.row["retraining"] = 0.0
+        for step, *batches in epoch.steps(*streams):
+            training, held_out = (
+                images.augmented(batch, drawn, options.search_cutout)
+                for batch, drawn in zip(batches, draws, strict=True)
+            )
+            with step:
+                held_out_loss = architecture_step(net, optimizer, adam, training, held_out, per_step, step.number)
+                loss, right = weights_step(net, optimizer, training, per_step, progress=step.progress, step=step.number)
+            step.saw(size, right, train_loss=loss, architecture_loss=held_out_loss)
+        val = validated()
+        epoch.row |= {"val_top1": val.top1, **mixing_weights(net.architecture)}
+    val = val or validated()  # a run that was interrupted after the last epoch makes none
+    return Searched(
+        net.architecture.genotype().text,
+        val.top1,
+        loop.wall,
+        loop.clock.median(),
+        loop.peak,
+        *norm_sizes(net),
+        val.constant,
+    )
 
 
 HALVES = ("weights", "architecture")
@@ -231,12 +223,10 @@ def retrain(
     data: ImageData,
     options: ArchitectureSearchOptions,
     context: RunContext,
-    history: History,
-    report: Callable[[float], None],
     number: int,
     control: bool,
 ) -> Retrained:
-    """Train the network of a genotype from scratch; one row per epoch is appended to `history`.
+    """Train the network of a genotype from scratch; the journal gets one row per epoch.
 
     Args:
         number: of the retraining, from 1; all draws are named by it, so the control of the same number has the same.
@@ -249,94 +239,91 @@ def retrain(
     def generator(purpose: str) -> torch.Generator:
         return context.generator(f"retraining {number}/{purpose}")
 
-    images, size = Images(data, options), options.retrain_batch_size
-    name = f"retraining {number} of {'a random' if control else 'the found'} architecture"
+    images, size, name = Images(data, options), options.retrain_batch_size, retraining_name(number, control)
+    net = derived(genotype, norm, data.image_shape[0], data.num_classes, options, context.device, generator)
+    optimizer = options.trained_by(net, "retrain")
+    order, draws, paths = generator("order"), generator("augmentation"), generator("drop path")
+    batches = stream(data.train, size, order)
+    loop = Loop(
+        context,
+        f"{'control' if control else 'retraining'} {number}",
+        ends=epoch_ends(options.retrain_epochs, len(batches), options.retrain_max_steps),
+        rates={optimizer: functools.partial(options.rate, "retrain")},
+        keeps={"net": net},
+    )
+    for epoch in loop.epochs():
+        epoch.row |= {"retraining": float(number), "random": float(control)}
+        for step, drawn in epoch.steps(batches):
+            batch = images.augmented(drawn, draws, options.retrain_cutout)
+            keep = None
+            if options.drop_path > 0:
+                dropped = options.drop_path * (step.number - 1) / loop.total
+                keep = drop_path_factors(net.num_paths, size, dropped, paths).to(context.device)
+            with step:
+                loss, right = _retrain_step(
+                    net, optimizer, batch, keep, options, step.progress, f"{name}, step {step.number}"
+                )
+            step.saw(size, right, train_loss=loss)
+        what = f"{name}, validation after step {loop.step}"
+        epoch.row["val_top1"] = evaluate(net, images.in_order(data.val), options.precision, what).top1
+    measured = _measure(net, images, options, generator, context.journal.rows[-1]["val_top1"], name)
+    if context.keep_weights and number == 1 and not control:
+        measured = replace(measured, weights=net.state_dict())
+    return measured
+
+
+def retraining_name(number: int, control: bool) -> str:
+    return f"retraining {number} of {'a random' if control else 'the found'} architecture"
+
+
+def derived(
+    genotype: Genotype,
+    norm: NormFactory,
+    in_channels: int,
+    num_classes: int,
+    options: ArchitectureSearchOptions,
+    device: torch.device | None = None,
+    generator: Callable[[str], torch.Generator] | None = None,
+) -> DerivedNetwork:
+    """The network that is retrained, in the options' memory format, compiled at its first forward where that is asked
+    for."""
     net = DerivedNetwork(
         genotype,
         options.retrain_channels,
         options.retrain_cells,
         norm=norm,
-        in_channels=data.image_shape[0],
-        num_classes=data.num_classes,
+        in_channels=in_channels,
+        num_classes=num_classes,
         auxiliary=options.auxiliary_weight > 0,
-        device=context.device,
+        device=device,
         generator=generator,
-    ).to(memory_format=images.memory_format)
-    optimizer = sgd(
-        net,
-        learning_rate=options.retrain_learning_rate,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        norm_weight_decay=options.norm_weight_decay,
-        nesterov=False,
-    )
-    slices = size // options.shared(size)
-    order, draws, paths = generator("order"), generator("augmentation"), generator("drop path")
-    total = _steps(len(data.train), size, options.retrain_epochs, options.retrain_max_steps)
-    step = 0
-    for epoch in range(options.retrain_epochs):
-        start, loss_sum, seen, rate = time.perf_counter(), 0.0, 0, 0.0
-        correct = torch.zeros((), dtype=torch.int64, device=context.device)
-        for batch in images.epoch(data.train, size, order, draws, options.retrain_cutout):
-            if step == total:
-                break
-            rate = learning_rate_at((step + 0.5) / total, options.retrain_learning_rate, "cosine", warmup=0)
-            set_learning_rate(optimizer, rate)
-            keep = None
-            if options.drop_path > 0:
-                keep = drop_path_factors(net.num_paths, size, options.drop_path * step / total, paths)
-                keep = keep.to(context.device)
-            step += 1
-            loss, right = _retrain_step(
-                net, optimizer, batch, keep, options, slices, step / total, f"{name}, step {step}"
-            )
-            loss_sum += float(loss) * size
-            correct += right
-            seen += size
-            report(step / total)
-        val = evaluate(net, images.in_order(data.val), what=f"{name}, validation after step {step}")
-        history.append(
-            {
-                "epoch": float(epoch + 1),
-                "retraining": float(number),
-                "random": float(control),
-                "train_loss": loss_sum / seen,
-                "train_top1": float(correct) / seen,
-                "val_top1": val.top1,
-                "learning_rate": rate,
-                "seconds": time.perf_counter() - start,
-            }
-        )
-        if step == total:
-            break
-    return _measure(net, images, options, generator, val.top1, name)
+    ).to(memory_format=options.memory_format)
+    if options.compile:
+        net.compile()
+    return net
 
 
 def _retrain_step(
     net: DerivedNetwork,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     batch: Batch,
     keep: Tensor | None,
     options: ArchitectureSearchOptions,
-    slices: int,
     progress: float,
     what: str,
 ) -> tuple[Tensor, Tensor]:
     """One update; the loss of the main classifier and the number of images that it got right."""
     images, labels = batch
+    facts = options.told(len(labels))
 
     def forward() -> list[Tensor]:
-        with situation(net, slices=slices):
+        with told(net, images, facts):
             return net.logits(images, keep)
 
     logits, *auxiliary = forward()
     main = F.cross_entropy(logits.float(), labels)
     loss = main + sum(options.auxiliary_weight * F.cross_entropy(a.float(), labels) for a in auxiliary)
-    raise_if_diverged(loss, net, images, StepOptions(slices=slices), what)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(net.parameters(), options.gradient_clip)
-    optimizer.step()
+    update(loss, net, optimizer, images=images, options=facts, what=what)
     after_update(net, forward, progress)
     return main.detach(), (logits.detach().argmax(1) == labels).sum()
 
@@ -351,7 +338,7 @@ def _measure(
 ) -> Retrained:
     """The test part, once the last epoch is over."""
     data = images.data
-    final = evaluate(net, images.in_order(data.test), what=f"{name}, test")
+    final = evaluate(net, images.in_order(data.test), options.precision, f"{name}, test")
     mates = data.test.images[:SHIFT_PROBE]
     mended = final
     if keeps_stats(net):
@@ -361,14 +348,14 @@ def _measure(
         draws = generator("recalibration augmentation")
         parts = data.train.images[chosen.to(data.train.images.device)].split(group)
         batches = (images.prepare(augment(part, draws, images.augmentation)) for part in parts)
-        fresh = recalibrated(net, batches, group // shared)
-        mended = evaluate(fresh, images.in_order(data.test), what=f"{name}, test, recalibrated")
+        fresh = recalibrated(net, batches, group // shared, options.precision)
+        mended = evaluate(fresh, images.in_order(data.test), options.precision, f"{name}, test, recalibrated")
     return Retrained(
         top1=final.top1,
         top1_recalibrated=mended.top1,
         val_top1=val_top1,
         test_loss=final.loss,
-        composition_shift=composition_shift(net, images.prepare(mates)),
+        composition_shift=composition_shift(net, images.prepare(mates), options.precision),
         parameters=net.parameters_without_auxiliary(),
         constant_output=final.constant,
     )
@@ -377,6 +364,11 @@ def _measure(
 def search_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
     """How many steps a search on so many training images takes."""
     return _steps(train_images // 2, options.search_batch_size, options.search_epochs, options.search_max_steps)
+
+
+def retrain_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
+    """How many steps one retraining takes."""
+    return _steps(train_images, options.retrain_batch_size, options.retrain_epochs, options.retrain_max_steps)
 
 
 def _steps(images: int, batch_size: int, epochs: int, most: int | None) -> int:

@@ -146,21 +146,30 @@ def shrink(data: ImageData, size: int) -> ImageData:
     Raises:
         ValueError: `size` is no integer fraction of the images' sides.
     """
-    _, height, width = data.image_shape
-    if height != width or height % size:
-        fractions = ", ".join(str(s) for s in range(4, height + 1) if height % s == 0) if height == width else "none"
-        raise ValueError(f'data set "{data.name}": image_size {size} of {height}x{width}; allowed: {fractions}')
-    if size == height:
+    if data.image_shape[1:] == (size, size):
         return data
 
     def small(split: Split) -> Split:
-        pieces = [F.avg_pool2d(piece.float(), height // size) for piece in split.images.split(4096)]
-        return replace(split, images=torch.cat(pieces).round_().to(torch.uint8))
+        return replace(split, images=shrunk(split.images, size, f'data set "{data.name}": '))
 
     train = small(data.train)
     mean, std = channel_moments(train.images)
     shape = (data.image_shape[0], size, size)
     return replace(data, train=train, val=small(data.val), test=small(data.test), image_shape=shape, mean=mean, std=std)
+
+
+def shrunk(images: Tensor, size: int, whose: str = "") -> Tensor:
+    """Images (N, C, H, W), 0 to 255, averaged down to `size` x `size` and rounded to uint8.
+
+    Raises:
+        ValueError: `size` is no integer fraction of the images' sides; begins with `whose`.
+    """
+    height, width = images.shape[2:]
+    if height != width or height % size:
+        fractions = ", ".join(str(s) for s in range(4, height + 1) if height % s == 0) if height == width else "none"
+        raise ValueError(f"{whose}image_size {size} of {height}x{width}; allowed: {fractions}")
+    pieces = [F.avg_pool2d(piece.float(), height // size) for piece in images.split(4096)]
+    return torch.cat(pieces).round_().to(torch.uint8)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

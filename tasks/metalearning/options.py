@@ -71,7 +71,7 @@ class FewShotOptions(Options):
             whose decay is not) or "sgd"; of MAML the outer loop's, the inner one takes plain steps.
         momentum: of sgd, Nesterov, 0.9 unless given; else null.
         betas: of adam and adamw; null: (0.9, 0.999), and for sgd.
-        milestones: Annotated[Milestones | None, NEWER] = None
+        milestones: of the schedule "steps", rising fractions of all steps; null: (0.5, 0.75).
         gradient_clip: largest norm of an update's gradient; null: no limit.
         precision: "bfloat16" runs forwards under autocast, in training and in evaluation; distances, cosines and losses
             are float32.
@@ -124,7 +124,7 @@ class FewShotOptions(Options):
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], NEWER] = "adam"
     momentum: Annotated[Fraction[float | None], NEWER] = None
     betas: Annotated[Betas | None, NEWER] = None
-    milestones: Annotated[Milestones | None, NEWER] = None
+    milestones: Annotated[Milestones, NEWER] = None
     gradient_clip: Annotated[Positive[float | None], NEWER] = None
     precision: Annotated[Precision, NEWER] = "float32"
     compile: Annotated[bool, NEWER] = False
