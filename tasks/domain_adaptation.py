@@ -239,14 +239,17 @@ def _refusal(
 ) -> str | None:
     """The text of the ValueError with which this norm refuses these shapes or forwards, or None."""
 
+    # shapes are the same in every precision, which the meta device has not; and compiling takes minutes
+    plain = options.model_copy(update={"precision": "float32", "compile": False})
+
     def forward(device: str, shared: int) -> None:
-        net = build(norm, options, channels=shape[0], classes=classes, device=device)
+        net = build(norm, plain, channels=shape[0], classes=classes, device=device)
         if options.num_domains == 1:
             try_forward(net, shape, options.slices, shared, device, SOURCE)
             return
         slices = min(options.slices, 2)  # as try_forward
         images = torch.zeros(slices * shared, *shape, device=device)
-        trial = options.model_copy(update={"batch_size": slices * shared, "norm_batch_size": shared})
+        trial = plain.model_copy(update={"batch_size": slices * shared, "norm_batch_size": shared})
         forward_domains(net, images, images, trial)
         with situation(net.eval(), options.target_domain):
             predict(net, images)

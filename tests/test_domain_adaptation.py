@@ -1,5 +1,6 @@
 """The task domain_adaptation: label hygiene, AdaBN on planted shifts, selection, equal terms, planning, bad input."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from norms.batch import BatchNorm
 from norms.registry import factory_info, make_norm, norm_info, norm_names, norm_option_defaults
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import data as datasets
-from tasks import domain_adaptation, get_task
+from tasks import domain_adaptation, get_task, trial
 from tasks.adaptation import selection, training
 from tasks.adaptation.networks import build
 from tasks.adaptation.options import OF_METHODS, DomainAdaptationOptions
@@ -334,6 +335,61 @@ def test_the_norm_batch_changes_what_bn_learns_and_not_what_gn_does(method, doma
         assert equal(one, two) is same
 
 
+ONE_RATE = {"learning_rate": 0.04, "schedule": "steps"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_precision_optimizer_clip_and_milestones_reach_the_training_of_every_method(
+    method, domains, tmp_path, monkeypatch
+):
+    def losses(**given):
+        outcome, weights = run("bn", options(method, **ONE_RATE, **given), tmp_path, monkeypatch)
+        assert all(math.isfinite(value) for row in outcome.history for value in row.values())
+        assert all(weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point())
+        return tuple(row["train_loss"] for row in outcome.history)
+
+    told = [{}, {"precision": "bfloat16"}, {"optimizer": "adamw"}, {"gradient_clip": 0.1}, {"milestones": (0.3,)}]
+    assert len({losses(**given) for given in told}) == len(told)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_update_of_any_method_escapes_the_clip(method, domains, tmp_path, monkeypatch):
+    spec = options(method, gradient_clip=1e-9, weight_decay=0.0)
+    _, weights = run("gn", spec, tmp_path, monkeypatch)
+    draws = context(tmp_path).generator
+    start = build(norm("gn", spec), spec, channels=3, classes=CLASSES, generator=draws).state_dict()
+    assert max((weights[name] - start[name]).abs().max() for name in start) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["source_only", "mcd"])
+def test_bfloat16_reaches_every_forward_that_is_measured(method, domains, tmp_path, monkeypatch):
+    seen = []
+
+    def look(module, inputs, output):
+        seen.append((module.training, output.dtype))
+
+    def watched(*args, **kwargs):
+        net = build(*args, **kwargs)
+        net.heads[0].register_forward_hook(look)  # copies, as AdaBN's, have it, too
+        return net
+
+    monkeypatch.setattr(domain_adaptation, "build", watched)
+    spec = options(method, precision="bfloat16", epochs=1)
+    TASK.run(norm("bn", spec), spec, context(tmp_path))
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own, by its version
+def test_a_compiled_run_is_the_run_but_for_rounding(domains, tmp_path, monkeypatch):
+    """Its weights have their names, and AdaBN's copy of the network works."""
+    plain, weights = run("bn", options(epochs=1, max_steps=2), tmp_path, monkeypatch)
+    compiled, others = run("bn", options(epochs=1, max_steps=2, compile=True), tmp_path, monkeypatch)
+    assert weights.keys() == others.keys()
+    assert all(torch.allclose(weights[name], others[name], rtol=1e-3, atol=1e-3) for name in weights)
+    assert compiled.metrics["target_top1_adabn"] == pytest.approx(plain.metrics["target_top1_adabn"], abs=0.05)
+
+
 def test_target_images_are_augmented_by_draws_of_their_own(domains, tmp_path, monkeypatch):
     """Else the target would change what the source's images look like, from method to method."""
     seen = []
@@ -425,9 +481,24 @@ def test_source_only_is_the_same_run_for_bn_and_for_norms_that_are_bn_in_one_dom
             assert found[name].metrics[key] == found["bn"].metrics[key]
 
 
-def test_divergence_keeps_the_history_and_names_the_step(domains, tmp_path):
+def test_divergence_names_the_step(domains, tmp_path):
     with pytest.raises(Diverged, match=r"step \d+: the loss is"):
         TASK.run(make_norm("none"), options(learning_rate=1e6), context(tmp_path))
+
+
+def test_divergence_keeps_the_history_of_the_epochs_before(domains, tmp_path, monkeypatch):
+    real = domain_adaptation.score
+
+    def score(net, val, test, prepare, domain, what, precision):
+        if what == "after epoch 2":
+            net.heads[0][0].weight.data[0] = float("nan")
+        return real(net, val, test, prepare, domain, what, precision)
+
+    monkeypatch.setattr(domain_adaptation, "score", score)
+    surroundings = context(tmp_path)
+    with pytest.raises(Diverged, match="target validation after epoch 2: the loss is nan"):
+        TASK.run(make_norm("bn"), options(epochs=3), surroundings)
+    assert [row["epoch"] for row in surroundings.journal.rows] == [1]
 
 
 # --- planning and bad input -------------------------------------------------------------------------------------------
@@ -446,6 +517,17 @@ def test_every_norm_can_be_planned(name, method):
 
 def across(name):
     return norm_info(name).across_iterations
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_planning_compiles_nothing_and_asks_in_float32(method, monkeypatch):
+    monkeypatch.setattr(trial, "_ANSWERS", {})
+    monkeypatch.setattr(trial, "FEW_VALUES", 0)  # the meta device, which has no autocast
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: pytest.fail("planning compiles"))
+    asked = []
+    monkeypatch.setattr(BatchNorm, "forward", lambda self, x: (asked.append((x.device.type, x.dtype)), x)[1])
+    assert why_not("bn", options(method, compile=True, precision="bfloat16")) is None
+    assert set(asked) == {("meta", torch.float32)}
 
 
 @pytest.mark.parametrize("method", METHODS)

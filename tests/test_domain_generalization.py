@@ -1,5 +1,6 @@
 """The task domain_generalization: nothing of the held-out domain is used, domain-balanced batches, bne, bad input."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -206,6 +207,31 @@ def test_the_earliest_of_equally_good_epochs_is_the_one_that_validation_chooses(
 def test_the_rate_is_per_128_images_of_all_sources():
     assert options().peak_learning_rate == pytest.approx(0.8 * 3 * 16 / 128)
     assert options(scale_learning_rate=False).peak_learning_rate == 0.8
+
+
+def test_precision_optimizer_clip_and_milestones_reach_the_training(domains, tmp_path, monkeypatch):
+    def losses(**given):
+        spec = options(learning_rate=0.04, schedule="steps", **given)
+        outcome, net = run("bne", spec, tmp_path, monkeypatch)
+        assert all(math.isfinite(value) for row in outcome.history for value in row.values())
+        assert all(weight.dtype == torch.float32 for weight in net.parameters())
+        return tuple(row["train_loss"] for row in outcome.history)
+
+    told = [{}, {"precision": "bfloat16"}, {"optimizer": "adamw"}, {"gradient_clip": 0.1}, {"milestones": (0.3,)}]
+    assert len({losses(**given) for given in told}) == len(told)
+
+
+def test_bfloat16_reaches_every_forward_that_is_measured(domains, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(*args, **kwargs):
+        net = build_net(*args, **kwargs)
+        net.head.register_forward_hook(lambda module, given, output: seen.append((module.training, output.dtype)))
+        return net
+
+    monkeypatch.setattr(domain_generalization, "build_net", watched)
+    TASK.run(norm("bn"), options(precision="bfloat16", epochs=1), context(tmp_path))
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
 def test_sources_of_equal_size_are_not_shuffled_alike(domains, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from tasks.adaptation.options import SOURCE
 from tasks.data.batches import ordered_batches
 from tasks.data.images import Split
 from tasks.fit import EVALUATION_BATCH, Evaluation, evaluate, evaluating
-from tasks.step import Precision, autocast, wide
+from tasks.step import Precision, autocast
 
 Prepare = Callable[[Tensor], Tensor]
 """Images (N, C, H, W), uint8 -> normalized, as the network takes them."""
@@ -60,7 +60,7 @@ def observe(
         logits = torch.cat([predict(net, prepare(images)).cpu() for images in target_val.split(EVALUATION_BATCH)])
     return {
         "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision).top1,
-        "im_score": information(wide(logits)),
+        "im_score": information(logits),
     }
 
 
