@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -62,7 +63,7 @@ def hold(net: nn.Module) -> Iterator[None]:
     the block, so that the steps of an attack do not enter each other's statistics. What a norm keeps of a context set,
     and what a recalibration inside the block estimates, lasts to its end. Buffers passed by
     `torch.func.functional_call` are not held: a training forward inside starts from the norm's own buffers, and what it
-    moved stands in the dictionary afterwards.
+    moved stands in the dictionary afterwards. Compiled networks run uncompiled inside.
     """
     norms = [norm for _, norm in norm_modules(net)]
     modules = [part for norm in norms for part in norm.modules()]
@@ -79,7 +80,8 @@ def hold(net: nn.Module) -> Iterator[None]:
         for norm in norms:
             if norm.norm_info.keeps_stats and "context" not in norm.norm_info.needs:  # type: ignore[union-attr, operator]
                 handles.append(norm.register_forward_pre_hook(_Afresh(norm, dict(zip(modules, buffers, strict=True)))))
-        yield
+        with _uncompiled():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -90,6 +92,14 @@ def hold(net: nn.Module) -> Iterator[None]:
             module._buffers.update(kept)
             if _has_extra_state(module):
                 module.set_extra_state(state)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Within the block networks run as they are written: a compiled one calls no hook that came after compiling."""
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # importing it takes two seconds
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _pause(norm: nn.Module, by: int) -> None:
@@ -174,6 +184,8 @@ def predict(net: nn.Module, x: Tensor) -> Tensor:
 
         sum_d w_d softmax(logits_d),   w_d = (1 / W_d) / sum_e (1 / W_e),   W_d the sum of distances over such norms
 
+    of forwards that are not compiled.
+
     Raises:
         ValueError: `net` is in training mode.
     """
@@ -198,7 +210,7 @@ def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
 
         handles = [norm.register_forward_pre_hook(look) for norm in placing]
         try:
-            with situation(net, domain=domain, part=told.part):
+            with situation(net, domain=domain, part=told.part), _uncompiled():
                 logits = net(x)
         finally:
             for handle in handles:

@@ -328,3 +328,24 @@ def test_what_a_recalibration_inside_hold_estimates_lasts_for_the_block():
         norm.eval()(x)
         torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
     assert torch.equal(norm.running_mean, kept)
+
+
+def test_a_compiled_network_is_held_and_combined_as_one_that_is_not():
+    """A compiled network calls no hook that is registered after its first forward, unless something is done."""
+    x = torch.randn(8, 3, 6, 6)
+
+    def found(name, compiled, **given):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), make_norm(name, **given)(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        if compiled:
+            net.compile(backend="eager")
+        with situation(net, domain=0 if given else None):
+            outputs = [net(x)]
+            with hold(net):
+                outputs += [net(2 * x), net(3 * x), net(2 * x)]
+            outputs.append(net.eval()(x))
+        outputs.append(predict(net, x))
+        return torch.stack(outputs)
+
+    for name, given in (("online", {}), ("bne", {"num_domains": 2})):
+        assert torch.allclose(found(name, True, **given), found(name, False, **given), atol=1e-6)
