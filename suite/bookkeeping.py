@@ -62,7 +62,7 @@ def checkpoints(saves: int = 7) -> Iterator[str]:
             yield "  every {:.0f} s: {:.2f} % of the time at the median, {:.2f} % at the worst".format(MINUTE, *cost)
 
 
-def loop(rounds: int = 9, steps: int = 40) -> Iterator[str]:
+def loop(rounds: int = 9, steps: int = 20) -> Iterator[str]:
     """An epoch of steps in the loop, its state kept at the end, beside the same steps in a bare `for`."""
     for model, shape in (("resnet8", (64, 1, 32, 32)), ("resnet18_narrow", (64, 1, 32, 32))):
         net, optimizer, batches = _training(model, shape)

@@ -65,7 +65,8 @@ class Event:
     Args:
         kind: "started", "progress" (`fraction`, and the like), "finished" (`record`), "damaged" (`text`: where the
             record went), "waiting" (another invocation is making this run), "note" (`text`, for the user), "stopped"
-            (its process was told to leave, and the run has no record; `text`: where it goes on).
+            (its process was told to leave, and the run has no record; `text`: where it goes on, "" where it begins anew
+            and the grid was told, too).
         text: of "progress", with the first news of a run that goes on: from where.
         position: where the run stands, a tasks.journal.Position as a mapping.
         row: of an epoch that it has finished now.
@@ -181,7 +182,6 @@ class _Worker:
     cause: str = ""
     busy: bool = False
     open: bool = True
-    began: bool = False
     left: bool = False  # told to leave, it has
     started: float = field(default_factory=time.monotonic)
 
@@ -291,7 +291,6 @@ class _Execution:
         if kind == "busy":
             worker.busy = True
         elif kind == "started":
-            worker.began = True
             if self.timeout is not None:
                 worker.deadline, worker.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
             self.tell(Event("started", worker.spec))
@@ -326,8 +325,10 @@ class _Execution:
         elif (worker.left or code in _TOLD) and self._own(worker)[1] is None:
             note = found(run_folder(self.out, worker.spec), worker.spec.key)
             self.counts["stopped"] += 1
-            if worker.began or not self.requests.made:
-                self.tell(Event("stopped", worker.spec, text="from the start" if note is None else note.origin))
+            nowhere = (
+                "" if self.requests.made else "from the start"
+            )  # of all runs that had hardly begun, nothing is said
+            self.tell(Event("stopped", worker.spec, text=nowhere if note is None else note.origin))
         else:
             self._settle(worker, code)
 

@@ -100,7 +100,9 @@ class Progress:
             return f"{name}: {event.text}"
         if event.kind == "stopped":
             self._forget(event.spec)
-            return f"stopped: {name}, which goes on {event.text} when the command is given again"
+            return (
+                f"stopped: {name}, which goes on {event.text} when the command is given again" if event.text else None
+            )
         if event.kind in ("started", "progress"):
             self._hear(event)
             return f"going on: {name} {event.text}" if event.text else None

@@ -19,10 +19,12 @@ from results.record import find_record, run_folder
 from suite.checkpoints import BEFORE, NEWEST, found
 from suite.engine import execute, look
 from suite.environment import ROOT
+from suite.grid import Grid, describe
 from suite.live import HISTORY
 from suite.output import OUTPUT
-from suite.plan import plan_config
+from suite.plan import Plan, plan_config
 from suite.processes import below
+from suite.progress import Names
 from suite.runner import Runner
 from tasks.data import prepare
 
@@ -312,12 +314,6 @@ def command(place, out, *options):
     return [sys.executable, "run_suite.py", "run", str(config), *where, *options]
 
 
-def output(arguments):
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
-
-
 def rows(out, spec):
     file = run_folder(out, spec) / HISTORY
     return file.read_text().count('{"row"') if file.exists() else 0
@@ -369,11 +365,11 @@ def test_the_same_command_goes_on_whatever_ended_it(classified, place, tmp_path,
         line = f"stopped: 0 of 1 runs were finished and are kept; the same command goes on: {name}"
         assert errors == f"\n{line}\n"
         assert f"stopped: classification cbn seed 0, which goes on {note.origin}" in said
-    code, lines = output([*arguments, "--dry-run"])
-    assert code == 0
-    assert lines[1].endswith(f"1 to do ({note.origin})")
-    code, lines = output(arguments)
-    assert code == 0
+    shown = [*describe(Grid(Plan([spec], [], "reduced", 1), tmp_path, retry=False), Names([spec]))]
+    assert shown[1].endswith(f"1 to do ({note.origin})")
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
     assert f"going on: classification cbn seed 0 {note.origin}" in lines
     assert results(tmp_path, spec) == whole
 

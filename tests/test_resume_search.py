@@ -15,17 +15,24 @@ from tasks.journal import Interrupted, Journal
 pytestmark = pytest.mark.usefixtures("one_thread", "data")
 data = searched.data
 
-# a search epoch has 4 steps, one of a retraining 8; the retraining begins after step 6 and its control after step 15
+# a search epoch has 3 steps, one of a retraining 6
 SHORT = searched.TINY | {
     "augmentation": "crop_flip",
     "search_epochs": 2,
-    "search_max_steps": 6,
+    "search_max_steps": 5,
     "search_cutout": 2,
     "norm_batch_size": 16,
     "retrain_epochs": 2,
-    "retrain_max_steps": 9,
+    "retrain_max_steps": 7,
 }
-SEARCH, RETRAINING = 6, 9
+SEARCH, RETRAINING = 5, 7
+# where no search is looked at
+FEW = {"search_max_steps": 2, "retrain_max_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def few_images(data):
+    data.value = searched.planted((100, 16, 16))
 
 
 def whole(norm, options, folder, keep=False):
@@ -48,12 +55,15 @@ def check(name, stops, tmp_path, **given):
     assert files(tmp_path / "stopped", outcome) == files(tmp_path / "whole", expected)
 
 
-@pytest.mark.parametrize(("name", "order"), [("bn", "first"), ("mbn", "second"), ("brn", "second")])
-def test_a_search_goes_on_within_an_epoch_and_between_its_parts(name, order, tmp_path):
+def test_a_search_goes_on_within_an_epoch_and_between_its_parts(tmp_path):
     """Twice in the first epoch, in the second, at the end of the search, inside the retraining and inside the
     control."""
     inside = [SEARCH + 2, SEARCH + RETRAINING - 1, SEARCH + RETRAINING + 3]
-    check(name, [1, 3, 5, SEARCH, *inside], tmp_path, order=order)
+    check("bgn", [1, 2, 4, SEARCH, *inside], tmp_path)
+
+
+def test_a_search_of_the_second_order_goes_on_within_an_epoch(tmp_path):
+    check("bn", [1, 2, 4], tmp_path, order="second", retrain_max_steps=1, random_architectures=0)
 
 
 @pytest.mark.slow
@@ -61,7 +71,7 @@ def test_a_search_goes_on_within_an_epoch_and_between_its_parts(name, order, tmp
 @pytest.mark.parametrize("name", searched.SERVED)
 def test_a_search_with_every_norm_goes_on(name, order, tmp_path):
     statistics = {"architecture_steps_move_statistics": order == "first"}
-    check(name, [1, 3, 5, SEARCH + 2, SEARCH + 5, SEARCH + RETRAINING + 8], tmp_path, order=order, **statistics)
+    check(name, [1, 2, 4, SEARCH + 2, SEARCH + 4, SEARCH + RETRAINING + 6], tmp_path, order=order, **statistics)
 
 
 @pytest.mark.slow
@@ -69,12 +79,11 @@ def test_a_search_with_every_norm_goes_on(name, order, tmp_path):
 def test_a_retraining_with_every_norm_goes_on(name, tmp_path):
     given = {"genotype": "DARTS_V2", "retrain_runs": 2, "random_architectures": 1}
     if TASK.why_not(norm := searched.factory(name), norm.info, TASK.options(**(SHORT | given))) is None:
-        check(name, [2, 4, RETRAINING + 1, 2 * RETRAINING + 8], tmp_path, **given)
+        check(name, [2, 4, RETRAINING + 1, 2 * RETRAINING + 6], tmp_path, **given)
 
 
 def test_a_retraining_with_auxiliary_head_goes_on(monkeypatch, data, tmp_path):
     data.value = searched.planted((40, 16, 16), side=32)
-    monkeypatch.setattr(architecture_search.datasets, "dataset_info", None)
     given = {"genotype": "DARTS_V1", "auxiliary_weight": 0.4, "drop_path": 0.3, "random_architectures": 0}
     options = {"retrain_max_steps": 4, "dataset": "fashion_mnist_mini"}
     monkeypatch.setattr(architecture_search, "_load", lambda *arguments: data.value)
@@ -84,7 +93,8 @@ def test_a_retraining_with_auxiliary_head_goes_on(monkeypatch, data, tmp_path):
 def test_both_optimizers_schedules_and_precisions_are_kept(tmp_path):
     given = {"search_optimizer": "adamw", "retrain_optimizer": "adamw", "precision": "bfloat16"}
     schedules = {"search_schedule": "onecycle", "search_warmup": 0.3, "retrain_schedule": "steps"}
-    check("gn", [3, SEARCH + 2], tmp_path, **given, **schedules)
+    sizes = {"search_max_steps": 3, "retrain_max_steps": 3, "random_architectures": 0}
+    check("gn", [2, 4], tmp_path, **given, **schedules, **sizes)
 
 
 def test_what_is_finished_is_not_repeated(monkeypatch, tmp_path):
@@ -94,7 +104,7 @@ def test_what_is_finished_is_not_repeated(monkeypatch, tmp_path):
         monkeypatch.setattr(
             architecture_search, name, lambda *given, real=real: made.append(real.__name__) or real(*given)
         )
-    options = TASK.options(**(SHORT | {"search_max_steps": 2, "retrain_max_steps": 2, "random_architectures": 0}))
+    options = TASK.options(**(SHORT | FEW | {"random_architectures": 0}))
     resumed(TASK, searched.factory("bn"), options, [3], tmp_path)
     assert made == ["search", "retrain", "retrain"]
 
@@ -109,8 +119,8 @@ def test_a_control_that_diverged_is_not_repeated(monkeypatch, tmp_path):
         return real(*given)
 
     monkeypatch.setattr(architecture_search, "retrain", breaks)
-    sizes = {"search_max_steps": 2, "retrain_max_steps": 2, "random_architectures": 2}
-    outcome, _ = resumed(TASK, searched.factory("bn"), TASK.options(**(SHORT | sizes)), [5], tmp_path)
+    options = TASK.options(**(SHORT | FEW | {"random_architectures": 2}))
+    outcome, _ = resumed(TASK, searched.factory("bn"), options, [5], tmp_path)
     assert outcome.evidence["random_diverged"] == ["the loss is nan"]
     assert tried == [(1, False), (1, True), (2, True), (2, True)]
 
@@ -118,7 +128,7 @@ def test_a_control_that_diverged_is_not_repeated(monkeypatch, tmp_path):
 @pytest.mark.parametrize("after", ["search", "retraining 1"])
 def test_a_run_that_ends_right_after_a_last_epoch_measures_and_does_not_train_again(after, monkeypatch, tmp_path):
     """The state that a loop leaves is the one to go on from until its part is measured."""
-    options, norm = TASK.options(**(SHORT | {"random_architectures": 0})), searched.factory("bn")
+    options, norm = TASK.options(**(SHORT | FEW | {"random_architectures": 0})), searched.factory("bn")
     expected = whole(norm, options, tmp_path / "whole")
     journal = Stopped(None, [])
     real = Journal.keep
@@ -136,18 +146,16 @@ def test_a_run_that_ends_right_after_a_last_epoch_measures_and_does_not_train_ag
     stored = reread(journal.stored)
     again = Journal(stored)
     outcome = TASK.run(norm, options, RunContext(torch.device("cpu"), 0, None, tmp_path, journal=again))
-    assert again.steps_done == SEARCH + RETRAINING
+    assert again.steps_done == 2 + 2
     assert results(outcome) == results(expected)
 
 
-def test_the_network_that_is_kept_is_the_first_retrained_one(tmp_path):
+def test_the_network_that_is_kept_is_the_first_retrained_one(data, tmp_path):
     """Its weights outlive the process that trained it; built anew from the facts it classifies as it did."""
-    given = {"retrain_norm": "ln", "retrain_max_steps": 8, "image_size": None}
-    options, norm = TASK.options(**(SHORT | given)), searched.factory("bn")
-    stops = [SEARCH + 8 + 1]  # inside the control, so that the process that ends has not trained it
+    options, norm = TASK.options(**(SHORT | FEW | {"retrain_norm": "ln"})), searched.factory("bn")
     state = None
-    for stop in (*stops, None):
-        journal = Stopped(state, [] if stop is None else [stop])
+    for stops in ([2 + 2 + 1], []):  # inside the control, so that the process that ends has not trained it
+        journal = Stopped(state, stops)
         context = RunContext(torch.device("cpu"), 0, None, tmp_path, journal=journal, keep_weights=True)
         try:
             outcome = TASK.run(norm, options, context)
@@ -155,7 +163,7 @@ def test_the_network_that_is_kept_is_the_first_retrained_one(tmp_path):
             state = reread(journal.stored)
     net, prepare = TASK.network(norm, options, outcome.trained.facts)
     net.load_state_dict(outcome.trained.weights)
-    test = searched.planted().test
+    test = data.value.test
     with torch.no_grad():
         right = (net.eval()(prepare(test.images)).argmax(1) == test.labels).sum()
     assert float(right) / len(test) == outcome.metrics["top1"]
@@ -174,14 +182,14 @@ def test_images_for_a_kept_network_are_averaged_down_as_the_data_set_was():
 
 
 def test_a_run_knows_its_steps_and_reports_them_all(tmp_path):
-    options = TASK.options(**(SHORT | {"retrain_runs": 2, "random_architectures": 1}))
+    options = TASK.options(**(SHORT | {"search_max_steps": 2, "retrain_runs": 2, "random_architectures": 1}))
     told = []
     total = TASK.steps(options, tmp_path)
     journal = Journal(steps=total, tell=lambda position, row: told.append(position))
     fractions = []
     context = RunContext(torch.device("cpu"), 0, None, tmp_path, fractions.append, journal)
     TASK.run(searched.factory("bn"), options, context)
-    assert journal.steps_done == total == SEARCH + 3 * RETRAINING
+    assert journal.steps_done == total == 2 + 3 * RETRAINING
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
     assert {position.phase for position in told if position.of} == {
