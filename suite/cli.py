@@ -1,4 +1,4 @@
-"""The command line: the only module that reads argv, prints, and chooses exit codes.
+"""The command line: the only module that reads argv and chooses exit codes; suite.console prints.
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,19 +30,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from results.escape import cut, visible
+from results.escape import cut
 from suite import terminal
+from suite.console import display, fail, print_lines, print_notes, screen, shown
 from suite.environment import commit, cpu_count, export_threads, set_allocator
 from suite.forked import watched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.console import Console
 
     from norms.conformance import Check
     from results.record import RunSpec
-    from suite.engine import Event
-    from suite.progress import Progress
     from tasks.conformance import Check as TaskCheck
 
 _SETTINGS: dict[str, Any] = {
@@ -51,8 +49,6 @@ _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
-_LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
-"""Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
 
 
 class _Commands(typer.core.TyperGroup):
@@ -83,7 +79,7 @@ def main() -> None:
         code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
-            missing = _fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
+            missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
             code = code or (0 if sys.argv[1:2] == ["run"] else missing)
     if any(not thread.daemon for thread in set(threading.enumerate()) - before):
         atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
@@ -97,7 +93,7 @@ def _watch_app() -> int:
         code, ended = watched(_run_app)
     except KeyboardInterrupt:
         return 130
-    return _fail(f"{ended}, by a user's file or layer; the command is not finished") if code is None else code
+    return fail(f"{ended}, by a user's file or layer; the command is not finished") if code is None else code
 
 
 def _run_app() -> int:
@@ -105,15 +101,15 @@ def _run_app() -> int:
     try:
         code = app(standalone_mode=False)
     except usage_error as error:
-        code = _fail(error.format_message() if hasattr(error, "format_message") else str(error))
+        code = fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
-        code = _fail(str(error))
+        code = fail(str(error))
     except (
         SystemExit
     ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
-        code = _fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
+        code = fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
     return code if isinstance(code, int) else 0
 
 
@@ -207,8 +203,8 @@ def run(
                 raise
             planned = plan_config(given, replace(overrides, many=True), data_dir, without_data=dry_run)
     idle = [file for file in plugin or () if not registered_by(file)]
-    _print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
-    _print_notes(planned.notes)
+    print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
+    print_notes(planned.notes)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'--out "{folder}": is a file; a folder is needed')
@@ -242,11 +238,11 @@ def run(
         for line in shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
     if dry_run:
-        _print_lines(describe(grid, names))
-        _print_lines(failed_before(grid, names))
-        _print_lines(dry_summary(grid, jobs, left_to_do(remaining, grid.todo, done)))
+        print_lines(describe(grid, names))
+        print_lines(failed_before(grid, names))
+        print_lines(dry_summary(grid, jobs, left_to_do(remaining, grid.todo, done)))
         return 0
-    _print_lines(left_out(planned))
+    print_lines(left_out(planned))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -276,7 +272,7 @@ def run(
         trackers=trackers,
         keep_weights=keep_weights,
     )
-    _print_notes(runner.keep_plugins(folder))
+    print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
     if grid.todo:
         export_threads(planned.threads)
@@ -293,10 +289,10 @@ def run(
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
-            with _display(progress) as tell:
+            with display(progress) as tell:
                 counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
         except KeyboardInterrupt:
-            print(f"\n{_shown(progress.stopped_line())}", file=sys.stderr)
+            print(f"\n{shown(progress.stopped_line())}", file=sys.stderr)
             return 130
         finally:
             for number, handler in before.items():
@@ -307,20 +303,20 @@ def run(
         print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
         if a_file and not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
             others = int((~df["key"].isin([spec.key for spec in everything])).sum())
-            _print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
+            print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     except (ValueError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     except Exception as error:  # noqa: BLE001 - a mistake of ours; the runs are made, and the exit code tells of them
-        _fail(
+        fail(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
-    _print_lines(failed_before(grid, names))
+    print_lines(failed_before(grid, names))
     if keep_weights:
-        _print_notes([*without_weights(grid)])
-    _print_lines(summary(grid, counts, failed))
+        print_notes([*without_weights(grid)])
+    print_lines(summary(grid, counts, failed))
     if counts["stopped"]:
-        print(_shown(progress.stopped_line()), file=sys.stderr)
+        print(shown(progress.stopped_line()), file=sys.stderr)
         return 130
     return 1 if failed or unstored else 0
 
@@ -407,11 +403,11 @@ def watch(
         raise ValueError(f"--interval {interval:g}: 0.1 to 86400 seconds are needed")
     seen = Watch(folder)
     if once:
-        _print_lines(map(_shown, seen.lines()))
+        print_lines(map(shown, seen.lines()))
         return
-    with _screen() as show:
+    with screen() as show:
         while getattr(sys.stdout, "lost", None) is None:  # else nobody reads on
-            show([_shown(line) for line in seen.lines()])
+            show([shown(line) for line in seen.lines()])
             time.sleep(interval)
 
 
@@ -490,7 +486,7 @@ def check(
         options_used = {key: value for key, value in resolve_norm_options(name, given).items() if key in given}
         found.append({"norm": name, "options": options_used, "source": norm_info(name).source, "facts": checks})
         if not as_json:
-            _print_lines(_check_lines(f"{label}: {norm_info(name).source}", checks))
+            print_lines(_check_lines(f"{label}: {norm_info(name).source}", checks))
             sys.stdout.flush()
         false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if c.false]
     for line in false:
@@ -531,7 +527,7 @@ def convert_report(
     given = _parse_options(options)
     factory, label = make_norm(norm, **given), norm_label(norm, given)
     conversion = convert_model(model, factory, label, keep or ())
-    _print_lines(conversion_lines(conversion, model, label))
+    print_lines(conversion_lines(conversion, model, label))
     return 0 if conversion.complete else 1
 
 
@@ -569,7 +565,7 @@ def list_norms(plugin: Plugins = None) -> None:
         mixes = "train and eval" if info.mixes_samples_in_eval else "train" if info.mixes_samples else "no"
         over = "?" if info.axes is None else " ".join(info.axes) or "nothing"
         rows.append((name, mixes, over, "yes" if info.keeps_stats else "no", needs, options, info.source))
-    _print_lines(columns(rows))
+    print_lines(columns(rows))
 
 
 @list_app.command("tasks")
@@ -586,7 +582,7 @@ def list_tasks(plugin: Plugins = None) -> None:
             (f"  {key}", f"= {field.get_default(call_default_factory=True)!r}", _annotation(field.annotation))
             for key, field in task.options.model_fields.items()
         ]
-        _print_lines(columns(rows))
+        print_lines(columns(rows))
 
 
 @list_app.command("datasets")
@@ -606,7 +602,7 @@ def list_metrics() -> None:
         metric = metrics.METRICS[name]
         better = {True: "higher", False: "lower", None: "-"}[metric.higher_is_better]
         rows.append((name, metric.unit or "-", better, metric.description))
-    _print_lines(columns(rows))
+    print_lines(columns(rows))
 
 
 @data_app.command("list")
@@ -623,7 +619,7 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
         except ValueError as error:  # of one set; the others are listed all the same
             here, what = "damaged", str(error)
         rows.append((name, here, what))
-    _print_lines(columns(rows))
+    print_lines(columns(rows))
 
 
 @data_app.command("prepare")
@@ -646,79 +642,6 @@ def data_prepare(
         print(f"{name} is built in: nothing to do")
     else:
         print(f"{name} is prepared already in {data_dir}: nothing to do")
-
-
-@contextlib.contextmanager
-def _display(progress: Progress) -> Iterator[Callable[[Event], None]]:
-    """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    from suite.progress import time_left
-
-    console = _console()
-    if not console.is_terminal:
-
-        def tell_plainly(event: Event) -> None:
-            line = progress.take(event)
-            if line is not None:
-                print(_shown(line), flush=True)
-
-        yield tell_plainly
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        everything = bars.add_task("all runs", total=progress.total, note="")
-        rows: dict[str, Any] = {}
-
-        def tell(event: Event) -> None:
-            line = progress.take(event)
-            if line is not None:
-                console.print(_shown(line))
-            key = event.spec.key
-            if key in progress.running and key not in rows:
-                name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
-                rows[key] = bars.add_task(name, total=1.0, note="")
-            elif key not in progress.running and key in rows:
-                bars.remove_task(rows.pop(key))
-            if key in rows:
-                bars.update(rows[key], completed=progress.running[key], note=progress.note(key))
-            left = progress.left()
-            note = f"{progress.finished}/{progress.total}" + (f", {time_left(left)} left" if left is not None else "")
-            bars.update(everything, completed=progress.finished + sum(progress.running.values()), note=note)
-
-        yield tell
-
-
-@contextlib.contextmanager
-def _screen() -> Iterator[Callable[[Sequence[str]], None]]:
-    """Shows lines in the place of those before on a terminal, below them elsewhere."""
-    from rich.live import Live
-    from rich.text import Text
-
-    console = _console()
-    if not console.is_terminal:
-
-        def show_plainly(lines: Sequence[str]) -> None:
-            print("\n".join([*lines, ""]), flush=True)
-
-        yield show_plainly
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda lines: live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
-
-
-def _console() -> Console:
-    """For what moves the cursor: the control characters in its texts are made visible by who writes them."""
-    from rich.console import Console
-
-    screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
-    return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
 
 
 def _show_tables(
@@ -849,7 +772,7 @@ def _check_one_task(
     hint = "results.metrics.add_metric(Metric(...)) tells tables how to print it" if unknown else ""
     found = f"{len(task.metrics) - len(unknown)} of {len(task.metrics)}"
     checks.append(Check(name, "metrics known to tables", "all", found if unknown else "all", not unknown, detail, hint))
-    _print_lines(_check_lines(name, checks))
+    print_lines(_check_lines(name, checks))
     for c in checks:
         if c.false:
             print(f"false: {name}: {c.fact}: declared {c.declared}, measured {c.measured}", file=sys.stderr)
@@ -974,27 +897,3 @@ def _split(option: str, text: str | None) -> tuple[str, ...]:
 
 def _annotation(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-
-
-def _shown(text: str) -> str:
-    """A text of one line or more, each of which shows on a terminal and has an end."""
-    return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _fail(message: str) -> int:
-    lines = [line for line in message.split("\n") if line.strip()] or ["unknown error"]
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[: _MOST_LINES - 1], f"{len(lines) - _MOST_LINES + 1} more"]
-    for line in lines:
-        print(f"error: {cut(line, _LONGEST_LINE)}", file=sys.stderr)
-    return 2

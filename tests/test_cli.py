@@ -21,7 +21,7 @@ from results.record import (
     run_lock,
     write_record,
 )
-from suite import cli
+from suite import cli, console
 from suite.engine import Event
 from suite.environment import ROOT
 from suite.foreign import audit_lines
@@ -432,7 +432,7 @@ def test_a_live_display_shows_control_characters_as_numbers(monkeypatch, capsys)
     spec = fake_spec("bn", 0, rate=HOSTILE)
     other = fake_spec("bn", 0, rate=0.1)
     progress = Progress([spec, other], Names([spec, other]), {}, Remaining(1))
-    with cli._display(progress) as tell:
+    with console.display(progress) as tell:
         tell(Event("started", spec))
         tell(Event("finished", spec, record=RunRecord(spec=spec, status="failed", reason=f"x\n{HOSTILE}" * 1000)))
     out = capsys.readouterr().out
@@ -443,7 +443,7 @@ def test_a_live_display_shows_control_characters_as_numbers(monkeypatch, capsys)
 
 
 def test_a_thousand_mistakes_are_fifty_short_lines(capsys):
-    assert cli._fail("\n".join(["x" * 10_000] * 1000)) == 2
+    assert console.fail("\n".join(["x" * 10_000] * 1000)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 50
     assert max(map(len, lines)) < 2100

@@ -1,0 +1,118 @@
+"""What the command line shows: lines that are safe on any terminal, notes and mistakes on stderr, the bars of a grid, a
+screen that is drawn anew."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from results.escape import cut, visible
+from suite import terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from suite.engine import Event
+    from suite.progress import Progress
+
+_LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
+"""Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
+
+
+def shown(text: str) -> str:
+    """A text of one line or more, each of which shows on a terminal and has an end."""
+    return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def fail(message: str) -> int:
+    lines = [line for line in message.split("\n") if line.strip()] or ["unknown error"]
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], f"{len(lines) - _MOST_LINES + 1} more"]
+    for line in lines:
+        print(f"error: {cut(line, _LONGEST_LINE)}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
+    """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from suite.progress import time_left
+
+    console = _console()
+    if not console.is_terminal:
+
+        def tell_plainly(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None:
+                print(shown(line), flush=True)
+
+        yield tell_plainly
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        everything = bars.add_task("all runs", total=progress.total, note="")
+        rows: dict[str, Any] = {}
+
+        def tell(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None:
+                console.print(shown(line))
+            key = event.spec.key
+            if key in progress.running and key not in rows:
+                name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
+                rows[key] = bars.add_task(name, total=1.0, note="")
+            elif key not in progress.running and key in rows:
+                bars.remove_task(rows.pop(key))
+            if key in rows:
+                bars.update(rows[key], completed=progress.running[key], note=progress.note(key))
+            left = progress.left()
+            note = f"{progress.finished}/{progress.total}" + (f", {time_left(left)} left" if left is not None else "")
+            bars.update(everything, completed=progress.finished + sum(progress.running.values()), note=note)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def screen() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Shows lines in the place of those before on a terminal, below them elsewhere."""
+    from rich.live import Live
+    from rich.text import Text
+
+    console = _console()
+    if not console.is_terminal:
+
+        def show_plainly(lines: Sequence[str]) -> None:
+            print("\n".join([*lines, ""]), flush=True)
+
+        yield show_plainly
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda lines: live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def _console() -> Console:
+    """For what moves the cursor: the control characters in its texts are made visible by who writes them."""
+    from rich.console import Console
+
+    screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
+    return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
