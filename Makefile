@@ -14,7 +14,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: .venv/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
