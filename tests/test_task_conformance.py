@@ -45,7 +45,7 @@ def test_every_task_keeps_what_tasks_promise(name):
 
 def test_a_run_stopped_twice_in_one_place_goes_on_from_there_and_not_from_its_start():
     with subjects() as find:
-        subject = find("classification", {}, "gn")
+        subject = find("classification")
         end = subject.whole.journal.steps_done
         stopped = subject.run(stops=[("evaluation", end, 1)] * 3)
         assert (stopped.processes, stopped.updates) == (4, subject.whole.updates)
