@@ -53,6 +53,8 @@ class _Stream:
         self.name, self.parent, self.encoding = name, parent, getattr(sys, name).encoding
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):  # as text streams do: click takes those that bear bytes for binary ones
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if text:
             self.parent.send((self.name, text))
         return len(text)

@@ -25,6 +25,7 @@ from suite import cli, console
 from suite.engine import Event
 from suite.environment import ROOT
 from suite.foreign import audit_lines
+from suite.forked import _Stream
 from suite.grid import Grid, restate_budget
 from suite.plan import Plan
 from suite.progress import Names, Progress, Remaining, duration, seed_text
@@ -1100,3 +1101,9 @@ def test_a_plugin_whose_text_can_not_be_kept_runs_all_the_same(suite, tmp_path):
         f'note: no copy of plugin "{name}"' for name in ("own.py", "task.py")
     ]
     assert all(line.endswith(("Not a directory", "File exists")) for line in err)
+
+
+def test_the_stream_of_a_watched_child_refuses_bytes():
+    """click would take it for a binary one, and `check --help` end in a traceback."""
+    with pytest.raises(TypeError, match="must be str, not bytes"):
+        _Stream("stdout", None).write(b"")

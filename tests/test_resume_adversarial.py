@@ -83,7 +83,7 @@ class Watched:
 
     def run(self, factory, options, steps=(), before=(), inside=()):
         """(outcome, number of processes), with networks of its own in each."""
-        state, steps, before, inside = None, sorted(steps), list(before), list(inside)
+        state, steps, before, inside = None, [("step", step) for step in steps], list(before), list(inside)
         processes = 0
         while True:
             self.journal = Halted(state, steps, before, inside)

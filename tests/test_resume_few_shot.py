@@ -19,7 +19,13 @@ data = few.data
 
 TENTHS = {"steps": 30, "test_episodes": 4, "val_episodes": 3, "query_augmentation": "affine", "queries": 3}
 SMALL = {"way": 2, "width": 4, "meta_batch_size": 1}
-STOPS = (4, 5, 18, 26, ("val episodes", 0), ("val episodes", 2), ("test episodes", 1), ("test episodes", 1))
+STOPS = (
+    *(("step", step) for step in (4, 5, 18, 26)),
+    ("val episodes", 0),
+    ("val episodes", 2),
+    ("test episodes", 1),
+    ("test episodes", 1),
+)
 """After an update: twice within the second tenth, at the end of the sixth, within the ninth; inside an episode, which
 is then measured again, and stopped in again."""
 
@@ -27,10 +33,6 @@ is then measured again, and stopped in again."""
 class StoppedAnywhere(Stopped):
     """Told to leave after each of the given updates, and at the end of each of the given items, before its result is
     kept; in this order."""
-
-    @property
-    def due(self):
-        return super().due if self.stops and isinstance(self.stops[0], int) else self.leaving
 
     def each(self, name, items, measure):
         def stopping(numbered):

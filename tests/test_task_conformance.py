@@ -30,12 +30,27 @@ from tasks.trial import refusal, try_forward
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", tasks.task_names())
+LONG = {"architecture_search"}  # its runs are of several trainings; test_resume_matrix has one in `make test`
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in tasks.task_names()]
+)
 def test_every_task_keeps_what_tasks_promise(name):
     found = check_task(name)
     assert [c.fact for c in found] == [fact.__name__.replace("_", " ") for fact in FACTS]
     assert [(c.fact, c.measured, c.detail) for c in found if c.false] == []
     assert set(tasks.get_task(name).metrics) <= METRICS.keys()
+
+
+def test_a_run_stopped_twice_in_one_place_goes_on_from_there_and_not_from_its_start():
+    with subjects() as find:
+        subject = find("classification")
+        end = subject.whole.journal.steps_done
+        last = subject.whole.evaluations  # after the loop, so that the next process makes no newer state
+        stopped = subject.run(stops=[("evaluation", end, last), ("evaluation", end, 1), ("evaluation", end, 1)])
+        assert (stopped.processes, stopped.updates) == (4, subject.whole.updates)
+        assert conformance.differing(subject.whole, stopped) == []
 
 
 def test_there_are_small_options_hidden_labels_and_hints_for_all():

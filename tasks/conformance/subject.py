@@ -41,14 +41,14 @@ class Stopped(Journal):
             a signal comes (`Subject.run` tells of these).
 
     Attributes:
-        stored: what the run goes on from, once it has left.
+        stored: what the run goes on from, once it has left; at first the given state.
         ends: updates at the end of every epoch that this process finished.
         items: (name, number, updates so far) of every item of `each` that it finished.
     """
 
     def __init__(self, state: State | None = None, stops: list[Stop] | None = None):
         self.stops: list[Stop] = [] if stops is None else stops
-        self.stored: State | None = None
+        self.stored = state  # told to leave before there is a newer one, it stands where it stood
         self.ends: list[int] = []
         self.items: list[tuple[str, int, int]] = []
         super().__init__(state, save=self._keep)
