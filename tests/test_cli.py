@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -894,6 +895,8 @@ def test_a_failed_runs_line_names_what_it_left_behind_in_two_lines(tmp_path, mon
     assert lines(tmp_path / "runs/x")[1].startswith(f"    see {tmp_path}/runs/x/")
     (tmp_path / folder / "traceback.txt").unlink()
     assert lines(tmp_path / "runs/x")[1].endswith(f"/{spec.key}/output.txt")
+    (tmp_path / folder / "output.txt").write_text("")
+    assert len(lines(tmp_path / "runs/x")) == 1, "a killed process that had printed nothing"
     ended = record.model_copy(update={"status": "diverged", "reason": "loss nan"})
     assert len(lines(tmp_path / "runs/x", ended)) == 1
 
@@ -1100,3 +1103,10 @@ def test_a_plugin_whose_text_can_not_be_kept_runs_all_the_same(suite, tmp_path):
         f'note: no copy of plugin "{name}"' for name in ("own.py", "task.py")
     ]
     assert all(line.endswith(("Not a directory", "File exists")) for line in err)
+
+
+def test_a_grid_whose_only_runs_were_told_to_leave_has_nothing_to_tabulate_and_no_error(suite, config, monkeypatch):
+    monkeypatch.setattr("suite.engine.execute", lambda specs, *_, **__: Counter(stopped=len(specs)))
+    code, out, err = suite("run", config, "--norms", "bn", "--seeds", "0")
+    assert (code, err) == (130, ["stopped: 0 of 1 runs were finished and are kept"])
+    assert out[-1] == "1 stopped, 0 skipped, 0 already done"
