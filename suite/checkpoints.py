@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from results import files
 from results.escape import cut, one_line
@@ -192,12 +192,28 @@ def write(file: Path, state: Any, note: Note | Kept, before: Path | None = None)
     if len(text) > LARGEST_NOTE:
         raise ValueError(f"a note of {len(text)} bytes; {LARGEST_NOTE} are read")
     with files.replacing(file, before) as stream:
+        told: Any = _Told(stream)
         try:
-            torch.save(state, stream)
-        except RuntimeError as error:  # torch's word for a disk that is full
-            raise OSError(errno.EIO, one_line(str(error)), str(file)) from error
+            torch.save(state, told)
+        except RuntimeError as error:  # torch's word for a disk that is full: its own numbers, another at each try
+            raise told.error or OSError(errno.EIO, one_line(str(error)), str(file)) from error
         with zipfile.ZipFile(stream, "a") as archive:
             archive.writestr(member(archive), text)
+
+
+class _Told:
+    """A stream for torch.save, which forgets what the disk said."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.flush = stream, stream.flush
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.stream.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def read_note(file: Path, key: str) -> Note:

@@ -212,7 +212,7 @@ def run(
     a_file = file.is_file()  # else a pipe, which nobody can read again
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
-    from results.record import write_versions
+    from results.record import record_files, write_versions
     from suite.estimate import Remaining, Steps, begun, left_to_do
     from suite.grid import (
         Grid,
@@ -305,7 +305,8 @@ def run(
             others = int((~df["key"].isin([spec.key for spec in everything])).sum())
             print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     except (ValueError, OSError) as error:
-        fail(str(error))
+        if not counts["stopped"] or any(record_files(folder)):  # else there is nothing to tabulate yet
+            fail(str(error))
     except Exception as error:  # noqa: BLE001 - a mistake of ours; the runs are made, and the exit code tells of them
         fail(
             f"no tables: {type(error).__name__}: {error}\n"

@@ -19,8 +19,8 @@ from suite.checkpoints import going_on
 from suite.engine import Event
 from suite.estimate import Estimate, Kind, Remaining
 from suite.live import number, telling, where
+from suite.output import OUTPUT, printed
 from suite.runner import TRACEBACK
-from suite.worker import OUTPUT
 
 _LONGEST = 300  # characters of a reason in a line; the whole stands in the record
 _MOST_NAMES = 8  # in a line
@@ -195,7 +195,8 @@ def failed_line(name: str, record: RunRecord, folder: Path) -> str:
 def left_behind(out: Path, spec: RunSpec) -> str:
     """A second line that says where a failed run's traceback and output lie, if there are any."""
     folder = run_folder(out, spec)
-    found = [name for name in (TRACEBACK, OUTPUT) if (folder / name).is_file()]
+    # a killed process leaves its output behind even where it printed nothing
+    found = [name for name, there in ((TRACEBACK, Path.is_file), (OUTPUT, printed)) if there(folder / name)]
     beside = f" and {found[1]} beside it" if len(found) > 1 else ""
     return f"\n    see {_near(folder / found[0])}{beside}" if found else ""
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -895,6 +896,8 @@ def test_a_failed_runs_line_names_what_it_left_behind_in_two_lines(tmp_path, mon
     assert lines(tmp_path / "runs/x")[1].startswith(f"    see {tmp_path}/runs/x/")
     (tmp_path / folder / "traceback.txt").unlink()
     assert lines(tmp_path / "runs/x")[1].endswith(f"/{spec.key}/output.txt")
+    (tmp_path / folder / "output.txt").write_text("")
+    assert len(lines(tmp_path / "runs/x")) == 1, "a killed process that had printed nothing"
     ended = record.model_copy(update={"status": "diverged", "reason": "loss nan"})
     assert len(lines(tmp_path / "runs/x", ended)) == 1
 
@@ -1107,3 +1110,10 @@ def test_the_stream_of_a_watched_child_refuses_bytes():
     """click would take it for a binary one, and `check --help` end in a traceback."""
     with pytest.raises(TypeError, match="must be str, not bytes"):
         _Stream("stdout", None).write(b"")
+
+
+def test_a_grid_whose_only_runs_were_told_to_leave_has_nothing_to_tabulate_and_no_error(suite, config, monkeypatch):
+    monkeypatch.setattr("suite.engine.execute", lambda specs, *_, **__: Counter(stopped=len(specs)))
+    code, out, err = suite("run", config, "--norms", "bn", "--seeds", "0")
+    assert (code, err) == (130, ["stopped: 0 of 1 runs were finished and are kept"])
+    assert out[-1] == "1 stopped, 0 skipped, 0 already done"
