@@ -1,4 +1,4 @@
-"""Image classification: one network, one data set, SGD; what changes with the norm and with its batch.
+"""Image classification: one network, one data set; what changes with the norm and with its batch.
 
 The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
 below `batch_size` a batch is forwarded in slices x[k::K] and updated once, which isolates the statistics; lowering
@@ -57,7 +57,6 @@ class ClassificationOptions(SupervisedOptions):
     Attributes:
         label_smoothing: of the training loss; test_loss is without.
         zero_init_last_gamma: residual blocks begin as the identity.
-        precision: "bfloat16" runs forwards under autocast.
         recalibration_images: training images that statistics are re-estimated on.
         single_class_groups: images x[k::groups] of every training batch x are of one class; None: shuffled. With
             norm_batch_size = batch_size / groups every norm batch is of one class.
@@ -69,6 +68,7 @@ class ClassificationOptions(SupervisedOptions):
 
     label_smoothing: Fraction[float] = 0.0
     zero_init_last_gamma: bool = False
+    # declared once more since it is older here than the other tasks' field: records hold it
     precision: Precision = "float32"
     recalibration_images: Images[int] = 2000
     single_class_groups: Batch[int | None] = None

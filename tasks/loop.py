@@ -8,7 +8,7 @@ A task keeps its `for` and its step; the loop keeps the books:
         for step, (images, labels) in epoch.steps(stream):  # counts, sets rates, reports
             images = prepare(augment(images, draws, options.augmentation))
             with step:                                      # timed
-                loss, right = train_step(net, optimizer, images, labels, facts, step=step)
+                loss, right = train_step(net, optimizer, images, labels, facts, step=step.number)
             step.saw(len(labels), right, train_loss=loss)
         epoch.row["val_top1"] = evaluate(net, ...).top1
 
@@ -65,7 +65,8 @@ class Step:
         them, each under the name of its column."""
         epoch = self.epoch
         for name, loss in losses.items():
-            epoch.sums[name] = epoch.sums.get(name, 0.0) + float(loss) * count
+            value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+            epoch.sums[name] = epoch.sums.get(name, 0.0) + value * count
         epoch.correct = epoch.correct + correct
         epoch.seen += count
 

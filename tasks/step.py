@@ -105,7 +105,7 @@ def train_step(
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One SGD update on one batch.
+    """One update on one batch.
 
     Args:
         net: in training mode.

@@ -49,7 +49,7 @@ class SupervisedOptions(Options):
         scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
         optimizer: "sgd", or "adamw" (Loshchilov & Hutter 2019), whose decay is decoupled from the gradient.
         momentum: of sgd, Nesterov; 0.9, whatever was given, for adamw.
-        betas: of adamw, (0.9, 0.999) unless given; else null.
+        betas: of adamw; null: (0.9, 0.999), or it is not adamw.
         weight_decay: of weights; never of biases.
         norm_weight_decay: decay every parameter of every norm, too.
         schedule: see tasks.fit.learning_rate_at.
@@ -95,6 +95,8 @@ class SupervisedOptions(Options):
         if not isinstance(given, dict):
             return checked
         unused = {"momentum"} if checked.optimizer == "adamw" else {"betas"}
+        if checked.betas == BETAS:
+            unused.add("betas")
         spelt_out = "milestones" not in newer_options(cls)  # a task's own field, which its records hold
         if checked.schedule != "steps" or (checked.milestones == MILESTONES and not spelt_out):
             unused.add("milestones")

@@ -270,10 +270,6 @@ def test_a_run_does_not_move_the_global_generator(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_seed_is_another_run(tmp_path):
-    assert results(run(tmp_path / "0", seed=0)) != results(run(tmp_path / "1", seed=1))
-
-
 def test_a_norm_under_two_names_ties_exactly(own_norms, tmp_path):
     assert results(run(tmp_path / "0", "copycat")) == results(run(tmp_path / "1", "bn"))
 
@@ -327,25 +323,6 @@ def test_the_halves_are_disjoint_and_weights_never_see_the_architectures_half(mo
     assert len(numbers["own"]) > 60
     assert len(numbers["held out"]) > 60
     assert not numbers["own"] & numbers["held out"]
-
-
-def test_test_labels_touch_nothing_but_the_test_metrics(data, tmp_path):
-    first = run(tmp_path / "a")
-    test = data.value.test
-    wrong = Split(test.images, (test.labels + 1) % CLASSES)
-    data.value = make_data(
-        "planted",
-        "planted",
-        {"train": data.value.train, "val": data.value.val, "test": wrong},
-        kind="synthetic",
-        checksum="0",
-        num_classes=CLASSES,
-    )
-    second = run(tmp_path / "b")
-    assert results(first)[1] == results(second)[1]
-    tested = {"top1", "random_top1", "gain_over_random", "top1_recalibrated", "test_loss"}
-    assert {k for k in first.metrics if first.metrics[k] != second.metrics[k]} <= tested | TIMED
-    assert (tmp_path / "a" / "genotype.json").read_text() == (tmp_path / "b" / "genotype.json").read_text()
 
 
 def test_the_control_is_retrained_from_the_same_seeds(monkeypatch, tmp_path):
@@ -448,7 +425,11 @@ def test_the_label_of_a_norm_can_not_be_chosen():
         ({"image_size": 6}, "two reduction cells need sides that 4 divides"),
         ({"drop_path": 1}, "less than 1"),
         ({"epochs": 3}, "Extra inputs"),
+<<<<<<< HEAD
         ({"search_schedule": "linear"}, "'cosine', 'onecycle'"),
+=======
+        ({"search_schedule": "linear"}, "(?s)search_schedule.*'cosine', 'onecycle'"),
+>>>>>>> r3
         ({"search_milestones": [0.7, 0.2]}, r"search_milestones \[0.7, 0.2\]: rising fractions between 0 and 1"),
         ({"retrain_schedule": "steps", "retrain_milestones": [1.5]}, "retrain_milestones .*rising fractions"),
         ({"search_optimizer": "adamw", "order": "second"}, 'order "second": the unrolled step is one of SGD; allowed'),

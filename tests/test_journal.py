@@ -314,3 +314,12 @@ def test_what_is_drawn_anew_has_no_state_of_its_own():
     generator.set_state(generators)
     drawn.load_state_dict(state)
     assert next(drawn) == first
+
+
+def test_a_step_sees_a_loss_as_update_leaves_it_with_its_graph():
+    loss = torch.ones((), requires_grad=True) * 2
+    loop = Loop(context(), "training", ends=[1], rates={}, keeps={})
+    for epoch in loop.epochs():
+        for (step,) in epoch.steps():
+            step.saw(3, 1, train_loss=loss)
+    assert epoch.row["train_loss"] == 2.0

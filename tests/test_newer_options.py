@@ -13,14 +13,29 @@ from results.record import RunRecord, RunSpec, read_record, record_text, write_r
 from results.tables import render_all
 from suite.grid import Grid
 from suite.plan import Plan, plan_config
-from tasks import get_task
+from tasks import get_task, task_names
 from tasks.base import NEWER, Options, newer_options
 
 OLD = Path(__file__).parent / "records" / "classification_before_newer_options.json"
 KEY = "5436a0c2b38762fa6b808ed6"  # that it was stored under
 # Each means what runs did before the option existed: another value here would give old numbers a new meaning, and
 # dropping an option would orphan every record that was made before it.
-CLASSIFICATION = {"optimizer": "sgd", "betas": None, "milestones": None, "gradient_clip": None, "compile": False}
+SUPERVISED = {"optimizer": "sgd", "betas": None, "gradient_clip": None, "compile": False}
+CLASSIFICATION = {**SUPERVISED, "milestones": None}
+PHASE = {"optimizer": "sgd", "schedule": "cosine", "warmup": 0.0, "milestones": None}
+MEANT = {
+    "classification": CLASSIFICATION,
+    "adversarial": {**SUPERVISED, "precision": "float32"},
+    "domain_adaptation": {**CLASSIFICATION, "precision": "float32"},
+    "domain_generalization": {**CLASSIFICATION, "precision": "float32"},
+    "few_shot": {**CLASSIFICATION, "optimizer": "adam", "momentum": None, "precision": "float32"},
+    "architecture_search": {
+        **{f"{phase}_{name}": value for phase in ("search", "retrain") for name, value in PHASE.items()},
+        "betas": None,
+        "precision": "float32",
+        "compile": False,
+    },
+}
 OFF = {
     "optimizer": "adamw",
     "betas": [0.5, 0.9],
@@ -61,8 +76,33 @@ def test_its_config_finds_it_done(old, tmp_path):
     assert (spec.key, grid.states, grid.todo) == (KEY, ["ok"], [])
 
 
-def test_what_the_options_of_classification_meant_before_they_existed_is_fixed():
-    assert newer_options(get_task("classification").options) == CLASSIFICATION
+@pytest.mark.parametrize("task", task_names())
+def test_what_the_options_of_a_task_meant_before_they_existed_is_fixed(task):
+    assert newer_options(get_task(task).options) == MEANT[task]
+
+
+@pytest.mark.parametrize("task", [*MEANT])
+@pytest.mark.parametrize(
+    ("unused", "used"),
+    [
+        ({"betas": [0.5, 0.9], "optimizer": "sgd"}, {"optimizer": "sgd"}),
+        ({"betas": [0.9, 0.999], "optimizer": "adamw"}, {"optimizer": "adamw"}),
+        ({"momentum": 0.5, "optimizer": "adamw"}, {"optimizer": "adamw"}),
+        ({"milestones": [0.2]}, {}),
+        ({"milestones": [0.5, 0.75], "schedule": "steps"}, {"schedule": "steps"}),
+    ],
+)
+def test_what_is_unused_or_at_its_default_makes_no_further_run(task, unused, used):
+    options = get_task(task).options
+
+    def resolved(given):
+        if task != "architecture_search":
+            return options(**given)
+        both = {"optimizer", "schedule", "milestones"}
+        names = {n: [n] if n not in both else [f"search_{n}", f"retrain_{n}"] for n in given}
+        return options(order="first", **{name: value for n, value in given.items() for name in names[n]})
+
+    assert resolved(unused) == resolved(used)
 
 
 @pytest.mark.parametrize("option", CLASSIFICATION)

@@ -52,7 +52,7 @@ def loss_of(net, seed):
 
 
 def train(net, steps, of=6):
-    """Updates as tasks.fit.train_step makes them, each with the batch of its number."""
+    """Updates as tasks.step.train_step makes them, each with the batch of its number."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in steps:
         loss = loss_of(net, step)
