@@ -425,11 +425,7 @@ def test_the_label_of_a_norm_can_not_be_chosen():
         ({"image_size": 6}, "two reduction cells need sides that 4 divides"),
         ({"drop_path": 1}, "less than 1"),
         ({"epochs": 3}, "Extra inputs"),
-<<<<<<< HEAD
-        ({"search_schedule": "linear"}, "'cosine', 'onecycle'"),
-=======
         ({"search_schedule": "linear"}, "(?s)search_schedule.*'cosine', 'onecycle'"),
->>>>>>> r3
         ({"search_milestones": [0.7, 0.2]}, r"search_milestones \[0.7, 0.2\]: rising fractions between 0 and 1"),
         ({"retrain_schedule": "steps", "retrain_milestones": [1.5]}, "retrain_milestones .*rising fractions"),
         ({"search_optimizer": "adamw", "order": "second"}, 'order "second": the unrolled step is one of SGD; allowed'),
