@@ -154,7 +154,7 @@ def test_the_network_that_is_kept_is_the_first_retrained_one(data, tmp_path):
     """Its weights outlive the process that trained it; built anew from the facts it classifies as it did."""
     options, norm = TASK.options(**(SHORT | FEW | {"retrain_norm": "ln"})), searched.factory("bn")
     state = None
-    for stops in ([2 + 2 + 1], []):  # inside the control, so that the process that ends has not trained it
+    for stops in ([("step", 2 + 2 + 1)], []):  # inside the control, so that the process that ends has not trained it
         journal = Stopped(state, stops)
         context = RunContext(torch.device("cpu"), 0, None, tmp_path, journal=journal, keep_weights=True)
         try:
