@@ -133,17 +133,16 @@ class Journal:
 
     def hand_out(self, purpose: str, generator: torch.Generator) -> torch.Generator:
         """Remember a generator for as long as it lives: its state is part of every state of the run."""
-        self._handed = [(name, ref) for name, ref in self._handed if ref() is not None]
         self._handed.append((f"{purpose} ({generator.device.type})", weakref.ref(generator)))
         return generator
 
     def _generators(self) -> Iterator[tuple[str, torch.Generator]]:
-        """Those that are alive; of several with one name each has its number."""
+        """Those that are alive; of several with one name each has its number. The dead count, too: when they die is the
+        garbage collector's choice, which is another one in the next process."""
         counts: dict[str, int] = {}
         for name, ref in self._handed:
-            generator = ref()
-            if generator is not None:
-                counts[name] = counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + 1
+            if (generator := ref()) is not None:
                 yield (name if counts[name] == 1 else f"{name} #{counts[name]}"), generator
 
     def surroundings(self) -> State:
@@ -183,14 +182,13 @@ class Journal:
             unit = Position(name, number, len(items), self.steps_done, self.total, "part")
             self.at(unit if len(items) > 1 else Position(name, step=self.steps_done, steps=self.total))
             self._inside.append([])
-            busy, handed = self._busy, self._handed
+            busy, handed = self._busy, len(self._handed)
             try:
                 result = plain(measure(item), name)
             finally:
                 self._busy = busy  # of a loop inside that an exception has ended
                 inner = self._inside.pop()
-                # those of the item are done with, and may live on (in a cycle) while the next takes their names
-                self._handed = handed
+                del self._handed[handed:]  # those of the item are done with, and the next may take their names
             with self.busy():
                 found.append(result)
                 if self.saves:

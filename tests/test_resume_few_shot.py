@@ -72,9 +72,7 @@ def check(name, **given):
     [
         ("prototypical", "tasknorm"),
         ("prototypical", "mbn"),
-        ("prototypical", "bgn"),
         ("imprinting", "cbn"),
-        ("imprinting", "brn"),
         ("imprinting", "tasknorm"),
     ],
 )

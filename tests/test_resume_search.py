@@ -62,6 +62,7 @@ def test_a_search_goes_on_within_an_epoch_and_between_its_parts(tmp_path):
     check("bgn", [1, 2, 4, SEARCH, *inside], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_of_the_second_order_goes_on_within_an_epoch(tmp_path):
     check("bn", [1, 2, 4], tmp_path, order="second", retrain_max_steps=1, random_architectures=0)
 
