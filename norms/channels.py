@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from norms.registry import Situation
+from norms.protocol import Situation
 
 AUTO_GROUPS = 32
 """The most groups that `num_groups="auto"` takes: the GN paper's number."""

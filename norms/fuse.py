@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormInfo
+from norms.protocol import NormInfo
 from norms.situation import situation
 
 _Conv = TypeVar("_Conv", nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -15,8 +15,8 @@ Where a unit is a whole group, all of it is `F.batch_norm` on a view. Small oper
 each runs with cold caches, and fifty of them take as long as two passes.
 
 The same formula in differentiable operations (`_plain`) serves second derivatives, compilation (whose compiler fuses
-and recomputes by itself), torch.func, dual numbers, meta and fake tensors. tests/test_norms_batch.py holds the two
-against each other.
+and recomputes by itself), torch.func, dual numbers, meta and fake tensors. tests/norms/layers/test_batch.py holds the
+two against each other.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.registry import norm_modules
+from norms.protocol import norm_modules
 from norms.situation import check_slices, situation, unshadow_forward
 
 

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import NormInfo, Situation, forked_generators, norm_modules
+from norms.generators import forked_generators
+from norms.protocol import NormInfo, Situation, norm_modules
 from norms.telling import Telling
 
 PARTS = ("context", "query")

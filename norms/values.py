@@ -6,6 +6,7 @@ nobody sees, so every option of a norm or a task passes `exact` first.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -191,3 +192,9 @@ def _hint(members: list[Any], value: Any) -> str:
     if re.fullmatch(r"[-+.\de\s]+(,[-+.\de\s]+)+", word):
         return f"; a list is written [{cut(', '.join(part.strip() for part in word.split(',')), 40)}]"
     return ""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """': did you mean "x"?' or ''; the tail of every message about an unknown name."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""

@@ -33,14 +33,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.cells import Table
     from results.frame import load, load_history
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
-    from results.record import RunRecord, RunSpec, read_record
-    from results.render import tables_text, to_csv, to_latex, to_markdown, to_text, write_tables
+    from results.record import RunRecord, RunSpec
     from results.selection import select
-    from results.tables import overall_table, render_all, sweep_table, task_table
+    from results.store import read_record
+    from results.tables.build import overall_table, render_all, sweep_table, task_table
+    from results.tables.render import tables_text, to_csv, to_latex, to_markdown, to_text, write_tables
+    from results.tables.table import Table
 
 __all__ = [
     "Metric",
@@ -68,14 +69,15 @@ __all__ = [
 
 # Imported when first asked for: every worker imports results.record, and none of them needs pandas.
 _HOMES = {
-    "cells": ("Table",),
     "frame": ("load", "load_history"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),
-    "record": ("RunRecord", "RunSpec", "read_record"),
-    "render": ("tables_text", "to_csv", "to_latex", "to_markdown", "to_text", "write_tables"),
+    "record": ("RunRecord", "RunSpec"),
+    "store": ("read_record",),
+    "tables.render": ("tables_text", "to_csv", "to_latex", "to_markdown", "to_text", "write_tables"),
     "selection": ("select",),
-    "tables": ("overall_table", "render_all", "sweep_table", "task_table"),
+    "tables.table": ("Table",),
+    "tables.build": ("overall_table", "render_all", "sweep_table", "task_table"),
 }
 
 

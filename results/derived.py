@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from results.frame import ENDED, HELD_OUT, METHOD, NORM_BATCH, metric_columns, natural
-from results.grid import Run, current, option_columns, plain_records, value_text
 from results.metrics import PER_DOMAIN
-from results.summary import summarize
+from results.statistics import summarize
+from results.tables.pivot import Run, current, option_columns, plain_records, value_text
 
 SOURCE_ONLY = "source_only"
 OF_METHODS = frozenset({"forward", "trade_off", "discriminator_width", "mcd_steps"})

@@ -20,16 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-from results.record import (
-    RECORD,
-    RecordError,
-    RunRecord,
-    RunSpec,
-    Versions,
-    read_record,
-    read_versions,
-    record_files,
-)
+from results.record import RecordError, RunRecord, RunSpec
+from results.store import RECORD, Versions, read_record, read_versions, record_files
 from results.versions import NORM_BATCH, mark_stale
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")

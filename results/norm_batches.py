@@ -1,4 +1,4 @@
-"""Runs without a norm batch, for frames that are grouped by hand; tables do the same by themselves (results.grid)."""
+"""Runs without a norm batch, for frames that are grouped by hand; tables need no such step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from results.frame import NORM_BATCH, distinct, is_nothing
-from results.grid import option_columns, plain_records
+from results.tables.pivot import option_columns, plain_records
 
 
 def in_every_norm_batch(df: pd.DataFrame) -> pd.DataFrame:

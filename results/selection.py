@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from results.frame import HELD_OUT, distinct, natural
-from results.grid import Run, current, option_columns, plain_records, present_metrics
 from results.metrics import VALIDATION, Metric, metric, metric_or_plain, nearest
-from results.summary import summarize
+from results.statistics import summarize
+from results.tables.pivot import Run, current, option_columns, plain_records, present_metrics
 
 
 def select(

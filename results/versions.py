@@ -1,7 +1,7 @@
 """Which records take part: versions and data are never mixed.
 
 Of a norm, of a task and of the data under one name that version takes part which was planned last
-(`results.record.write_versions`), and where nothing says so, that of the record which finished last. In a task without
+(`results.store.write_versions`), and where nothing says so, that of the record which finished last. In a task without
 the option `dataset` any option may name the data; the rule then holds for each setting by itself.
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from results.record import RunSpec, Versions, dataset_of
+from results.record import RunSpec, dataset_of
+from results.store import Versions
 
 NORM_BATCH = "norm_batch_size"
 

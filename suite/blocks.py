@@ -16,20 +16,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from norms.registry import (
-    NormInfo,
-    nearest,
-    norm_info,
-    norm_label,
-    norm_names,
-    norm_option_defaults,
-    norm_option_types,
-)
-from norms.values import cut, sequence_depth, shown
+from norms.protocol import NormInfo
+from norms.registry import norm_info, norm_label, norm_names, norm_option_defaults, norm_option_types
+from norms.values import cut, nearest, sequence_depth, shown
 from results.escape import one_line
 from suite.config import KEYS, MOST_LINES, kind, parse_seeds, parse_value, whole
 from tasks import get_task, task_names
-from tasks.base import LeftOut, NotPrepared, Options, Task
+from tasks.base import NotPrepared, Task
+from tasks.options import LeftOut, Options
 
 BUDGETS = ("reduced", "full")
 MOST_THREADS = 4096

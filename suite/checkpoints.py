@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from results import files
 from results.escape import cut, one_line
-from results.record import RunSpec, run_folder
+from results.record import RunSpec
+from results.store import run_folder
 from tasks.weights import KEPT_FORMAT, LARGEST_NOTE, WEIGHTS, member, note_in, tensors_in
 
 if TYPE_CHECKING:

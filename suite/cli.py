@@ -212,9 +212,11 @@ def run(
     a_file = file.is_file()  # else a pipe, which nobody can read again
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
-    from results.record import record_files, write_versions
+    from results.store import record_files, write_versions
     from suite.estimate import Remaining, Steps, begun, left_to_do
-    from suite.grid import (
+    from suite.progress import Names, Progress
+    from suite.runner import Runner
+    from suite.status import (
         Grid,
         describe,
         dry_summary,
@@ -226,8 +228,6 @@ def run(
         summary,
         without_weights,
     )
-    from suite.progress import Names, Progress
-    from suite.runner import Runner
     from suite.worker import trouble
 
     grid = Grid(planned, folder, retry)
@@ -537,8 +537,8 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
     """Timings as ratios: layers, training steps, checkpoints, the loop, the allocator, scale."""
-    from norms.registry import nearest
-    from suite.bench import BENCHMARKS
+    from norms.values import nearest
+    from suite.bench.timings import BENCHMARKS
 
     unknown = [name for name in names or () if name not in BENCHMARKS]
     if unknown:
@@ -662,8 +662,8 @@ def _show_tables(
         ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
     """
     import results
-    from results.render import tables_text, write_tables
-    from results.tables import render_all
+    from results.tables.build import render_all
+    from results.tables.render import tables_text, write_tables
 
     df = results.load(folder, keys=keys)
     if df.empty and (others := sum(df.attrs["not_asked"].values())):

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from norms.registry import nearest
-from norms.values import cut, exact, shown
+from norms.values import cut, exact, nearest, shown
 from results import files
 from suite import yaml_core
 

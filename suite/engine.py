@@ -28,16 +28,8 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from results.escape import cut
-from results.record import (
-    DONE,
-    RECORD,
-    RunRecord,
-    RunSpec,
-    run_folder,
-    run_lock,
-    set_aside,
-    write_record,
-)
+from results.record import DONE, RunRecord, RunSpec
+from results.store import RECORD, run_folder, run_lock, set_aside, write_record
 from suite import checkpoints, live
 from suite.checkpoints import found
 from suite.environment import now

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.record import RunRecord, RunSpec, run_folder
+from results.record import RunRecord, RunSpec
+from results.store import run_folder
 from suite.checkpoints import found
 from suite.live import number
 
 if TYPE_CHECKING:
-    from tasks.base import Options, Task
+    from tasks.base import Task
+    from tasks.options import Options
 
 Levels = tuple[tuple[Any, ...], ...]
 

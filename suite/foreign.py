@@ -20,8 +20,11 @@ from torch import nn
 
 from norms.convert import Audit, Untraceable, converted
 from norms.convert.audit import is_channelwise, is_ours
-from norms.registry import NormFactory, nearest, norm_info, norm_modules
+from norms.factory import NormFactory
+from norms.protocol import norm_modules
+from norms.registry import norm_info
 from norms.situation import situation
+from norms.values import nearest
 from suite.progress import columns
 
 IMAGES = 4

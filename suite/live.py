@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import files
-from results.record import MOST_ENTRIES, RunRecord, RunSpec, run_folder
+from results.record import MOST_ENTRIES, RunRecord, RunSpec
+from results.store import run_folder
 from suite.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ News = dict[str, Any]
 
 _TELL_EVERY = 0.2  # seconds; a task may report as often as it likes
 _NOTE_EVERY = 10.0  # seconds between two lines about one phase
-_LARGEST = 8 * 2**20  # bytes of a history that is read whole; its record stays far below results.record.LARGEST
+_LARGEST = 8 * 2**20  # bytes of a history that is read whole; its record stays far below results.store.LARGEST
 
 
 class Live:

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from norms.registry import NormInfo, norm_info, resolve_norm_options
+from norms.protocol import NormInfo
+from norms.registry import norm_info, resolve_norm_options
 from results.escape import one_line
 from results.record import RunSpec
 from suite.blocks import Block, Overrides, Reader
@@ -29,7 +30,7 @@ from suite.config import ManyRuns, PlanError, form_mistakes, read_config
 from suite.folders import Folders
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
-from tasks.base import NormChoice, Options, newer_options
+from tasks.options import NormChoice, Options, newer_options
 
 MOST_RUNS = 100_000
 """Runs that are planned without a question."""
@@ -46,7 +47,7 @@ class Plan:
         folders: data set "folder:NAME" as specs name it -> "folder:PATH" here, for the Runner.
         missing: lines that name the data which is not here and the command that prepares it; the runs that need it
             have no checksum, and so not the keys with which they will be made.
-        left_out: one line for each combination of options that make no setting (tasks.base.LeftOut).
+        left_out: one line for each combination of options that make no setting (tasks.options.LeftOut).
         notes: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
     """
 

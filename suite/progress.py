@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from results.escape import cut, visible
-from results.record import RunRecord, RunSpec, run_folder
+from results.record import RunRecord, RunSpec
+from results.store import run_folder
 from suite.checkpoints import going_on
 from suite.engine import Event
 from suite.estimate import Estimate, Kind, Remaining

@@ -78,7 +78,7 @@ TRACKERS: Mapping[str, tuple[str, Callable[[Path, RunSpec], Tracker]]] = {"tenso
 
 def check_trackers(names: Iterable[str]) -> None:
     """Raises ValueError for an unknown tracker, and for one whose package is not installed."""
-    from norms.registry import nearest
+    from norms.values import nearest
 
     for name in names:
         if name not in TRACKERS:

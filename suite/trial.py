@@ -1,4 +1,4 @@
-"""Whether a norm can serve in a task, asked in a process of its own (tasks.trial is what is asked).
+"""Whether a norm can serve in a task, asked in a process of its own (tasks.admission is what is asked).
 
 A layer is a user's code. While planning it may end its process, crash, hang, eat the machine, change folders, settings
 or the environment: all that stays in a forked child, which answers one question after the other. Each set of plugins
@@ -27,7 +27,7 @@ from norms.registry import make_norm, norm_info
 from results.record import RunSpec
 from suite.forked import ending, fork, stop
 from tasks import get_task
-from tasks.base import Options
+from tasks.options import Options
 
 SECONDS = 60.0
 """What one trial may take; less where a run may take less, but never so little that torch's compiler can not load."""

@@ -27,7 +27,8 @@ from pydantic import ValidationError
 
 from results import files
 from results.escape import cut, visible
-from results.record import LARGEST, RECORD, RunSpec, record_files
+from results.record import RunSpec
+from results.store import LARGEST, RECORD, record_files
 from suite.live import FORMAT, HISTORY, born, number, read_line, row_in, telling, where
 from suite.progress import Names, columns, duration, number_text
 

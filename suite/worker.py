@@ -25,18 +25,8 @@ from typing import Any, Literal, NoReturn
 from filelock import Timeout
 
 from results.escape import cut
-from results.record import (
-    DONE,
-    RECORD,
-    RecordError,
-    RunRecord,
-    RunSpec,
-    find_record,
-    run_folder,
-    run_lock,
-    set_aside,
-    write_record,
-)
+from results.record import DONE, RecordError, RunRecord, RunSpec
+from results.store import RECORD, find_record, run_folder, run_lock, set_aside, write_record
 from suite import checkpoints, leaving
 from suite.live import Live
 from suite.output import OUTPUT, print_to, printed

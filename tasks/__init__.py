@@ -34,7 +34,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.base import Diverged, Options, Outcome, RunContext, Setting, Task
+    from tasks.base import Diverged, Outcome, RunContext, Setting, Task
+    from tasks.options import Options
     from tasks.weights import load_network
 
 __all__ = [
@@ -53,12 +54,12 @@ __all__ = [
 
 _CONTRACT = ("Diverged", "Options", "Outcome", "RunContext", "Setting", "Task")
 _MODULES = {
-    "classification": "tasks.classification",
-    "architecture_search": "tasks.architecture_search",
-    "adversarial": "tasks.adversarial",
-    "few_shot": "tasks.few_shot",
-    "domain_adaptation": "tasks.domain_adaptation",
-    "domain_generalization": "tasks.domain_generalization",
+    "classification": "tasks.classification.task",
+    "architecture_search": "tasks.architecture_search.task",
+    "adversarial": "tasks.adversarial.task",
+    "few_shot": "tasks.few_shot.task",
+    "domain_adaptation": "tasks.domain_adaptation.task",
+    "domain_generalization": "tasks.domain_generalization.task",
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _TASKS: dict[str, Task] = {}
@@ -75,7 +76,7 @@ def get_task(name: str) -> Task:
         return _TASKS[name]
     if name not in _MODULES:
         from norms import plugins
-        from norms.registry import nearest
+        from norms.values import nearest
 
         if plugins.load_offered("task", name):
             return _TASKS[name]

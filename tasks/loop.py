@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import RunContext
-from tasks.fit import PeakMemory, StepClock, set_learning_rate
+from tasks.cost import PeakMemory, StepClock
 from tasks.journal import Position, Row, State, Stateful, Unusable, load_network, restoring
+from tasks.schedule import set_learning_rate
 
 _REPORT_EVERY = 0.2  # seconds; whoever listens hears no more often
 

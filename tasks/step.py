@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.registry import norm_modules
+from norms.protocol import norm_modules
 from norms.situation import after_update, hold, predict, situation
 from tasks.base import Diverged
 

@@ -8,7 +8,9 @@ import torch
 from pydantic import ModelWrapValidatorHandler, model_validator
 from torch import nn
 
-from tasks.base import (
+from tasks.data import Augmentation
+from tasks.nets.models import check_model
+from tasks.options import (
     NEWER,
     Batch,
     Betas,
@@ -24,9 +26,7 @@ from tasks.base import (
     divisors,
     newer_options,
 )
-from tasks.data import Augmentation
-from tasks.fit import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
-from tasks.nets import check_model
+from tasks.schedule import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
 from tasks.step import Precision, StepOptions
 
 REFERENCE_BATCH = 128
@@ -39,7 +39,7 @@ class SupervisedOptions(Options):
     Attributes:
         dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.
         num_classes: use the first so many classes only; None: all.
-        model: one of tasks.nets.MODELS.
+        model: one of tasks.nets.models.MODELS.
         width: channels of the first stage of our own nets; None: the model's own.
         epochs: passes over the training part; its last images that fill no batch are left out of each.
         max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
@@ -52,7 +52,7 @@ class SupervisedOptions(Options):
         betas: of adamw; null: (0.9, 0.999), or it is not adamw.
         weight_decay: of weights; never of biases.
         norm_weight_decay: decay every parameter of every norm, too.
-        schedule: see tasks.fit.learning_rate_at.
+        schedule: see tasks.schedule.learning_rate_at.
         warmup: fraction of all steps before the peak.
         milestones: of the schedule "steps", rising fractions of all steps; null: (0.5, 0.75).
         gradient_clip: largest norm of an update's gradient; null: no limit.

@@ -43,7 +43,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Callable[[Tensor], Tens
     """
     import torch
 
-    from norms.registry import forked_generators
+    from norms.generators import forked_generators
 
     file = _weights_file(Path(folder))
     try:
@@ -138,7 +138,7 @@ def _builder(file: Path, name: str, version: str, norms: Mapping[str, str], norm
 
 
 def _further_norms(task_options: Mapping[str, Any]) -> dict[str, str]:
-    """name -> version of the norms that task options name (tasks.base.NormChoice)."""
+    """name -> version of the norms that task options name (tasks.options.NormChoice)."""
     choices = [v for v in task_options.values() if isinstance(v, Mapping) and {"name", "version"} <= v.keys()]
     return {str(choice["name"]): str(choice["version"]) for choice in choices}
 

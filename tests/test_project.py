@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from parts.tiny_sets import known
 from PIL import Image
-from tiny_sets import known
 
 from norms.conformance import check_norm
 from norms.registry import load_plugin, make_norm, norm_info, norm_names

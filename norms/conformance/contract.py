@@ -31,7 +31,7 @@ from norms.conformance.subject import (
     twins,
     yes,
 )
-from norms.registry import norm_modules
+from norms.protocol import norm_modules
 from norms.situation import hold
 
 

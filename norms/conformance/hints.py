@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_DECLARE = "or the declaration is wrong: see norms.registry.NormInfo"
+_DECLARE = "or the declaration is wrong: see norms.protocol.NormInfo"
 _BUFFER = "keep it in registered buffers, changed in place under torch.no_grad()"
 _ATTRIBUTE = f"a plain attribute (a Python counter) is neither stored nor held: {_BUFFER}"
 _NO_GRAD = "running statistics take a gradient graph along: update them under torch.no_grad()"

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from norms.conformance.statistics import unread_samples
 from norms.conformance.subject import Finding, Subject, batch, close, identity, line
-from norms.registry import nearest
 from norms.source import read_file
+from norms.values import nearest
 
 Function = Callable[..., Any]
 

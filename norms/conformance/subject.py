@@ -17,7 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from norms.channels import memory_format
-from norms.registry import NormFactory, NormInfo, Situation, norm_modules
+from norms.factory import NormFactory
+from norms.protocol import NormInfo, Situation, norm_modules
 from norms.situation import after_update, situation
 from norms.values import cut
 
@@ -156,7 +157,7 @@ class Net(nn.Module):
 
 
 def _make_room(layer: nn.Module, weight: Tensor) -> None:
-    """What tasks.nets does for a layer beside its convolution."""
+    """What tasks.nets.models does for a layer beside its convolution."""
     if hasattr(layer, "make_room"):
         layer.make_room(weight)  # type: ignore[operator]
 

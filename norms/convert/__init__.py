@@ -6,10 +6,10 @@ the old norm and the new layer is carried over (see norms.convert.layers); all e
 before a norm are left as they are.
 
 A norm that brings an activation takes the place of the norm and of the activation that directly follows it, and a norm
-that works with the convolution's weight is paired with the convolution before it, as tasks.nets.ConvNormAct does. What
-follows and precedes is read from the network's graph (norms.convert.graph). The network stays the same object unless
-its forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the
-same modules under the same names takes its place. A forward that does what a graph does not hold (norms.convert.trace)
+that works with the convolution's weight is paired with the convolution before it, as in tasks.nets.blocks. What follows
+and precedes is read from the network's graph (norms.convert.graph). The network stays the same object unless its
+forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the same
+modules under the same names takes its place. A forward that does what a graph does not hold (norms.convert.trace)
 is refused.
 """
 
@@ -44,7 +44,8 @@ from norms.convert.audit import (
 from norms.convert.graph import Graphs, wants
 from norms.convert.layers import has_hooks, own_activation, replacement
 from norms.convert.trace import Untraceable
-from norms.registry import NormFactory, factory_info, nearest
+from norms.factory import NormFactory, factory_info
+from norms.values import nearest
 
 __all__ = [
     "Audit",

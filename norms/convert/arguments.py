@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from norms.registry import nearest
+from norms.values import nearest
 
 
 def arguments(net: nn.Module) -> dict[str, inspect.Parameter]:

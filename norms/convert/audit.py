@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torchvision.ops import FrozenBatchNorm2d
 
-from norms.registry import NormInfo, norm_modules
+from norms.protocol import NormInfo, norm_modules
 
 LOOKS_LIKE_A_NORM = (
     *(_NormBase, nn.GroupNorm, FrozenBatchNorm2d),

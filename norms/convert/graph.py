@@ -26,7 +26,7 @@ from torchvision.models.feature_extraction import DualGraphModule
 from norms.convert.audit import Left, Removed, Rewired, own_parts
 from norms.convert.layers import ACTIVATIONS, NormDropAct, does_nothing, out_of_place, own_activation
 from norms.convert.trace import CONVOLUTIONS, trace
-from norms.registry import NormInfo
+from norms.protocol import NormInfo
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
 _NORM_FUNCTIONS = {
@@ -296,7 +296,7 @@ class Graphs:
                 call = before
             graph.erase_node(conv)
             inner = inner_norm(layer)
-            if hasattr(inner, "make_room"):  # as tasks.nets does beside its convolution
+            if hasattr(inner, "make_room"):  # as tasks.nets.models does beside its convolution
                 inner.make_room(self.net.get_submodule(str(conv.target)).weight)  # type: ignore[operator]
             how = [word for word, true in zip(("transformed", "passed"), wants(layer), strict=True) if true]
             rewired[Rewired(str(conv.target), path, " and ".join(how))] = None

@@ -13,7 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
-from norms.registry import NormFactory, NormInfo, factory_info, norm_option_defaults
+from norms.factory import NormFactory, factory_info
+from norms.protocol import NormInfo
+from norms.registry import norm_option_defaults
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

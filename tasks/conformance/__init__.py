@@ -25,12 +25,14 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from norms.conformance.subject import Finding, line, yes
-from norms.registry import NormFactory, make_norm, norm_info, resolve_norm_options
+from norms.factory import NormFactory
+from norms.registry import make_norm, norm_info, resolve_norm_options
 from norms.values import shown
 from tasks import get_task
-from tasks.base import NormChoice, check_names, newer_options
+from tasks.base import check_names
 from tasks.conformance.planted import DOMAINS, known, plant
 from tasks.conformance.subject import TIMED, Made, Stop, Stopped, Subject, TooLong, reread
+from tasks.options import NormChoice, newer_options
 
 __all__ = ["FACTS", "Check", "Stopped", "TooLong", "check_task", "differing", "reread", "small_options", "subjects"]
 
@@ -591,7 +593,7 @@ HINTS: dict[str, str] = {
     "another_seed_is_another_run": "weights and order are drawn from context.generator(purpose)",
     "labels_are_for_scores": "a test part serves the last measurement: nothing is trained, chosen or calibrated by it",
     "diverges_as_a_result": "make every update by tasks.step.update, which raises Diverged; do not catch it",
-    "skips_with_a_reason": "why_not asks the norm: tasks.trial.lacking and refusal, as in tasks.classification",
+    "skips_with_a_reason": "why_not asks the norm: tasks.admission.lacking and refusal, as classification's",
     "goes_on_between_steps": _LOOP,
     "goes_on_in_evaluation": f"what is measured after training goes by context.journal.once or each; {_LOOP}",
     "trained_network_is_kept": "`network` builds what `run` trains; Outcome.trained holds its state_dict",

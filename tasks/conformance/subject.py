@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from norms.registry import NormFactory, NormInfo
+from norms.factory import NormFactory
+from norms.protocol import NormInfo
 from tasks.base import Diverged, Outcome, RunContext, Task
 from tasks.journal import Interrupted, Journal, Position, Row, State
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.data.images import Split
 
 Augmentation = Literal["none", "crop", "crop_flip", "resized_crop_flip", "affine"]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.base import NotPrepared
 from tasks.data import digits, fashion, folders, glyphs, lazy
 from tasks.data.downloads import DOWNLOADS, prepare_download

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.data.faces import FACE_FAMILIES, FACES, SIDE, draw
 from tasks.data.images import ImageData, Split, make_data, random_words
 from tasks.data.store import read_builtin

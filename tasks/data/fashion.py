@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.data.images import ImageData, Split, make_data, take_per_class
 from tasks.data.store import read_builtin
 

@@ -26,7 +26,7 @@ import unicodedata
 import numpy as np
 import torch
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.data.faces import FACE_FAMILIES, FACES, FAMILIES, covered, render
 from tasks.data.images import ImageData, Split, make_data
 from tasks.data.store import read_builtin

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.data.decoding import SUFFIXES
 from tasks.data.images import stratified
 from tasks.data.prepared import PARTS

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from norms.registry import nearest
+from norms.values import nearest
 from tasks.base import NotPrepared
 from tasks.data.decoding import DECODING
 from tasks.data.images import ImageData, Split, channel_moments, make_data

@@ -1,0 +1,1 @@
+"""The suite's normalization layers, each registered by its name."""

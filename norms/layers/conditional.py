@@ -1,0 +1,282 @@
+"""Norms that the situation conditions: sabn on an index, tasknorm on the support set of an episode.
+
+    sabn      bn's statistics and affine, shared, then an affine      Gong et al. 2022, arXiv:2102.11382
+              per condition                                           ("Sandwich Batch Normalization")
+    tasknorm  moments of the context set and of the sample itself,    Bronskill et al. 2020, arXiv:2003.03284
+              mixed by a learned weight                               (TaskNorm-I)
+
+Axes: N sample, C channel, P position, D condition, K slice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.channels import PerChannel, Reading, changeable, check_arguments, transformed
+from norms.grouping import evaluate, normalize
+from norms.layers.domain import _normalized, _PerDomain
+from norms.registry import register
+from norms.running import RunningStatistics
+from norms.situation import check_slices
+
+
+@register(
+    name="sabn",
+    source="Gong et al. 2022, arXiv:2102.11382",
+    mixes_samples=True,
+    keeps_stats=True,
+    axes="NHW",
+    needs="domain",
+    slices_at_once=True,
+    variance="biased",
+    running_variance="unbiased",
+)
+class SandwichBatchNorm(PerChannel, RunningStatistics):
+    """Sandwich batch normalization: one bn for all samples, then an affine of each sample's condition.
+
+        y_n = bn(x)_n * domain_weight_dc + domain_bias_dc       d the condition of sample n
+        bn(x) = (x - mean_c) / sqrt(var_c + eps) * weight_c + bias_c        mean, var over all samples
+
+    The condition is the domain that `situation(net, domain=...)` tells: clean or adversarial images in adversarial
+    training, source or target, and so on. The paper's other condition, the choice of operations in architecture
+    search, is not told by any task here. As in the official code `domain_weight` starts as Normal(1, 0.02) and
+    `domain_bias` as 0; with `domain_weight` 1 it is bn.
+
+    Differences from the official code, whose general layer this is: what it uses in adversarial training (SaAuxBN) and
+    in architecture search has the two affines, too, but statistics per condition, a branch for clean and one for
+    adversarial images. Here a forward of either kind has its own batch's statistics in training, and both move the same
+    running ones, by which either kind is evaluated. The paper's robust accuracies are of the layer with branches.
+
+    Args:
+        num_channels: C.
+        num_domains: D; a run fills it in. With 1 no domain need be told.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None: average of all batches.
+        affine: the shared weight and bias (C,); `domain_weight` and `domain_bias` (D, C) stay without it.
+    """
+
+    domain_bias: nn.Parameter
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_domains: int = 2,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        check_arguments(eps=eps, num_channels=num_channels, num_domains=num_domains)
+        super().__init__(num_channels, momentum, device, dtype)
+        self.num_domains = num_domains
+        self.add_channels(num_channels, eps, affine, device, dtype)
+        shape = (num_domains, num_channels)
+        self.domain_weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype).normal_(1.0, 0.02))
+        self.add_parameter("domain_bias", 0.0, shape, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """As after construction; `domain_weight` is drawn anew."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.domain_weight.normal_(1.0, 0.02)
+
+    # what was told is checked as dsbn checks it
+    _domain = _PerDomain._domain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype.
+
+        Raises:
+            ValueError: another number of channels; no domain was told, or an unknown one (so a domain that was not
+                trained can not be evaluated); a batch that the slices do not divide; one value per channel in training.
+        """
+        self.check_channels(x)
+        domain = self._domain(x)  # type: ignore[misc]
+        if x.shape[0] == 0:
+            return self.empty(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        scale, shift = self.domain_weight.to(wide)[domain], self.domain_bias.to(wide)[domain]
+        if isinstance(domain, int):  # two affines of the same channels are one
+            if weight is not None and bias is not None:
+                scale, shift = scale * weight, torch.addcmul(shift, scale, bias)
+            return self._normalized(x, scale, shift)
+        y = self._normalized(x.to(wide), weight, bias)
+        shape = (*scale.shape, *[1] * (x.dim() - 2))
+        return torch.addcmul(shift.view(shape), y, scale.view(shape)).to(x.dtype)
+
+    def _normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """bn of x with the given affine (C,)."""
+        if not self.training:
+            return evaluate(x, self.running_mean, self.running_var, weight, bias, self.num_channels, self.eps)
+        slices = self.situation.slices
+        count = check_slices(x, slices) * math.prod(x.shape[2:])
+        if count < 2:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, given {count} from x of shape "
+                f"{tuple(x.shape)} in {slices} norm batch(es)"
+            )
+        y, mean, var = normalize(x, weight, bias, self.num_channels, slices, self.eps)
+        self.track(mean, var, count)
+        return y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_channels}, num_domains={self.num_domains}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.weight is not None}"
+        )
+
+
+@register(
+    name="tasknorm",
+    source="Bronskill et al. 2020, arXiv:2003.03284",
+    mixes_samples=True,
+    mixes_samples_in_eval=True,
+    keeps_stats=False,
+    axes="NHW",
+    needs="context",
+    variance="biased",
+)
+class TaskNorm(PerChannel):
+    """TaskNorm-I: moments of the context set of a task and of each sample itself, mixed.
+
+        alpha   = sigmoid(a |context| + b)                      |context| images
+        mean_nc = alpha mean_ctx,c + (1 - alpha) mean_inst,nc
+        var_nc  = alpha (var_ctx,c + (mean_ctx,c - mean_nc)^2) + (1 - alpha) (var_inst,nc + (mean_inst,nc - mean_nc)^2)
+        y_n     = (x_n - mean_nc) / sqrt(var_nc + eps) * weight_c + bias_c
+
+    mean_ctx, var_ctx are over all samples and positions of the context set, mean_inst, var_inst over the positions of
+    the sample; both variances are biased (of one position: 0). Training and evaluation are the same. A forward of
+    `situation(net, part="context")` normalizes the context set and keeps its moments; a forward of part "query" uses
+    the kept ones, so queries do not see each other. The moments are kept with their graph: the loss of queries reaches
+    the context's images, as in the official code. As there, a and b start at 0, that is alpha = 1/2.
+
+    Differences from the official code: its variances are unbiased; it takes a forward in training mode for the context
+    and one in evaluation mode for the queries, where here the task tells.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: weight and bias (C,); the scalars `a` and `b` stay without it.
+
+    Attributes:
+        context_mean, context_var: (C,), of the last context set.
+        context_size: its number of images, 0 before the first one.
+
+    All three are buffers changed in place, so that they stay in the buffers that `functional_call` brings. A context
+    that is not finite makes its queries nan; the next one takes its place.
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    context_mean: Tensor
+    context_var: Tensor
+    context_size: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        check_arguments(eps=eps, num_channels=num_channels)
+        self.add_channels(num_channels, eps, affine, device, dtype)
+        for name in ("a", "b"):
+            self.add_parameter(name, 0.0, (), device, dtype)
+        kept = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        for name in ("context_mean", "context_var"):
+            self.register_buffer(name, torch.zeros(num_channels, device=device, dtype=kept))
+        self.register_buffer("context_size", torch.zeros((), device=device, dtype=torch.long))
+        self._reading = Reading()
+
+    def reset_running_stats(self) -> None:
+        """As after construction: no context."""
+        for buffer in (self.context_mean, self.context_var, self.context_size):
+            buffer.detach_().zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype.
+
+        Raises:
+            ValueError: another number of channels; neither "context" nor "query" was told; a query before any context;
+                a context set of one value per channel.
+        """
+        self.check_channels(x)
+        part = self.situation.part
+        if part is None:
+            raise ValueError("tasknorm needs to be told context or query (situation(net, part=...)); neither was")
+        if x.shape[0] == 0:
+            return self.empty(x)
+        if part == "context" and x.shape[0] * math.prod(x.shape[2:]) < 2:
+            raise ValueError(
+                f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
+            )
+        values, over = x.to(torch.promote_types(x.dtype, torch.float32)), list(range(2, x.dim()))
+        var, mean = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
+        if part == "context":
+            self._keep(mean, var)
+        else:
+            self._check_context()
+        wide = values.dtype
+        # copied, since the next context changes the buffers while this forward's graph may still be needed
+        context_mean, context_var = (t.to(wide, copy=True) for t in (self.context_mean, self.context_var))
+        alpha = torch.sigmoid(self.a.to(wide) * self.context_size.to(wide) + self.b.to(wide))
+        # the class's formula in the distance of the two means alone, so that no large means are subtracted again
+        apart = context_mean - mean
+        mean = mean + alpha * apart
+        var = alpha * context_var + (1 - alpha) * var + alpha * (1 - alpha) * apart.square()
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        return _normalized(values, mean, var, weight, bias, self.eps).to(x.dtype)
+
+    def _keep(self, mean: Tensor, var: Tensor) -> None:
+        """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
+        context_mean = mean.mean(0)
+        context_var = (var + (mean - context_mean).square()).mean(0)
+        self._let_go()
+        size = torch.full_like(self.context_size, mean.shape[0])
+        for name, new in (("context_mean", context_mean), ("context_var", context_var), ("context_size", size)):
+            kept = self.get_buffer(name)
+            if changeable(kept):
+                kept.copy_(new)
+            else:
+                setattr(self, name, new.to(kept.dtype))
+
+    def _check_context(self) -> None:
+        missing = "tasknorm: a query before any context; forward the support with part context first"
+        if torch.compiler.is_compiling():  # values can not be looked at while a graph is made
+            torch._assert_async(self.context_size > 0, missing)
+        elif self._reading(self.context_size) == [0]:
+            raise ValueError(missing)
+
+    def _let_go(self) -> None:
+        for kept in (self.context_mean, self.context_var):
+            if kept.requires_grad and changeable(kept) and not transformed():  # the graph of an earlier context
+                kept.detach_()
+
+    def after_update(self, progress: float) -> None:
+        """Let go of the graph of the step's last context."""
+        self._let_go()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old = state_dict.pop(prefix + "_extra_state", None)  # where versions before 0.6 kept the size
+        if isinstance(old, Tensor):
+            state_dict.setdefault(prefix + "context_size", old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which take no tensor that has a graph."""
+        kept = {name: None if b is None else b.detach() for name, b in self._buffers.items()}
+        return {**self.__dict__, "_buffers": kept}
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"

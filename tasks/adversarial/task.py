@@ -1,0 +1,251 @@
+"""Adversarial training: how robust a network becomes with each norm, against every attack of one fixed ensemble.
+
+Training crafts every batch anew (PGD, TRADES or FGSM with a random start) and updates once; the network's mode while
+it crafts is an option, nothing that a norm keeps moves meanwhile, and the training forward then moves it as usual. An
+input is in [0, 1], its normalization is inside the network, so epsilon means the same for every data set.
+
+No selection: the reported checkpoint is the last epoch, although robustness often peaks earlier. Test images decide
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.factory import NormFactory
+from norms.generators import forked_generators
+from norms.protocol import NormInfo, Situation, equivalent, norm_modules
+from norms.situation import situation
+from tasks import data as datasets
+from tasks.admission import lacking, refusal, try_forward
+from tasks.adversarial.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
+from tasks.adversarial.options import CLEAN, AdversarialOptions
+from tasks.adversarial.training import build, facts_of, in_order, scaled, train
+from tasks.base import Outcome, RunContext, Setting, Trained
+from tasks.cost import PeakMemory, norm_sizes
+from tasks.data.images import ImageData, Split, shuffled_order
+from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluate, needs_domain
+from tasks.nets.models import build_net
+from tasks.third_party import check_installed
+
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+
+
+class Adversarial:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions of the attacked test images (`attack_images` of them, the same for every norm and
+    seed, in a fixed order), in evaluation mode, last epoch:
+        clean_top1: without attack.
+        fgsm_top1, pgd_top1: right without and under the attack; PGD with restarts, worst case over them.
+        autoattack_top1: right without and under each of AutoAttack's parts (see ensemble.py); None without any.
+            Never above the figure of a part.
+        robust_top1: worst case of each image over all these attacks.
+        robust_ci95: half width of Wilson's 95 % interval of robust_top1, over images; its ends are in the evidence.
+        val_top1: the whole validation part, without attack.
+        val_pgd_top1: PGD without restarts, on as many validation images.
+        composition_shift: see tasks.evaluate.composition_shift; on 64 of the test images.
+        step_seconds: median of a training step, crafting included, without data and augmentation.
+        peak_memory_mb: of the first epoch's training steps with the network's own memory.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+
+    The evidence names each attack's figure and every sign of gradient masking. The history has one row per epoch;
+    train_top1 is that of the forwards that are trained on.
+    """
+
+    name = "adversarial"
+    version = 2
+    options = AdversarialOptions
+    metrics = (
+        "robust_top1",
+        "robust_ci95",
+        "clean_top1",
+        "fgsm_top1",
+        "pgd_top1",
+        "autoattack_top1",
+        "val_top1",
+        "val_pgd_top1",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: AdversarialOptions) -> Setting:
+        return Setting(options.shared, options.num_domains, datasets.dataset_info(options.dataset).image_shape)
+
+    def data_checksum(self, options: AdversarialOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these attacks can not be run here."""
+        if options.autoattack:
+            check_installed("torchattacks", "adversarial: autoattack")
+        datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
+        _check_in_memory(options.dataset, data_dir)
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)
+        options.check_classes(len(counts["train"]))
+        for option, given, what, available in (
+            ("batch_size", options.batch_size, "training", int(counts["train"].sum())),
+            ("attack_images", options.attack_images, "test", int(counts["test"].sum())),
+        ):
+            if given > available:
+                raise ValueError(f'{option} {given} exceeds the {available} {what} images of "{options.dataset}"')
+        return datasets.checksum(options.dataset, data_dir)
+
+    def why_not(self, norm: NormFactory, info: NormInfo, options: AdversarialOptions) -> str | None:
+        """None, or why this norm can not be trained or attacked here."""
+        absent = ("context",) if options.num_domains == 2 else ("domain", "context")
+        if reason := lacking(info, f"{self.name} ({options.method})", absent, options.slices):
+            return reason
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        shape = described.image_shape or UNKNOWN_SHAPE
+        return _refusal(norm, options, shape, classes)
+
+    def steps(self, options: AdversarialOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        return options.total_steps(int(counts.sum()))
+
+    def network(
+        self, norm: NormFactory, options: AdversarialOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling. The network takes images in [0, 1], and its norms are told that each may be attacked,
+        as in the run's evaluation."""
+        net = build(norm, options, facts)
+        for _, module in norm_modules(net):
+            module.situation = Situation(options.deployed)  # type: ignore[assignment]
+        return net, lambda images: scaled(images, options)
+
+    def run(self, norm: NormFactory, options: AdversarialOptions, context: RunContext) -> Outcome:
+        _check_in_memory(options.dataset, context.data_dir)
+        data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+        memory = PeakMemory(context.device)
+        facts = facts_of(data)
+        net = build(norm, options, facts, context.device, context.generator)
+        # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            cost = train(net, data, options, context, memory)
+            metrics, evidence = _measure(net, data, options, context)
+        history = context.journal.rows
+        metrics |= cost | {"val_top1": history[-1]["val_top1"]}
+        parameters, buffers = norm_sizes(net)
+        metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
+        evidence |= {
+            "data": data.kind,
+            "selection": "last epoch",
+            "equals": equivalent(net),
+            "crafting_mode": options.crafting_mode,
+            "train_images": len(data.train),
+        }
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
+
+
+TASK = Adversarial()
+
+
+def _measure(
+    net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    attacks = options.attacks(data.num_classes)
+    test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
+    deployed, precision, once = options.deployed, options.precision, context.journal.once
+    # before the attacks: it names the layers where something is not finite
+    final = evaluate(net, in_order(test, options), precision, "test", deployed)
+    found = evaluate_robustness(
+        net, scaled(test.images, options), test.labels, attacks, context.generator, options.told_deployed, once
+    )
+    validated = evaluate_robustness(
+        net,
+        scaled(val.images, options),
+        val.labels,
+        pgd_only(attacks),
+        lambda purpose: context.generator(f"val {purpose}"),
+        options.told_deployed,
+        lambda name, measure: once(f"val {name}", measure),
+    )
+    low, high = found.interval()
+    metrics: dict[str, float | None] = {
+        "robust_top1": found.robust_top1,
+        "robust_ci95": (high - low) / 2,
+        "clean_top1": found.top1(),
+        "fgsm_top1": found.top1("fgsm"),
+        "pgd_top1": found.top1("pgd"),
+        "autoattack_top1": found.top1(*options.autoattack) if options.autoattack else None,
+        "val_pgd_top1": validated.top1("pgd"),
+        "composition_shift": composition_shift(net, scaled(test.images[:SHIFT_PROBE], options), precision, deployed),
+    }
+    evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
+    if options.num_domains == 2 and needs_domain(net):
+        evidence["clean_branch_top1"] = evaluate(net, in_order(test, options), precision, "test, clean", CLEAN).top1
+    return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
+
+
+def _evidence(
+    found: Robustness, interval: tuple[float, float], constant: bool, options: AdversarialOptions, targets: int
+) -> dict[str, Any]:
+    return {
+        "constant_output": constant,
+        "test_images": len(found.clean),
+        "robust_interval": list(interval),
+        "attack_top1": {name: found.top1(name) for name in found.attacks},
+        "masking": "; ".join(found.signs_of_masking()),
+        "attacks": [
+            "fgsm",
+            f"pgd: {options.pgd_steps} steps, {options.pgd_restarts} restarts",
+            *(f"{part}: {_effort(part, options, targets)}" for part in options.autoattack),
+        ],
+    }
+
+
+def _effort(part: str, options: AdversarialOptions, targets: int) -> str:
+    if part == "square":
+        return f"{options.square_queries} queries"
+    steps = f"{options.fab_steps if part == 'fab_t' else options.apgd_steps} steps"
+    return f"{steps}, {targets} targets" if part.endswith("_t") else steps
+
+
+def _chosen(part: Split, name: str, options: AdversarialOptions) -> Split:
+    """The images that are attacked: a choice that depends on nothing but their number, in stored order."""
+    order = shuffled_order(len(part), f"attacked {name} images")[: options.attack_images]
+    return part.select(torch.from_numpy(order).sort().values.to(part.labels.device))
+
+
+def _check_in_memory(dataset: str, data_dir: Path) -> None:
+    if not datasets.in_memory(dataset, data_dir):
+        raise ValueError(f'data set "{dataset}" is too large for memory, and adversarial needs one that fits')
+
+
+def _refusal(norm: NormFactory, options: AdversarialOptions, shape: tuple[int, int, int], classes: int) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes or an attack, or None."""
+
+    def forward(device: str, shared: int) -> None:
+        net = build_net(
+            options.model, norm, num_classes=classes, in_channels=shape[0], width=options.width, device=device
+        )
+        try_forward(net, shape, options.slices, shared, device, options.deployed)
+        with situation(net, options.deployed):
+            check_attackable(net.train(), torch.zeros(shared, *shape, device=device))
+            check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
+
+    network = (TASK.name, options.model, options.width, options.slices, classes, options.deployed)
+    return refusal(norm, forward, options.shared, shape, network)
+
+
+def check_attackable(net: nn.Module, images: Tensor) -> None:
+    """ValueError where the logits do not depend on the images (N, C, H, W) in a way that a gradient can follow."""
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    if not net(images.requires_grad_()).requires_grad:
+        raise ValueError(
+            f"in {'training' if net.training else 'evaluation'} mode no gradient reaches the images, so attacks can "
+            "not be crafted"
+        )

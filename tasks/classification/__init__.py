@@ -1,0 +1,1 @@
+"""Image classification: task.py (the value TASK and its loop), options.py."""

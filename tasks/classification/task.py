@@ -1,0 +1,314 @@
+"""Image classification: one network, one data set; what changes with the norm and with its batch.
+
+The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
+below `batch_size` a batch is forwarded in slices x[k::K] and updated once, which isolates the statistics; lowering
+both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
+
+No selection: the reported checkpoint is the last epoch. Test images decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norms.factory import NormFactory
+from norms.generators import forked_generators
+from norms.protocol import NormInfo, equivalent
+from tasks import data as datasets
+from tasks.admission import lacking, refusal, try_forward
+from tasks.base import Outcome, RunContext, Setting, Trained
+from tasks.classification.options import ClassificationOptions
+from tasks.cost import PeakMemory, norm_sizes
+from tasks.data.batches import augment, normalize
+from tasks.data.images import ImageData
+from tasks.data.lazy import FolderData
+from tasks.data.reading import Part, by_class, in_order, select, stream
+from tasks.data.stream import Stream
+from tasks.evaluate import (
+    EVALUATION_BATCH,
+    SHIFT_PROBE,
+    Evaluation,
+    composition_shift,
+    evaluate,
+    keeps_stats,
+    recalibrated,
+    recalibration_batches,
+)
+from tasks.loop import Loop, epoch_ends
+from tasks.nets.models import build_net
+from tasks.step import autocast, train_step
+
+TRAIN_PROBE = 2000
+"""Training images, at most, that `train_top1` is measured on."""
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
+"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+Data = ImageData | FolderData
+
+
+class Classification:
+    """The task's value (tasks.base.Task).
+
+    Metrics, accuracies as fractions:
+        top1, test_loss: the test part, last epoch.
+        top1_recalibrated: after statistics were re-estimated at fixed weights on `recalibration_images` training
+            images, shuffled and augmented, in the run's norm batches, moments pooled. Equal to top1 for norms
+            without statistics.
+        top1_recalibrated_plain: the same from images without augmentation.
+        val_top1: the validation part, last epoch. Of glyphs it is another family of faces than the test part's, and a
+            harder one: comparable between runs, not with top1.
+        train_top1: up to 2,000 training images, drawn by name, without augmentation, in evaluation mode.
+        composition_shift: see tasks.evaluate.composition_shift; on the first 64 test images.
+        step_seconds: median of a training step, without data and augmentation.
+        peak_memory_mb: of the first epoch's training steps with the network's own memory.
+        norm_parameters, norm_buffers: numbers of values in all norms.
+
+    The history has one row per epoch; its train_loss and train_top1 are those of the training forwards themselves
+    (augmented images, batch statistics, changing weights), its val_top1 is measured after the epoch.
+    """
+
+    name = "classification"
+    version = 1
+    options = ClassificationOptions
+    metrics = (
+        "top1",
+        "top1_recalibrated",
+        "top1_recalibrated_plain",
+        "val_top1",
+        "train_top1",
+        "test_loss",
+        "composition_shift",
+        "step_seconds",
+        "peak_memory_mb",
+        "norm_parameters",
+        "norm_buffers",
+    )
+
+    def setting(self, options: ClassificationOptions) -> Setting:
+        shape = datasets.dataset_info(options.dataset).image_shape
+        return Setting(norm_batch_size=options.shared, num_domains=1, image_shape=shape)
+
+    def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
+        """Identity of the data. Raises ValueError where these options can not be run on it."""
+        datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
+        if options.single_class_groups is not None and not datasets.in_memory(options.dataset, data_dir):
+            raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        if options.batch_size > (train := int(counts.sum())):
+            raise ValueError(
+                f'batch_size {options.batch_size} exceeds the {train} training images of "{options.dataset}"'
+            )
+        if (groups := options.single_class_groups) is not None:
+            size = options.batch_size // groups
+            if (whole := int((counts // size).sum())) < groups:
+                raise ValueError(
+                    f'single_class_groups {groups}: the classes of "{options.dataset}" fill {whole} groups of {size} '
+                    "training images of one class; lower batch_size"
+                )
+        return datasets.checksum(options.dataset, data_dir)
+
+    def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:
+        """None, or why this norm can not train here."""
+        if reason := lacking(info, self.name, slices=options.slices):
+            return reason
+        described = datasets.dataset_info(options.dataset)
+        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
+        shape = described.image_shape or UNKNOWN_SHAPE
+        return _refusal(norm, options, shape, classes)
+
+    def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
+        """Updates of a run."""
+        counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
+        return options.total_steps(int(counts.sum()))
+
+    def network(
+        self, norm: NormFactory, options: ClassificationOptions, facts: Mapping[str, Any]
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """See tasks.base.Telling."""
+        net = _build(norm, options, facts["num_classes"], facts["in_channels"])
+        return net, _preparation(facts["mean"], facts["std"], options)
+
+    def run(self, norm: NormFactory, options: ClassificationOptions, context: RunContext) -> Outcome:
+        data = _open(options, context)
+        memory = PeakMemory(context.device)
+        channels = data.image_shape[0]
+        net = _build(norm, options, data.num_classes, channels, device=context.device, generator=context.generator)
+        # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
+        with forked_generators(context.device):
+            torch.manual_seed(context.generator("training").initial_seed())
+            cost = _train(net, data, options, context, memory)
+        metrics, evidence = _measure(net, data, options, context)
+        history = context.journal.rows
+        metrics["val_top1"] = history[-1]["val_top1"]
+        metrics |= cost
+        parameters, buffers = norm_sizes(net)
+        metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
+        evidence |= {
+            "data": data.kind,
+            "selection": "last epoch",
+            "equals": equivalent(net),
+            "design": "norm batch < SGD batch" if options.slices > 1 else "norm batch = SGD batch",
+            "augmentation": options.augmentation,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        }
+        facts = {"num_classes": data.num_classes, "in_channels": channels, "mean": data.mean, "std": data.std}
+        named = {name: metrics[name] for name in self.metrics}
+        return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
+
+
+TASK = Classification()
+
+
+def _build(norm: NormFactory, options: ClassificationOptions, classes: int, channels: int, **where: Any) -> nn.Module:
+    net = build_net(
+        options.model,
+        norm,
+        num_classes=classes,
+        in_channels=channels,
+        width=options.width,
+        zero_init_last_gamma=options.zero_init_last_gamma,
+        **where,
+    )
+    return options.ready(net)
+
+
+def _train(
+    net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory
+) -> dict[str, float]:
+    """Train `net` in place; the journal gets one row per epoch. Returns the cost metrics."""
+    optimizer = options.trained_by(net)
+    augmentation = context.generator("augmentation")
+    batches = _stream(data.train, options, context.generator("order"))
+    prepare = _preparation(data.mean, data.std, options)
+    total = options.total_steps(len(data.train))
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, len(batches), total),
+        total=total,
+        rates={optimizer: options.rate},
+        keeps={"net": net},
+        memory=memory,
+    )
+    for epoch in loop.epochs():
+        for step, (images, labels) in epoch.steps(batches):
+            images, labels = images.to(context.device), labels.to(context.device)
+            images = prepare(augment(images, augmentation, options.augmentation))
+            with step:
+                loss, right = train_step(
+                    net, optimizer, images, labels, options.told, progress=step.progress, step=step.number
+                )
+            step.saw(len(labels), right, train_loss=loss)
+        validation = _in_order(data.val, prepare, context.device)
+        what = f"validation after step {loop.step}"
+        epoch.row["val_top1"] = evaluate(net, validation, options.precision, what).top1
+    if options.final_pass == "class_sorted":
+        _sorted_pass(net, data.train, options, context, prepare)
+    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
+
+
+def _stream(part: Part, options: ClassificationOptions, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+    if options.single_class_groups is None:
+        return stream(part, options.batch_size, order)
+    return by_class(part, options.batch_size, options.single_class_groups, order)
+
+
+@torch.no_grad()
+def _sorted_pass(
+    net: nn.Module,
+    part: Part,
+    options: ClassificationOptions,
+    context: RunContext,
+    prepare: Callable[[Tensor], Tensor],
+) -> None:
+    """What momentum averages become when the last images they saw are sorted by class; weights stay."""
+    labels = part.labels.cpu()
+    whole = labels.argsort(stable=True)[: len(labels) // options.shared * options.shared]
+    draws = context.generator("augmentation of the final pass")
+    for index in whole.split(options.shared):
+        images = augment(select(part, index).images.to(context.device), draws, options.augmentation)
+        with autocast(context.device, options.precision):
+            net(prepare(images))
+
+
+def _measure(
+    net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    prepare = _preparation(data.mean, data.std, options)
+
+    def measured(network: nn.Module, part: Part, what: str) -> Evaluation:
+        return evaluate(network, _in_order(part, prepare, context.device), options.precision, what)
+
+    final = measured(net, data.test, "test")
+    probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
+    mates = select(data.test, torch.arange(min(SHIFT_PROBE, len(data.test)))).to(context.device)
+    metrics = {
+        "top1": final.top1,
+        "test_loss": final.loss,
+        "train_top1": measured(net, select(data.train, probe), "training images").top1,
+        "composition_shift": composition_shift(net, prepare(mates.images), options.precision),
+        "top1_recalibrated": final.top1,
+        "top1_recalibrated_plain": final.top1,
+    }
+    evidence: dict[str, Any] = {"constant_output": final.constant}
+    if keeps_stats(net):
+        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.shared)
+        chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
+        images = select(data.train, chosen).to(context.device).images
+        for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
+            draws = context.generator("recalibration augmentation")
+            batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
+            mended = recalibrated(net, batches, group // options.shared, options.precision)
+            metrics[name] = measured(mended, data.test, f"test, {name}").top1
+        evidence["recalibration_images"] = count
+    return metrics, evidence
+
+
+def _preparation(
+    mean: Sequence[float], std: Sequence[float], options: ClassificationOptions
+) -> Callable[[Tensor], Tensor]:
+    def prepare(images: Tensor) -> Tensor:
+        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+
+    return prepare
+
+
+def _open(options: ClassificationOptions, context: RunContext) -> Data:
+    """The data set: on the run's device where it fits into memory, else decoded while it is read."""
+    if datasets.in_memory(options.dataset, context.data_dir):
+        return datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+    if options.num_classes is not None:
+        raise ValueError(f'data set "{options.dataset}" is too large for memory and has all its classes or none')
+    return datasets.open_folder(options.dataset, context.data_dir)
+
+
+def _in_order(part: Part, prepare: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for evaluation, normalized."""
+    return ((prepare(images.to(device)), labels.to(device)) for images, labels in in_order(part, EVALUATION_BATCH))
+
+
+def _refusal(
+    norm: NormFactory, options: ClassificationOptions, shape: tuple[int, int, int], classes: int
+) -> str | None:
+    """The text of the ValueError with which this norm refuses these shapes, or None."""
+
+    def forward(device: str, shared: int) -> None:
+        net = build_net(
+            options.model,
+            norm,
+            num_classes=classes,
+            in_channels=shape[0],
+            width=options.width,
+            zero_init_last_gamma=options.zero_init_last_gamma,
+            device=device,
+        )
+        try_forward(net, shape, options.slices, shared, device)
+
+    network = (TASK.name, options.model, options.width, options.zero_init_last_gamma, options.slices, classes)
+    return refusal(norm, forward, options.shared, shape, network)

@@ -1,0 +1,87 @@
+"""Which epoch is reported: the last one, and what other rules would have chosen, from the same run.
+
+Every epoch's network is measured; a rule is then a column of the history. Rules that need no target label see the
+target as images alone; the oracle's column and the scores come from `score`, the only function that is given target
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from norms.situation import predict, situation
+from tasks.data.batches import ordered_batches
+from tasks.data.images import Split
+from tasks.domain_adaptation.losses import information
+from tasks.domain_adaptation.options import SOURCE
+from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate, evaluating
+from tasks.step import Precision, autocast
+
+Prepare = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W), uint8 -> normalized, as the network takes them."""
+
+RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"}
+"""Selection rule -> the column of the history whose largest value it takes; the earliest of equal ones."""
+
+
+def measure(
+    net: nn.Module, part: Split, prepare: Prepare, domain: int, what: str, precision: Precision = "float32"
+) -> Evaluation:
+    """`net` on one part of one domain, in stored order. Raises Diverged."""
+    batches = ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+    return evaluate(net, batches, precision, what, domain)
+
+
+@torch.no_grad()
+def observe(
+    net: nn.Module,
+    source_val: Split,
+    target_val: Tensor,
+    prepare: Prepare,
+    domain: int,
+    what: str,
+    precision: Precision = "float32",
+) -> dict[str, float]:
+    """What may choose an epoch: source validation accuracy, and information maximization on target images.
+
+    Args:
+        net: evaluated as it is; in its mode afterwards.
+        source_val: with labels.
+        target_val: images alone, (N, C, H, W).
+        prepare: images -> input.
+        domain: told of target images.
+        what: for the message of Diverged.
+        precision: of the forwards.
+    """
+    with evaluating(net), situation(net, domain), autocast(target_val.device, precision):
+        logits = torch.cat([predict(net, prepare(images)).cpu() for images in target_val.split(EVALUATION_BATCH)])
+    return {
+        "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision).top1,
+        "im_score": information(logits),
+    }
+
+
+def score(
+    net: nn.Module,
+    target_val: Split,
+    target_test: Split,
+    prepare: Prepare,
+    domain: int,
+    what: str,
+    precision: Precision = "float32",
+) -> dict[str, float]:
+    """With target labels: the oracle's column and the accuracy that is reported for an epoch. Chooses nothing."""
+    return {
+        "target_val_top1": measure(net, target_val, prepare, domain, f"target validation {what}", precision).top1,
+        "target_top1": measure(net, target_test, prepare, domain, f"target test {what}", precision).top1,
+    }
+
+
+def choose(history: Sequence[dict[str, float]]) -> Iterator[tuple[str, int]]:
+    """(rule, position in the history) for each of RULES."""
+    for rule, column in RULES.items():
+        values = [row[column] for row in history]
+        yield rule, values.index(max(values))

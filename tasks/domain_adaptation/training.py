@@ -1,0 +1,115 @@
+"""Training: one step of the methods that learn by one loss, and the loop over epochs. MCD's step is in mcd.py.
+
+The loop is given the target as images. What measures the network after every epoch is handed to it, so that the labels
+are with whoever measures, and not with the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tasks.base import RunContext
+from tasks.cost import PeakMemory
+from tasks.data.batches import augment
+from tasks.data.images import Split
+from tasks.data.reading import stream
+from tasks.data.stream import Stream
+from tasks.domain_adaptation.dann import adversarial_step
+from tasks.domain_adaptation.mcd import mcd_step
+from tasks.domain_adaptation.networks import AdaptationNet
+from tasks.domain_adaptation.options import SOURCE, DomainAdaptationOptions
+from tasks.domain_adaptation.selection import Prepare
+from tasks.loop import Epoch, Loop, epoch_ends
+from tasks.step import train_step
+
+Step = Callable[[Tensor, Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
+"""(source images, labels, target images, progress, step) -> loss, source images classified correctly"""
+
+
+def train(
+    net: AdaptationNet,
+    source: Split,
+    target: Tensor,
+    options: DomainAdaptationOptions,
+    context: RunContext,
+    prepare: Prepare,
+    memory: PeakMemory | None = None,
+    measure: Callable[[Epoch], None] = lambda epoch: None,
+) -> Loop:
+    """Train `net` in place.
+
+    Args:
+        net: in training mode; whoever evaluates it in between puts that back.
+        source: the training part, with labels.
+        target: (N, C, H, W), uint8: training images. "source_only" never reads them.
+        options: of the run.
+        context: draws by name, so that every method and norm meets the same batches of the source.
+        prepare: images -> input.
+        memory: begun before the network was built.
+        measure: called after the steps of every epoch, with the network as it then is; adds to the epoch's row.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    step_of, optimizers = _method(net, options)
+    of_source, of_target = context.generator("augmentation"), context.generator("target augmentation")
+    batches = stream(source, options.batch_size, context.generator("order"))
+    others = _target(target, options.batch_size, context.generator("target order"))
+    total = options.total_steps(len(source))
+    loop = Loop(
+        context,
+        "training",
+        ends=epoch_ends(options.epochs, len(batches), total),
+        rates=dict.fromkeys(optimizers, options.rate),
+        keeps={"net": net},
+        memory=memory,
+    )
+    both = options.num_domains == 2
+    for epoch in loop.epochs():
+        for step, (images, labels), *drawn in epoch.steps(batches, *([others] if both else [])):
+            images = prepare(augment(images, of_source, options.augmentation))
+            of_other = prepare(augment(drawn[0], of_target, options.augmentation)) if both else images
+            with step:
+                loss, right = step_of(images, labels, of_other, step.progress, step.number)
+            step.saw(len(labels), right, train_loss=loss)
+        measure(epoch)
+    return loop
+
+
+def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
+    """What one update does, and the optimizers whose rate follows the schedule."""
+    if options.method == "mcd":
+        of_features, of_heads = options.trained_by(net.backbone), options.trained_by(net.heads)
+
+        def by_discrepancy(
+            images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
+        ) -> tuple[Tensor, Tensor]:
+            return mcd_step(net, of_features, of_heads, images, labels, others, options, progress=progress, step=step)
+
+        return by_discrepancy, [of_features, of_heads]
+    optimizer = options.trained_by(net)
+
+    def by_one_loss(
+        images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
+    ) -> tuple[Tensor, Tensor]:
+        if options.method == "source_only":
+            per_step = replace(options.told, domain=SOURCE)
+            return train_step(net, optimizer, images, labels, per_step, progress=progress, step=step)
+        return adversarial_step(net, optimizer, images, labels, others, options, progress=progress, step=step)
+
+    return by_one_loss, [optimizer]
+
+
+def _target(images: Tensor, batch_size: int, order: torch.Generator) -> Stream[Tensor]:
+    """Batches of the target, shuffled anew for every pass, for as long as the source lasts."""
+
+    def start(skip: int) -> Iterator[Tensor]:
+        chosen = torch.randperm(len(images), generator=order).to(images.device)
+        whole = chosen[: len(chosen) - len(chosen) % batch_size].split(batch_size)
+        return (images[index] for index in whole[skip:])
+
+    return Stream(start, order, len(images) // batch_size)

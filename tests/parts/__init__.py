@@ -1,0 +1,1 @@
+"""What several tests share: planted data, own norms, chosen norms, how a run is stopped."""
