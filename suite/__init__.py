@@ -1,30 +1,32 @@
-"""Configs -> runs -> records: the command line, and what it calls.
+"""Configs -> runs -> records: what the command line does, from Python.
 
     from pathlib import Path
 
-    import results
     import suite
 
     if __name__ == "__main__":  # every run has its own process, which imports this file once more
         classification = {"dataset": "fashion_mnist_mini", "model": "resnet8", "max_steps": 2}
         config = {"norms": ["bn", {"gn": {"num_groups": 8}}], "seeds": [0], "tasks": {"classification": classification}}
-        planned = suite.plan_config(config)  # of a file: suite.plan_config(suite.read_config("configs/quick.yaml"))
+        df = suite.run(config, out=Path("runs/tried"), jobs=2)  # what is done already is not repeated
+        print(df[["norm_label", "status", "top1"]])
 
-        out = Path("runs/tried")
-        runner = suite.Runner(threads=planned.threads, budget=planned.budget, folders=planned.folders)
-        suite.write_skipped(out, planned.skipped)
-        counts = suite.execute(planned.runs, runner, out, jobs=2)  # what is done already is not repeated
-        print(counts, results.load(out)[["norm_label", "status", "top1"]])
+        planned = suite.plan("configs/quick.yaml", norms=["bn"], seeds="0-1")
+        print(len(planned.runs), "runs", len(planned.skipped), "skipped")
 
+Runs
+    run                   makes what is missing of a config, and returns one row per run
+    plan                  the runs that a config asks for, and those that it skips with the reasons: a Plan
+    PlanError             every mistake of a config, one line each
+    Event                 what `run(on_event=...)` is told: the start, the progress and the end of a run
 Commands
     main                  `run-suite`, `python run_suite.py`: reads sys.argv and exits
-Planning
+The steps of `run`, for who needs one alone
     read_config           the mapping in a YAML file
-    plan_config           a mapping -> a Plan: the runs to make, the skipped ones with the reason
-    Overrides             what a command line changes in a config; PlanError holds every mistake, one line each
-Running
+    plan_config           a mapping -> a Plan, with the Overrides of a command line
+    Overrides             what a command line changes in a config
+    Session               a Plan beside a folder of results: what is done, what is to do, its making
     Runner                device, threads, data folder and plugins of the runs
-    execute               every run in its own process; an Event for each start, progress and end
+    execute               every run in its own process
     write_skipped         stores why runs are skipped, for the tables
 """
 
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from suite.cli import main
     from suite.config import PlanError, read_config
     from suite.engine import Event, execute, write_skipped
-    from suite.plan import Plan, plan_config
+    from suite.planning import Plan, plan_config
     from suite.runner import Runner
+    from suite.session import Session, plan, run
 
 __all__ = [
     "Event",
@@ -47,10 +50,13 @@ __all__ = [
     "Plan",
     "PlanError",
     "Runner",
+    "Session",
     "execute",
     "main",
+    "plan",
     "plan_config",
     "read_config",
+    "run",
     "write_skipped",
 ]
 
@@ -60,8 +66,9 @@ _HOMES = {
     "config": ("PlanError", "read_config"),
     "engine": ("Event", "execute", "write_skipped"),
     "blocks": ("Overrides",),
-    "plan": ("Plan", "plan_config"),
+    "planning": ("Plan", "plan_config"),
     "runner": ("Runner",),
+    "session": ("Session", "plan", "run"),
 }
 
 

@@ -44,7 +44,7 @@ class Overrides:
         settings: "task.option=value" texts; the value is YAML, and a list is an axis.
         plugin_norms: names added to every norm list (not where `norms` is given).
         threads: instead of the config's.
-        many: more than MOST_RUNS runs are meant (suite.plan).
+        many: more than MOST_RUNS runs are meant (suite.planning).
         timeout: seconds a run may take; planning tries no norm for longer (suite.trial).
     """
 

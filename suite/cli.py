@@ -12,18 +12,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import math
 import os
 import shlex
-import shutil
-import signal
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,16 +28,14 @@ import typer.core
 
 from results.escape import cut
 from suite import terminal
-from suite.console import display, fail, print_lines, print_notes, screen, shown
-from suite.environment import commit, cpu_count, export_threads, set_allocator
+from suite.checking import check_lines, check_one_task, norms_to_check
+from suite.console import display, fail, print_lines, print_notes, screen, show_tables, shown
+from suite.environment import check_device, export_threads, set_allocator
 from suite.forked import watched
+from suite.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from norms.conformance import Check
-    from results.record import RunSpec
-    from tasks.conformance import Check as TaskCheck
 
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -165,145 +159,99 @@ def run(
     """Make the runs of a config that are still missing, and print the tables."""
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
     from norms.plugins import registered_by
-    from suite.blocks import Overrides
+    from results.store import record_files
+    from suite import status
     from suite.config import ManyRuns, find_config, read_config
-    from suite.engine import execute, time_limit, write_skipped
-    from suite.leaving import REQUESTS
-    from suite.plan import plan_config
+    from suite.engine import time_limit
+    from suite.leaving import as_interrupts
+    from suite.progress import Progress
+    from suite.session import Session, plan
     from suite.trackers import check_trackers
-    from suite.trial import surroundings_kept
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{option} {value}: 1 or more is needed")
+    with _as_options():
+        time_limit(timeout)
+        time_limit(checkpoint_every, "checkpoint-every")
+        check_device(device)
+    check_trackers(tracker or ())
+    asked: dict[str, Any] = {
+        "tasks": _split("--tasks", tasks),
+        "norms": _split("--norms", norms),
+        "seeds": seeds,
+        "settings": tuple(settings or ()),
+        "plugins": tuple(plugin or ()),
+        "threads": threads,
+        "timeout": timeout,
+        "data_dir": data_dir,
+        "without_data": dry_run,
+    }
+    given = read_config(config)  # once: a pipe has one end
     try:
-        limit = time_limit(timeout)
-        every = time_limit(checkpoint_every, "checkpoint-every") or math.inf
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
-    _check_device(device)
-    trackers = tuple(dict.fromkeys(tracker or ()))
-    check_trackers(trackers)
-    with surroundings_kept():
-        overrides = Overrides(
-            tasks=_split("--tasks", tasks),
-            norms=_split("--norms", norms),
-            seeds=seeds,
-            settings=tuple(settings or ()),
-            plugin_norms=_load_plugins(plugin),
-            threads=threads,
-            many=yes,
-            timeout=limit,
-        )
-        given = read_config(config)  # once: a pipe has one end
-        try:
-            planned = plan_config(given, overrides, data_dir, without_data=dry_run)
-        except ManyRuns as error:
-            if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
-                raise
-            planned = plan_config(given, replace(overrides, many=True), data_dir, without_data=dry_run)
+        planned = plan(given, many=yes, **asked)
+    except ManyRuns as error:
+        if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
+            raise
+        planned = plan(given, many=True, **asked)
     idle = [file for file in plugin or () if not registered_by(file)]
     print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
     print_notes(planned.notes)
-    folder = out if out is not None else Path("runs") / config.stem
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f'--out "{folder}": is a file; a folder is needed')
     file = find_config(config)
     a_file = file.is_file()  # else a pipe, which nobody can read again
-    jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
-
-    from results.store import record_files, write_versions
-    from suite.estimate import Remaining, Steps, begun, left_to_do
-    from suite.progress import Names, Progress
-    from suite.runner import Runner
-    from suite.status import (
-        Grid,
-        describe,
-        dry_summary,
-        failed_before,
-        left_out,
-        not_of_config,
-        restate_budget,
-        shared_folder,
-        summary,
-        without_weights,
-    )
-    from suite.worker import trouble
-
-    grid = Grid(planned, folder, retry)
-    names = Names([*planned.runs, *(spec for spec, _ in planned.skipped)])
-    remaining = Remaining(jobs, grid.records, Steps(planned.folders, data_dir))
-    done = begun(folder, grid.todo)
+    with _as_options():
+        session = Session(
+            planned,
+            out if out is not None else Path("runs") / config.stem,
+            config=file if a_file else None,
+            jobs=jobs,
+            plugins=tuple(plugin or ()),
+            timeout=timeout,
+            checkpoint_every=checkpoint_every,
+            device=device,
+            data_dir=data_dir,
+            retry=retry,
+            keep_weights=keep_weights,
+            trackers=tuple(tracker or ()),
+        )
+    folder, names, todo = session.folder, session.names, session.status.todo
     if out is None:
-        for line in shared_folder(folder, file.resolve() if a_file else file):
+        for line in status.shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
     if dry_run:
-        print_lines(describe(grid, names))
-        print_lines(failed_before(grid, names))
-        print_lines(dry_summary(grid, jobs, left_to_do(remaining, grid.todo, done)))
+        print_lines(status.describe(session.status, names))
+        print_lines(status.failed_before(session.status, names))
+        print_lines(status.dry_summary(session.status, session.jobs, session.left()))
         return 0
-    print_lines(left_out(planned))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f'--out "{folder}": {error.strerror}') from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f'--out "{folder}": not writable')
-    everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
-    unstored = write_skipped(folder, planned.skipped)
-    try:
-        write_versions(folder, everything, str(file.resolve()) if a_file else "")
-    except OSError as error:
-        unstored.append(trouble(error))
+    print_lines(status.left_out(planned))
+    with _as_options():
+        unstored = session.begin()
     for line in unstored:
         print(f"not stored: {line}", file=sys.stderr)
-    if restated := restate_budget(grid):
-        print(f"budget: restated as {planned.budget} in {restated} records that were made before")
-    progress = Progress(grid.todo, names, _main_metrics(planned.runs), remaining, folder, done)
-    runner = Runner(
-        device=device,
-        threads=planned.threads,
-        data_dir=data_dir.resolve(),
-        plugins=tuple(plugin or ()),
-        budget=planned.budget,
-        commit=commit(),
-        folders=planned.folders,
-        checkpoint_every=every,
-        trackers=trackers,
-        keep_weights=keep_weights,
-    )
-    print_notes(runner.keep_plugins(folder))
+    print_notes(session.notes)
+    if session.restated:
+        print(f"budget: restated as {planned.budget} in {session.restated} records that were made before")
+    progress = Progress(todo, names, session.headlines, session.remaining, folder, session.begun)
     counts: Counter[str] = Counter()
-    if grid.todo:
-        export_threads(planned.threads)
+    if todo:
         print(
-            f"{len(grid.todo)} runs to do, {jobs} at a time, {planned.threads} thread(s) each -> "
+            f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "
             f"{shlex.quote(str(folder))}",
             flush=True,
         )
-        # a scheduler's SIGTERM or SIGUSR1 and a closed terminal are as good as Ctrl-C: runs save and leave
-        # (suite.leaving), the terminal is put right; what is ignored (nohup) stays so
-        before = {
-            number: signal.signal(number, signal.default_int_handler)
-            for number in REQUESTS
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
         try:
-            with display(progress) as tell:
-                counts = execute(grid.todo, runner, folder, jobs=jobs, timeout=limit, retry=retry, on_event=tell)
+            with as_interrupts(), display(progress) as tell:
+                counts = session.make(tell)
         except KeyboardInterrupt:
             print(f"\n{shown(progress.stopped_line())}", file=sys.stderr)
             return 130
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    failed = grid.failed + counts["failed"]
+    failed = session.status.failed + counts["failed"]
     try:
-        df, files = _show_tables(folder, ("csv", "latex", "markdown"))
+        df, files = show_tables(folder, ("csv", "latex", "markdown"))
         print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
         if a_file and not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
-            others = int((~df["key"].isin([spec.key for spec in everything])).sum())
-            print_lines(not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
+            others = int((~df["key"].isin(session.keys)).sum())
+            print_lines(status.not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
     except (ValueError, OSError) as error:
         if not counts["stopped"] or any(record_files(folder)):  # else there is nothing to tabulate yet
             fail(str(error))
@@ -312,10 +260,10 @@ def run(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
-    print_lines(failed_before(grid, names))
+    print_lines(status.failed_before(session.status, names))
     if keep_weights:
-        print_notes([*without_weights(grid)])
-    print_lines(summary(grid, counts, failed))
+        print_notes([*status.without_weights(session.status)])
+    print_lines(status.summary(session.status, counts, failed))
     if counts["stopped"]:
         print(shown(progress.stopped_line()), file=sys.stderr)
         return 130
@@ -345,7 +293,8 @@ def debug(
     from suite.debug import choose, load_plugins, make, planned
     from suite.runner import Runner
 
-    _check_device(device)
+    with _as_options():
+        check_device(device)
     with terminal.as_they_are():
         own = load_plugins(plugin or ())
         plan = planned(config, _split("--norm", norm), _split("--task", task), seed, settings or (), own, data_dir)
@@ -376,10 +325,15 @@ def tables(
 
     With --config, give the same --plugin and --data-dir as to `run`: code and data decide which runs are asked for.
     """
-    own = _load_plugins(plugin)  # their metrics count without --config, too
-    keys = _keys(configs, own, data_dir) if configs else None
+    own = load_plugins(plugin)  # their metrics count without --config, too
+    keys = None
+    if configs:
+        export_threads(1)
+        from suite.session import planned_keys
+
+        keys = planned_keys(configs, own, data_dir)
     names = _split("--format", formats), _split("--metrics", metrics)
-    df, _ = _show_tables(folder, *names, select, _split("--sweep", sweep), keys)
+    df, _ = show_tables(folder, *names, select, _split("--sweep", sweep), keys)
     if keys is not None:
         print(
             f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
@@ -466,16 +420,17 @@ def check(
                 raise ValueError(f"--task checks one task; {option} is for norms")
         if device != "cpu":
             raise ValueError(f'--device "{cut(device, 40)}": a task is checked on the cpu')
-        return _check_one_task(task, given, norm, plugin, data_dir)
+        return check_one_task(task, given, norm, plugin, data_dir)
     if norm is not None:
         raise ValueError("--norm is for --task; norms to check are named without it")
     # what a user's file prints is no part of the document
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        chosen = _norms_to_check(norms, all_norms, plugin)
+        chosen = norms_to_check(norms, all_norms, plugin)
         if len(chosen) != 1 and (given or like):
             option, those = "--option" if given else "--like", ", ".join(norms or ()) or f"{len(chosen)} norms"
             raise ValueError(f"{option} is for one norm; given {those}")
-        _check_device(device)
+        with _as_options():
+            check_device(device)
         formula = None if like is None else load_formula(like)
     torch.set_num_threads(1)  # on inputs this small a second one costs more than it computes
     found, false = [], []
@@ -487,7 +442,7 @@ def check(
         options_used = {key: value for key, value in resolve_norm_options(name, given).items() if key in given}
         found.append({"norm": name, "options": options_used, "source": norm_info(name).source, "facts": checks})
         if not as_json:
-            print_lines(_check_lines(f"{label}: {norm_info(name).source}", checks))
+            print_lines(check_lines(f"{label}: {norm_info(name).source}", checks))
             sys.stdout.flush()
         false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if c.false]
     for line in false:
@@ -524,7 +479,7 @@ def convert_report(
     from norms.registry import make_norm, norm_label
     from suite.foreign import conversion_lines, convert_model
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     given = _parse_options(options)
     factory, label = make_norm(norm, **given), norm_label(norm, given)
     conversion = convert_model(model, factory, label, keep or ())
@@ -557,7 +512,7 @@ def list_norms(plugin: Plugins = None) -> None:
     from norms.registry import norm_info, norm_names, norm_option_defaults
     from suite.progress import columns
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     rows = [("name", "mixes samples", "statistics over", "keeps statistics", "needs", "options", "source")]
     for name in norm_names():
         info = norm_info(name)
@@ -575,7 +530,7 @@ def list_tasks(plugin: Plugins = None) -> None:
     from suite.progress import columns
     from tasks import get_task, task_names
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     for name in task_names():
         task = get_task(name)
         print(f"{name}: {', '.join(task.metrics)}")
@@ -645,70 +600,6 @@ def data_prepare(
         print(f"{name} is prepared already in {data_dir}: nothing to do")
 
 
-def _show_tables(
-    folder: Path,
-    formats: Sequence[str],
-    metrics: Sequence[str] = (),
-    select: str = "",
-    sweep: Sequence[str] = (),
-    keys: Collection[str] | None = None,
-) -> tuple[DataFrame, list[Path]]:
-    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
-
-    Returns:
-        The runs, and the files, which lie in the folder.
-
-    Raises:
-        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
-    """
-    import results
-    from results.tables.build import render_all
-    from results.tables.render import tables_text, write_tables
-
-    df = results.load(folder, keys=keys)
-    if df.empty and (others := sum(df.attrs["not_asked"].values())):
-        raise ValueError(
-            f"none of the {others} records in {folder} is what the config asks for now: code, options and "
-            "data count; without --config all are shown"
-        )
-    for line in df.attrs["damaged"]:
-        print(f"damaged, left out of the tables: {line}", file=sys.stderr)
-    rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
-    files, unwritten = [], ""
-    try:
-        files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
-    except OSError as error:
-        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
-        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
-    width = shutil.get_terminal_size((120, 24)).columns
-    print(tables_text(rendered, width, sys.stdout.encoding))
-    if unwritten:
-        raise ValueError(unwritten)
-    return df, files
-
-
-def _keys(configs: Sequence[Path], plugin_norms: tuple[str, ...], data_dir: Path) -> set[str]:
-    """The keys of all runs that the configs ask for; mistakes of all of them are reported at once."""
-    export_threads(1)
-    from suite.blocks import Overrides
-    from suite.config import PlanError
-    from suite.plan import plan
-
-    overrides = Overrides(plugin_norms=plugin_norms, many=True)
-    keys: set[str] = set()
-    mistakes: list[str] = []
-    for config in configs:
-        try:
-            planned = plan(config, overrides, data_dir)
-        except PlanError as error:
-            mistakes += error.lines
-        else:
-            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
-    if mistakes:
-        raise PlanError(mistakes)
-    return keys
-
-
 def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:
     """What a plan of the same runs needs on the command line beside the config."""
     given = [part for file in plugin or () for part in ("--plugin", str(file))]
@@ -732,102 +623,18 @@ def _parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
     return given
 
 
-def _norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequence[Path] | None) -> list[str]:
-    """Registered names. All that are unknown are reported at once."""
-    from norms.registry import norm_info, norm_names
-
-    own = _load_plugins(plugin)
-    if all_norms and norms:
-        raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
-    if plugin and not (own or norms or all_norms):
-        files = ", ".join(map(str, plugin))
-        raise ValueError(f"{files}: registers no norm; put @register(...) before the class (README, Your own norm)")
-    chosen = norm_names() if all_norms else list(norms or own or norm_names())
-    mistakes = []
-    for name in chosen:
-        try:
-            norm_info(name)
-        except ValueError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return chosen
-
-
-def _check_one_task(
-    name: str, options: dict[str, Any], norm: str | None, plugin: Sequence[Path] | None, data_dir: Path
-) -> int:
-    from results.metrics import METRICS
-    from suite.config import parse_value
-    from tasks import get_task
-    from tasks.conformance import Check, check_task, small_options
-
-    _load_plugins(plugin)
-    task = get_task(name)
-    small = {**small_options(name), **options}
-    shown = ", ".join(f"{key}={value}" for key, value in small.items()) or "its defaults"
-    print(f"{name}: runs of {shown}", flush=True)
-    checks = check_task(name, options, norm="bn" if norm is None else parse_value(norm), data_dir=data_dir)
-    unknown = [metric for metric in task.metrics if metric not in METRICS]
-    detail = f"no unit, no direction: {', '.join(unknown)}" if unknown else ""
-    hint = "results.metrics.add_metric(Metric(...)) tells tables how to print it" if unknown else ""
-    found = f"{len(task.metrics) - len(unknown)} of {len(task.metrics)}"
-    checks.append(Check(name, "metrics known to tables", "all", found if unknown else "all", not unknown, detail, hint))
-    print_lines(_check_lines(name, checks))
-    for c in checks:
-        if c.false:
-            print(f"false: {name}: {c.fact}: declared {c.declared}, measured {c.measured}", file=sys.stderr)
-    print(f"{len(checks)} facts of {name}, {sum(c.false for c in checks)} of them false")
-    return 1 if any(c.false for c in checks) else 0
-
-
-def _check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[str]:
-    """The facts of one norm as a table, and under each false one its hint."""
-    from suite.progress import columns
-
-    yield title
-    rows = [("", "fact", "declared", "measured", "")]
-    rows += [
-        ("FALSE" if c.false else "ok" if c.ok else "note", c.fact, c.declared, c.measured, c.detail) for c in checks
-    ]
-    head, *lines = columns(rows)
-    yield head
-    for check, line in zip(checks, lines, strict=True):
-        yield line
-        if check.hint:
-            yield f"       usually: {check.hint}"
-
-
 def _fact(check: Check) -> dict[str, Any]:
     """A check in a JSON document, without the norm that it stands under."""
     return {key: value for key, value in asdict(check).items() if key != "norm"}
 
 
-def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files. All files that can not be loaded are reported at once.
-
-    A file that would end this process, or never returns, ends another one first.
-    """
-    if not files:
-        return ()
-    from norms.registry import load_plugin
-    from suite.trial import survives
-
-    names: list[str] = []
-    mistakes, here = [], Path.cwd()
-    for file in files:
-        try:
-            if ended := survives(lambda file=file: load_plugin(file)):  # type: ignore[misc]
-                mistakes.append(f'plugin "{file}": {ended} while it was imported')
-            else:
-                names += load_plugin(file)
-        except ValueError as error:
-            mistakes.append(str(error))
-        finally:
-            os.chdir(here)
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return tuple(dict.fromkeys(names))
+@contextlib.contextmanager
+def _as_options() -> Iterator[None]:
+    """Mistakes about an argument of a function are mistakes about the option of that name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
 def _innermost(error: BaseException) -> str:
@@ -836,36 +643,6 @@ def _innermost(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "a user's file" if trace is None else f'"{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}'
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    shown = cut(device, 40)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
-            kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'--device "{shown}": not a device; for example cpu, cuda, cuda:1') from error
-    if kind.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        # torch takes 256 for 0 without a word
-        if str(kind) != device or (kind.index or 0) >= count:
-            raise ValueError(f'--device "{shown}": {count} CUDA devices are available here; cpu always is')
-    elif kind.type == "cpu":
-        if device not in ("cpu", "cpu:0"):
-            raise ValueError(f'--device "{shown}": there is one cpu')
-    else:
-        try:
-            torch.zeros(1, device=kind).item()  # a value to look at: there is none on "meta"
-        except Exception as error:  # each kind that is not here has its own, ImportError among them
-            raise ValueError(f'--device "{shown}": not available here; cpu always is') from error
-
-
-def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:
-    from tasks import get_task
-
-    return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in specs)}
 
 
 def _split(option: str, text: str | None) -> tuple[str, ...]:

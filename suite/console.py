@@ -4,14 +4,18 @@ screen that is drawn anew."""
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.escape import cut, visible
 from suite import terminal
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
     from suite.engine import Event
@@ -116,3 +120,45 @@ def _console() -> Console:
 
     screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
     return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+
+
+def show_tables(
+    folder: Path,
+    formats: Sequence[str],
+    metrics: Sequence[str] = (),
+    select: str = "",
+    sweep: Sequence[str] = (),
+    keys: Collection[str] | None = None,
+) -> tuple[DataFrame, list[Path]]:
+    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
+
+    Returns:
+        The runs, and the files, which lie in the folder.
+
+    Raises:
+        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
+    """
+    import results
+    from results.tables.build import render_all
+    from results.tables.render import tables_text, write_tables
+
+    df = results.load(folder, keys=keys)
+    if df.empty and (others := sum(df.attrs["not_asked"].values())):
+        raise ValueError(
+            f"none of the {others} records in {folder} is what the config asks for now: code, options and "
+            "data count; without --config all are shown"
+        )
+    for line in df.attrs["damaged"]:
+        print(f"damaged, left out of the tables: {line}", file=sys.stderr)
+    rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
+    files, unwritten = [], ""
+    try:
+        files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+    except OSError as error:
+        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
+        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
+    width = shutil.get_terminal_size((120, 24)).columns
+    print(tables_text(rendered, width, sys.stdout.encoding))
+    if unwritten:
+        raise ValueError(unwritten)
+    return df, files

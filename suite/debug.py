@@ -21,7 +21,7 @@ from results.record import RunSpec
 from suite.blocks import Overrides
 from suite.config import PlanError
 from suite.environment import set_threads
-from suite.plan import Plan, plan
+from suite.planning import Plan, plan
 from suite.progress import Names, columns, duration
 from suite.runner import Runner, attempt
 from tasks.base import Diverged
@@ -64,7 +64,7 @@ def planned(
         own: norms of the plugins.
 
     Raises:
-        PlanError: as `suite.plan.plan`.
+        PlanError: as `suite.planning.plan`.
     """
     overrides = Overrides(
         tasks=task, norms=norm or own[:1], seeds=str(seed), settings=tuple(settings), plugin_norms=own, many=True

@@ -131,3 +131,19 @@ class Requests:
             self._say.send(None)
         elif now - self._at > _ONE:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """Within the block a scheduler's SIGTERM or SIGUSR1 and a closed terminal are as good as Ctrl-C: runs save and
+    leave, and the terminal is put right. A signal that is ignored (nohup) stays so."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in REQUESTS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from suite.checkpoints import going_on
 from suite.engine import look
 from suite.estimate import Estimate
 from suite.output import OUTPUT
-from suite.plan import Plan
+from suite.planning import Plan
 from suite.progress import Names, columns, duration, failed_line, seed_text
 from tasks import get_task
 from tasks.weights import WEIGHTS
@@ -25,7 +25,7 @@ MOST_FAILED = 20
 """Failed runs of before whose reasons are shown; all of them stand in the tables and in the records."""
 
 
-class Grid:
+class Status:
     """Which runs of a plan are done.
 
     Args:
@@ -55,19 +55,19 @@ class Grid:
         self.failed = 0 if retry else self.states.count("failed")
 
 
-def describe(grid: Grid, names: Names) -> Iterator[str]:
+def describe(status: Status, names: Names) -> Iterator[str]:
     """One line per norm and setting, with its seeds, and how many of them are in which state."""
     cells: dict[tuple[str, str, str], tuple[list[int], list[str]]] = {}
 
     def add(spec: RunSpec, state: str) -> None:
         cell = cells.setdefault((spec.task, names.setting(spec), spec.norm_label or spec.norm), ([], []))
         cell[0].append(spec.seed)
-        origin = grid.going_on.get(spec.key) if grid.going_on else None
+        origin = status.going_on.get(spec.key) if status.going_on else None
         cell[1].append(("to do" if state == "todo" else state) + (f" ({origin})" if origin else ""))
 
-    for spec, state in zip(grid.plan.runs, grid.states, strict=True):
+    for spec, state in zip(status.plan.runs, status.states, strict=True):
         add(spec, state)
-    for spec, reason in grid.plan.skipped:
+    for spec, reason in status.plan.skipped:
         add(spec, f"skipped: {reason}")
     rows = [("task", "setting", "norm", "seeds", "state")]
     for (task, setting, norm), (seeds, states) in cells.items():
@@ -76,20 +76,22 @@ def describe(grid: Grid, names: Names) -> Iterator[str]:
     yield from columns(rows)
 
 
-def failed_before(grid: Grid, names: Names) -> Iterator[str]:
+def failed_before(status: Status, names: Names) -> Iterator[str]:
     """The stored reasons of failed runs that are not made again, the first of them, each with what it left behind."""
-    if not grid.failed:
+    if not status.failed:
         return
     # the plan's spec, since an older record lacks options that may vary here
-    stored = [spec for spec, state in zip(grid.plan.runs, grid.states, strict=True) if state not in ("todo", "damaged")]
-    failed = [pair for pair in zip(stored, grid.records, strict=True) if pair[1].status == "failed"]
+    stored = [
+        spec for spec, state in zip(status.plan.runs, status.states, strict=True) if state not in ("todo", "damaged")
+    ]
+    failed = [pair for pair in zip(stored, status.records, strict=True) if pair[1].status == "failed"]
     for spec, record in failed[:MOST_FAILED]:
-        yield from failed_line(names.run(spec), record, grid.folder).split("\n")
+        yield from failed_line(names.run(spec), record, status.folder).split("\n")
     if len(failed) > MOST_FAILED:
         yield f"{len(failed) - MOST_FAILED} more failed before"
 
 
-def restate_budget(grid: Grid) -> int:
+def restate_budget(status: Status) -> int:
     """Write the plan's budget into records that were made under another one; returns how many were changed.
 
     It decides no number and is no part of a run's key, so a config whose `budget` is corrected repeats nothing. What a
@@ -97,13 +99,13 @@ def restate_budget(grid: Grid) -> int:
     can not be written, stays too.
     """
     changed = 0
-    for seen in grid.records:
-        if _restated(seen, grid.plan.budget) is None:
+    for seen in status.records:
+        if _restated(seen, status.plan.budget) is None:
             continue
-        with contextlib.suppress(Timeout, OSError, RecordError), run_lock(grid.folder, seen.spec).acquire(timeout=0):
-            record = find_record(grid.folder, seen.spec)
-            if record is not None and (restated := _restated(record, grid.plan.budget)) is not None:
-                write_record(grid.folder, restated)
+        with contextlib.suppress(Timeout, OSError, RecordError), run_lock(status.folder, seen.spec).acquire(timeout=0):
+            record = find_record(status.folder, seen.spec)
+            if record is not None and (restated := _restated(record, status.plan.budget)) is not None:
+                write_record(status.folder, restated)
                 changed += 1
     return changed
 
@@ -137,17 +139,17 @@ def not_of_config(count: int, folder: Path, config: Path, options: Sequence[str]
         yield f"{count} records in {folder} are not of {config}: `{command}` leaves them out"
 
 
-def dry_summary(grid: Grid, jobs: int, left: Estimate | None) -> Iterator[str]:
+def dry_summary(status: Status, jobs: int, left: Estimate | None) -> Iterator[str]:
     """What a dry run ends with. left: what all runs to do will take, where it can be estimated."""
-    skipped = f", {len(grid.plan.skipped)} skipped" if grid.plan.skipped else ""
-    failed = f", {grid.failed} failed (made again with --retry)" if grid.failed else ""
-    where = shlex.quote(str(grid.folder))
-    yield f"{len(grid.plan.runs)} runs: {grid.done} done, {len(grid.todo)} to do{failed}{skipped} -> {where}"
-    if grid.todo and left is not None:
+    skipped = f", {len(status.plan.skipped)} skipped" if status.plan.skipped else ""
+    failed = f", {status.failed} failed (made again with --retry)" if status.failed else ""
+    where = shlex.quote(str(status.folder))
+    yield f"{len(status.plan.runs)} runs: {status.done} done, {len(status.todo)} to do{failed}{skipped} -> {where}"
+    if status.todo and left is not None:
         least = "at least " if left.at_least else ""
         yield f"{least}about {duration(left.seconds)} with {jobs} jobs, by the runs that are finished"
-    yield from left_out(grid.plan)
-    for line in grid.plan.missing:
+    yield from left_out(status.plan)
+    for line in status.plan.missing:
         yield f"missing, so that its runs count as not done: {line}"
 
 
@@ -157,9 +159,9 @@ def left_out(plan: Plan) -> Iterator[str]:
         yield f"combinations left out: {len(plan.left_out)}, such as {plan.left_out[0]}"
 
 
-def without_weights(grid: Grid) -> Iterator[str]:
+def without_weights(status: Status) -> Iterator[str]:
     """Lines about the runs that are ok and have no weights beside their records, where weights were asked for."""
-    of_tasks = dict.fromkeys(spec.task for spec in grid.plan.runs)
+    of_tasks = dict.fromkeys(spec.task for spec in status.plan.runs)
     none = {name for name in of_tasks if not hasattr(get_task(name), "network")}
     for name in none:
         yield f'task "{name}" does not say how its network is built: its runs keep no weights'
@@ -169,26 +171,26 @@ def without_weights(grid: Grid) -> Iterator[str]:
             record is not None
             and record.status == "ok"
             and record.spec.task not in none
-            and not (run_folder(grid.folder, record.spec) / WEIGHTS).is_file()
+            and not (run_folder(status.folder, record.spec) / WEIGHTS).is_file()
         )
 
-    if before := sum(map(bare, grid.records)):
+    if before := sum(map(bare, status.records)):
         yield (
             f"done before, without --keep-weights, so that they have no {WEIGHTS}: {before} runs; another --out makes "
             "them again, --norms and --seeds only some of them"
         )
-    if lost := [spec for spec in grid.todo if bare(look(grid.folder, spec)[1])]:
-        where = shlex.quote(str(run_folder(grid.folder, lost[0]) / OUTPUT))
+    if lost := [spec for spec in status.todo if bare(look(status.folder, spec)[1])]:
+        where = shlex.quote(str(run_folder(status.folder, lost[0]) / OUTPUT))
         yield f"made now, without {WEIGHTS}: {len(lost)} runs; why stands in {where}"
 
 
-def summary(grid: Grid, counts: Mapping[str, int], failed: int) -> Iterator[str]:
+def summary(status: Status, counts: Mapping[str, int], failed: int) -> Iterator[str]:
     """What a run ends with. counts: how many runs ended now in each status; failed: now and before."""
-    new = [f"{counts[status]} {status}" for status in ("ok", "diverged", "failed", "stopped") if counts.get(status)]
-    parts = [*new, f"{len(grid.plan.skipped)} skipped", f"{grid.done} already done"]
-    if grid.failed:
-        parts.append(f"{grid.failed} failed before")
-    yield ("" if grid.todo else "nothing left to do: ") + ", ".join(parts)
+    new = [f"{counts[end]} {end}" for end in ("ok", "diverged", "failed", "stopped") if counts.get(end)]
+    parts = [*new, f"{len(status.plan.skipped)} skipped", f"{status.done} already done"]
+    if status.failed:
+        parts.append(f"{status.failed} failed before")
+    yield ("" if status.todo else "nothing left to do: ") + ", ".join(parts)
     if failed:
-        where = shlex.quote(f"{grid.folder}/runs")
+        where = shlex.quote(f"{status.folder}/runs")
         yield f"failed runs: the reasons stand above and in {where}; --retry makes them again"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from norms.conformance import check_norm
 from norms.registry import load_plugin, make_norm, norm_info, norm_names
-from suite.plan import Overrides, plan
+from suite.planning import Overrides, plan
 from tasks import task_names
 from tasks.data import prepare
 

@@ -20,9 +20,9 @@ from suite.engine import Event
 from suite.environment import ROOT
 from suite.foreign import audit_lines
 from suite.forked import _Stream
-from suite.plan import Plan
+from suite.planning import Plan
 from suite.progress import Names, Progress, Remaining, duration, seed_text
-from suite.status import Grid, restate_budget
+from suite.status import Status, restate_budget
 from tasks import register_task, task_names
 
 NORM = """
@@ -195,9 +195,9 @@ def test_a_task_s_own_word_for_its_budget_and_runs_of_other_plans_stay(tmp_path)
         record = RunRecord(spec=spec, status="ok", metrics={"top1": 0.5}, evidence={"budget": budget})
         write_record(tmp_path, record)
     with run_lock(tmp_path, held):
-        assert restate_budget(Grid(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 0
+        assert restate_budget(Status(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 0
     assert [json.loads(f.read_text())["evidence"]["budget"] for f in record_files(tmp_path)].count("reduced") == 2
-    assert restate_budget(Grid(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 1
+    assert restate_budget(Status(Plan([own, held], [], "full", 1), tmp_path, retry=False)) == 1
     assert find_record(tmp_path, own).evidence["budget"] == "machinery-only"
     assert find_record(tmp_path, other).evidence["budget"] == "reduced"
 
@@ -244,7 +244,7 @@ def test_on_a_terminal_many_runs_are_a_question(suite, config, monkeypatch, answ
         def isatty(self):
             return True
 
-    monkeypatch.setattr("suite.plan.MOST_RUNS", 3)
+    monkeypatch.setattr("suite.planning.MOST_RUNS", 3)
     assert suite("run", config, "--dry-run")[0] == 2
     assert suite("run", config, "--dry-run", "--yes")[0] == 0
     monkeypatch.setattr(sys, "stdin", Terminal(answer))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import suite.plan as planning
+import suite.planning as planning
 from suite.config import LONGEST_LINE, MOST_LINES, PlanError
-from suite.plan import Plan, plan
+from suite.planning import Plan, plan
 
 CONFIGS = {
     file.name: file.read_text(encoding="utf-8")

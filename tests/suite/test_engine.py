@@ -21,7 +21,7 @@ from results.store import RECORD, find_record, record_files, run_folder, run_loc
 from suite import cli, engine
 from suite.engine import execute, look, time_limit, write_skipped
 from suite.environment import ROOT
-from suite.plan import plan_config
+from suite.planning import plan_config
 from suite.runner import TRACEBACK, Runner
 from suite.worker import OUTPUT
 

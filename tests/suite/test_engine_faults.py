@@ -26,7 +26,7 @@ from suite import engine, output, server
 from suite.engine import execute, look, write_skipped
 from suite.environment import ROOT
 from suite.output import OUTPUT
-from suite.plan import plan_config
+from suite.planning import plan_config
 from suite.runner import TRACEBACK, Runner
 
 PLUGIN = """

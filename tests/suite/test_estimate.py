@@ -149,7 +149,7 @@ def test_a_clock_that_is_none_is_not_looked_at(clock):
 
 
 def test_steps_come_from_the_task_and_its_mistakes_cost_the_estimate_only(tmp_path):
-    from suite.plan import plan_config
+    from suite.planning import plan_config
 
     options = {"epochs": [1, 30], "batch_size": 500, "max_steps": 100}
     runs = plan_config({"norms": ["bn"], "seeds": 0, "tasks": {"classification": options}}).runs

@@ -11,7 +11,7 @@ import suite
 from results.record import RunSpec
 from suite.config import PlanError
 from suite.folders import located
-from suite.plan import plan_config
+from suite.planning import plan_config
 from tasks.data import prepare
 
 

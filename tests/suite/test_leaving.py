@@ -21,11 +21,11 @@ from suite.engine import execute, look
 from suite.environment import ROOT
 from suite.live import HISTORY
 from suite.output import OUTPUT
-from suite.plan import Plan, plan_config
+from suite.planning import Plan, plan_config
 from suite.processes import below
 from suite.progress import Names
 from suite.runner import Runner
-from suite.status import Grid, describe
+from suite.status import Status, describe
 from tasks.data import prepare
 
 SMALL = {"model": "resnet8", "width": 4, "epochs": 30, "batch_size": 8, "recalibration_images": 8}
@@ -365,7 +365,7 @@ def test_the_same_command_goes_on_whatever_ended_it(classified, place, tmp_path,
         line = f"stopped: 0 of 1 runs were finished and are kept; the same command goes on: {name}"
         assert errors == f"\n{line}\n"
         assert f"stopped: classification cbn seed 0, which goes on {note.origin}" in said
-    shown = [*describe(Grid(Plan([spec], [], "reduced", 1), tmp_path, retry=False), Names([spec]))]
+    shown = [*describe(Status(Plan([spec], [], "reduced", 1), tmp_path, retry=False), Names([spec]))]
     assert shown[1].endswith(f"1 to do ({note.origin})")
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     lines = done.stdout.splitlines()

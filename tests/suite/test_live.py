@@ -19,7 +19,7 @@ from suite.engine import execute
 from suite.environment import ROOT
 from suite.estimate import Remaining
 from suite.live import HISTORY, Live, rows_of, telling, where
-from suite.plan import plan_config
+from suite.planning import plan_config
 from suite.progress import Names, Progress
 from suite.runner import Runner
 from suite.watch import Watch

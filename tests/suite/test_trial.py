@@ -13,7 +13,7 @@ from torch import nn
 import tasks
 from norms.registry import make_norm, register
 from suite import forked, trial
-from suite.plan import Overrides, plan_config
+from suite.planning import Overrides, plan_config
 from suite.trial import Trials, surroundings_kept, survives, trial_seconds
 from tasks.admission import FEW_PARAMETERS, refusal
 from tasks.base import Setting

@@ -12,8 +12,8 @@ from results.frame import from_records
 from results.record import RunRecord, RunSpec, record_text
 from results.store import read_record, write_record
 from results.tables.build import render_all
-from suite.plan import Plan, plan_config
-from suite.status import Grid
+from suite.planning import Plan, plan_config
+from suite.status import Status
 from tasks import get_task, task_names
 from tasks.options import NEWER, Options, newer_options
 
@@ -73,7 +73,7 @@ def test_its_config_finds_it_done(old, tmp_path):
     write_record(tmp_path, old)
     spec = planned(old)
     assert spec.task_options.keys() > old.spec.task_options.keys(), "a new record says all of its options"
-    grid = Grid(Plan([spec], [], "reduced", 1), tmp_path, retry=False)
+    grid = Status(Plan([spec], [], "reduced", 1), tmp_path, retry=False)
     assert (spec.key, grid.states, grid.todo) == (KEY, ["ok"], [])
 
 

@@ -24,7 +24,7 @@ from results.metrics import METRICS, primary_metric
 from results.record import RunRecord
 from results.store import read_record, record_files
 from results.tables.pivot import Grid
-from suite.plan import plan_config
+from suite.planning import plan_config
 from suite.runner import Runner, run_one
 from tasks import get_task
 from tasks.architecture_search import task as architecture_search

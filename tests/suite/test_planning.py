@@ -1,4 +1,4 @@
-"""suite.plan: a config becomes exactly the runs it names, or one line per mistake."""
+"""suite.planning: a config becomes exactly the runs it names, or one line per mistake."""
 
 import itertools
 import os
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 from torch import nn
 
-import suite.plan as planning
+import suite.planning as planning
 import tasks
 from norms.registry import register
 from results.record import RunSpec
 from suite.blocks import Overrides
 from suite.config import LONGEST_LINE, MOST_LINES, ManyRuns, PlanError, parse_seeds, read_config
-from suite.plan import plan, plan_config
+from suite.planning import plan, plan_config
 from tasks.base import NotPrepared, Setting
 from tasks.options import LeftOut, Options
 

@@ -1,0 +1,81 @@
+"""What `check` measures and how it is shown: which norms are meant, a task's facts, facts in rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite.console import print_lines
+from suite.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from norms.conformance import Check
+    from tasks.conformance import Check as TaskCheck
+
+
+def norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequence[Path] | None) -> list[str]:
+    """Registered names. All that are unknown are reported at once."""
+    from norms.registry import norm_info, norm_names
+
+    own = load_plugins(plugin)
+    if all_norms and norms:
+        raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
+    if plugin and not (own or norms or all_norms):
+        files = ", ".join(map(str, plugin))
+        raise ValueError(f"{files}: registers no norm; put @register(...) before the class (README, Your own norm)")
+    chosen = norm_names() if all_norms else list(norms or own or norm_names())
+    mistakes = []
+    for name in chosen:
+        try:
+            norm_info(name)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return chosen
+
+
+def check_one_task(
+    name: str, options: dict[str, Any], norm: str | None, plugin: Sequence[Path] | None, data_dir: Path
+) -> int:
+    from results.metrics import METRICS
+    from suite.config import parse_value
+    from tasks import get_task
+    from tasks.conformance import Check, check_task, small_options
+
+    load_plugins(plugin)
+    task = get_task(name)
+    small = {**small_options(name), **options}
+    shown = ", ".join(f"{key}={value}" for key, value in small.items()) or "its defaults"
+    print(f"{name}: runs of {shown}", flush=True)
+    checks = check_task(name, options, norm="bn" if norm is None else parse_value(norm), data_dir=data_dir)
+    unknown = [metric for metric in task.metrics if metric not in METRICS]
+    detail = f"no unit, no direction: {', '.join(unknown)}" if unknown else ""
+    hint = "results.metrics.add_metric(Metric(...)) tells tables how to print it" if unknown else ""
+    found = f"{len(task.metrics) - len(unknown)} of {len(task.metrics)}"
+    checks.append(Check(name, "metrics known to tables", "all", found if unknown else "all", not unknown, detail, hint))
+    print_lines(check_lines(name, checks))
+    for c in checks:
+        if c.false:
+            print(f"false: {name}: {c.fact}: declared {c.declared}, measured {c.measured}", file=sys.stderr)
+    print(f"{len(checks)} facts of {name}, {sum(c.false for c in checks)} of them false")
+    return 1 if any(c.false for c in checks) else 0
+
+
+def check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[str]:
+    """The facts of one norm as a table, and under each false one its hint."""
+    from suite.progress import columns
+
+    yield title
+    rows = [("", "fact", "declared", "measured", "")]
+    rows += [
+        ("FALSE" if c.false else "ok" if c.ok else "note", c.fact, c.declared, c.measured, c.detail) for c in checks
+    ]
+    head, *lines = columns(rows)
+    yield head
+    for check, line in zip(checks, lines, strict=True):
+        yield line
+        if check.hint:
+            yield f"       usually: {check.hint}"

@@ -1,0 +1,369 @@
+"""A plan made into records: what `run_suite.py run` does, from Python.
+
+    import suite
+
+    if __name__ == "__main__":  # in a script: every run's process imports it once more; a notebook needs no such line
+        df = suite.run("configs/quick.yaml", norms=["bn", "gn"], seeds=[0], settings={"classification.epochs": 1})
+        print(df[["task", "norm_label", "seed", "status", "top1"]])
+
+`plan` says what would be made, `run` makes it, and `Session` is the steps between the two for who shows them, as the
+command line does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import engine
+from suite.blocks import Overrides
+from suite.config import PlanError, find_config, read_config
+from suite.engine import Event, time_limit, write_skipped
+from suite.environment import check_device, commit, cpu_count, export_threads
+from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
+from suite.planning import Plan, plan_config
+from suite.plugins import load_plugins
+from suite.progress import Names
+from suite.runner import Runner
+from suite.status import Status, restate_budget
+from suite.trackers import check_trackers
+from suite.trial import surroundings_kept
+from suite.worker import trouble
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from results.record import RunSpec
+
+CHECKPOINT_EVERY = "5m"
+"""Time between two checkpoints of a run."""
+
+
+def plan(
+    config: str | Path | Mapping[str, Any],
+    *,
+    tasks: Sequence[str] = (),
+    norms: Sequence[str] = (),
+    seeds: Sequence[int] | str | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    threads: int | None = None,
+    timeout: float | str | None = None,
+    data_dir: str | Path = "data",
+    many: bool = False,
+    without_data: bool = False,
+) -> Plan:
+    """The runs that a config asks for, and those that it skips with the reasons. Nothing is made or written.
+
+    Args:
+        config: a YAML file (`configs/NAME.yaml` is the suite's own where there is none here), or a mapping of the same
+            form.
+        tasks: only these tasks of the config.
+        norms: instead of the config's norms; a name or label selects the config's entries, another registered name is
+            added with its defaults.
+        seeds: instead of the config's, as a list or as text ("0-4").
+        settings: {"task.option": value}, on top of the config; a list is an axis. Or texts "task.option=value".
+        plugins: files of the user's own norms, tasks and the like; their norms are added to the config's.
+        threads: of each run, instead of the config's.
+        timeout: the time that a run may take, in seconds or as "90s", "5m", "2h"; no norm is tried for longer.
+        data_dir: folder of prepared data sets.
+        many: more than 100,000 runs are meant.
+        without_data: data that is not here stands in `Plan.missing` and is no mistake.
+
+    Raises:
+        PlanError: every mistake of the config and of what was given beside it, one line each (a ValueError).
+        ManyRuns: more than 100,000 runs without `many`.
+        ValueError: plugins that can not be loaded; a time limit that is no time.
+    """
+    with surroundings_kept():
+        overrides = Overrides(
+            tasks=tuple(tasks),
+            norms=tuple(norms),
+            seeds=seeds if seeds is None or isinstance(seeds, str) else ",".join(map(str, seeds)),
+            settings=_texts(settings),
+            plugin_norms=load_plugins(plugins),
+            threads=threads,
+            many=many,
+            timeout=time_limit(timeout),
+        )
+        given = config if isinstance(config, Mapping) else read_config(config)
+        planned = plan_config(given, overrides, data_dir, without_data=without_data)
+    refuse_what_workers_lack(planned.runs)
+    return planned
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    norms: Sequence[str] = (),
+    seeds: Sequence[int] | str | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    jobs: int | None = None,
+    threads: int | None = None,
+    timeout: float | str | None = None,
+    checkpoint_every: float | str = CHECKPOINT_EVERY,
+    device: str = "cpu",
+    data_dir: str | Path = "data",
+    retry: bool = False,
+    keep_weights: bool = False,
+    trackers: Sequence[str] = (),
+    many: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> DataFrame:
+    """Make the runs of a config that are still missing, and return one row per run that it asks for.
+
+    What is done already is not repeated, and what was interrupted (Ctrl-C, an interrupted kernel) goes on when the same
+    call is made again. Every run has its own process: norms and tasks of one's own come from files (`plugins`) or from
+    the script that calls this, below `if __name__ == "__main__":`, and not from a notebook's cells.
+
+    Args:
+        config, tasks, norms, seeds, settings, plugins, threads, timeout, data_dir, many: as of `plan`.
+        out: folder of results; None: runs/<name of the config's file>, runs/session for a mapping.
+        jobs: runs at a time; None: as many as there are cores for, 1 on an accelerator.
+        checkpoint_every: time between two checkpoints of a run, in seconds or as "5m"; "inf": only when it is stopped.
+        device: where runs compute: "cpu", "cuda", "cuda:1".
+        retry: make failed runs again.
+        keep_weights: keep the trained network of each run that is ok, as weights.pt.
+        trackers: also log every run there; "tensorboard" is known.
+        on_event: told about every start, progress and end (suite.Event); None: a line per finished run on stdout.
+
+    Returns:
+        The frame of `results.load`, of the runs of this config alone; failed, diverged and skipped runs are rows, too.
+
+    Raises:
+        PlanError, ManyRuns, ValueError: as `plan`, and for an unknown device or tracker; nothing was run.
+        KeyboardInterrupt: it was stopped; finished runs are stored, the others go on next time.
+    """
+    import results
+    from suite.progress import Progress
+
+    planned = plan(
+        config,
+        tasks=tasks,
+        norms=norms,
+        seeds=seeds,
+        settings=settings,
+        plugins=plugins,
+        threads=threads,
+        timeout=timeout,
+        data_dir=data_dir,
+        many=many,
+    )
+    named = None if isinstance(config, Mapping) else find_config(config)
+    session = Session(
+        planned,
+        out if out is not None else Path("runs") / ("session" if named is None else named.stem),
+        config=named,
+        jobs=jobs,
+        plugins=plugins,
+        timeout=timeout,
+        checkpoint_every=checkpoint_every,
+        device=device,
+        data_dir=data_dir,
+        retry=retry,
+        keep_weights=keep_weights,
+        trackers=trackers,
+    )
+    session.begin()
+    progress = Progress(
+        session.status.todo, session.names, session.headlines, session.remaining, session.folder, session.begun
+    )
+
+    def print_line(event: Event) -> None:
+        if (line := progress.take(event)) is not None:
+            print(line, flush=True)
+
+    session.make(print_line if on_event is None else on_event)
+    return results.load(session.folder, keys=session.keys)
+
+
+class Session:
+    """A plan beside a folder of results: what is done, what is to do, and the making of it.
+
+    Args:
+        planned: of `plan`.
+        folder: of results; made by `begin`.
+        config: the file that was planned, for a note in the folder; None: there is none that could be read again.
+        jobs, plugins, timeout, checkpoint_every, device, data_dir, retry, keep_weights, trackers: as of `run`.
+
+    Attributes:
+        status: which runs are done and which are to do (suite.status.Status).
+        names: short names of the runs (suite.progress.Names).
+        keys: the keys of all runs of the plan, skipped ones included.
+        notes: a line about each plugin's text that `begin` could not keep; its runs are made all the same.
+        restated: records whose budget `begin` corrected.
+
+    Raises:
+        ValueError: an unknown device or tracker, jobs below 1, a time that is none, a folder that is a file.
+    """
+
+    def __init__(
+        self,
+        planned: Plan,
+        folder: str | Path,
+        *,
+        config: Path | None = None,
+        jobs: int | None = None,
+        plugins: Sequence[str | Path] = (),
+        timeout: float | str | None = None,
+        checkpoint_every: float | str = CHECKPOINT_EVERY,
+        device: str = "cpu",
+        data_dir: str | Path = "data",
+        retry: bool = False,
+        keep_weights: bool = False,
+        trackers: Sequence[str] = (),
+    ):
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"jobs {jobs}: 1 or more is needed")
+        check_device(device)
+        check_trackers(trackers)
+        self.plan, self.folder, self.config = planned, Path(folder), config
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
+        self.jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
+        self.timeout, self.retry = time_limit(timeout), retry
+        self.data_dir = Path(data_dir)
+        self.everything: list[RunSpec] = [*planned.runs, *(spec for spec, _ in planned.skipped)]
+        self.status = Status(planned, self.folder, retry)
+        self.notes: list[str] = []
+        self.restated = 0
+        self.names = Names(self.everything)
+        self.runner = Runner(
+            device=device,
+            threads=planned.threads,
+            data_dir=self.data_dir.resolve(),
+            plugins=tuple(map(Path, plugins)),
+            budget=planned.budget,
+            commit=commit(),
+            folders=planned.folders,
+            checkpoint_every=time_limit(checkpoint_every, "checkpoint-every") or math.inf,
+            trackers=tuple(dict.fromkeys(trackers)),
+            keep_weights=keep_weights,
+        )
+
+    @property
+    def keys(self) -> set[str]:
+        return {spec.key for spec in self.everything}
+
+    @property
+    def headlines(self) -> dict[str, str]:
+        """task -> the metric that a finished run's line shows."""
+        from tasks import get_task
+
+        return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in self.plan.runs)}
+
+    @cached_property
+    def remaining(self) -> Remaining:
+        """Estimates of how long runs take, by those that are done."""
+        return Remaining(self.jobs, self.status.records, Steps(self.plan.folders, self.data_dir))
+
+    @cached_property
+    def begun(self) -> dict[str, int]:
+        """key -> updates that are done, of the runs that go on from a checkpoint."""
+        return begun(self.folder, self.status.todo)
+
+    def left(self) -> Estimate | None:
+        """How long the runs to do will take, where that can be estimated."""
+        return left_to_do(self.remaining, self.status.todo, self.begun)
+
+    def begin(self) -> list[str]:
+        """Make the folder and write all in it that is no run: skipped runs, versions, plugins' texts, and the plan's
+        budget in records that were made under another one (`restated` counts them).
+
+        Returns:
+            A line about each thing that could not be stored.
+
+        Raises:
+            ValueError: the folder can not be made or written to.
+        """
+        from results.store import write_versions
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'out "{self.folder}": {error.strerror}') from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise ValueError(f'out "{self.folder}": not writable')
+        unstored = write_skipped(self.folder, self.plan.skipped)
+        try:
+            write_versions(self.folder, self.everything, "" if self.config is None else str(self.config.resolve()))
+        except OSError as error:
+            unstored.append(trouble(error))
+        self.notes = self.runner.keep_plugins(self.folder)
+        self.restated = restate_budget(self.status)
+        return unstored
+
+    def make(self, on_event: Callable[[Event], None] = lambda event: None) -> Counter[str]:
+        """Make the runs to do; returns how many ended in each status.
+
+        Raises:
+            KeyboardInterrupt: it was stopped; see `suite.engine.execute`.
+        """
+        if not self.status.todo:
+            return Counter()
+        export_threads(self.plan.threads)
+        return engine.execute(
+            self.status.todo,
+            self.runner,
+            self.folder,
+            jobs=self.jobs,
+            timeout=self.timeout,
+            retry=self.retry,
+            on_event=on_event,
+        )
+
+
+def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], data_dir: str | Path) -> set[str]:
+    """The keys of all runs that the configs ask for. No norm's fitness changes a key.
+
+    Raises:
+        PlanError: the mistakes of all of the configs.
+    """
+    overrides = Overrides(plugin_norms=plugin_norms, many=True)
+    keys: set[str] = set()
+    mistakes: list[str] = []
+    for config in configs:
+        try:
+            planned = plan_config(read_config(config), overrides, data_dir)
+        except PlanError as error:
+            mistakes += error.lines
+        else:
+            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
+    if mistakes:
+        raise PlanError(mistakes)
+    return keys
+
+
+def refuse_what_workers_lack(runs: Sequence[RunSpec]) -> None:
+    """ValueError for norms and tasks that were defined in a notebook's cells or at a prompt: the processes of runs can
+    not import them."""
+    from norms.registry import make_norm
+    from tasks import get_task
+
+    if getattr(sys.modules.get("__main__"), "__file__", None) is not None:
+        return
+    defined: dict[str, Any] = {f'norm "{spec.norm}"': make_norm(spec.norm).build for spec in runs}
+    defined |= {f'task "{spec.task}"': type(get_task(spec.task)) for spec in runs}
+    here = [what for what, built in defined.items() if getattr(built, "__module__", "") == "__main__"]
+    if here:
+        raise ValueError(
+            f"{', '.join(here)}: defined in this session, which the processes of runs can not import; write the "
+            'definition into a file and give plugins=["FILE"]'
+        )
+
+
+def _texts(settings: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    """Settings as `Overrides` takes them; JSON is YAML."""
+    if isinstance(settings, Mapping):
+        return tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    return tuple(settings)
