@@ -1,4 +1,4 @@
-"""What a config asks for, read entry by entry: blocks of settings, norms and seeds of one task.
+"""Entries of a config as blocks: the settings, norms and seeds of one task.
 
 All mistakes are collected; what no run could be made of is never expanded.
 """
@@ -34,7 +34,7 @@ MOST_COMBINATIONS = 100_000
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says on top of a config.
+    """Changes to a config that the command line, or a caller from Python, asks for.
 
     Args:
         tasks: only these tasks of the config.
@@ -239,7 +239,7 @@ class Reader:
             self._checksum(task, task.options(**given))
 
     def _checksum(self, task: Task, options: Options) -> str:
-        """Of the data; empty where it is not here."""
+        """The checksum of the data; empty where the data is not prepared."""
         try:
             return task.data_checksum(options, self.data_dir)
         except ValueError as error:
@@ -365,7 +365,7 @@ def _as_list(line: str, given: Mapping[str, Any]) -> str:
 
 
 def _too_many(axes: Mapping[str, Collection[Any]]) -> str | None:
-    """Why these axes are not expanded, if so."""
+    """The reason why these axes are too many to expand, or None."""
     count = math.prod(map(len, axes.values()))
     if count <= MOST_COMBINATIONS:
         return None

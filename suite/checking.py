@@ -1,4 +1,4 @@
-"""What `check` measures and how it is shown: which norms are meant, a task's facts, facts in rows."""
+"""The command `check`: which norms it checks, the facts of a task, and facts as rows of text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequence[Path] | None) -> list[str]:
-    """Registered names. All that are unknown are reported at once."""
+    """The names of the norms to check. Raises ValueError that names every unknown one."""
     from norms.registry import norm_info, norm_names
 
     own = load_plugins(plugin)

@@ -36,7 +36,7 @@ _LONGEST = 200  # characters of a reason
 
 @dataclass(frozen=True)
 class Note:
-    """What stands beside the tensors.
+    """The JSON part of a checkpoint, readable without torch.
 
     Args:
         key: of the run.
@@ -61,7 +61,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stands beside the weights of a finished run, enough to build its network anew (tasks.load_network).
+    """The JSON part of a finished run's weights, from which tasks.load_network builds the network anew.
 
     Args:
         key: of the run.
@@ -105,7 +105,8 @@ class Checkpoints:
         self._complaint = ""
 
     def candidates(self) -> Iterator[State | None]:
-        """What the run may go on from, best first; at last None, the start. Damaged ones are named and passed over."""
+        """The states from which the run may go on, best first; the last is None, a fresh start. Damaged ones are named and
+        passed over."""
         for name in (NEWEST, BEFORE):
             file = self.folder / name
             if not os.path.lexists(file):
@@ -127,7 +128,7 @@ class Checkpoints:
         self._at = BEFORE
 
     def save(self, state: State, position: Position) -> bool:
-        """Store a state. Where that can not be done, a line says so, and what was stored before stays."""
+        """Store a state. A failure to write is told in a line, and the checkpoint before it stays."""
         parts, seconds = self.parts(str(position)), self.clock()
         note = Note(self.key, asdict(position), str(position), self.seconds + seconds, parts)
         # what could not be read takes nobody's place
@@ -145,7 +146,7 @@ class Checkpoints:
 
     @property
     def seconds(self) -> float:
-        """That earlier processes have worked on the run."""
+        """Seconds that earlier processes have worked on the run."""
         return 0.0 if self.note is None else self.note.seconds
 
     def parts(self, until: str) -> list[dict[str, Any]]:
@@ -155,7 +156,7 @@ class Checkpoints:
 
 
 def remove(folder: Path) -> None:
-    """The checkpoints of a run whose record is stored, and what their writers left; nobody else writes meanwhile."""
+    """Remove the checkpoints and temporary files of a run whose record is stored; the caller holds the run's lock."""
     left = (folder.glob(f".{name}.*") for name in (NEWEST, BEFORE))
     for file in (folder / NEWEST, folder / BEFORE, *itertools.chain(*left)):
         with contextlib.suppress(OSError):
@@ -175,7 +176,7 @@ def keep_weights(folder: Path, spec: RunSpec, trained: Trained) -> None:
 
 
 def remove_weights(folder: Path) -> None:
-    """Those of an earlier run in this folder."""
+    """Remove the weights that an earlier run left in this folder."""
     with contextlib.suppress(OSError):
         (folder / WEIGHTS).unlink()
 
@@ -244,7 +245,7 @@ def read(file: Path, key: str) -> tuple[State, Note]:
 
 
 def found(folder: Path, key: str) -> Note | None:
-    """What a run that is not done would go on from, without torch."""
+    """The note of the checkpoint from which an unfinished run would go on, or None. Needs no torch."""
     for name in (NEWEST, BEFORE):
         with contextlib.suppress(Unreadable):
             return read_note(folder / name, key)

@@ -601,7 +601,7 @@ def data_prepare(
 
 
 def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:
-    """What a plan of the same runs needs on the command line beside the config."""
+    """The command-line options that a plan of the same runs needs beside the config."""
     given = [part for file in plugin or () for part in ("--plugin", str(file))]
     return given if data_dir == Path("data") else [*given, "--data-dir", str(data_dir)]
 

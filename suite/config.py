@@ -39,7 +39,7 @@ class PlanError(ValueError):
 
 
 class ManyRuns(PlanError):
-    """A plan so large that it is made only where `Overrides.many` says that it is meant."""
+    """More runs than are planned without a question; `Overrides.many` allows them."""
 
 
 def find_config(path: str | Path) -> Path:
@@ -100,7 +100,7 @@ def parse_value(text: str) -> Any:
 
 
 def form_mistakes(value: Any, where: str = "config") -> list[str]:
-    """What no config may hold, wherever it stands: one line for each place, at most MOST_LINES.
+    """Mistakes of form anywhere in a config: one line for each place, at most MOST_LINES.
 
     A key that is no text, a number that is not finite or has more than 64 bits, a text of more than
     `norms.values.LONGEST` characters or with half a character, nesting deeper than `yaml_core.DEEPEST`, more values
@@ -150,7 +150,7 @@ def parse_seeds(given: Any) -> list[int]:
 
 
 def kind(value: Any) -> str:
-    """What a YAML value is, in words for a person."""
+    """The kind of a YAML value, in words for a person."""
     names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing", bool: "true or false"}
     return names.get(type(value), shown(value))
 

@@ -1,5 +1,5 @@
-"""What the command line shows: lines that are safe on any terminal, notes and mistakes on stderr, the bars of a grid, a
-screen that is drawn anew."""
+"""The output of the command line: lines that are safe on any terminal, notes and mistakes on stderr, a grid's bars,
+a screen that is drawn anew, tables."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
 
 
 def _console() -> Console:
-    """For what moves the cursor: the control characters in its texts are made visible by who writes them."""
+    """A console whose output may move the cursor; its callers make control characters in texts visible."""
     from rich.console import Console
 
     screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)

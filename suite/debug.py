@@ -1,4 +1,4 @@
-"""One run of a config in this process, for who looks for a mistake in a norm or a task.
+"""One run of a config in this process, to find a mistake in a norm or a task.
 
 Nothing is tried before, forked, caught or stored: prints appear where they are made, `breakpoint()` has the terminal,
 and an error comes out with all of its traceback. Everything that decides the run's numbers (options, seed, data,
@@ -56,7 +56,7 @@ def planned(
     own: tuple[str, ...],
     data_dir: Path,
 ) -> Plan:
-    """The runs of a config that may be meant, none of them tried.
+    """The runs of a config among which one is chosen; no norm is tried.
 
     Args:
         norm: name or label, as --norms takes it; empty: those of the plugins, else the config's.
@@ -73,7 +73,7 @@ def planned(
 
 
 def choose(runs: Sequence[RunSpec]) -> tuple[RunSpec, str]:
-    """The first run, and how it is called; where there are others, that and what chooses among them."""
+    """The first run and its name; where there are others, the name says so and which options choose among them."""
     if not runs:
         raise PlanError(["nothing to run"])
     spec, others = runs[0], len(runs) - 1
@@ -87,7 +87,7 @@ def choose(runs: Sequence[RunSpec]) -> tuple[RunSpec, str]:
 
 
 def make(spec: RunSpec, name: str, runner: Runner) -> int:
-    """Make the run and print what comes out; returns the exit code, 1 for a run that failed.
+    """Make the run and print its metrics; returns the exit code, 1 for a run that failed.
 
     Artifacts lie in a temporary folder, whose path is printed; it is removed where it is empty.
     """

@@ -52,7 +52,7 @@ _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as fa
 
 @dataclass(frozen=True)
 class Event:
-    """What `execute` tells its caller.
+    """A message of `execute` to its caller.
 
     Args:
         kind: "started", "progress" (`fraction`, and the like), "finished" (`record`), "damaged" (`text`: where the
@@ -141,7 +141,7 @@ def time_limit(given: float | str | None, what: str = "timeout") -> float | None
 
 
 def write_skipped(out: str | Path, skipped: Iterable[tuple[RunSpec, str]]) -> list[str]:
-    """Store why specs are skipped, for the tables. What is done stays; a standing reason is not rewritten.
+    """Store the reasons of skipped runs, for the tables. Finished runs stay, and an unchanged reason is not rewritten.
 
     Returns:
         One line, with path and reason, for each that can not be stored.
@@ -247,7 +247,7 @@ class _Execution:
         self.running.append(_Worker(spec, process, pipes[0], before, deadline, limit))
 
     def _watch(self) -> None:
-        """Wait for the next thing to happen to any worker, and deal with it."""
+        """Wait for the next event of any worker, and handle it."""
         ends = {worker.process.sentinel: worker for worker in self.running}
         pipes = {worker.messages: worker for worker in self.running if worker.open}
         deadlines = [worker.deadline for worker in self.running if worker.deadline is not None]

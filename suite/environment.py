@@ -1,4 +1,4 @@
-"""What a run depends on outside its spec: allocator, threads, commit, versions, hardware.
+"""Surroundings of a run outside its spec: allocator, threads, commit, versions, hardware.
 
 None of it is in a run's key; all of it is in its record, so that a table whose cells differ in it can say so.
 """

@@ -37,7 +37,7 @@ _SIZE = ("dataset", "model", "method", "width", "batch_size", "norm_batch_size")
 
 @dataclass(frozen=True)
 class Kind:
-    """What an estimate looks at.
+    """The facts of a run that an estimate compares.
 
     Args:
         levels: what runs may be compared by, closest first.
@@ -50,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds; at least so many where something is not known yet."""
+    """Seconds; `at_least` where a part of the runs is not known yet."""
 
     seconds: float
     at_least: bool = False
@@ -119,12 +119,12 @@ class Remaining:
             self.add(record)
 
     def kind(self, spec: RunSpec, done: int = 0) -> Kind:
-        """Of a run of which so many steps are done."""
+        """The kind of a run of which so many steps are done."""
         steps = self.steps(spec)
         return Kind(self._levels(spec), 1 if steps is None else max(0, steps - done))
 
     def add(self, record: RunRecord) -> None:
-        """A run is finished."""
+        """Learn from a finished run."""
         self.drop(record.spec)
         if record.status in ("ok", "diverged"):
             all_steps = self.steps(record.spec)
@@ -159,7 +159,7 @@ class Remaining:
         return None if found is None else found[1] / found[0]
 
     def of(self, kind: Kind) -> Estimate | None:
-        """What one run of this kind will take; None as long as no run of its task has finished an epoch."""
+        """The estimate for one run of this kind; None as long as no run of its task has finished an epoch."""
         pace, other = self.pace(kind), self.other(kind)
         if pace is None and other is None:
             return None
@@ -167,7 +167,7 @@ class Remaining:
         return Estimate(max(0.0, kind.steps * (pace or 0.0)) + (other or 0.0), missing)
 
     def total(self, kinds: Mapping[Kind, int], rest: Iterable[Estimate | None] = ()) -> Estimate | None:
-        """Until all runs are done; None where nothing is known of any of them.
+        """Seconds until all runs are done; None where nothing is known of any of them.
 
         Args:
             kinds: how many there are of each kind.
@@ -208,7 +208,7 @@ def begun(out: Path, specs: Iterable[RunSpec]) -> dict[str, int]:
 
 
 def left_to_do(remaining: Remaining, specs: Iterable[RunSpec], done: Mapping[str, int]) -> Estimate | None:
-    """Of runs that nobody is making. done: of `begun`."""
+    """The estimate for runs that nobody is making yet. done: from `begun`."""
     return remaining.total(Counter(remaining.kind(spec, done.get(spec.key, 0)) for spec in specs))
 
 

@@ -1,4 +1,4 @@
-"""Folders of images in a run's options: named by what they are called, not by where they lie.
+"""Folders of images in a run's options, by their names and not by their paths.
 
 A run's key must be the same wherever a folder lies and however its path is written, so a spec holds `folder:NAME`, and
 the data's checksum says what is in it. Where the folder is here, the plan knows and tells the Runner.

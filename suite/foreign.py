@@ -35,7 +35,7 @@ DETECTED = 320
 
 
 class Conversion(NamedTuple):
-    """What `convert_model` did.
+    """The result of `convert_model`.
 
     Attributes:
         parts: the audit of each part that was converted, by its path; "" is the whole model.

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: its parent hears positions and rows, `history.jsonl` in its folder holds them for
+"""News of a run while it goes: its parent hears positions and rows, `history.jsonl` in its folder holds them for
 everybody else, trackers get the rows.
 
 `history.jsonl`, while a run is not stored: one JSON object per line, and `time` in seconds since 1970 by the clock of
@@ -46,7 +46,7 @@ _LARGEST = 8 * 2**20  # bytes of a history that is read whole; its record stays 
 
 
 class Live:
-    """The ears of one run: what it is told goes to the parent, the file and the trackers.
+    """The news of one run, passed on to the parent process, the file and the trackers.
 
     Args:
         out: the folder of results; None: there is neither a file nor a tracker.
@@ -193,7 +193,7 @@ def rows_of(folder: Path) -> list[dict[str, float | None]]:
 
 
 def remove(folder: Path) -> None:
-    """Once the run's record is stored."""
+    """Remove the history of a run whose record is stored."""
     with contextlib.suppress(OSError):
         (folder / HISTORY).unlink()
 
@@ -244,7 +244,7 @@ def where(position: Mapping[str, Any]) -> str:
 
 
 def telling(row: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
-    """What a line about a run shows of its last row: its loss and its validation, or else its first two columns."""
+    """The columns of a run's last row that a line about it shows: loss and validation, else the first two."""
     names = [name for name in row if name not in ("epoch", "step", "seconds", "learning_rate")]
     loss = next((n for n in names if n == "train_loss"), next((n for n in names if "loss" in n), None))
     validation = next((n for n in names if n.startswith("val") and n != loss), None)

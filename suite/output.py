@@ -1,4 +1,4 @@
-"""What a run prints: a file in its folder, which stays below a bound however much is printed."""
+"""The printed output of a run: a file in its folder, of bounded size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEAD, _TAIL = 4 * 2**20, 2**20  # bytes that are kept at a cut: from the start,
 
 
 def print_to(file: Path) -> None:
-    """From here on all that this process prints goes to `file`: C libraries, Python's own tracebacks, and crashes."""
+    """Send everything that this process prints to `file`: C libraries, Python's tracebacks and crashes included."""
     with files.open_new(file) as stream:
         with contextlib.suppress(ImportError):  # no fcntl: not a system where a run's output is cut
             import fcntl

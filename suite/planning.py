@@ -41,7 +41,7 @@ MOST_CELLS = 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config asks for: `runs` to do, `skipped` ones with the reason, each exactly once.
+    """The runs that a config asks for, and the skipped ones with their reasons, each exactly once.
 
     Attributes:
         folders: data set "folder:NAME" as specs name it -> "folder:PATH" here, for the Runner.
@@ -121,7 +121,7 @@ def plan_config(
 
 
 def _check_size(blocks: Sequence[Block], many: bool) -> None:
-    """Before anything is expanded: what the blocks multiply to."""
+    """Refuse a grid that is too large, before anything is expanded."""
     cells = sum(len(block.settings) * len(block.norms) for block in blocks)
     runs = sum(len(block.settings) * len(block.norms) * len(block.seeds) for block in blocks)
     if cells > MOST_CELLS:

@@ -1,4 +1,4 @@
-"""What runs leave behind: the processes below another one, found in /proc and killed (Linux).
+"""Processes that runs leave behind: found in /proc below another process, and killed (Linux).
 
 A process whose parent ended is given to the nearest living ancestor that asked for it (a child subreaper, prctl(2)),
 also where it left its process group by setsid. The fork server asks, and so does every worker: what a living run has
@@ -30,7 +30,7 @@ def adopt_orphans() -> None:
 
 
 def kill_below(process: int, spare: Collection[int] = ()) -> None:
-    """SIGKILL to all that stands below a process; what is spared keeps all that stands below it, too."""
+    """Kill every process below another one. A spared process keeps every process below itself."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         found = below(process, spare)

@@ -118,14 +118,14 @@ class Progress:
         return self._line(name, event.record)
 
     def stopped_line(self) -> str:
-        """What is said of a grid that was stopped: how many runs are finished, and which go on from where."""
+        """The line of a grid that was stopped: how many runs are finished, and which go on from where."""
         line = f"stopped: {self.finished} of {self.total} runs were finished and are kept"
         origins = {} if self.folder is None else going_on(self.folder, self.todo.values())
         named = [f"{self.names.run(self.todo[key])} {origin}" for key, origin in origins.items()]
         return f"{line}; the same command goes on: {_first(named)}" if named else line
 
     def left(self) -> Estimate | None:
-        """What is left of all runs, those being made counted by where they stand; None while nothing is known."""
+        """The time left for all runs, by the progress of those being made; None while nothing is known."""
         waiting = Counter(self.kinds)
         making = [self.todo[key] for key in self.running if key in self.todo]
         for spec in making:
@@ -160,7 +160,7 @@ class Progress:
         self.remaining.drop(spec)
 
     def _rest(self, spec: RunSpec) -> Estimate | None:
-        """What is left of a run that is being made."""
+        """The time that is left for a run that is being made."""
         key, kind = spec.key, self._kind(spec)
         estimate, steps = self.remaining.of(kind), self.remaining.steps(spec)
         done = number(self._positions.get(key, {}).get("step"))
@@ -189,7 +189,7 @@ class Progress:
 
 
 def failed_line(name: str, record: RunRecord, folder: Path) -> str:
-    """What is stored of a run that failed before, in the words of a run that has just failed."""
+    """The line of a run that failed before, in the words of a run that has just failed."""
     return f"failed before  {name}  {cut(visible(record.reason), _LONGEST)}{left_behind(folder, record.spec)}"
 
 

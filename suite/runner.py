@@ -42,7 +42,7 @@ _SIGNALLED = 0.3  # seconds in which a signal to all processes of a job reaches 
 
 @dataclass(frozen=True)
 class Runner:
-    """How runs are made here: everything but the spec. A value that travels to worker processes.
+    """Everything that a process needs to make a run, but for the spec. A value that travels to worker processes.
 
     Args:
         device: a torch device, "cpu" or "cuda:0".
@@ -214,7 +214,7 @@ def _write_traceback(folder: Path) -> list[str]:
 def attempt(
     spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner, journal: Journal
 ) -> dict[str, Any]:
-    """The run itself, with whatever it raises; returns the fields of its record. See `run_one`."""
+    """Make the run and return the fields of its record; every exception of the run passes. See `run_one`."""
     import torch
 
     from norms import plugins

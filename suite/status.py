@@ -1,4 +1,4 @@
-"""A plan beside what is stored: which runs are done and which are to do, and the words for it."""
+"""A plan beside the stored records: which runs are done and which are to do, and the words for it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def not_of_config(count: int, folder: Path, config: Path, options: Sequence[str]
 
 
 def dry_summary(status: Status, jobs: int, left: Estimate | None) -> Iterator[str]:
-    """What a dry run ends with. left: what all runs to do will take, where it can be estimated."""
+    """The last lines of a dry run. left: the time that all runs to do will take, where it can be estimated."""
     skipped = f", {len(status.plan.skipped)} skipped" if status.plan.skipped else ""
     failed = f", {status.failed} failed (made again with --retry)" if status.failed else ""
     where = shlex.quote(str(status.folder))
@@ -185,7 +185,7 @@ def without_weights(status: Status) -> Iterator[str]:
 
 
 def summary(status: Status, counts: Mapping[str, int], failed: int) -> Iterator[str]:
-    """What a run ends with. counts: how many runs ended now in each status; failed: now and before."""
+    """The last lines of `run`. counts: how many runs ended now in each status; failed: now and before."""
     new = [f"{counts[end]} {end}" for end in ("ok", "diverged", "failed", "stopped") if counts.get(end)]
     parts = [*new, f"{len(status.plan.skipped)} skipped", f"{status.done} already done"]
     if status.failed:

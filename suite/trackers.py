@@ -1,4 +1,4 @@
-"""What people look at runs with besides our tables: a tracker hears a run's rows, and its record at the end.
+"""Trackers: programs in which people look at runs. A tracker hears a run's rows, and its record at the end.
 
 Each writes below `<out>/tracking/<tracker>/<task>/<norm>/<key>/`. A process that goes on with a run begins that folder
 anew, with the rows so far, so that no epoch is there twice and none that is made again contradicts another. A tracker
@@ -92,7 +92,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def hyperparameters(spec: RunSpec) -> dict[str, bool | int | float | str]:
-    """What a tracker tells runs apart by: names as the columns of a frame have."""
+    """The options by which a tracker tells runs apart, named like the columns of a frame."""
     found: dict[str, Any] = {"task": spec.task, "norm": spec.norm_label or spec.norm, "seed": spec.seed}
     found |= {f"option.{name}": value for name, value in spec.task_options.items()}
     found |= {f"norm.{name}": value for name, value in spec.norm_options.items()}

@@ -1,4 +1,4 @@
-"""Whether a norm can serve in a task, asked in a process of its own (tasks.admission is what is asked).
+"""Tries norms while planning: a process of its own asks the task whether a norm can serve (tasks.admission).
 
 A layer is a user's code. While planning it may end its process, crash, hang, eat the machine, change folders, settings
 or the environment: all that stays in a forked child, which answers one question after the other. Each set of plugins
@@ -48,7 +48,7 @@ Answer = tuple[str | None, str]
 
 
 def trial_seconds(timeout: float | None) -> float:
-    """What a trial may take where a run may take `timeout` seconds (None: no limit)."""
+    """The time limit of one trial, in seconds, where a run may take `timeout` seconds (None: no limit)."""
     return SECONDS if timeout is None else min(SECONDS, max(LEAST_SECONDS, timeout))
 
 
@@ -129,7 +129,7 @@ class Trials:
 
 
 def survives(action: Callable[[], object], seconds: float = IMPORT_SECONDS) -> str:
-    """How a process ends that does this: "" where it comes to the action's end, by an exception, too.
+    """Try an action in another process; returns how that process died, "" where the action ended or raised.
 
     Only on Linux; elsewhere always "".
     """
@@ -152,7 +152,7 @@ def survives(action: Callable[[], object], seconds: float = IMPORT_SECONDS) -> s
 
 @contextlib.contextmanager
 def surroundings_kept() -> Iterator[None]:
-    """What user code changes inside is put back: folder, environment, sys.path, streams, signals, torch's settings.
+    """Undo what user code changes inside the block: folder, environment, sys.path, streams, signals, torch's settings.
 
     The processes of runs take over some of it, and a plugin is not to reach further than its own runs.
     """

@@ -39,7 +39,7 @@ Signature = tuple[int, int]
 
 
 def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
-    """What is stored for a spec: "done" (ok or diverged), "failed", "damaged" (unreadable), else "todo"."""
+    """The state of a stored run: "done" (ok or diverged), "failed", "damaged" (unreadable), else "todo"."""
     try:
         record = find_record(out, spec)
     except RecordError:
@@ -50,7 +50,7 @@ def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
 
 
 def signature(out: Path, spec: RunSpec) -> Signature | None:
-    """Tells one stored record from the next: (inode, nanoseconds); None where there is none, or none can be seen."""
+    """A mark that changes with every stored record: (inode, nanoseconds); None without a readable record."""
     try:
         stat = (run_folder(out, spec) / RECORD).lstat()
     except OSError:
@@ -59,7 +59,7 @@ def signature(out: Path, spec: RunSpec) -> Signature | None:
 
 
 def trouble(error: OSError) -> str:
-    """The path and the reason, in one line: a disk's errors are told apart by nothing else."""
+    """The path and the reason of a disk's error, in one line."""
     file = error.filename2 or error.filename  # of a renaming the second is what people know
     path = cut(os.fsdecode(file), 200) if isinstance(file, str | bytes | os.PathLike) else ""
     return one_line(f"{path}: {error.strerror}" if path and error.strerror else error)

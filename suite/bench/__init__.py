@@ -1,4 +1,4 @@
-"""Timings as ratios: what a norm, a step, a checkpoint and the engine cost beside what they are compared with.
+"""Timings as ratios: the cost of norms, training steps, checkpoints and the engine, each beside a rival.
 
 timings.py      every benchmark by name
 rivals.py       bare loops that the suite's are compared with

@@ -1,4 +1,4 @@
-"""What the books of a training cost, as ratios: checkpoints beside a minute of steps, the loop beside a bare `for`."""
+"""Costs of bookkeeping in training, as ratios: checkpoints beside a minute of steps, the loop beside a bare loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINUTE = 60.0
 
 
 def checkpoints(saves: int = 7) -> Iterator[str]:
-    """How long a checkpoint keeps a training waiting, in parts of a minute of steps: nothing of it happens aside.
+    """Time that training waits for a checkpoint, as a part of a minute of steps: the run itself writes it.
 
     A copy of the state at hand, and writing it: serialized, synced, renamed. The first one is left out.
     """

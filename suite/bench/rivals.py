@@ -1,4 +1,4 @@
-"""Steps of tasks beside the same steps as the libraries they are built on, or their examples, write them."""
+"""Training steps of our tasks beside the same steps in the code of the libraries below them."""
 
 from __future__ import annotations
 

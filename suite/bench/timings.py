@@ -252,7 +252,7 @@ def search(rounds: int = 7) -> Iterator[str]:
 
 
 def _bare_search_step(net: Any, weights: Any, adam: Any, pairs: Any, second: bool) -> None:
-    """A search step as one would write it down: the published code's order of things."""
+    """A search step in the order of the published code, without the suite's checks."""
 
     def loss(network: Any, pair: Any) -> Tensor:
         return nn.functional.cross_entropy(network(pair[0]), pair[1])
