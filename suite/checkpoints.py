@@ -105,7 +105,7 @@ class Checkpoints:
         self._complaint = ""
 
     def candidates(self) -> Iterator[State | None]:
-        """The states from which the run may go on, best first; the last is None, a fresh start. Damaged ones are named and
+        """States from which the run may go on, best first; the last is None, a fresh start. Damaged ones are named and
         passed over."""
         for name in (NEWEST, BEFORE):
             file = self.folder / name

@@ -4,7 +4,8 @@ Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
 
 Modules that import torch or pandas are imported inside the commands that need them, so that `--help`, `tables` and
-`list metrics` start without torch.
+`list metrics` start without torch. One module, although it is long: a function per command, and most of the lines are
+options with their help.
 """
 
 from __future__ import annotations
