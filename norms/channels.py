@@ -138,6 +138,16 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def ordinary(x: Tensor) -> bool:
+    """A tensor with memory on a device whose kernels we know, outside compilation and torch.func's transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and x.device.type in ("cpu", "cuda")
+        and not transformed()
+    )
+
+
 def vmapped(*tensors: Tensor) -> bool:
     """Whether torch.func.vmap runs over any of them."""
     if torch.compiler.is_compiling():

@@ -7,10 +7,13 @@ layer that it builds, and everything that later needs to know whether a module i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+Activation = nn.Module | Callable[[Tensor], Tensor]
+"""What a norm that fuses the activation is built with."""
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
 VARIANCES = ("biased", "unbiased")

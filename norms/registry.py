@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,25 +26,12 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from norms import plugins
+from norms import layers, plugins
 from norms.constructor import CONTRACT, constructor_parameters, options_model
 from norms.factory import Layers, NormFactory
 from norms.protocol import AXES, NEEDS, SETTING_FIELDS, VARIANCES, NormInfo
 from norms.values import nearest, shown
 
-_BUILTIN = (
-    "sample",
-    "batch",
-    "pooled",
-    "adaptive",
-    "activated",
-    "weights",
-    "memory",
-    "streaming",
-    "online",
-    "domain",
-    "conditional",
-)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -118,9 +106,14 @@ def register(
 
 
 def norm_names(without: Collection[str] = ()) -> list[str]:
-    """All registered names, in order of registration, less the norms that need any of `without` (see NormInfo)."""
+    """All registered names, less the norms that need any of `without` (see NormInfo).
+
+    The suite's own come first, as norms.layers.LAYERS lists them, then the others in order of registration.
+    """
     _import_builtin()
-    return [name for name, entry in _REGISTRY.items() if not entry.info.needs & set(without)]
+    place = {name: number for number, name in enumerate(layers.LAYERS)}
+    names = sorted(_REGISTRY, key=lambda name: place.get(name, len(place)))
+    return [name for name in names if not _REGISTRY[name].info.needs & set(without)]
 
 
 def norm_info(name: str) -> NormInfo:
@@ -214,7 +207,7 @@ def load_plugin(path: str | Path) -> list[str]:
 def _entry(name: str) -> _Entry:
     _import_builtin()
     if name not in _REGISTRY and not plugins.load_offered("norm", name):
-        raise ValueError(f'unknown norm "{name}"; registered: {", ".join(_REGISTRY)}{nearest(name, _REGISTRY)}')
+        raise ValueError(f'unknown norm "{name}"; registered: {", ".join(norm_names())}{nearest(name, _REGISTRY)}')
     return _REGISTRY[name]
 
 
@@ -225,7 +218,9 @@ def _file_of(build: Callable[..., nn.Module]) -> str:
         return "<interactive>"
 
 
+@functools.cache
 def _import_builtin() -> None:
-    # Imported here and not at the top: the layer modules import this one to register themselves.
-    for module in _BUILTIN:
-        importlib.import_module(f"norms.layers.{module}")
+    """Import every file of norms/layers, which registers its norms."""
+    # Imported here and not at the top: the layers' files import this one to register themselves.
+    for file in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
+        importlib.import_module(file.name)

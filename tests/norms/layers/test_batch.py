@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from norms import grouping
-from norms.grouping import Blocks, _Normalize, _plain, _plain_backward
-from norms.layers.batch import bgn_groups
+from norms.kernels import blocks as kernels_blocks
+from norms.kernels.blocks import Blocks
+from norms.kernels.grouping import _Normalize, _plain, _plain_backward
+from norms.layers.bgn import bgn_groups
 from norms.registry import make_norm
 from norms.situation import hold, situation
 
@@ -117,9 +118,9 @@ def sizes(draw):
 def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, long, seed):
     shape, groups, slices = size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouping, "_LONG", long)  # 1: sample by sample also where that does not pay
-        patch.setattr(grouping, "_CACHED", long)
-        patch.setattr(grouping, "_MANY", long)  # 1: units of single values
+        patch.setattr(kernels_blocks, "_LONG", long)  # 1: sample by sample also where that does not pay
+        patch.setattr(kernels_blocks, "_CACHED", long)
+        patch.setattr(kernels_blocks, "_MANY", long)  # 1: units of single values
         check_equation(shape, groups, slices, channels_last, affine, seed)
 
 
