@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from norms.protocol import Situation
+from norms.protocol import ResetRunningStats, Situation, hook
 
 AUTO_GROUPS = 32
 """The most groups that `num_groups="auto"` takes: the GN paper's number."""
@@ -69,8 +69,9 @@ class PerChannel(nn.Module):
         with torch.no_grad():
             for name, start in self.__dict__.get("_starts", {}).items():
                 self.get_parameter(name).fill_(start)
-        if hasattr(self, "reset_running_stats"):
-            self.reset_running_stats()  # type: ignore[operator]
+        keeping = hook(self, ResetRunningStats)
+        if keeping is not None:
+            keeping.reset_running_stats()
 
     def check_channels(self, x: Tensor) -> None:
         """ValueError where x is not (N, C, *) or holds no floating-point numbers."""

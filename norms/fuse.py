@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from norms.protocol import NormInfo
+from norms.protocol import NormInfo, TransformWeight, hook
 from norms.situation import situation
 
 _Conv = TypeVar("_Conv", nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,8 +65,9 @@ def fuse(conv: _Conv, norm: nn.Module, *, domain: int | None = None) -> _Conv:
     told = contextlib.nullcontext() if domain is None else situation(layer, domain=domain)
     with torch.no_grad(), told:
         try:
-            if hasattr(layer, "transform_weight"):
-                weight = layer.transform_weight(weight)  # type: ignore[operator]
+            transforms = hook(layer, TransformWeight)
+            if transforms is not None:
+                weight = transforms.transform_weight(weight)
         except ValueError as error:
             raise ValueError(f'norm "{info.name}": {error}') from error
         inputs = {"weight": weight} if "conv_weight" in info.needs else {}

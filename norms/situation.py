@@ -17,13 +17,13 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from norms.generators import forked_generators
-from norms.protocol import NormInfo, Situation, norm_modules
+from norms.protocol import AfterUpdate, BranchDistance, NormInfo, Situation, hook, norm_modules
 from norms.telling import Telling
 
 PARTS = ("context", "query")
@@ -152,9 +152,9 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
     """
     looking = []
     for _, norm in norm_modules(net):
-        tell = getattr(norm, "after_update", None)
-        if tell is not None:
-            tell(progress)
+        following = hook(norm, AfterUpdate)
+        if following is not None:
+            following.after_update(progress)
         telling = norm.__dict__.get("telling")
         if isinstance(telling, Telling):
             telling.told()
@@ -192,10 +192,15 @@ def predict(net: nn.Module, x: Tensor) -> Tensor:
     """
     if net.training:
         raise ValueError("predict needs the network in evaluation mode; call net.eval() first")
-    placing = [norm for _, norm in norm_modules(net) if hasattr(norm, "branch_distance")]
-    if not placing or placing[0].situation.domain is not None or placing[0].num_domains == 1:  # type: ignore[union-attr]
+    placing = [norm for _, norm in norm_modules(net) if hook(norm, BranchDistance) is not None]
+    if not placing or placing[0].situation.domain is not None or _branches(placing[0]).num_domains == 1:  # type: ignore[union-attr]
         return net(x)
     return _combined(net, placing, x)
+
+
+def _branches(norm: nn.Module) -> BranchDistance:
+    """A norm that is known to have branches, as such."""
+    return cast(BranchDistance, norm)
 
 
 def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
@@ -203,11 +208,11 @@ def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
     told = placing[0].situation
     assert isinstance(told, Situation)
     branches, closeness = [], []
-    for domain in range(placing[0].num_domains):  # type: ignore[arg-type]
+    for domain in range(_branches(placing[0]).num_domains):
         found: list[Tensor] = []
 
         def look(norm: nn.Module, inputs: tuple[Tensor, ...], domain: int = domain, found: Any = found) -> None:
-            found.append(norm.branch_distance(inputs[0], domain))  # type: ignore[operator]
+            found.append(_branches(norm).branch_distance(inputs[0], domain))
 
         handles = [norm.register_forward_pre_hook(look) for norm in placing]
         try:

@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from norms.bases.running_statistics import RunningStatistics
 from norms.channels import PerChannel, check_arguments, transformed
 from norms.kernels.grouping import evaluate, normalize
-from norms.running import RunningStatistics
 from norms.situation import check_slices
 
 

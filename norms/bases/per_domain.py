@@ -20,11 +20,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from norms.bases.running_statistics import DomainStatistics
 from norms.channels import PerChannel, check_arguments, transformed
 from norms.kernels.affine import normalize_by
 from norms.kernels.grouping import evaluate, normalize
 from norms.protocol import Situation
-from norms.running import DomainStatistics
 from norms.situation import check_slices
 
 

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from norms.bases.running_statistics import RunningStatistics
 from norms.channels import PerChannel, check_arguments, transformed
-from norms.running import RunningStatistics
 
 
 class Streaming(PerChannel, RunningStatistics):

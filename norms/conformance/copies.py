@@ -25,6 +25,7 @@ from norms.conformance.subject import (
     state,
     twins,
 )
+from norms.protocol import ResetParameters, ResetRunningStats, hook
 from norms.situation import after_update, hold
 
 Form = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -193,8 +194,7 @@ def reset_parameters(s: Subject) -> Finding:
     new, again = (_drawn(s, seed) for seed in (0, 1))
     drawn = [name for name in new if isinstance(new[name], Tensor) and not same(new[name], again[name])]
     meta = s.fresh(device="meta")
-    reset = getattr(meta, "reset_parameters", None)
-    if not callable(reset):
+    if hook(meta, ResetParameters) is None:
         return Finding(expected, "no reset_parameters()")
     empty = meta.to_empty(device=torch.get_default_device())
     with torch.no_grad():
@@ -227,10 +227,10 @@ def reset_running_stats(s: Subject) -> Finding:
     s.call(layer, s.x(5).requires_grad_()).sum().backward()  # some keep numbers of the backward
     after_update(layer, lambda: None, 0.0)  # as a new layer: progress is no statistic
     parameters = [p.detach().clone() for p in layer.parameters()]
-    reset = getattr(layer, "reset_running_stats", None)
-    if not callable(reset):
+    keeping = hook(layer, ResetRunningStats)
+    if keeping is None:
         return Finding("as new", "no reset_running_stats()")
-    reset()
+    keeping.reset_running_stats()
     if not all(torch.equal(a, b) for a, b in zip(parameters, layer.parameters(), strict=True)):
         return Finding("as new", "changes parameters")
     new, now = state(s.layer()), state(layer)

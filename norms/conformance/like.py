@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.conformance.statistics import unread_samples
-from norms.conformance.subject import Finding, Subject, batch, close, identity, line
+from norms.conformance.subject import Finding, Subject, batch, close, identity, line, transformed_weight
 from norms.source import read_file
 from norms.values import nearest
 
@@ -180,9 +180,7 @@ def _known(s: Subject, layer: nn.Module, x: Tensor) -> dict[str, Any]:
     if "domain" in s.info.needs:
         known["domain"] = torch.arange(len(x)) % 2
     if "conv_weight" in s.info.needs:
-        transform = getattr(layer, "transform_weight", None)
-        weight = identity(x).detach()
-        known["conv_weight"] = weight if transform is None else transform(weight)
+        known["conv_weight"] = transformed_weight(layer, identity(x).detach())
     if "activation" in s.info.needs:
         known["activation"] = nn.functional.relu
     for path, tensor in (*layer.named_parameters(), *layer.named_buffers()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from norms.conformance.declared import measured_axes
 from norms.conformance.subject import BATCH, Finding, Net, Subject, batch, close, line, noise, same, state
+from norms.protocol import AfterUpdate, hook
 from norms.situation import after_update
 from norms.telling import UNTOLD
 
@@ -199,7 +200,7 @@ def _divided_by(one: Tensor, two: Tensor) -> tuple[str, str]:
 
 def warns_when_never_told(s: Subject) -> Finding:
     """A loop of optimizer steps without after_update: one warning that names it, from norms that wait for it alone."""
-    waits = s.info.keeps_stats and (hasattr(s.layer(), "after_update") or "second_look" in s.info.needs)
+    waits = s.info.keeps_stats and (hook(s.layer(), AfterUpdate) is not None or "second_look" in s.info.needs)
     loops = {"never told": waits, "told": False, "without steps": False}
     found = {loop: _warnings(s, loop) for loop in loops}
     wrong = [f"{found[loop]} warnings in a loop {loop}" for loop, due in loops.items() if found[loop] != due]

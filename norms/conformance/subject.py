@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from norms.channels import memory_format
 from norms.factory import NormFactory
-from norms.protocol import NormInfo, Situation, norm_modules
+from norms.protocol import MakeRoom, NormInfo, Situation, TransformWeight, hook, norm_modules
 from norms.situation import after_update, situation
 from norms.values import cut
 
@@ -85,9 +85,8 @@ class Subject:
         if seed is not None:
             torch.manual_seed(seed)
         inputs: dict[str, Tensor] = {}
-        transform = getattr(layer, "transform_weight", None)
-        if transform is not None or "conv_weight" in self.info.needs:
-            weight = identity(x) if transform is None else transform(identity(x))
+        if hook(layer, TransformWeight) is not None or "conv_weight" in self.info.needs:
+            weight = transformed_weight(layer, identity(x))
             given = x
             x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
             with contextlib.suppress(RuntimeError):  # not every device's convolution keeps it; vmap can not be asked
@@ -149,17 +148,23 @@ class Net(nn.Module):
     def forward(self, x: Tensor, part: str = "context") -> Tensor:
         if self.weight is None:
             return self.subject.call(self.norm, x, part=part)
-        transform = getattr(self.norm, "transform_weight", None)
-        weight: Tensor = self.weight if transform is None else transform(self.weight)
+        weight = transformed_weight(self.norm, self.weight)
         y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         with self.subject.told(self.norm, x, part=part):
             return self.norm(y, weight=weight) if "conv_weight" in self.subject.info.needs else self.norm(y)
 
 
 def _make_room(layer: nn.Module, weight: Tensor) -> None:
-    """What tasks.nets.models does for a layer beside its convolution."""
-    if hasattr(layer, "make_room"):
-        layer.make_room(weight)  # type: ignore[operator]
+    """Let a layer know the weight of its convolution, as tasks.nets.blocks does."""
+    sized = hook(layer, MakeRoom)
+    if sized is not None:
+        sized.make_room(weight)
+
+
+def transformed_weight(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight that the layer wants to be convolved with."""
+    transforms = hook(layer, TransformWeight)
+    return weight if transforms is None else transforms.transform_weight(weight)
 
 
 def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False) -> Subject:

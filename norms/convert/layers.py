@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
 from norms.factory import NormFactory, factory_info
-from norms.protocol import NormInfo
+from norms.protocol import NormInfo, TransformWeight, hook
 from norms.registry import norm_option_defaults
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -258,7 +258,7 @@ def _batch_statistics(new: nn.Module, info: NormInfo) -> bool:
         and info.mixes_samples
         and info.keeps_stats
         and not info.across_iterations
-        and not hasattr(new, "transform_weight")
+        and hook(new, TransformWeight) is None
     )
 
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
 from norms.kernels.affine import row_affine
 from norms.kernels.grouping import evaluate
 from norms.kernels.moments import row_moments, row_products
 from norms.registry import register
-from norms.running import finite_or
 
 SIMULATED_BATCH = 32
 """Images whose statistics mabn's window stands for: the paper's and the code's batch of one worker."""

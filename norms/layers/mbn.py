@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from norms.bases.running_statistics import finite_or
 from norms.kernels.affine import renormalize
 from norms.kernels.moments import Past, batch_moments
 from norms.layers.bn import BatchNorm
 from norms.registry import register
-from norms.running import finite_or
 
 
 @register(

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
 from norms.kernels.affine import row_affine
 from norms.kernels.grouping import evaluate
 from norms.kernels.moments import row_moments, row_products
 from norms.registry import register
-from norms.running import finite_or
 
 
 @register(

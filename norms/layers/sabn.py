@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from norms.bases.per_domain import told_domain
+from norms.bases.running_statistics import RunningStatistics
 from norms.channels import PerChannel, check_arguments
 from norms.kernels.grouping import evaluate, normalize
 from norms.registry import register
-from norms.running import RunningStatistics
 from norms.situation import check_slices
 
 
