@@ -1,4 +1,4 @@
-"""Per-channel parameters, the input checks that all layers share, and what an input tells of where it is."""
+"""Per-channel parameters and the input checks that all layers share, and questions about the place of a forward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PerChannel(nn.Module):
         num_channels: C.
         eps: added to the variance.
         weight: ones, (C,), or (D, C) where each of D domains has its own; None without affine. `bias` likewise, zeros.
-        situation: what the forward takes place in (norms.situation).
+        situation: facts about the batch that a training loop tells (norms.situation).
     """
 
     situation: Situation = Situation()
@@ -190,7 +190,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 class Reading:
     """The values of a small integer buffer, read from its device only when it has changed.
 
-    So a guard on what a layer keeps can stand in a buffer, which travels with state_dict, functional calls and averaged
+    So a guard on a layer's state can stand in a buffer, which travels with state_dict, functional calls and averaged
     models, and does not wait for the device in every forward.
     """
 

@@ -5,7 +5,7 @@
     hooks           optional methods of a layer, one Protocol each: `hook(layer, AfterUpdate)` is the layer, or None
     Attributes      optional attributes of a layer that something reads
 
-`make_norm` stamps `norm_info` and `situation` on each layer that it builds; whoever needs to know whether a module is a
+`make_norm` stamps `norm_info` and `situation` on each layer that it builds; all code that asks whether a module is a
 norm asks for that stamp. A layer is any nn.Module on x (N, C, *): it need have none of the hooks and attributes.
 
 The suite also puts things into the `__dict__` of a layer, which no layer has to know: `telling` (norms.telling) for
@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar, cast
 from torch import Tensor, nn
 
 Activation = nn.Module | Callable[[Tensor], Tensor]
-"""What a norm that fuses the activation is built with."""
+"""The activation that a norm may fuse."""
 
 NEEDS = frozenset({"conv_weight", "activation", "domain", "context", "second_look"})
 VARIANCES = ("biased", "unbiased")
@@ -34,7 +34,7 @@ SETTING_FIELDS = ("norm_batch_size", "num_domains", "image_shape")
 
 @dataclass(frozen=True)
 class NormInfo:
-    """What a norm declares about itself; the conformance checks measure every field.
+    """The facts that a norm declares about itself; the conformance checks measure every field.
 
     Args:
         name: the registered name: lower case letters, digits and underscores.
@@ -45,15 +45,15 @@ class NormInfo:
         mixes_samples_in_eval: the same dependence in evaluation mode.
         exact_gradient: the backward is the derivative of the forward (so gradcheck applies).
         compiles: `torch.compile(fullgraph=True)` works and gives the eager result.
-        needs: what a call must bring beside x: any of "conv_weight" (called as norm(y, weight=w)), "activation"
+        needs: further inputs of a call beside x: any of "conv_weight" (called as norm(y, weight=w)), "activation"
             (takes `activation=` at build and applies it), "domain", "context" (read from `self.situation`),
             "second_look" (asks `after_update` to show it the batch again).
         axes: letters of "NCHW", the axes along which a value's training output depends on other values: "NHW" for bn,
             "CHW" for gn, "" for none. None: not declared.
         across_iterations: the statistics of earlier iterations enter the training output in the place of a larger
-            batch. Several norm batches per update would look like several iterations, so tasks skip such a norm there.
+            batch. Several norm batches per update would look like several iterations to such a norm, so tasks skip it.
         slices_at_once: the layer itself honours `self.situation.slices`; any other layer that mixes samples is called
-            once per slice (see norms.situation).
+            once per norm batch (see norms.situation).
         functional: training works inside torch.func's transforms (vmap, grad, jvp), with the buffers that
             functional_call brings. A norm that declares False raises a RuntimeError under vmap and jvp. Evaluation
             always works.
@@ -81,7 +81,7 @@ class NormInfo:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a training loop says to every norm of a network (see norms.situation.situation)."""
+    """The facts about a batch that a training loop tells every norm of a network (see norms.situation.situation)."""
 
     domain: int | Tensor | None = None
     part: str | None = None
@@ -103,7 +103,8 @@ class AfterUpdate(Protocol):
 class TransformWeight(Protocol):
     """A layer that changes the weight of the convolution before it.
 
-    Called by whatever pairs the two, in each forward and in both modes: tasks.nets.blocks, norms.convert, norms.fuse.
+    Called by the code that pairs the two, in each forward and in both modes: tasks.nets.blocks, norms.convert; and once
+    by norms.fuse.
     The gradient of the weight goes through the result. Layers: ws_gn, ws_bn, mabn.
     """
 

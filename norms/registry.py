@@ -138,7 +138,7 @@ def resolve_norm_options(
 
     Args:
         name: a registered norm.
-        options: what the user gave; true, numbers and texts are not turned into each other (see norms.values).
+        options: given by the user; true, numbers and texts are not turned into each other (see norms.values).
         setting: values for the SETTING_FIELDS that the constructor names; a value the user gave wins.
 
     Raises:
@@ -156,7 +156,7 @@ def resolve_norm_options(
     try:
         values = options_model(build)(**given).model_dump(mode="json")
     except ValidationError as error:
-        wrong: dict[str, list[str]] = {}  # option -> what it should be, one for each of several types
+        wrong: dict[str, list[str]] = {}  # option -> its mistakes, one for each of several types
         for e in error.errors():
             wrong.setdefault(".".join(map(str, e["loc"][:1])), []).append(e["msg"].removeprefix("Value error, "))
         given = norm_option_defaults(name) | given
@@ -181,10 +181,10 @@ def make_norm(name: str, **options: Any) -> NormFactory:
 
     The factory takes `(num_channels, *, affine=True, device=None, dtype=None)` (and `activation=` for a norm that fuses
     one), forks the global random generators so that a norm's own draws never move the backbone's, and stamps
-    `norm_info` and a neutral `situation` on what it builds.
+    `norm_info` and a neutral `situation` on each layer.
 
     Raises:
-        ValueError: unknown norm or option, wrong type; from the factory: what the layer itself refuses.
+        ValueError: unknown norm or option, wrong type; from the factory: arguments that the layer itself refuses.
     """
     entry = _entry(name)
     return NormFactory(Layers(entry.info, entry.build, resolve_norm_options(name, options)))

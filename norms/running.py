@@ -1,4 +1,4 @@
-"""Running statistics: their base class, for plugins, and their re-estimation on fresh batches.
+"""Running statistics: their base class, for plugins, and their estimation anew from fresh batches.
 
 from norms.running import RunningStatistics        what norms.bases.running_statistics explains
 norms.recalibrate(net, batches)                    the statistics of all norms of a network anew

@@ -1,1 +1,1 @@
-"""Base classes of the layers beside norms.channels and norms.running: what the layers of a family share."""
+"""Base classes that the layers of a family share; norms.channels.PerChannel is the base of nearly all."""

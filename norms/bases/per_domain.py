@@ -230,7 +230,7 @@ def told_domain(norm: KnowsDomains, x: Tensor) -> int | Tensor:
     """The domain that a norm was told for x (N, C, *): one for the batch, or (N,) of its samples.
 
     Raises:
-        ValueError: none was told and there are several, or what was told is no domain, or not one per sample.
+        ValueError: no domain was told and there are several; it is no integer in range; there is not one per sample.
     """
     domain = norm.situation.domain
     if domain is None and norm.num_domains == 1:

@@ -227,7 +227,7 @@ def recalibrate(s: Subject) -> Finding:
 
 
 def _other_statistics(s: Subject, layer: nn.Module, x: Tensor) -> str:
-    """What a recalibration with x (N, C, *) has estimated, where it is not the statistics of x."""
+    """The estimates of a recalibration with x (N, C, *), where they are not the statistics of x."""
 
     def estimated(x: Tensor) -> dict[str, Any]:
         net = Net(s, copy.deepcopy(layer))

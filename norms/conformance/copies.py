@@ -1,4 +1,4 @@
-"""What is copied, stored, averaged or reset of a layer: averages, replicas, old files, new starts."""
+"""The state of a layer, copied, stored, averaged and reset: averages, replicas, old files, new starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Form = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def form_of_buffers_kept(s: Subject) -> Finding:
-    """Shape and type of all that is kept, from the first training forward on, whatever comes after; and no graph."""
+    """Shape and type of all state stay from the first training forward on; and no graph is kept."""
     expected, changed = "from the first forward on", []
     for dtype in (torch.float64, torch.float32):
         layer = s.layer(dtype=dtype)
@@ -96,7 +96,7 @@ def averaged_model(s: Subject) -> Finding:
 
 
 def data_parallel_replica(s: Subject) -> Finding:
-    """What torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold."""
+    """The replicas that torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold."""
     for inside in ("situation(slices=2)", "hold"):
         for mode in (True, False):
             layer, x = s.trained().train(mode), s.x()
@@ -107,7 +107,7 @@ def data_parallel_replica(s: Subject) -> Finding:
             own.train(mode)
             twin, before = copy.deepcopy(own), state(layer)
             slices = 2 if inside != "hold" else 1
-            labels = torch.arange(len(x)) // 2  # both domains in either slice
+            labels = torch.arange(len(x)) // 2  # both domains in either norm batch
             with s.told(twin, x, labels, slices=slices):
                 expected = s.bare(twin, _seeded(x))
             with (
@@ -189,7 +189,7 @@ def safetensors_round_trip(s: Subject) -> Finding:
 
 
 def reset_parameters(s: Subject) -> Finding:
-    """After to_empty from the meta device, and after training: a new layer, up to what it draws."""
+    """After to_empty from the meta device, and after training: a new layer, up to its draws."""
     expected = "as new"
     new, again = (_drawn(s, seed) for seed in (0, 1))
     drawn = [name for name in new if isinstance(new[name], Tensor) and not same(new[name], again[name])]
@@ -220,7 +220,7 @@ def _drawn(s: Subject, seed: int) -> dict[str, Any]:
 
 
 def reset_running_stats(s: Subject) -> Finding:
-    """All that training made a layer keep, back to a new layer's; parameters and what it was told of progress stay."""
+    """All state that training made, back to a new layer's; parameters and the progress that was told stay."""
     if not s.info.keeps_stats:
         return Finding("-", "no statistics", "", True)
     layer = s.trained()

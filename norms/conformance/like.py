@@ -159,7 +159,7 @@ class _Refused(Exception):
 def _pair(
     s: Subject, layer: nn.Module, formula: Formula, name: str, function: Function, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What a copy of the layer makes of x, and what the formula does."""
+    """The outputs for x of a copy of the layer and of the formula."""
     one, seen = copy.deepcopy(layer), []
     handle = one.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     known = _known(s, one, x)
@@ -173,7 +173,7 @@ def _pair(
 
 
 def _known(s: Subject, layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """What a formula may ask for beside x, as it is before the forward."""
+    """The arguments that a formula may ask for beside x, as they are before the forward."""
     known: dict[str, Any] = {}
     for option, value in s.factory.options.items():
         known[option] = getattr(layer, option, value)  # resolved, where the option says "auto"
@@ -224,7 +224,7 @@ def _applied(formula: Formula, name: str, function: Function, known: dict[str, A
 
 
 def _cause(s: Subject, layer: nn.Module, formula: Formula, name: str, function: Function) -> str:
-    """What the difference looks like, of the causes that can be told apart by more inputs."""
+    """The likely cause of the difference, of the causes that can be told apart by more inputs."""
 
     def pair(x: Tensor, layer: nn.Module = layer) -> tuple[Tensor, Tensor]:
         return _pair(s, layer, formula, name, function, x)

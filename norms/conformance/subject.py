@@ -1,4 +1,4 @@
-"""What the conformance checks share: how a norm is made, called and trained, and how results are compared.
+"""The shared part of the conformance checks: a norm is made, called and trained, and results are compared.
 
 Axes: N samples, C channels, then space.
 """
@@ -29,7 +29,7 @@ TIGHT = 1e-9
 
 
 class Finding(NamedTuple):
-    """What a fact's function returns; `ok` None means that declared and measured must be the same text."""
+    """The result of a fact's function; `ok` None means that declared and measured must be the same text."""
 
     declared: str
     measured: str
@@ -79,8 +79,8 @@ class Subject:
     ) -> Tensor:
         """One forward of x (N, C, *) after seeding, so that a norm that draws does so alike every time.
 
-        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise. `offset` is added to what the norm
-        sees, after the convolution of a norm that has one.
+        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise. `offset` is added to the norm's
+        input, after the convolution of a norm that has one.
         """
         if seed is not None:
             torch.manual_seed(seed)
@@ -103,7 +103,7 @@ class Subject:
     def told(
         self, net: nn.Module, x: Tensor, domain: Tensor | None = None, part: str = "context", slices: int = 1
     ) -> contextlib.AbstractContextManager[None]:
-        """What a forward of x takes place in: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
+        """The situation of a forward of x: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
         labels = torch.arange(len(x)) if domain is None else domain
         labels = labels % (1 if self.factory.options.get("num_domains") == 1 else 2)
         return situation(net, domain=0 if self.one_domain else labels, part=part, slices=slices)

@@ -1,4 +1,4 @@
-"""What surrounds a norm, read from the network's graph (torch.fx), and the graph rewritten around the new norms.
+"""The surroundings of a norm in the network's graph (torch.fx), and the graph rewritten around the new norms.
 
 The graph is traced in training and in evaluation mode, since a forward may ask for the mode (GoogLeNet's auxiliary
 heads, functional dropout); where the two differ the rewritten network keeps both and `train()` chooses.
@@ -146,7 +146,7 @@ class Graphs:
         return list(dict.fromkeys(Left(self._scopes[call], call.target.__name__, why) for call in calls))
 
     def activations(self, norms: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
-        """norm -> what directly follows it, as a new module, for each of `norms` that is followed by an activation.
+        """norm -> the activation that directly follows it, as a new module, for each of `norms` that one follows.
 
         "Directly" is: the norm's output goes nowhere else, at every place where the norm is called. A norm that applies
         an activation itself is no member: nothing after it is its.

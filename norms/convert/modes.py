@@ -1,4 +1,4 @@
-"""A network with a graph for each mode, and what a graph loses of the network it was made from."""
+"""A network with a graph for each mode, and the parts of a network that its graph does not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the memory of an input is read in units, by torch's kernels; what norms.kernels.grouping is made of.
+"""How the memory of an input is read in units, by torch's kernels; norms.kernels.grouping is built of it.
 
 A unit is a run of gcd(P, S) positions that lies inside one group *and* one channel. Torch's kernels give each unit's
 moments; those of a group follow from them by Chan's formula, which takes no difference of large sums.

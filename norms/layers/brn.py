@@ -22,7 +22,7 @@ from norms.registry import register
     running_variance="unbiased",
 )
 class BatchRenorm(Streaming):
-    """Batch renormalization: bn's output, corrected towards what the running statistics would have given.
+    """Batch renormalization: bn's output, corrected towards the output by running statistics.
 
         y = ((x - mean_B) / sigma_B * r + d) * weight + bias          sigma = sqrt(var + eps), biased var_B
         r = clip(sigma_B / sigma, 1 / r_limit, r_limit)                no gradient through r and d

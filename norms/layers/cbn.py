@@ -85,15 +85,15 @@ class CrossIterationBatchNorm(BatchNorm):
         num_channels: C.
         buffer_num: batches of the past, B, so that the window is B + 1; 0 is bn.
         burn_in: fraction of training, as `after_update` tells it, before which the layer is bn.
-        invalid: what to do with an entry whose nu' < mean'^2, per channel: "drop" it, or "clamp" nu' to mean'^2.
+        invalid: the treatment of an entry whose nu' < mean'^2, per channel: "drop" it, or "clamp" nu' to mean'^2.
         eps_outside: divide by sqrt(V) + eps.
         eps: added to the variance.
         momentum: weight of the new value in the running statistics; None: average of all batches.
         affine: weight and bias per channel.
 
     Attributes:
-        progress: what `after_update` told last. Extra state and no buffer: reading a buffer would wait for the device
-            in every forward.
+        progress: the fraction of training that `after_update` told last. Extra state and no buffer: reading a buffer
+            would wait for the device in every forward.
 
     Raises:
         ValueError: buffer_num < 0, burn_in outside [0, 1], another `invalid`; (forward) see there.
@@ -225,7 +225,7 @@ class CrossIterationBatchNorm(BatchNorm):
             use = use & (var >= 0)
         else:
             var = var.clamp(min=0)
-        # what is not used may be of any size, and 0 times infinity is no number
+        # entries that are not used may be of any size, and 0 times infinity is no number
         return Past.of(torch.where(use, mean + moved, 0), torch.where(use, var, 0), use.to(dtype))
 
     @torch.no_grad()
@@ -271,10 +271,10 @@ class CrossIterationBatchNorm(BatchNorm):
 
     @torch.no_grad()
     def make_room(self, weight: Tensor) -> None:
-        """Buffers for weights (C, *) of this size; what another size has left is forgotten.
+        """Buffers for weights (C, *) of this size; a history of another size is forgotten.
 
-        Whoever builds the layer beside its convolution calls this, so that buffers have their final shape before copies
-        are made of them; else the first forward does.
+        Called where the layer is built beside its convolution, so that buffers have their final shape before copies are
+        made of them; else by the first forward.
         """
         size = weight.shape[1:].numel()
         if self.past_weight.shape[2] == size or vmapped(self.past_weight):

@@ -22,7 +22,7 @@ from norms.registry import register
 class DualBatchNorm(DomainSpecificBatchNorm):
     """The auxiliary batch normalization of AdvProp: domain 0 is clean images, domain 1 adversarial ones.
 
-    The layer is dsbn with two domains; what it is about is which images are told to be of which (see the task
+    The layer is dsbn with two domains; the method lies in which images are told to be of which domain (see the task
     `adversarial`). Arguments and errors as dsbn's, and a ValueError for more than two domains.
     """
 

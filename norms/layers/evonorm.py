@@ -7,8 +7,8 @@
     std_group over (C/G, H, W)
 
 Axes: N sample, C channel, H W (any number of) spatial positions, P = H*W, G group, K norm batch. All learned parameters
-are per channel, (C,). `activation` is what would follow, None where nothing directly does (the last norm of a residual
-block); whichever it is, the layer takes its place.
+are per channel, (C,). `activation` is the activation that would follow, of any kind, whose place the layer takes; None
+where none follows directly (the last norm of a residual block).
 
 `affine=False` removes weight and bias only: v stays.
 """

@@ -133,7 +133,7 @@ class MovingAverageBatchNorm(Streaming):
         return centred(weight)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """x: (N, C, *) -> the same shape and dtype. `weight`: the convolution's, whatever it is; None is refused."""
+        """x: (N, C, *) -> the same shape and dtype. `weight`: the convolution's, any; None is refused."""
         if weight is None:
             raise ValueError(
                 "mabn subtracts no mean, so it needs a convolution before it, whose weights it centres; no weight given"
@@ -229,7 +229,7 @@ def _over_window(new: Tensor, history: Tensor, seen: Tensor, averaged: Tensor, i
         history: of the last L iterations, zero where none was yet; changed in place.
         seen: how many iterations were seen; changed in place.
         averaged: a boolean tensor.
-        instead: (C,), what the history takes where `new` is not finite.
+        instead: (C,), taken into the history where `new` is not finite.
 
     Returns:
         (C,), in the type of `new`.

@@ -53,7 +53,7 @@ class MemorizedBatchNorm(BatchNorm):
 
     From memory of the paper, not confirmed: the weights alpha, that they fall off geometrically, and M and V; its
     abstract says that several recent batches are considered, that training and inference follow one rule, and the
-    second forward. Our choices: the defaults, what a look is normalized by, steps with several forwards. A set of
+    second forward. Our choices: the defaults, the statistics of a look, steps with several forwards. A set of
     context images (MAML's support) enters the memory, but is not looked at again: MAML's look is of the queries.
 
     Args:

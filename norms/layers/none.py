@@ -13,7 +13,7 @@ from norms.registry import register
     name="none", source="the control: no statistics, affine only", mixes_samples=False, keeps_stats=False, axes=""
 )
 class NoNorm(PerSample):
-    """y = x * weight_c + bias_c: what is left of a norm without its statistics.
+    """y = x * weight_c + bias_c: a norm without its statistics.
 
     Args:
         num_channels: C.

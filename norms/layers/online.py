@@ -62,7 +62,7 @@ class OnlineNorm(Streaming):
     Args:
         num_channels: C.
         backward_momentum: h, the weight of the accumulated errors, per sample; 0: no control.
-        compensation: what keeps outputs from growing while the statistics lag.
+        compensation: the means against outputs that grow while the statistics lag.
         eps: added to the variance, and to the mean square of a layer.
         momentum: 1 - a, the weight of one new sample in the running statistics; None: average of all samples.
         affine: weight and bias per channel.
@@ -111,7 +111,7 @@ class OnlineNorm(Streaming):
         if self.training:
             self._refuse_transforms()
             moments = row_moments(x, x.shape[0])
-            # in x's type, or float32 where that is smaller, whatever the type of the buffers
+            # in x's type, or float32 where that is smaller, for every type of the buffers
             mean, var = (t.to(moments[0].dtype) for t in self._take(*moments, count))
             rstd = torch.rsqrt(var + self.eps)
             weight = torch.ones_like(rstd[0]) if self.weight is None else self.weight.to(rstd.dtype)

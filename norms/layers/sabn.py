@@ -40,8 +40,8 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
     search, is not told by any task here. As in the official code `domain_weight` starts as Normal(1, 0.02) and
     `domain_bias` as 0; with `domain_weight` 1 it is bn.
 
-    Differences from the official code, whose general layer this is: what it uses in adversarial training (SaAuxBN) and
-    in architecture search has the two affines, too, but statistics per condition, a branch for clean and one for
+    Differences from the official code, whose general layer this is: its layers for adversarial training (SaAuxBN) and
+    for architecture search have the two affines, too, but statistics per condition, a branch for clean and one for
     adversarial images. Here a forward of either kind has its own batch's statistics in training, and both move the same
     running ones, by which either kind is evaluated. The paper's robust accuracies are of the layer with branches.
 
