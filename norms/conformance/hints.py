@@ -141,7 +141,7 @@ HINTS: dict[str, dict[str, str]] = {
         "without steps|loop told": "warn of updates that nobody told of alone: have the weights changed since?",
         "": "a layer that waits for after_update and is never told is another layer: warnings.warn, once",
     },
-    "slices": {"": "slice k of K is x[k::K], each a norm batch of its own; or declare slices_at_once=False"},
+    "slices": {"": "norm batch k of K is x[k::K], by its own statistics; or declare slices_at_once=False"},
     "functional_call_keeps_state": {"": f"a new tensor in self.x is lost after a functional call: {_BUFFER}"},
     "stacked_under_vmap": {
         "not refused": f"raise a RuntimeError in training inside a transform, {_DECLARE}",

@@ -117,8 +117,8 @@ def converted(
             (with the path of the norm it was to replace); a DistributedDataParallel; a path in `keep` that is no norm,
             a name in `inputs` that is no argument of the forward (with the nearest). For a norm that needs its
             surroundings: a network that is wrapped (DataParallel, torch.compile); one that would have to be rewritten
-            and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's weight: a norm that no
-            convolution directly precedes.
+            and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's weight: a norm
+            that no convolution directly precedes.
         Untraceable: a ValueError; for a norm that needs its surroundings, a network that torch.fx can not trace, or
             whose forward changes buffers or attributes or draws random numbers outside modules that are kept whole.
             Parts of it may be converted one by one (a detector's `backbone`).

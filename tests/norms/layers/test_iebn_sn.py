@@ -38,7 +38,7 @@ def softmax(logits):
 
 
 def literal(layer, x, state, training):
-    """NORMS.md's equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
+    """The papers' equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
     y, (n, c, p) = torch.empty_like(x), x.shape
     one, zero = torch.ones(c, dtype=x.dtype), torch.zeros(c, dtype=x.dtype)
     weight, bias = (one, zero) if layer.weight is None else (layer.weight, layer.bias)
