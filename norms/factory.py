@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from norms.constructor import constructor_parameters
 from norms.generators import forked_generators
-from norms.protocol import Activation, AfterUpdate, CheckChannels, NormInfo, Situation, hook
+from norms.protocol import HOOKS, Activation, AfterUpdate, CheckChannels, NormInfo, Situation, hook
 from norms.telling import Once, Telling
 
 
@@ -124,7 +124,7 @@ def _stamp(module: nn.Module, info: NormInfo, once: Once) -> None:
     # By a name like this torch.fx and what is built on it (feature extractors of torchvision and timm) know torch's own
     # norms to be one step, and do not look into their forwards. Ours branch on shapes, which can not be followed.
     module.__dict__["__module__"] = f"torch.nn.{type(module).__module__}"
-    if hook(module, CheckChannels) is None:
+    if not hasattr(module, HOOKS[CheckChannels]):  # None, too, says that the layer looks at its input itself
         module.register_forward_pre_hook(_RefuseOtherTypes())
     if info.keeps_stats and hook(module, AfterUpdate) is not None:
         telling = module.__dict__["telling"] = Telling(once)

@@ -160,7 +160,8 @@ class ResetParameters(Protocol):
 class CheckChannels(Protocol):
     """A layer that checks its input first of all.
 
-    Looked for by norms.factory, once per layer: a layer without it gets a forward pre-hook that refuses integers.
+    Looked for by norms.factory, once per layer: a layer without it gets a forward pre-hook that refuses integers. One
+    that checks by itself in another way sets it to None.
     Layers: all of the suite, which call it in their forwards.
     """
 

@@ -83,10 +83,9 @@ def test_every_question_to_a_layer_by_name_is_documented():
 
 
 def test_every_documented_hook_and_attribute_is_read():
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in READERS]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in READERS if file.name != "protocol.py"]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    asked = {arg.id for node in nodes if _is_call(node, "hook") for arg in node.args if isinstance(arg, ast.Name)}
-    assert {kind.__name__ for kind in HOOKS} - asked == set()
+    assert {kind.__name__ for kind in HOOKS} - {node.id for node in nodes if isinstance(node, ast.Name)} == set()
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     read |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert set(Attributes.__annotations__) - read == set()

@@ -47,7 +47,7 @@ def biased(values):
 
 
 def literal(name, layer, x, activation=F.softplus, running_var=None, slices=1, groups=2):
-    """The papers' equations, one value after the other; x (N, C, *) float64. `running_var`: evaluation of evonorm_b0."""
+    """The papers' equations, value by value; x (N, C, *) float64. `running_var`: evaluation of evonorm_b0."""
     flat = x.reshape(*x.shape[:2], -1)
     n, c, p = flat.shape
     ones, zeros = torch.ones(c, dtype=x.dtype), torch.zeros(c, dtype=x.dtype)
