@@ -1,4 +1,4 @@
-"""Normalization layers for any network on (N, C, *), by name, and what a training loop tells them.
+"""Normalization layers for any network on (N, C, *), by name, and the calls of a training loop to them.
 
     import torch
     from torch import nn
@@ -12,7 +12,7 @@
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     images = torch.rand(8, 3, 32, 32)
-    with norms.situation(net, slices=2):  # what a layer can not see: here two norm batches of four images
+    with norms.situation(net, slices=2):  # no layer sees that: two norm batches of four images
         loss = net(images).logsumexp(dim=1).mean()
     loss.backward()
     optimizer.step()
@@ -33,12 +33,12 @@ Layers
     make_norm(name, ...)  a factory of layers, with the norm's options
     register(...)         the decorator that adds a class of yours
     load_plugin(file)     a file with such classes, as --plugin loads it
-    converted(net, norm)  a network with its norms replaced, and the audit of what was and what was not
+    converted(net, norm)  a network with its norms replaced, and the audit of the swaps
     fuse(conv, norm)      the convolution that computes norm(conv(x)) in evaluation
 
 In a training loop, the same calls for every norm; most norms make nothing of them
     situation(net, ...)   facts about a batch: domain, context or query, number of norm batches
-    hold(net)             no norm changes what it keeps
+    hold(net)             no norm changes its statistics
     after_update(net, again, progress)       after each optimizer step
     predict(net, x)       the evaluation forward
     recalibrate(net, batches)                running statistics estimated anew

@@ -1,4 +1,4 @@
-"""Per-channel parameters, the input checks that all layers share, and what an input tells of where it is."""
+"""Per-channel parameters and the input checks that all layers share, and questions about the place of a forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from norms.protocol import Situation
+from norms.protocol import ResetRunningStats, Situation, hook
 
 AUTO_GROUPS = 32
 """The most groups that `num_groups="auto"` takes: the GN paper's number."""
@@ -21,7 +21,7 @@ class PerChannel(nn.Module):
         num_channels: C.
         eps: added to the variance.
         weight: ones, (C,), or (D, C) where each of D domains has its own; None without affine. `bias` likewise, zeros.
-        situation: what the forward takes place in (norms.situation).
+        situation: facts about the batch that a training loop tells (norms.situation).
     """
 
     situation: Situation = Situation()
@@ -69,8 +69,9 @@ class PerChannel(nn.Module):
         with torch.no_grad():
             for name, start in self.__dict__.get("_starts", {}).items():
                 self.get_parameter(name).fill_(start)
-        if hasattr(self, "reset_running_stats"):
-            self.reset_running_stats()  # type: ignore[operator]
+        keeping = hook(self, ResetRunningStats)
+        if keeping is not None:
+            keeping.reset_running_stats()
 
     def check_channels(self, x: Tensor) -> None:
         """ValueError where x is not (N, C, *) or holds no floating-point numbers."""
@@ -138,6 +139,16 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def ordinary(x: Tensor) -> bool:
+    """A tensor with memory on a device whose kernels we know, outside compilation and torch.func's transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and x.device.type in ("cpu", "cuda")
+        and not transformed()
+    )
+
+
 def vmapped(*tensors: Tensor) -> bool:
     """Whether torch.func.vmap runs over any of them."""
     if torch.compiler.is_compiling():
@@ -179,7 +190,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 class Reading:
     """The values of a small integer buffer, read from its device only when it has changed.
 
-    So a guard on what a layer keeps can stand in a buffer, which travels with state_dict, functional calls and averaged
+    So a guard on a layer's state can stand in a buffer, which travels with state_dict, functional calls and averaged
     models, and does not wait for the device in every forward.
     """
 

@@ -1,4 +1,4 @@
-"""What a norm's constructor takes: its parameters, and a pydantic model of those of them that are options."""
+"""The parameters of a norm's constructor, and a pydantic model of its options."""
 
 from __future__ import annotations
 

@@ -12,13 +12,65 @@ from torch import Tensor, nn
 
 from norms.constructor import constructor_parameters
 from norms.generators import forked_generators
-from norms.protocol import NormInfo, Situation
+from norms.protocol import HOOKS, Activation, AfterUpdate, CheckChannels, NormInfo, Situation, hook
 from norms.telling import Once, Telling
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as an object: libraries put what they are given into sets
+class NormFactory(functools.partial[nn.Module]):
+    """One norm with one set of options, as a value that builds layers when called; `make_norm` returns it.
+
+        factory(num_channels, *, affine=True, device=None, dtype=None, activation=None) -> nn.Module
+
+    The layer is for x (N, num_channels, *), keeps its shape, and is stamped with `norm_info` and a neutral `situation`.
+
+    Args of a call:
+        num_channels: C.
+        affine: weight and bias per channel.
+        device: of parameters and buffers; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+        activation: the activation that directly follows the norm, for a norm that fuses one; None: none follows.
+
+    Attributes:
+        info: the declared facts of the norm.
+        build: its class, or the callable that was registered in the place of one.
+        options: every option of the norm with its value, as a new dict.
+
+    A factory can be pickled and copied, and its repr is the call that makes it. Two factories are equal only where they
+    are one object: libraries put `norm_layer` into sets, whose members options (a dict) can not be, and each factory
+    gives its warning once (norms.telling). To ask whether two build alike, compare `info`, `build` and `options`.
+
+    It is a functools.partial for the sake of timm, and binds no arguments. timm accepts nothing but classes, functions
+    and partials as `norm_layer=`, and takes a partial apart into `func` and keywords. `func` builds the layers. It is
+    an object and no function on purpose, since timm takes a function for a norm with the activation in it, and would
+    leave the activation out.
+
+    Raises:
+        ValueError: (a call) a number of channels that is no whole number of at least 1; an activation for a norm that
+            fuses none; the layer refuses its arguments.
+    """
+
+    func: Layers
+
+    @property
+    def info(self) -> NormInfo:
+        return self.func.info
+
+    @property
+    def build(self) -> Callable[..., nn.Module]:
+        return self.func.build
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.func.options)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"make_norm({self.info.name!r}{options})"
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object, see NormFactory
 class Layers:
-    """Builds layers of one norm with one set of options; see NormFactory, which binds it. `once`: see norms.telling."""
+    """The part of a NormFactory that builds layers, with the factory's fields; `once`: see norms.telling."""
 
     info: NormInfo
     build: Callable[..., nn.Module]
@@ -36,57 +88,26 @@ class Layers:
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        activation: nn.Module | Callable[[Tensor], Tensor] | None = None,
+        activation: Activation | None = None,
     ) -> nn.Module:
         """See NormFactory."""
-        return _build(self, num_channels, affine, device, dtype, activation)
-
-
-class NormFactory(functools.partial[nn.Module]):
-    """Builds layers of one norm with one set of options; what `make_norm` returns.
-
-        factory(num_channels, *, affine=True, device=None, dtype=None, activation=None) -> nn.Module
-
-    The layer is for x (N, num_channels, *), keeps its shape, and is stamped with `norm_info` and a neutral `situation`.
-
-    A partial that binds no arguments: timm accepts nothing but classes, functions and partials as `norm_layer=`, and
-    takes a partial apart into `func` and keywords. It gets what builds the layers, whole. `func` is no function on
-    purpose, since timm takes a function for a norm with the activation in it, and would leave the activation out.
-
-    Args of a call:
-        num_channels: C.
-        affine: weight and bias per channel.
-        device: of parameters and buffers; None: torch's default.
-        dtype: of the parameters; None: torch's default.
-        activation: what directly follows the norm, for a norm that fuses one; None: nothing does.
-
-    Attributes:
-        info: the declared facts of the norm.
-        build: its class, or what was registered in the place of one.
-        options: every option of the norm with its value.
-
-    Raises:
-        ValueError: (a call) a number of channels that is no whole number of at least 1; an activation for a norm that
-            fuses none; what the layer refuses.
-    """
-
-    func: Layers
-
-    @property
-    def info(self) -> NormInfo:
-        return self.func.info
-
-    @property
-    def build(self) -> Callable[..., nn.Module]:
-        return self.func.build
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        return self.func.options
-
-    def __repr__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"make_norm({self.info.name!r}{options})"
+        info, build = self.info, self.build
+        if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__"):
+            raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of channels is needed')
+        parameters = constructor_parameters(build)
+        contract: dict[str, Any] = {"affine": affine}
+        contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}
+        if "activation" in info.needs:
+            contract["activation"] = activation  # None says that no activation follows, so a default must not step in
+        elif activation is not None:
+            raise ValueError(f'norm "{info.name}" fuses no activation, so it takes none at build')
+        where = torch.device(device or torch.get_default_device())
+        with forked_generators(where), where:
+            module = build(num_channels, **contract, **self.options)
+        if dtype is not None and "dtype" not in parameters:
+            module = module.to(dtype)
+        _stamp(module, info, self.once)
+        return module
 
 
 def factory_info(norm: NormFactory) -> NormInfo:
@@ -96,40 +117,18 @@ def factory_info(norm: NormFactory) -> NormInfo:
     return norm.info
 
 
-def _build(
-    layers: Layers,
-    num_channels: int,
-    affine: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    activation: nn.Module | Callable[[Tensor], Tensor] | None,
-) -> nn.Module:
-    info, build, options = layers.info, layers.build, layers.options
-    if isinstance(num_channels, bool) or not hasattr(num_channels, "__index__"):
-        raise ValueError(f'norm "{info.name}": num_channels={num_channels!r}: a whole number of channels is needed')
-    parameters = constructor_parameters(build)
-    contract: dict[str, Any] = {"affine": affine}
-    contract |= {k: v for k, v in (("device", device), ("dtype", dtype)) if k in parameters}
-    if "activation" in info.needs:
-        contract["activation"] = activation  # None says that no activation follows, so a default must not step in
-    elif activation is not None:
-        raise ValueError(f'norm "{info.name}" fuses no activation, so it takes none at build')
-    where = torch.device(device or torch.get_default_device())
-    with forked_generators(where), where:
-        module = build(num_channels, **contract, **options)
-    if dtype is not None and "dtype" not in parameters:
-        module = module.to(dtype)
+def _stamp(module: nn.Module, info: NormInfo, once: Once) -> None:
+    """Make a norm known as one, to the suite and to torch.fx, and give it the hooks that look at its forwards."""
     module.norm_info = info  # type: ignore[assignment]
     module.situation = Situation()  # type: ignore[assignment]
     # By a name like this torch.fx and what is built on it (feature extractors of torchvision and timm) know torch's own
     # norms to be one step, and do not look into their forwards. Ours branch on shapes, which can not be followed.
     module.__dict__["__module__"] = f"torch.nn.{type(module).__module__}"
-    if not hasattr(module, "check_channels"):  # ours ask first of all
+    if not hasattr(module, HOOKS[CheckChannels]):  # None, too, says that the layer looks at its input itself
         module.register_forward_pre_hook(_RefuseOtherTypes())
-    if info.keeps_stats and hasattr(module, "after_update"):
-        telling = module.__dict__["telling"] = Telling(layers.once)
+    if info.keeps_stats and hook(module, AfterUpdate) is not None:
+        telling = module.__dict__["telling"] = Telling(once)
         module.register_forward_pre_hook(telling)
-    return module
 
 
 class _RefuseOtherTypes:

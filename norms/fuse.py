@@ -4,7 +4,7 @@
 
 Many norms here are such a map a y + b in evaluation: those with running statistics per channel, and `none`. Which ones
 is measured on the layer itself and not read from its class or its buffers. torch.nn.utils.fuse_conv_bn_eval does the
-latter: whatever has running_mean and running_var is taken for batch normalization.
+latter: it takes every module with running_mean and running_var for batch normalization.
 
 Axes: N samples, C channels, * positions.
 """
@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from norms.protocol import NormInfo
+from norms.protocol import NormInfo, TransformWeight, hook
 from norms.situation import situation
 
 _Conv = TypeVar("_Conv", nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,7 +32,7 @@ _FAR = 2.0**30
 """Where the scale is measured: the larger, the less of it is lost beside a large shift."""
 
 _TOLERANCE = 1e-10
-"""Of float64 results, relative to the terms of a y + b. What a norm computes in float32 is off by 1e-8 or more."""
+"""Of float64 results, relative to the terms of a y + b. A norm that computes in float32 is off by 1e-8 or more."""
 
 
 def fuse(conv: _Conv, norm: nn.Module, *, domain: int | None = None) -> _Conv:
@@ -46,14 +46,14 @@ def fuse(conv: _Conv, norm: nn.Module, *, domain: int | None = None) -> _Conv:
     Args:
         conv: nn.Conv1d, nn.Conv2d or nn.Conv3d, in evaluation mode; not changed.
         norm: from `make_norm`, for the convolution's output, in evaluation mode; not changed.
-        domain: as `norms.situation` tells it to a norm that needs one; None: what the norm was told before.
+        domain: as `norms.situation` tells it to a norm that needs one; None: the domain that the norm was told before.
 
     Returns:
         A new module on the convolution's device and in its type, rounded once. Its weight needs a gradient where the
         convolution's did.
 
     Raises:
-        ValueError: a norm that is no such map, with what was measured; training mode; another module than such a
+        ValueError: a norm that is no such map, with the measurement; training mode; another module than such a
             convolution (transposed, lazy, a subclass with a forward of its own) or a norm of make_norm; forward hooks,
             which the result would not run; another number of channels; weights without values (the meta device) or
             results that the convolution's type can not hold.
@@ -65,8 +65,9 @@ def fuse(conv: _Conv, norm: nn.Module, *, domain: int | None = None) -> _Conv:
     told = contextlib.nullcontext() if domain is None else situation(layer, domain=domain)
     with torch.no_grad(), told:
         try:
-            if hasattr(layer, "transform_weight"):
-                weight = layer.transform_weight(weight)  # type: ignore[operator]
+            transforms = hook(layer, TransformWeight)
+            if transforms is not None:
+                weight = transforms.transform_weight(weight)
         except ValueError as error:
             raise ValueError(f'norm "{info.name}": {error}') from error
         inputs = {"weight": weight} if "conv_weight" in info.needs else {}
@@ -81,7 +82,7 @@ def fuse(conv: _Conv, norm: nn.Module, *, domain: int | None = None) -> _Conv:
 
 
 def _check(conv: nn.Module, norm: nn.Module) -> NormInfo:
-    """The norm's facts; ValueError for a pair that `fuse` does not take, whatever the norm computes."""
+    """The norm's facts; ValueError for a pair that `fuse` can not take for other reasons than the norm's formula."""
     info = getattr(norm, "norm_info", None)
     if not isinstance(info, NormInfo):
         raise ValueError(f"fuse: the second argument must be a norm built by make_norm, given {type(norm).__name__}")
@@ -150,7 +151,7 @@ def _inputs(channels: int, spatial: int) -> Iterator[Tensor]:
 
 
 def _reason(function: Callable[[Tensor], Tensor], y: Tensor) -> str:
-    """What else than its own value an output depends on, in words; y: (N, C, *)."""
+    """The dependence of an output on other values than its own, in words; y: (N, C, *)."""
     if not function(y).isfinite().all():
         return "it gives values that are not finite"
     draws = torch.Generator().manual_seed(1)

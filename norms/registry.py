@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,25 +26,12 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from norms import plugins
+from norms import layers, plugins
 from norms.constructor import CONTRACT, constructor_parameters, options_model
 from norms.factory import Layers, NormFactory
 from norms.protocol import AXES, NEEDS, SETTING_FIELDS, VARIANCES, NormInfo
 from norms.values import nearest, shown
 
-_BUILTIN = (
-    "sample",
-    "batch",
-    "pooled",
-    "adaptive",
-    "activated",
-    "weights",
-    "memory",
-    "streaming",
-    "online",
-    "domain",
-    "conditional",
-)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -118,9 +106,14 @@ def register(
 
 
 def norm_names(without: Collection[str] = ()) -> list[str]:
-    """All registered names, in order of registration, less the norms that need any of `without` (see NormInfo)."""
+    """All registered names, less the norms that need any of `without` (see NormInfo).
+
+    The suite's own come first, as norms.layers.LAYERS lists them, then the others in order of registration.
+    """
     _import_builtin()
-    return [name for name, entry in _REGISTRY.items() if not entry.info.needs & set(without)]
+    place = {name: number for number, name in enumerate(layers.LAYERS)}
+    names = sorted(_REGISTRY, key=lambda name: place.get(name, len(place)))
+    return [name for name in names if not _REGISTRY[name].info.needs & set(without)]
 
 
 def norm_info(name: str) -> NormInfo:
@@ -145,7 +138,7 @@ def resolve_norm_options(
 
     Args:
         name: a registered norm.
-        options: what the user gave; true, numbers and texts are not turned into each other (see norms.values).
+        options: given by the user; true, numbers and texts are not turned into each other (see norms.values).
         setting: values for the SETTING_FIELDS that the constructor names; a value the user gave wins.
 
     Raises:
@@ -163,7 +156,7 @@ def resolve_norm_options(
     try:
         values = options_model(build)(**given).model_dump(mode="json")
     except ValidationError as error:
-        wrong: dict[str, list[str]] = {}  # option -> what it should be, one for each of several types
+        wrong: dict[str, list[str]] = {}  # option -> its mistakes, one for each of several types
         for e in error.errors():
             wrong.setdefault(".".join(map(str, e["loc"][:1])), []).append(e["msg"].removeprefix("Value error, "))
         given = norm_option_defaults(name) | given
@@ -188,10 +181,10 @@ def make_norm(name: str, **options: Any) -> NormFactory:
 
     The factory takes `(num_channels, *, affine=True, device=None, dtype=None)` (and `activation=` for a norm that fuses
     one), forks the global random generators so that a norm's own draws never move the backbone's, and stamps
-    `norm_info` and a neutral `situation` on what it builds.
+    `norm_info` and a neutral `situation` on each layer.
 
     Raises:
-        ValueError: unknown norm or option, wrong type; from the factory: what the layer itself refuses.
+        ValueError: unknown norm or option, wrong type; from the factory: arguments that the layer itself refuses.
     """
     entry = _entry(name)
     return NormFactory(Layers(entry.info, entry.build, resolve_norm_options(name, options)))
@@ -214,7 +207,7 @@ def load_plugin(path: str | Path) -> list[str]:
 def _entry(name: str) -> _Entry:
     _import_builtin()
     if name not in _REGISTRY and not plugins.load_offered("norm", name):
-        raise ValueError(f'unknown norm "{name}"; registered: {", ".join(_REGISTRY)}{nearest(name, _REGISTRY)}')
+        raise ValueError(f'unknown norm "{name}"; registered: {", ".join(norm_names())}{nearest(name, _REGISTRY)}')
     return _REGISTRY[name]
 
 
@@ -225,7 +218,9 @@ def _file_of(build: Callable[..., nn.Module]) -> str:
         return "<interactive>"
 
 
+@functools.cache
 def _import_builtin() -> None:
-    # Imported here and not at the top: the layer modules import this one to register themselves.
-    for module in _BUILTIN:
-        importlib.import_module(f"norms.layers.{module}")
+    """Import every file of norms/layers, which registers its norms."""
+    # Imported here and not at the top: the layers' files import this one to register themselves.
+    for file in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
+        importlib.import_module(file.name)

@@ -1,13 +1,14 @@
-"""What a training loop may say to a network's norms: the same four calls for every norm, no-ops for most.
+"""The calls of a training loop to a network's norms: the same four for every norm, no-ops for most.
 
     with situation(net, slices=K): ...       # facts about this batch that a layer can not see in x
-    with hold(net): ...                      # statistics as the mode says, but nothing that a norm keeps may change
+    with hold(net): ...                      # no norm changes its statistics; outputs are those of its mode
     after_update(net, again, progress)       # an optimizer step was taken
     predict(net, x)                          # the evaluation forward
 
-Slice k of K is x[k::K]. A layer that mixes samples and declares `slices_at_once` computes all slices in one call;
-any other layer that mixes samples is called once per slice, in order, so that its running statistics move as if the
-slices had come one after the other. Layers that do not mix samples give the same result either way and run whole.
+`slices` is the number K of norm batches in a batch x; norm batch k is x[k::K]. A layer that mixes samples and declares
+`slices_at_once` computes all of them in one call; any other layer that mixes samples is called once per norm batch, in
+order, so that its running statistics move as if they had come one after the other. Layers that do not mix samples give
+the same result either way and run whole.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from norms.generators import forked_generators
-from norms.protocol import NormInfo, Situation, norm_modules
+from norms.protocol import AfterUpdate, BranchDistance, NormInfo, Situation, hook, norm_modules
 from norms.telling import Telling
 
 PARTS = ("context", "query")
@@ -33,9 +34,9 @@ PARTS = ("context", "query")
 def situation(
     net: nn.Module, domain: int | Tensor | None = None, part: str | None = None, slices: int = 1
 ) -> Iterator[None]:
-    """Within the block every norm of `net` knows the given facts and no others; afterwards what it knew before.
+    """Within the block every norm of `net` knows the given facts and no others; afterwards those that it knew before.
 
-    Of nested blocks the innermost counts alone. A copy of `net` made inside the block keeps what it was told.
+    Of nested blocks the innermost counts alone. A copy of `net` made inside the block keeps the facts.
 
     Args:
         net: any module that holds norms built by `make_norm`.
@@ -57,14 +58,14 @@ def situation(
 
 @contextlib.contextmanager
 def hold(net: nn.Module) -> Iterator[None]:
-    """Within the block no norm of `net` changes what it keeps; its outputs are those of its current mode.
+    """Within the block no norm of `net` changes its statistics; its outputs are those of its current mode.
 
     The norms work on copies of their buffers (and extra state), and the originals are put back, the same tensors as
-    before, whatever happens inside. Nested use is fine. Every training forward of a norm starts from what it was before
-    the block, so that the steps of an attack do not enter each other's statistics. What a norm keeps of a context set,
-    and what a recalibration inside the block estimates, lasts to its end. Buffers passed by
-    `torch.func.functional_call` are not held: a training forward inside starts from the norm's own buffers, and what it
-    moved stands in the dictionary afterwards. Compiled networks run uncompiled inside.
+    before, after errors, too. Nested use is fine. Every training forward of a norm starts from the buffers before the
+    block, so that the steps of an attack do not enter each other's statistics. The moments of a context set, and the
+    estimates of a recalibration inside the block, last to its end. Buffers passed by
+    `torch.func.functional_call` are not held: a training forward inside starts from the norm's own buffers, and the
+    moved buffers stand in the dictionary afterwards. Compiled networks run uncompiled inside.
     """
     norms = [norm for _, norm in norm_modules(net)]
     modules = [part for norm in norms for part in norm.modules()]
@@ -137,7 +138,7 @@ class _Afresh:
 
 
 def _do_nothing(*args: Any) -> None:
-    """What a hook comes to in a copy."""
+    """The hook of a copy."""
 
 
 def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> None:
@@ -152,9 +153,9 @@ def after_update(net: nn.Module, again: Callable[[], Any], progress: float) -> N
     """
     looking = []
     for _, norm in norm_modules(net):
-        tell = getattr(norm, "after_update", None)
-        if tell is not None:
-            tell(progress)
+        following = hook(norm, AfterUpdate)
+        if following is not None:
+            following.after_update(progress)
         telling = norm.__dict__.get("telling")
         if isinstance(telling, Telling):
             telling.told()
@@ -192,10 +193,15 @@ def predict(net: nn.Module, x: Tensor) -> Tensor:
     """
     if net.training:
         raise ValueError("predict needs the network in evaluation mode; call net.eval() first")
-    placing = [norm for _, norm in norm_modules(net) if hasattr(norm, "branch_distance")]
-    if not placing or placing[0].situation.domain is not None or placing[0].num_domains == 1:  # type: ignore[union-attr]
+    placing = [norm for _, norm in norm_modules(net) if hook(norm, BranchDistance) is not None]
+    if not placing or placing[0].situation.domain is not None or _branches(placing[0]).num_domains == 1:  # type: ignore[union-attr]
         return net(x)
     return _combined(net, placing, x)
+
+
+def _branches(norm: nn.Module) -> BranchDistance:
+    """A norm that is known to have branches, as such."""
+    return cast(BranchDistance, norm)
 
 
 def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
@@ -203,11 +209,11 @@ def _combined(net: nn.Module, placing: list[nn.Module], x: Tensor) -> Tensor:
     told = placing[0].situation
     assert isinstance(told, Situation)
     branches, closeness = [], []
-    for domain in range(placing[0].num_domains):  # type: ignore[arg-type]
+    for domain in range(_branches(placing[0]).num_domains):
         found: list[Tensor] = []
 
         def look(norm: nn.Module, inputs: tuple[Tensor, ...], domain: int = domain, found: Any = found) -> None:
-            found.append(norm.branch_distance(inputs[0], domain))  # type: ignore[operator]
+            found.append(_branches(norm).branch_distance(inputs[0], domain))
 
         handles = [norm.register_forward_pre_hook(look) for norm in placing]
         try:
@@ -247,7 +253,7 @@ def _told(net: nn.Module, new: Situation) -> Iterator[None]:
 
 
 def shadow_forward(norm: nn.Module, shadow: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
-    """Hide the class's forward on this instance, and on replicas of it, by what `shadow(instance)` makes.
+    """Hide the class's forward on this instance, and on replicas of it, by the callable that `shadow(instance)` makes.
 
     DataParallel copies a module's attributes into its replicas; without a word the replica's forward would be that of
     the original, on the original's weights.
@@ -274,7 +280,7 @@ class _Replicating:
 
 
 class _SliceBySlice:
-    """A norm's forward, called once per slice. What the norm knows and its mode are read when it is called."""
+    """A norm's forward, called once per norm batch. The norm's situation and mode are read when it is called."""
 
     def __init__(self, norm: nn.Module):
         self.norm, self.forward = norm, norm.forward
@@ -298,9 +304,9 @@ class _SliceBySlice:
 
 
 def check_slices(x: Tensor, slices: int) -> int:
-    """The size of one slice of x (N, ...); ValueError where `slices` does not divide N."""
+    """The size of one norm batch of x (N, ...); ValueError where `slices` does not divide N."""
     if x.shape[0] % slices:
-        raise ValueError(f"a batch of {x.shape[0]} does not split into {slices} slices of equal size")
+        raise ValueError(f"a batch of {x.shape[0]} does not split into {slices} norm batches of equal size")
     return x.shape[0] // slices
 
 

@@ -1,7 +1,7 @@
 """A warning where a norm that follows the course of training is never told of it.
 
-brn, mabn, mbn, cbn and a user's norm with `after_update` are another layer without it: brn stays bn, mbn's second look
-never comes. In a training loop that was not written for them nothing else would show that.
+Without that call brn, mabn, mbn, cbn and a user's norm with `after_update` are other layers: brn stays bn, mbn's second
+look never comes. In a training loop that was not written for them nothing else would show that.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ _PLAIN = (*_WORDS, str, type(None))
 
 
 def exact(annotation: Any, value: Any) -> Any:
-    """What was given for an option of this type, where no conversion between true, numbers and text is needed.
+    """The value given for an option of this type, if no conversion between true, numbers and text is needed.
 
     Returns:
         The value; an integral float such as 1e3 as an integer where only integers are allowed, and -0.0 as 0.0, so that
-        one value has one key. What fits in no other way is returned as it is, for pydantic to refuse.
+        one value has one key. A value that does not fit in another way is returned as it is, for pydantic to refuse.
 
     Raises:
         ValueError: true or false for a number, a number for true or false, text for either; a number that is not
@@ -122,7 +122,7 @@ def _fits(members: list[Any], value: Any) -> bool:
 
 
 def _items(members: list[Any], index: int) -> list[Any]:
-    """What may stand at this place of a list."""
+    """The types that may stand at this place of a list."""
     found: list[Any] = []
     for member in members:
         inside = typing.get_args(member)
@@ -138,7 +138,7 @@ def _items(members: list[Any], index: int) -> list[Any]:
 
 
 def _values(members: list[Any]) -> list[Any]:
-    """What may stand in a mapping; a model's own fields are its to check."""
+    """The types of a mapping's values; a model checks its own fields."""
     mappings = [member for member in members if typing.get_origin(member) in (dict, Mapping)]
     return [each for member in mappings for each in _members(typing.get_args(member)[1])] or [Any]
 

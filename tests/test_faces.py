@@ -131,7 +131,7 @@ def test_help_of_a_package_shows_its_example_and_documents_its_functions(package
         assert f"\n    {name}(" in text, name
 
 
-@pytest.mark.parametrize("module", ["norms.situation", "norms.layers.batch"])
+@pytest.mark.parametrize("module", ["norms.situation", "norms.layers.bn"])
 def test_any_module_of_norms_may_be_imported_first(module, tmp_path):
     code = f"import {module}, norms; print(len(norms.norm_names()) > 30, callable(norms.situation))"
     assert python(code, tmp_path).split() == ["True", "True"]

@@ -123,9 +123,9 @@ class Check:
 
     Attributes:
         norm: the registered name.
-        fact: what was looked at, in words.
+        fact: the property that was looked at, in words.
         declared: what NormInfo (or the contract, for what holds of every norm) says; "-" where nothing is declared.
-        measured: what the layer did.
+        measured: the layer's behaviour.
         ok: False when the two contradict each other, or the check could not be carried out.
         detail: why, or what else there is to say; one line.
         hint: what usually causes it, where ok is False; one line.
@@ -192,7 +192,7 @@ def _subject(name: str, options: dict[str, Any]) -> Subject | Check:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return find_subject(info, make_norm(name, **resolved), bool(options))
-    except Exception as error:  # noqa: BLE001 - whatever a norm under test raises is the finding
+    except Exception as error:  # noqa: BLE001 - every error of a norm under test is the finding
         return Check(name, "builds", "yes", "no", False, line(error), hint_for("builds", "no", line(error)))
 
 

@@ -31,7 +31,7 @@ from norms.conformance.subject import (
     twins,
     yes,
 )
-from norms.protocol import norm_modules
+from norms.protocol import TransformWeight, hook, norm_modules
 from norms.situation import hold
 
 
@@ -227,7 +227,7 @@ def recalibrate(s: Subject) -> Finding:
 
 
 def _other_statistics(s: Subject, layer: nn.Module, x: Tensor) -> str:
-    """What a recalibration with x (N, C, *) has estimated, where it is not the statistics of x."""
+    """The estimates of a recalibration with x (N, C, *), where they are not the statistics of x."""
 
     def estimated(x: Tensor) -> dict[str, Any]:
         net = Net(s, copy.deepcopy(layer))
@@ -257,7 +257,7 @@ def autocast(s: Subject) -> Finding:
     x = (100 + 2 * s.x()).to(torch.bfloat16)
     worst, got = 0.0, x.dtype
     # a transformed weight is no identity, and the convolution rounds it and its result to 16 bits: not the norm's doing
-    alone = hasattr(layer, "transform_weight") and "conv_weight" not in s.info.needs
+    alone = hook(layer, TransformWeight) is not None and "conv_weight" not in s.info.needs
     call = (lambda layer, x: layer(x)) if alone else s.call
     for mode in (True, False):
         with torch.autocast(x.device.type, dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What is copied, stored, averaged or reset of a layer: averages, replicas, old files, new starts."""
+"""The state of a layer, copied, stored, averaged and reset: averages, replicas, old files, new starts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from norms.conformance.subject import (
     state,
     twins,
 )
+from norms.protocol import ResetParameters, ResetRunningStats, hook
 from norms.situation import after_update, hold
 
 Form = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def form_of_buffers_kept(s: Subject) -> Finding:
-    """Shape and type of all that is kept, from the first training forward on, whatever comes after; and no graph."""
+    """Shape and type of all state stay from the first training forward on; and no graph is kept."""
     expected, changed = "from the first forward on", []
     for dtype in (torch.float64, torch.float32):
         layer = s.layer(dtype=dtype)
@@ -95,7 +96,7 @@ def averaged_model(s: Subject) -> Finding:
 
 
 def data_parallel_replica(s: Subject) -> Finding:
-    """What torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold."""
+    """The replicas that torch.nn.DataParallel makes of a layer, inside situation(slices=2) and inside hold."""
     for inside in ("situation(slices=2)", "hold"):
         for mode in (True, False):
             layer, x = s.trained().train(mode), s.x()
@@ -106,7 +107,7 @@ def data_parallel_replica(s: Subject) -> Finding:
             own.train(mode)
             twin, before = copy.deepcopy(own), state(layer)
             slices = 2 if inside != "hold" else 1
-            labels = torch.arange(len(x)) // 2  # both domains in either slice
+            labels = torch.arange(len(x)) // 2  # both domains in either norm batch
             with s.told(twin, x, labels, slices=slices):
                 expected = s.bare(twin, _seeded(x))
             with (
@@ -188,13 +189,12 @@ def safetensors_round_trip(s: Subject) -> Finding:
 
 
 def reset_parameters(s: Subject) -> Finding:
-    """After to_empty from the meta device, and after training: a new layer, up to what it draws."""
+    """After to_empty from the meta device, and after training: a new layer, up to its draws."""
     expected = "as new"
     new, again = (_drawn(s, seed) for seed in (0, 1))
     drawn = [name for name in new if isinstance(new[name], Tensor) and not same(new[name], again[name])]
     meta = s.fresh(device="meta")
-    reset = getattr(meta, "reset_parameters", None)
-    if not callable(reset):
+    if hook(meta, ResetParameters) is None:
         return Finding(expected, "no reset_parameters()")
     empty = meta.to_empty(device=torch.get_default_device())
     with torch.no_grad():
@@ -220,17 +220,17 @@ def _drawn(s: Subject, seed: int) -> dict[str, Any]:
 
 
 def reset_running_stats(s: Subject) -> Finding:
-    """All that training made a layer keep, back to a new layer's; parameters and what it was told of progress stay."""
+    """All state that training made, back to a new layer's; parameters and the progress that was told stay."""
     if not s.info.keeps_stats:
         return Finding("-", "no statistics", "", True)
     layer = s.trained()
     s.call(layer, s.x(5).requires_grad_()).sum().backward()  # some keep numbers of the backward
     after_update(layer, lambda: None, 0.0)  # as a new layer: progress is no statistic
     parameters = [p.detach().clone() for p in layer.parameters()]
-    reset = getattr(layer, "reset_running_stats", None)
-    if not callable(reset):
+    keeping = hook(layer, ResetRunningStats)
+    if keeping is None:
         return Finding("as new", "no reset_running_stats()")
-    reset()
+    keeping.reset_running_stats()
     if not all(torch.equal(a, b) for a, b in zip(parameters, layer.parameters(), strict=True)):
         return Finding("as new", "changes parameters")
     new, now = state(s.layer()), state(layer)

@@ -108,7 +108,7 @@ def keeps_statistics(s: Subject) -> Finding:
     s.train(layer, s.x(1), s.x(2))
     moved = not same(start, state(layer))
     if "context" in s.info.needs:
-        # what a context set left behind is replaced by the next one's: a statistic is what outlives it
+        # the moments of a context set are replaced by the next one's: a statistic outlives it
         moved = not same(state(layer), state(s.train(s.layer(), s.x(3), s.x(2))))
     layer.eval()
     before = state(layer)
@@ -199,7 +199,7 @@ def _errors(f: Callable[..., Tensor], inputs: list[Tensor]) -> list[float]:
 def slices(s: Subject) -> Finding:
     """situation(slices=2) against a literal loop over x[k::2]: outputs, gradients, everything kept."""
     trained = s.trained()
-    labels = torch.arange(BATCH) // 2  # both domains in either slice
+    labels = torch.arange(BATCH) // 2  # both domains in either norm batch
     for mode in (True, False):
         layer, literal = copy.deepcopy(trained).train(mode), copy.deepcopy(trained).train(mode)
         x, z = s.x().requires_grad_(), s.x().requires_grad_()
@@ -212,14 +212,14 @@ def slices(s: Subject) -> Finding:
         parts = (y, expected), (grad(y, x, pull), grad(expected, z, pull))
         for what, (one, two) in zip(("output", "gradient"), parts, strict=True):
             if not close(one, two):
-                return Finding("slice by slice", f"another {what} in {mode_name(mode)}")
+                return Finding("one by one", f"another {what} in {mode_name(mode)}")
         if not same(state(layer), state(literal), TIGHT):
-            return Finding("slice by slice", f"other statistics after {mode_name(mode)}")
-    return Finding("slice by slice", "slice by slice", "at once" if s.info.slices_at_once else "")
+            return Finding("one by one", f"other statistics after {mode_name(mode)}")
+    return Finding("one by one", "one by one", "at once" if s.info.slices_at_once else "")
 
 
 def needs(s: Subject) -> Finding:
-    """What a call must bring, by its effect: outputs that change with the domain, the context set or the activation."""
+    """The inputs that a norm needs, by their effect: outputs change with domain, context set or activation."""
     found = {
         "conv_weight": "weight" in inspect.signature(s.layer().forward).parameters,
         "activation": _fuses_activation(s),
@@ -239,7 +239,7 @@ def _fuses_activation(s: Subject) -> bool:
         return False  # nothing is passed at build
     x = s.x()
     outputs = [s.call(s.layer(activation=f), x) for f in (nn.ReLU(), nn.Softplus())]
-    # a norm may replace whatever activation follows by its own, and may refuse a place that has none
+    # a norm may replace any activation that follows by its own, and may refuse a place that has none
     with contextlib.suppress(ValueError):
         outputs.append(s.call(s.layer(activation=None), x))
     return not all(close(outputs[0], other) for other in outputs[1:])
@@ -251,7 +251,7 @@ def _reads_domain(s: Subject) -> bool:
     for mode in (True, False):
         outputs = []
         for domain in (torch.arange(BATCH) % 2, torch.arange(BATCH) // 2):
-            # a copy each: what a norm remembers in secret must not be taken for the domain
+            # a copy each: a secret memory of a norm must not be taken for the domain
             outputs.append(s.call(copy.deepcopy(layer).train(mode), x, domain))
         if not close(outputs[0], outputs[1]):
             return True

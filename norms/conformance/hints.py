@@ -1,4 +1,4 @@
-"""What usually causes a fact to be FALSE, in one line for whoever wrote the layer.
+"""Usual causes of a fact that is FALSE, in one line for the author of the layer.
 
 Several causes can make one fact false; what was measured, and its detail, tell them apart. So a fact has hints by
 pattern (regular expressions, looked for in both), tried in order, the last of them "" for anything else.
@@ -141,7 +141,7 @@ HINTS: dict[str, dict[str, str]] = {
         "without steps|loop told": "warn of updates that nobody told of alone: have the weights changed since?",
         "": "a layer that waits for after_update and is never told is another layer: warnings.warn, once",
     },
-    "slices": {"": "slice k of K is x[k::K], each a norm batch of its own; or declare slices_at_once=False"},
+    "slices": {"": "norm batch k of K is x[k::K], by its own statistics; or declare slices_at_once=False"},
     "functional_call_keeps_state": {"": f"a new tensor in self.x is lost after a functional call: {_BUFFER}"},
     "stacked_under_vmap": {
         "not refused": f"raise a RuntimeError in training inside a transform, {_DECLARE}",
@@ -178,6 +178,6 @@ HINTS: dict[str, dict[str, str]] = {
 
 
 def hint_for(fact: str, measured: str, detail: str) -> str:
-    """What usually makes this fact false, or "" for a fact that has no hint."""
+    """The usual cause that makes this fact false, or "" for a fact that has no hint."""
     text = f"{measured}; {detail}"
     return next((hint for pattern, hint in HINTS.get(fact, {}).items() if re.search(pattern, text)), "")

@@ -69,7 +69,7 @@ def empty_batch(s: Subject) -> Finding:
 
 
 def infinity_or_nan_in_a_batch(s: Subject) -> Finding:
-    """One value of one sample of one training batch; afterwards what is kept is finite, and training goes on."""
+    """One value of one sample of one training batch; afterwards all state is finite, and training goes on."""
     wrong = []
     for value in (math.inf, math.nan):
         layer = s.trained()
@@ -77,7 +77,7 @@ def infinity_or_nan_in_a_batch(s: Subject) -> Finding:
         bad[1, 0, 0, 0] = value
         _step(s, layer, bad)
         kept = [name for name, t in state(layer).items() if isinstance(t, Tensor) and not t.isfinite().all()]
-        if kept and s.info.keeps_stats:  # what a context set leaves is the next one's to replace
+        if kept and s.info.keeps_stats:  # the moments of a context set are replaced by the next one's
             wrong.append(f"{value:g} stays in {', '.join(kept)}")
         for seed in (7, 8, 9):
             if not all(t.isfinite().all() for t in _step(s, layer, s.x(seed))):

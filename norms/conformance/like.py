@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.conformance.statistics import unread_samples
-from norms.conformance.subject import Finding, Subject, batch, close, identity, line
+from norms.conformance.subject import Finding, Subject, batch, close, identity, line, transformed_weight
 from norms.source import read_file
 from norms.values import nearest
 
@@ -159,7 +159,7 @@ class _Refused(Exception):
 def _pair(
     s: Subject, layer: nn.Module, formula: Formula, name: str, function: Function, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What a copy of the layer makes of x, and what the formula does."""
+    """The outputs for x of a copy of the layer and of the formula."""
     one, seen = copy.deepcopy(layer), []
     handle = one.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     known = _known(s, one, x)
@@ -173,16 +173,14 @@ def _pair(
 
 
 def _known(s: Subject, layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """What a formula may ask for beside x, as it is before the forward."""
+    """The arguments that a formula may ask for beside x, as they are before the forward."""
     known: dict[str, Any] = {}
     for option, value in s.factory.options.items():
         known[option] = getattr(layer, option, value)  # resolved, where the option says "auto"
     if "domain" in s.info.needs:
         known["domain"] = torch.arange(len(x)) % 2
     if "conv_weight" in s.info.needs:
-        transform = getattr(layer, "transform_weight", None)
-        weight = identity(x).detach()
-        known["conv_weight"] = weight if transform is None else transform(weight)
+        known["conv_weight"] = transformed_weight(layer, identity(x).detach())
     if "activation" in s.info.needs:
         known["activation"] = nn.functional.relu
     for path, tensor in (*layer.named_parameters(), *layer.named_buffers()):
@@ -226,7 +224,7 @@ def _applied(formula: Formula, name: str, function: Function, known: dict[str, A
 
 
 def _cause(s: Subject, layer: nn.Module, formula: Formula, name: str, function: Function) -> str:
-    """What the difference looks like, of the causes that can be told apart by more inputs."""
+    """The likely cause of the difference, of the causes that can be told apart by more inputs."""
 
     def pair(x: Tensor, layer: nn.Module = layer) -> tuple[Tensor, Tensor]:
         return _pair(s, layer, formula, name, function, x)

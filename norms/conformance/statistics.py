@@ -1,4 +1,4 @@
-"""What statistics are of: which samples, divided by what, moved with which weight.
+"""The statistics of a layer: of which samples, divided by which count, moved with which weight.
 
 Axes: N samples, C channels, then space. d: deviations, an input of mean 0.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from norms.conformance.declared import measured_axes
 from norms.conformance.subject import BATCH, Finding, Net, Subject, batch, close, line, noise, same, state
+from norms.protocol import AfterUpdate, hook
 from norms.situation import after_update
 from norms.telling import UNTOLD
 
@@ -126,7 +127,7 @@ def variance_in_training(s: Subject) -> Finding:
 
 
 def variance_in_running_statistics(s: Subject) -> Finding:
-    """The same of what one training batch moves `running_var*` by: from its values at d, 2 d, and d with doubles."""
+    """The same of the step of `running_var*` by one training batch: from its values at d, 2 d, and d with doubles."""
     axis = _axis(s)
     if axis is None or not _running(s.fresh(), "running_var"):
         return _convention(s, s.info.running_variance, "none", "")
@@ -148,7 +149,7 @@ def variance_in_running_statistics(s: Subject) -> Finding:
 def _convention(s: Subject, declared: str | None, measured: str, detail: str) -> Finding:
     if declared is None:
         return Finding("-", measured, detail, True)
-    other = s.configured and measured != declared  # what is declared is of the default options
+    other = s.configured and measured != declared  # facts are declared of the default options
     return Finding(declared, measured, ", ".join(filter(None, (detail, "with these options" * other))), other or None)
 
 
@@ -171,7 +172,7 @@ def _scale_free(s: Subject, d: Tensor, far: float) -> bool:
 
 
 def _odd(s: Subject, d: Tensor, far: float = 0.0) -> Tensor:
-    """Half of what the training outputs of a new layer at d and at -d, around a mean, differ by."""
+    """Half of the difference between the training outputs of a new layer at d and at -d, around a mean."""
     offset = torch.full((), far, dtype=d.dtype) if far else None
     torch.manual_seed(0)  # some draw their weights
     layer = s.fresh(d.shape[1]).train()
@@ -199,7 +200,7 @@ def _divided_by(one: Tensor, two: Tensor) -> tuple[str, str]:
 
 def warns_when_never_told(s: Subject) -> Finding:
     """A loop of optimizer steps without after_update: one warning that names it, from norms that wait for it alone."""
-    waits = s.info.keeps_stats and (hasattr(s.layer(), "after_update") or "second_look" in s.info.needs)
+    waits = s.info.keeps_stats and (hook(s.layer(), AfterUpdate) is not None or "second_look" in s.info.needs)
     loops = {"never told": waits, "told": False, "without steps": False}
     found = {loop: _warnings(s, loop) for loop in loops}
     wrong = [f"{found[loop]} warnings in a loop {loop}" for loop, due in loops.items() if found[loop] != due]

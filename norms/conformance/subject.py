@@ -1,4 +1,4 @@
-"""What the conformance checks share: how a norm is made, called and trained, and how results are compared.
+"""The shared part of the conformance checks: a norm is made, called and trained, and results are compared.
 
 Axes: N samples, C channels, then space.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from norms.channels import memory_format
 from norms.factory import NormFactory
-from norms.protocol import NormInfo, Situation, norm_modules
+from norms.protocol import MakeRoom, NormInfo, Situation, TransformWeight, hook, norm_modules
 from norms.situation import after_update, situation
 from norms.values import cut
 
@@ -29,7 +29,7 @@ TIGHT = 1e-9
 
 
 class Finding(NamedTuple):
-    """What a fact's function returns; `ok` None means that declared and measured must be the same text."""
+    """The result of a fact's function; `ok` None means that declared and measured must be the same text."""
 
     declared: str
     measured: str
@@ -79,15 +79,14 @@ class Subject:
     ) -> Tensor:
         """One forward of x (N, C, *) after seeding, so that a norm that draws does so alike every time.
 
-        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise. `offset` is added to what the norm
-        sees, after the convolution of a norm that has one.
+        Samples belong to the domains 0, 1, 0, 1, ... unless `domain` says otherwise. `offset` is added to the norm's
+        input, after the convolution of a norm that has one.
         """
         if seed is not None:
             torch.manual_seed(seed)
         inputs: dict[str, Tensor] = {}
-        transform = getattr(layer, "transform_weight", None)
-        if transform is not None or "conv_weight" in self.info.needs:
-            weight = identity(x) if transform is None else transform(identity(x))
+        if hook(layer, TransformWeight) is not None or "conv_weight" in self.info.needs:
+            weight = transformed_weight(layer, identity(x))
             given = x
             x = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight)
             with contextlib.suppress(RuntimeError):  # not every device's convolution keeps it; vmap can not be asked
@@ -104,7 +103,7 @@ class Subject:
     def told(
         self, net: nn.Module, x: Tensor, domain: Tensor | None = None, part: str = "context", slices: int = 1
     ) -> contextlib.AbstractContextManager[None]:
-        """What a forward of x takes place in: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
+        """The situation of a forward of x: samples belong to the domains 0, 1, 0, 1, ... unless `domain` says."""
         labels = torch.arange(len(x)) if domain is None else domain
         labels = labels % (1 if self.factory.options.get("num_domains") == 1 else 2)
         return situation(net, domain=0 if self.one_domain else labels, part=part, slices=slices)
@@ -149,17 +148,23 @@ class Net(nn.Module):
     def forward(self, x: Tensor, part: str = "context") -> Tensor:
         if self.weight is None:
             return self.subject.call(self.norm, x, part=part)
-        transform = getattr(self.norm, "transform_weight", None)
-        weight: Tensor = self.weight if transform is None else transform(self.weight)
+        weight = transformed_weight(self.norm, self.weight)
         y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         with self.subject.told(self.norm, x, part=part):
             return self.norm(y, weight=weight) if "conv_weight" in self.subject.info.needs else self.norm(y)
 
 
 def _make_room(layer: nn.Module, weight: Tensor) -> None:
-    """What tasks.nets.models does for a layer beside its convolution."""
-    if hasattr(layer, "make_room"):
-        layer.make_room(weight)  # type: ignore[operator]
+    """Let a layer know the weight of its convolution, as tasks.nets.blocks does."""
+    sized = hook(layer, MakeRoom)
+    if sized is not None:
+        sized.make_room(weight)
+
+
+def transformed_weight(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight that the layer wants to be convolved with."""
+    transforms = hook(layer, TransformWeight)
+    return weight if transforms is None else transforms.transform_weight(weight)
 
 
 def find_subject(info: NormInfo, factory: NormFactory, configured: bool = False) -> Subject:

@@ -1,4 +1,4 @@
-"""What becomes of a layer in tools that read a program instead of running it: torch.compile, torch.fx, torch.export."""
+"""A layer in tools that read a program instead of running it: torch.compile, torch.fx, torch.export."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compiles(s: Subject) -> Finding:
                         y, expected = s.call(compiled.train(mode), x), s.call(eager.train(mode), z)
                         pull = noise(y.shape, 7, y.dtype)
                         got, wanted = grad(y, x, pull), grad(expected, z, pull)
-                    except Exception as error:  # noqa: BLE001 - dynamo wraps whatever happens while tracing
+                    except Exception as error:  # noqa: BLE001 - dynamo wraps every error of tracing
                         return Finding("yes", "no", f"{where}: {line(error)}")
                     if not close(y, expected):
                         return Finding("yes", f"another output in {where}")
@@ -65,7 +65,7 @@ def compiles(s: Subject) -> Finding:
 
 
 class _Small(nn.Module):
-    """What a tool is given: a layer between a convolution and an activation.
+    """The network that a tool is given: a layer between a convolution and an activation.
 
     Nothing of `Subject.call` is in it, which no tracer could follow: facts are told around it.
     """
@@ -150,6 +150,6 @@ def exported(s: Subject) -> Finding:
                     expected = net(given, **inputs)
                 if not close(program.module()(given, **inputs), expected):
                     return Finding("yes", "another output", f"N={len(given)}")
-        except Exception as error:  # noqa: BLE001 - the exporter wraps whatever happens while tracing
+        except Exception as error:  # noqa: BLE001 - the exporter wraps every error of tracing
             return Finding("yes", "no", line(error))
     return Finding("yes", "yes", "" if fixed else f"N={BATCH}, then {OTHER}")

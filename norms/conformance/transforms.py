@@ -59,7 +59,7 @@ def stacked_under_vmap(s: Subject) -> Finding:
 
 
 def _stacked(s: Subject, kernel: int, shared: bool, layout: torch.memory_format, mode: bool) -> str:
-    """What differs between the two ways, or "". Training goes on for three batches."""
+    """The first difference between the two ways, or "". Training goes on for three batches."""
     other = s.train(s.layer(), 2 * s.x(4) + 1)
     nets = [Net(s, layer, kernel).train(mode) for layer in (s.trained(), other)]
     with torch.no_grad():
@@ -98,7 +98,7 @@ def _two(s: Subject, seed: int, layout: torch.memory_format) -> list[Tensor]:
 
 
 def functional_call_keeps_state(s: Subject) -> Finding:
-    """What a layer keeps between two calls is in the buffers that functional_call was given, or the layer refuses."""
+    """The state of a layer between two calls is in the buffers that functional_call was given, or the layer refuses."""
     expected, refused = "kept or refused", (RuntimeError, ValueError)
     net, plain = Net(s, s.layer()), Net(s, s.layer())
     parameters, buffers = (
@@ -121,7 +121,7 @@ def functional_call_keeps_state(s: Subject) -> Finding:
     for name, buffer in plain.named_buffers():
         if not same(buffers[name].detach(), buffer.detach(), TIGHT):
             return Finding(expected, "forgotten", f"{name.removeprefix('norm.')} is not what the plain layer has")
-    fresh = Net(s, s.layer()).eval()  # what the first layer kept in attributes is not here
+    fresh = Net(s, s.layer()).eval()  # attributes of the first layer are not here
     part = "query" if "context" in s.info.needs else "context"
     try:
         got = functional_call(fresh, (parameters, buffers), (s.x(5), part))

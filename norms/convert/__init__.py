@@ -1,4 +1,4 @@
-"""Swap the norms of any existing model for a registered one, and say what was swapped and what was not.
+"""Swap the norms of any existing model for a registered one, with an audit of every norm, swapped or left.
 
 A model of another library is comparable only if every one of its norms is ours: `converted` replaces what it knows how
 to replace and lists the rest with the reason, `audit_norms` reads a network without changing it. What means the same in
@@ -113,12 +113,12 @@ def converted(
         optional arguments are as `inputs` says; checkpointing of activations is gone.
 
     Raises:
-        ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; what a layer refuses (with the
-            path of the norm it was to replace); a DistributedDataParallel; a path in `keep` that is no norm, a name in
-            `inputs` that is no argument of the forward (with the nearest). For a norm that needs its surroundings: a
-            network that is wrapped (DataParallel, torch.compile); one that would have to be rewritten and uses
-            torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's weight: a norm that no
-            convolution directly precedes.
+        ValueError: `net` itself is such a norm; a factory that is not from `make_norm`; arguments that a layer refuses
+            (with the path of the norm it was to replace); a DistributedDataParallel; a path in `keep` that is no norm,
+            a name in `inputs` that is no argument of the forward (with the nearest). For a norm that needs its
+            surroundings: a network that is wrapped (DataParallel, torch.compile); one that would have to be rewritten
+            and uses torch.no_grad, torch.autocast or the like. For a norm that needs the convolution's weight: a norm
+            that no convolution directly precedes.
         Untraceable: a ValueError; for a norm that needs its surroundings, a network that torch.fx can not trace, or
             whose forward changes buffers or attributes or draws random numbers outside modules that are kept whole.
             Parts of it may be converted one by one (a detector's `backbone`).
@@ -232,7 +232,7 @@ def _places(net: nn.Module) -> list[_Place]:
 
 
 def _kept(net: nn.Module, places: list[_Place], keep: Keep) -> set[nn.Module]:
-    """The old norms that the caller keeps. ValueError for what is no norm, one line each."""
+    """The old norms that the caller keeps. ValueError for modules that are no norms, one line each."""
     if callable(keep):
         return {place.old for place in places if keep(place.path, place.old)}
     name, modules = type(net).__name__, dict(net.named_modules(remove_duplicate=False))

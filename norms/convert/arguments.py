@@ -1,4 +1,4 @@
-"""The arguments of a network's forward, and what a caller says of them and of its modules by name."""
+"""The arguments of a network's forward, and the choices of a caller among them and among its modules, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the place of norms in a network: recognizing norms of torch, torchvision and timm, and the audit.
+"""The audit of the norms of a network: norms of torch, torchvision and timm recognized, swaps and leftovers listed.
 
 Norms of timm are recognized by their structure (this package does not import timm): a norm class of torch with children
 `drop` and `act` applies them after its norm; a LayerNorm whose class says "2d" normalizes the channels of (N, C, H, W).
@@ -31,7 +31,7 @@ _STATISTICS = {"running_mean", "running_var"}
 
 
 class Swapped(NamedTuple):
-    """A norm that was replaced: its path, class and channels, and the names of what the new layer took over from it."""
+    """A norm that was replaced: its path, class and channels, and the names of all that the new layer took over."""
 
     path: str
     old: str
@@ -40,7 +40,7 @@ class Swapped(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What a swap changes beyond the norm: the path of the norm, and what the new one does that the old one did not.
+    """A change by a swap beyond the norm: the path of the norm, and the difference between the new one and the old.
 
     Said are: parameters that train where the old norm did not train all of its own, tied parameters that are untied,
     running statistics that start anew, were constant or are gone where the old norm's meaning does not tell, one image
@@ -83,7 +83,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What stands in the place of norms in a network.
+    """The norms of a network after a swap.
 
     Attributes:
         swapped: each norm that was replaced.
@@ -94,7 +94,7 @@ class Audit:
         plain: paths of norms with a `transform_weight` that no convolution directly precedes, so that nothing is
             transformed there.
         bare: paths of norms that fuse an activation and found none directly after the old norm, so that they have none.
-        changed: what the swaps change beyond the norms.
+        changed: changes by the swaps beyond the norms.
         unhooked: paths of the other modules ("" is the network itself) whose hooks are lost: a rewritten forward calls
             no container, and an activation that a norm brings is called no more.
         before: sizes before the swap (None: nothing is known of it).

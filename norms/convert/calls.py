@@ -1,4 +1,4 @@
-"""What the graph of a rewritten network calls beside the functions of its forward.
+"""Functions that the graph of a rewritten network calls beside those of its forward.
 
 A module of its own: while torch.fx traces, it replaces a wrapped function in the module that defines it.
 """

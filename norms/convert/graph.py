@@ -1,4 +1,4 @@
-"""What surrounds a norm, read from the network's graph (torch.fx), and the graph rewritten around the new norms.
+"""The surroundings of a norm in the network's graph (torch.fx), and the graph rewritten around the new norms.
 
 The graph is traced in training and in evaluation mode, since a forward may ask for the mode (GoogLeNet's auxiliary
 heads, functional dropout); where the two differ the rewritten network keeps both and `train()` chooses.
@@ -12,7 +12,6 @@ own dependence on mode or values (stochastic depth) stays its own.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
-from torchvision.models.feature_extraction import DualGraphModule
 
 from norms.convert.audit import Left, Removed, Rewired, own_parts
 from norms.convert.layers import ACTIVATIONS, NormDropAct, does_nothing, out_of_place, own_activation
+from norms.convert.modes import GraphOfEachMode, complete, modes_of
 from norms.convert.trace import CONVOLUTIONS, trace
-from norms.protocol import NormInfo
+from norms.protocol import MakeRoom, NormInfo, TransformWeight, hook
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
 _NORM_FUNCTIONS = {
@@ -52,70 +50,6 @@ _FUNCTIONS: Mapping[Any, type[nn.Module]] = {
 }
 """Each module's constructor takes what its function takes after x, in the same order and under the same names."""
 _METHODS: Mapping[Any, type[nn.Module]] = {"relu": nn.ReLU, "relu_": nn.ReLU}
-
-
-class GraphOfEachMode(DualGraphModule):
-    """A network that has one graph for training and one for evaluation; `train()` chooses.
-
-    A copy stays in its mode and keeps the modules that no graph calls, which torchvision's does not. Pickled, one of
-    the graphs would be lost, so this raises a TypeError; its state_dict has the names of the network it stands for.
-    """
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GraphOfEachMode:
-        new = super().__deepcopy__(memo)
-        _complete(new, self, _modes(self), memo)
-        return new
-
-    def __reduce__(self) -> Any:
-        raise TypeError(f"{type(self).__name__} has a graph for each mode and can not be pickled; save its state_dict")
-
-
-def _modes(net: nn.Module) -> dict[str, bool]:
-    """path -> whether the module there is in training mode."""
-    return {path: module.training for path, module in net.named_modules()}
-
-
-def _complete(
-    module: fx.GraphModule, of: nn.Module, modes: dict[str, bool], memo: dict[int, Any] | None = None
-) -> None:
-    """Give `module` these modes, and what `of` holds and no graph asks for, so that no name of its state is lost.
-
-    That is modules, parameters and buffers, second names of the same one included, and attributes that are numbers,
-    text or containers of such (a detector asks its backbone for `out_channels`); copied where a memo is given.
-    """
-
-    def taken(part: Any) -> Any:
-        return part if memo is None else copy.deepcopy(part, memo)
-
-    for path, part in of.named_modules(remove_duplicate=False):
-        parent, _, attribute = path.rpartition(".")
-        if path and not _has(module, path) and _has(module, parent):
-            setattr(module.get_submodule(parent), attribute, taken(part))
-    module.train(modes[""])
-    for path, part in of.named_modules():
-        if not _has(module, path):
-            continue
-        twin = module.get_submodule(path)
-        twin.training = modes[path]
-        for name, parameter in part._parameters.items():
-            if name not in twin._parameters:
-                twin.register_parameter(name, taken(parameter))
-        for name, buffer in part._buffers.items():
-            if name not in twin._buffers:
-                twin.register_buffer(name, taken(buffer), persistent=name not in part._non_persistent_buffers_set)
-        plain = {name: value for name, value in vars(part).items() if name[0] != "_" and not hasattr(twin, name)}
-        plain = {name: taken(value) for name, value in plain.items() if _is_plain(value)}
-        vars(twin).update(plain)
-        if twin is module and not isinstance(module, GraphOfEachMode):  # a copy keeps no other attributes
-            module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = plain
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, (*value.keys(), *value.values())))
-    if isinstance(value, tuple | list | set):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | float | str | None)
 
 
 class Removal(NamedTuple):
@@ -212,7 +146,7 @@ class Graphs:
         return list(dict.fromkeys(Left(self._scopes[call], call.target.__name__, why) for call in calls))
 
     def activations(self, norms: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
-        """norm -> what directly follows it, as a new module, for each of `norms` that is followed by an activation.
+        """norm -> the activation that directly follows it, as a new module, for each of `norms` that one follows.
 
         "Directly" is: the norm's output goes nowhere else, at every place where the norm is called. A norm that applies
         an activation itself is no member: nothing after it is its.
@@ -295,9 +229,9 @@ class Graphs:
                 graph.erase_node(call)
                 call = before
             graph.erase_node(conv)
-            inner = inner_norm(layer)
-            if hasattr(inner, "make_room"):  # as tasks.nets.models does beside its convolution
-                inner.make_room(self.net.get_submodule(str(conv.target)).weight)  # type: ignore[operator]
+            sized = hook(inner_norm(layer), MakeRoom)
+            if sized is not None:
+                sized.make_room(self.net.get_submodule(str(conv.target)).weight)  # type: ignore[arg-type]
             how = [word for word, true in zip(("transformed", "passed"), wants(layer), strict=True) if true]
             rewired[Rewired(str(conv.target), path, " and ".join(how))] = None
         return list(rewired)
@@ -307,12 +241,12 @@ class Graphs:
         vars(self.net).update(self._constants)
         for graph in self.graphs:
             graph.lint()
-        name, modes = type(self.net).__name__, _modes(self.net)  # read first: a new GraphOfEachMode sets all to train
+        name, modes = type(self.net).__name__, modes_of(self.net)  # read first: a new GraphOfEachMode sets all to train
         if len(self.graphs) == 1:
             module = fx.GraphModule(self.net, self.graphs[0], class_name=name)
         else:
             module = GraphOfEachMode(self.net, *self.graphs, class_name=name)
-        _complete(module, self.net, modes)
+        complete(module, self.net, modes)
         return module
 
     def _check_passed(self, old: nn.Module, layer: nn.Module, found: list[Pair], fed: Sequence[Any]) -> None:
@@ -404,17 +338,9 @@ def wants(layer: nn.Module) -> tuple[bool, bool]:
     norm = inner_norm(layer)
     info = norm.norm_info
     assert isinstance(info, NormInfo)
-    return hasattr(norm, "transform_weight"), "conv_weight" in info.needs
+    return hook(norm, TransformWeight) is not None, "conv_weight" in info.needs
 
 
 def _applies_something(norm: nn.Module) -> bool:
     parts = own_parts(norm)
     return parts is not None and (own_activation(norm) is not None or not all(does_nothing(part) for part in parts))
-
-
-def _has(net: nn.Module, path: str) -> bool:
-    try:
-        net.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""One new layer in the place of an old norm, with what means the same in both carried over."""
+"""One new layer in the place of an old norm; tensors and options that mean the same in both are carried over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from norms.convert.audit import is_batch, is_frozen, is_layer2d, num_channels, own_parts
 from norms.factory import NormFactory, factory_info
-from norms.protocol import NormInfo
+from norms.protocol import NormInfo, TransformWeight, hook
 from norms.registry import norm_option_defaults
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -23,8 +23,8 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU),
     *(nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Softplus),
 )
-"""What a norm may bring itself. Gates (sigmoid, tanh, hardsigmoid) are none of them: a norm that replaces the
-activation by its own would open the gate. Nor is PReLU, whose learned slope has a place of its own in the network."""
+"""Activations that a norm may bring itself. Gates (sigmoid, tanh, hardsigmoid) are none of them: a norm that replaces
+the activation by its own would open the gate. Nor is PReLU, whose learned slope has its own place in the network."""
 
 
 class NormDropAct(nn.Module):
@@ -103,20 +103,21 @@ def replacement(
     around: Iterable[nn.Module],
     tied: Collection[nn.Parameter],
 ) -> tuple[nn.Module, tuple[str, ...], list[str]]:
-    """The layer that takes `old`'s place, the names of what it took over, and what else changes (see audit.Changed).
+    """The layer that takes `old`'s place, the names of the tensors and options that it took over, and other
+    changes (see audit.Changed).
 
     Args:
         path: of the old norm, for messages.
         old: a channel-wise norm.
         factory: from `make_norm`.
-        activation: what directly follows, and only what the new norm is to apply itself; None for a norm that fuses
+        activation: the activation that directly follows, if the new norm is to apply it; None for a norm that fuses
             no activation. An activation inside `old` is handled here.
         around: the modules that hold `old`, innermost first: a norm without a tensor of its own has their device and
             dtype.
         tied: parameters that the network holds in several places.
 
     Raises:
-        ValueError: what the layer refuses, with the path.
+        ValueError: the layer refuses its arguments; with the path.
     """
     tensors = (t for part in (old, *around) for t in (*part.parameters(), *part.buffers()))
     tensor = next((t for t in tensors if t.is_floating_point()), None)
@@ -162,11 +163,11 @@ def out_of_place(activation: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _carry(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
-    """Take over from the old norm what means the same in the new one; the names of it.
+    """Take over the tensors and options of the old norm that mean the same in the new one; their names.
 
     weight and bias: in every norm they are scale and shift per channel after the normalization. The new layer holds the
-    same Parameters, so that whatever else holds one (a norm tied to this one, an optimizer) still does, and a frozen
-    one stays frozen. A FrozenBatchNorm2d has constants in their place, whose values become Parameters.
+    same Parameters, so that other holders of one (a norm tied to this one, an optimizer) share it, and a frozen one
+    stays frozen. A FrozenBatchNorm2d has constants in their place, whose values become Parameters.
 
     Running statistics: the new layer's mean the same if it keeps a mean and a variance per channel over (N, H, W) of
     its plain input: its declared axes say over what, `transform_weight` would change the input, and a memory over
@@ -212,7 +213,7 @@ def _exchange(layer: nn.Module, theirs: nn.Parameter, ours: nn.Parameter) -> Non
 
 
 def _changes(old: nn.Module, new: nn.Module, carried: Collection[str], tied: Collection[nn.Parameter]) -> list[str]:
-    """What the swap changes beyond the norm, and neither the new norm's name nor `carried` tells."""
+    """Changes by the swap that neither the new norm's name nor `carried` tells."""
     info = new.norm_info
     assert isinstance(info, NormInfo)
     before, after, changes = dict(old.named_parameters(recurse=False)), set(new.parameters()), []
@@ -258,7 +259,7 @@ def _batch_statistics(new: nn.Module, info: NormInfo) -> bool:
         and info.mixes_samples
         and info.keeps_stats
         and not info.across_iterations
-        and not hasattr(new, "transform_weight")
+        and hook(new, TransformWeight) is None
     )
 
 

@@ -51,7 +51,7 @@ def containers(value: Any) -> Iterator[Any]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What nested containers hold that is none."""
+    """The members of nested containers that are no containers."""
     if isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from leaves(part)

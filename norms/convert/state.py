@@ -1,4 +1,4 @@
-"""What a network holds and what random generators it may draw from: remembered, compared and put back.
+"""The tensors, attributes and random generators of a network: remembered, compared and put back.
 
 A trace runs a forward once (norms.convert.trace). Nothing of that one run may stay in the network.
 """
@@ -37,7 +37,7 @@ class _Held:
 
 
 class State:
-    """What a network holds and what random generators it may draw from, to be compared and put back.
+    """The tensors and attributes of a network and the generators that it may draw from, to be compared and put back.
 
     Followed are the attributes of its modules, parameters and buffers among them, and plain containers in them.
     """
@@ -100,7 +100,7 @@ class State:
 
 
 def _joined(name: str, key: Any) -> str:
-    """The path of what an attribute or container holds: parameters and buffers are named as `net` names them."""
+    """The path of a member of an attribute or container: parameters and buffers are named as `net` names them."""
     return name if key in (None, "_parameters", "_buffers", "_modules") else f"{name}.{key}" if name else str(key)
 
 

@@ -1,8 +1,9 @@
 """A forward traced by torch.fx that leaves the network as it was, and what such a trace does not keep.
 
-torch.fx runs the forward once with stand-ins for tensors and records what is done to them. All else happens then and
+torch.fx runs the forward once with stand-ins for tensors and records the operations on them. All else happens then and
 never again: a counter that counts, a buffer that is updated, a random number that is drawn, a block of `torch.no_grad`
-or `torch.autocast`. Whatever the forward changed is put back, and it is told what a rewritten forward would lose.
+or `torch.autocast`. All changes by the forward are put back, and everything that a rewritten forward would
+lose is reported.
 
 A module in which nothing is looked for is kept whole: the graph holds one call of it, and what it does in that call
 stays its own. The forward around it goes on with what the call returns, so the call is tried first, with stand-ins, and
@@ -36,10 +37,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Trace(NamedTuple):
-    """What was read of a forward.
+    """A forward as it was read.
 
     Attributes:
-        graph: what is done to tensors.
+        graph: the operations on tensors.
         constants: tensors that the forward computed from no input, by the attribute of the network under which the
             graph expects them.
         scopes: each node's module path.
@@ -53,7 +54,7 @@ class Trace(NamedTuple):
 
 
 class Untraceable(ValueError):
-    """The forward of a network does what a graph does not hold."""
+    """The forward of a network does something that a graph can not hold."""
 
 
 def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
@@ -78,7 +79,7 @@ def trace(net: nn.Module, inputs: Collection[str] = ()) -> Trace:
     with _without_hooks(net):
         state = State(net)
         try:
-            # gradients on, whatever the caller's mode: else a forward's own no_grad could not be told from it
+            # gradients on, in every mode of the caller: else a forward's own no_grad could not be told from it
             with torch.inference_mode(False), torch.enable_grad():
                 tracer = _Tracer(state, inputs)
                 graph = tracer.trace(net)
@@ -120,7 +121,7 @@ class _Part:
 
 
 class _Trial(NamedTuple):
-    """What a trial of a call told.
+    """The findings of a trial of a call.
 
     Attributes:
         structure: the result, with stand-ins or `_Part` for what only the call itself knows; no container: nothing is
@@ -199,7 +200,7 @@ class _Tracer(fx.Tracer):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the call itself will say it
                 return self._tried(state, forward, args, kwargs)
-        except Exception:  # noqa: BLE001  # whatever stand-ins do not serve for: nothing is known of the result
+        except Exception:  # noqa: BLE001  # stand-ins do not serve there: nothing is known of the result
             return _Trial()
         finally:
             for node in reversed(self.graph.nodes):
@@ -264,7 +265,7 @@ class _Tracer(fx.Tracer):
 
 
 def _of_torch(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The structure of what a module of torch returns."""
+    """The structure of the result of a module of torch."""
     one = _Part()
     if isinstance(m, nn.LSTM):
         return one, (one, one)

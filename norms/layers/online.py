@@ -1,7 +1,9 @@
 """online: each sample by the running statistics of those before it, with a control process in the backward.
 
-Shared with brn and mabn, and said there: what the backward keeps, it writes into the buffers that its forward saw, and
-second derivatives hold all statistics fixed. Axes as in norms.layers.streaming.
+Chiley et al. 2019, arXiv:1905.05894, "Online Normalization for Training Neural Networks". The backward is not the
+derivative of the forward: see norms.bases.streaming.
+
+Axes: N sample, C channel, H W (any number of) spatial positions.
 """
 
 from __future__ import annotations
@@ -12,110 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from norms.grouping import evaluate
-from norms.layers.streaming import _linear, _moments, _products, _Streaming
+from norms.bases.running_statistics import finite_or
+from norms.bases.streaming import Streaming
+from norms.kernels.affine import row_affine
+from norms.kernels.grouping import evaluate
+from norms.kernels.moments import row_moments, row_products
 from norms.registry import register
-from norms.running import finite_or
-
-
-def _recurrence(start: Tensor, keep: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """s_t = keep_t * s_(t-1) + new_t from s_0 = start: s_0 ... s_(N-1), and s_N.
-
-    By doubling: after k rounds each row holds the last 2^k terms of its sum, so log N operations on whole tensors
-    take the place of N on rows.
-
-    Args:
-        start: (C,).
-        keep: (N, C) or (N, 1).
-        new: (N, C).
-    """
-    s = torch.cat((start[None].to(new.dtype), new))
-    keep = torch.cat((torch.zeros_like(new[:1]), keep.expand_as(new)))
-    step = 1
-    while step < len(s):
-        s = torch.cat((s[:step], s[step:] + keep[step:] * s[:-step]))
-        keep = torch.cat((keep[:step], keep[step:] * keep[:-step]))
-        step *= 2
-    return s[:-1], s[-1]
-
-
-def _layer_scale(mean_y: Tensor, var_y: Tensor, weight: Tensor, bias: Tensor, eps: float | None) -> Tensor:
-    """1 / sqrt(mean over (C, H, W) of (y * weight + bias)^2 + eps) of each sample (N, 1), from moments of y (N, C).
-
-    1 where eps is None: no layer scaling.
-    """
-    if eps is None:
-        return torch.ones_like(mean_y[:, :1])
-    square = var_y * weight.square() + torch.addcmul(bias, mean_y, weight).square()
-    return torch.rsqrt(square.mean(1, keepdim=True) + eps)
-
-
-class _Controlled(torch.autograd.Function):
-    """online's affine output, divided by its layer's root mean square or not, and the control process in its backward.
-
-    Both are one linear function of x (and dy) per sample and channel, whose coefficients follow from the moments of
-    each sample's channels alone. See OnlineNorm for the equations.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        moments: tuple[Tensor, Tensor],
-        errors: tuple[Tensor, Tensor],
-        gain: float,
-        eps: float | None,
-    ) -> Tensor:
-        """mean, rstd and moments (own mean and biased variance of each sample): (N, C); eps None: no layer scaling."""
-        own_mean, own_var = moments
-        mean_y, var_y = (own_mean - mean) * rstd, own_var * rstd.square()
-        ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, var_y)
-        ctx.errors, ctx.gain, ctx.eps = errors, gain, eps
-        scale, length = rstd * weight, _layer_scale(mean_y, var_y, weight, bias, eps)
-        return _linear(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd, mean_y, var_y = ctx.saved_tensors
-        dy, gain = grads[0], ctx.gain
-        square_y = var_y + mean_y.square()
-        length = _layer_scale(mean_y, var_y, weight, bias, ctx.eps)
-        # means over positions of dz * y and dz, dz the gradient of the affine output z
-        product, total = (t * length for t in _products(dy, x, mean, rstd))
-        pull = torch.zeros_like(length)
-        if ctx.eps is not None:
-            # dz = length * (dy - length * z * mean of dy * length * z)
-            pull = length.square() * (weight * product + bias * total).mean(1, keepdim=True)
-            product = product - pull * (weight * square_y + bias * mean_y)
-            total = total - pull * (weight * mean_y + bias)
-        count = x.numel() // mean.numel()
-        d_weight, d_bias = product.sum(0) * count, total.sum(0) * count
-        error_y, error_1 = ctx.errors
-        # a sample whose sums are not finite is passed over, so that the errors reach those after it
-        sound = (square_y.abs() + product.abs() + total.abs() + mean_y.abs()) < math.inf
-        none = torch.zeros_like(product)
-        along_y, last_y = _recurrence(
-            error_y, torch.where(sound, 1 - gain * square_y, 1), torch.where(sound, weight * product, none)
-        )
-        rest = rstd * (weight * total - gain * along_y * mean_y)
-        along_1, last_1 = _recurrence(
-            error_1, torch.where(sound, torch.full_like(rest, 1 - gain), 1), torch.where(sound, rest, none)
-        )
-        with torch.no_grad():
-            for error, last in ((error_y, last_y), (error_1, last_1)):  # large finite samples overflow here
-                error.copy_(finite_or(last.to(error.dtype), error))
-        dx = None
-        if ctx.needs_input_grad[0]:
-            # rstd * (weight * dz - gain * along_y * y) - gain * along_1, in terms of dy and y, then of dy and x
-            slope = -rstd * (weight.square() * pull + gain * along_y)
-            offset = -rstd * weight * bias * pull - gain * along_1
-            slope = slope * rstd
-            dx = _linear(x, slope, offset - slope * mean, dy, rstd * weight * length)
-        return dx, d_weight, d_bias, None, None, None, None, None, None
 
 
 @register(
@@ -129,7 +33,7 @@ class _Controlled(torch.autograd.Function):
     functional=False,
     running_variance="biased",
 )
-class OnlineNorm(_Streaming):
+class OnlineNorm(Streaming):
     """Online normalization: each sample by the running statistics of all samples before it.
 
     Per channel, the samples of a batch one after the other, with m_t, v_t the mean and biased variance over a sample's
@@ -158,7 +62,7 @@ class OnlineNorm(_Streaming):
     Args:
         num_channels: C.
         backward_momentum: h, the weight of the accumulated errors, per sample; 0: no control.
-        compensation: what keeps outputs from growing while the statistics lag.
+        compensation: the means against outputs that grow while the statistics lag.
         eps: added to the variance, and to the mean square of a layer.
         momentum: 1 - a, the weight of one new sample in the running statistics; None: average of all samples.
         affine: weight and bias per channel.
@@ -206,8 +110,8 @@ class OnlineNorm(_Streaming):
         scaled = self.compensation == "layer_scaling"
         if self.training:
             self._refuse_transforms()
-            moments = _moments(x, x.shape[0])
-            # in x's type, or float32 where that is smaller, whatever the type of the buffers
+            moments = row_moments(x, x.shape[0])
+            # in x's type, or float32 where that is smaller, for every type of the buffers
             mean, var = (t.to(moments[0].dtype) for t in self._take(*moments, count))
             rstd = torch.rsqrt(var + self.eps)
             weight = torch.ones_like(rstd[0]) if self.weight is None else self.weight.to(rstd.dtype)
@@ -257,3 +161,103 @@ class OnlineNorm(_Streaming):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, backward_momentum={self.backward_momentum}, {self.compensation}"
+
+
+class _Controlled(torch.autograd.Function):
+    """online's affine output, divided by its layer's root mean square or not, and the control process in its backward.
+
+    Both are one linear function of x (and dy) per sample and channel, whose coefficients follow from the moments of
+    each sample's channels alone. See OnlineNorm for the equations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        moments: tuple[Tensor, Tensor],
+        errors: tuple[Tensor, Tensor],
+        gain: float,
+        eps: float | None,
+    ) -> Tensor:
+        """mean, rstd and moments (own mean and biased variance of each sample): (N, C); eps None: no layer scaling."""
+        own_mean, own_var = moments
+        mean_y, var_y = (own_mean - mean) * rstd, own_var * rstd.square()
+        ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, var_y)
+        ctx.errors, ctx.gain, ctx.eps = errors, gain, eps
+        scale, length = rstd * weight, _layer_scale(mean_y, var_y, weight, bias, eps)
+        return row_affine(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd, mean_y, var_y = ctx.saved_tensors
+        dy, gain = grads[0], ctx.gain
+        square_y = var_y + mean_y.square()
+        length = _layer_scale(mean_y, var_y, weight, bias, ctx.eps)
+        # means over positions of dz * y and dz, dz the gradient of the affine output z
+        product, total = (t * length for t in row_products(dy, x, mean, rstd))
+        pull = torch.zeros_like(length)
+        if ctx.eps is not None:
+            # dz = length * (dy - length * z * mean of dy * length * z)
+            pull = length.square() * (weight * product + bias * total).mean(1, keepdim=True)
+            product = product - pull * (weight * square_y + bias * mean_y)
+            total = total - pull * (weight * mean_y + bias)
+        count = x.numel() // mean.numel()
+        d_weight, d_bias = product.sum(0) * count, total.sum(0) * count
+        error_y, error_1 = ctx.errors
+        # a sample whose sums are not finite is passed over, so that the errors reach those after it
+        sound = (square_y.abs() + product.abs() + total.abs() + mean_y.abs()) < math.inf
+        none = torch.zeros_like(product)
+        along_y, last_y = _recurrence(
+            error_y, torch.where(sound, 1 - gain * square_y, 1), torch.where(sound, weight * product, none)
+        )
+        rest = rstd * (weight * total - gain * along_y * mean_y)
+        along_1, last_1 = _recurrence(
+            error_1, torch.where(sound, torch.full_like(rest, 1 - gain), 1), torch.where(sound, rest, none)
+        )
+        with torch.no_grad():
+            for error, last in ((error_y, last_y), (error_1, last_1)):  # large finite samples overflow here
+                error.copy_(finite_or(last.to(error.dtype), error))
+        dx = None
+        if ctx.needs_input_grad[0]:
+            # rstd * (weight * dz - gain * along_y * y) - gain * along_1, in terms of dy and y, then of dy and x
+            slope = -rstd * (weight.square() * pull + gain * along_y)
+            offset = -rstd * weight * bias * pull - gain * along_1
+            slope = slope * rstd
+            dx = row_affine(x, slope, offset - slope * mean, dy, rstd * weight * length)
+        return dx, d_weight, d_bias, None, None, None, None, None, None
+
+
+def _layer_scale(mean_y: Tensor, var_y: Tensor, weight: Tensor, bias: Tensor, eps: float | None) -> Tensor:
+    """1 / sqrt(mean over (C, H, W) of (y * weight + bias)^2 + eps) of each sample (N, 1), from moments of y (N, C).
+
+    1 where eps is None: no layer scaling.
+    """
+    if eps is None:
+        return torch.ones_like(mean_y[:, :1])
+    square = var_y * weight.square() + torch.addcmul(bias, mean_y, weight).square()
+    return torch.rsqrt(square.mean(1, keepdim=True) + eps)
+
+
+def _recurrence(start: Tensor, keep: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """s_t = keep_t * s_(t-1) + new_t from s_0 = start: s_0 ... s_(N-1), and s_N.
+
+    By doubling: after k rounds each row holds the last 2^k terms of its sum, so log N operations on whole tensors
+    take the place of N on rows.
+
+    Args:
+        start: (C,).
+        keep: (N, C) or (N, 1).
+        new: (N, C).
+    """
+    s = torch.cat((start[None].to(new.dtype), new))
+    keep = torch.cat((torch.zeros_like(new[:1]), keep.expand_as(new)))
+    step = 1
+    while step < len(s):
+        s = torch.cat((s[:step], s[step:] + keep[step:] * s[:-step]))
+        keep = torch.cat((keep[:step], keep[step:] * keep[:-step]))
+        step *= 2
+    return s[:-1], s[-1]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.protocol import NormInfo
+from norms.protocol import AfterUpdate, NormInfo, TransformWeight, hook
 from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
 from norms.situation import situation
 from results.record import RunRecord, RunSpec
@@ -117,8 +117,9 @@ def _layers(channels: int) -> dict[str, nn.Module]:
         fused = nn.ReLU() if "activation" in norm_info(name).needs else None
         label = f"{name}(num_groups=8)" if options and name != "bgn" else name
         layer = make_norm(name, **options)(channels, activation=fused)
-        if hasattr(layer, "after_update"):
-            layer.after_update(1.0)  # type: ignore[operator]  # past the part of training in which some are plain bn
+        following = hook(layer, AfterUpdate)
+        if following is not None:
+            following.after_update(1.0)  # past the part of training in which some are plain bn
         found[label] = layer
     return found
 
@@ -126,7 +127,7 @@ def _layers(channels: int) -> dict[str, nn.Module]:
 def _takes_weight(layer: nn.Module) -> bool:
     info = layer.norm_info
     assert isinstance(info, NormInfo)
-    return "conv_weight" in info.needs or hasattr(layer, "transform_weight")
+    return "conv_weight" in info.needs or hook(layer, TransformWeight) is not None
 
 
 def _pair(channels: int, norm: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.factory import NormFactory, factory_info
-from norms.protocol import NormInfo
+from norms.protocol import MakeRoom, NormInfo, TransformWeight, hook
 
 
 class ConvNormAct(nn.Module):
@@ -28,7 +28,7 @@ class ConvNormAct(nn.Module):
         self.conv, self.norm = conv, norm
         self.activation = None if "activation" in info.needs else activation
         self._passes_weight = "conv_weight" in info.needs
-        self._transforms_weight = hasattr(norm, "transform_weight")
+        self._transforms_weight = hook(norm, TransformWeight) is not None
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.conv.weight
@@ -83,6 +83,7 @@ def conv_norm_act(
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False, device=device)
     fused = activation if "activation" in factory_info(norm).needs else None
     layer = norm(out_channels, affine=affine, device=device, activation=fused)
-    if hasattr(layer, "make_room"):
-        layer.make_room(conv.weight)  # type: ignore[operator]
+    sized = hook(layer, MakeRoom)
+    if sized is not None:
+        sized.make_room(conv.weight)
     return ConvNormAct(conv, layer, activation)

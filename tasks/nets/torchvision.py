@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from norms.factory import NormFactory, factory_info
-from norms.protocol import norm_modules
+from norms.protocol import TransformWeight, hook, norm_modules
 
 TORCHVISION = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -32,7 +32,7 @@ def build_torchvision(
     with torch.device(device):
         net: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=num_classes, norm_layer=norm)
     for _, module in norm_modules(net):
-        if hasattr(module, "transform_weight"):
+        if hook(module, TransformWeight) is not None:
             raise ValueError(
                 f'norm "{info.name}" transforms the convolution\'s weight; torchvision\'s "{model}" has no place for it'
             )

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 from norms.channels import Reading
 from norms.convert import converted
-from norms.layers.batch import ONE
+from norms.layers.bgn import ONE
 from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
 from norms.situation import situation
 from tasks.nets.blocks import conv_norm_act

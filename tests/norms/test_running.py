@@ -152,7 +152,7 @@ def test_without_statistics_nothing_is_forwarded():
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """A norm written without any help of ours, under the contract of DESIGN.md."""
+    """A norm written without any help of ours, under the contract of norms.protocol alone."""
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @register(name="own", source="here", mixes_samples=True, keeps_stats=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from norms.layers.batch import BatchNorm
+from norms.layers.bn import BatchNorm
 from norms.registry import register
 
 

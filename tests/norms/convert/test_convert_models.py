@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from norms import registry
 from norms.convert import Untraceable, audit_norms, converted
-from norms.layers.batch import BatchNorm
+from norms.layers.bn import BatchNorm
 from norms.protocol import norm_modules
 from norms.registry import make_norm, register
 

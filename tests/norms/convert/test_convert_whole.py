@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from norms.convert import converted
-from norms.convert.graph import GraphOfEachMode
+from norms.convert.modes import GraphOfEachMode
 from norms.convert.trace import Untraceable
 from norms.registry import make_norm
 

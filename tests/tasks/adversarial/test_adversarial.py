@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from norms import registry
 from norms.factory import factory_info
-from norms.layers.domain import DualBatchNorm
+from norms.layers.dual_bn import DualBatchNorm
 from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults, register
 from norms.situation import after_update, hold, predict
 from results.metrics import METRICS, PRIMARY, VALIDATION

@@ -9,7 +9,7 @@ from parts.norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.factory import factory_info
-from norms.layers.batch import BatchNorm
+from norms.layers.bn import BatchNorm
 from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import admission as trial

@@ -244,7 +244,7 @@ def test_sabn_refuses_bad_input():
     ):
         with pytest.raises(ValueError, match=words):
             layer(x)
-    with situation(layer, slices=2), pytest.raises(ValueError, match="3 does not split into 2 slices"):
+    with situation(layer, slices=2), pytest.raises(ValueError, match="3 does not split into 2 norm batches"):
         layer(torch.zeros(3, 3, 2, 2))
 
 

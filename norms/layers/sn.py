@@ -1,11 +1,6 @@
-"""Norms whose mixture or scale depends on the input: iebn and sn.
+"""sn: learned mixtures of the means and of the variances of in, ln and bn; Luo et al. 2019, arXiv:1806.10779.
 
-    iebn  bn, scaled per sample and channel by a gate of the raw input's mean     Liang et al. 2020, arXiv:1908.04008
-    sn    learned mixtures of the means and of the variances of in, ln and bn     Luo et al. 2019, arXiv:1806.10779
-
-Both keep bn's running statistics: mean and unbiased variance per channel, momentum 0.1; evaluation uses them.
-
-Axes: N sample, M sample of a slice, K slice, C channel, P position (H W, or any number of spatial dimensions).
+Axes: N sample, K norm batch, M sample of a norm batch, C channel, P position (of any number of spatial dimensions).
 """
 
 from __future__ import annotations
@@ -15,75 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from norms.grouping import evaluate
-from norms.layers.pooled import ChannelStatistics
+from norms.layers.bn import BatchNorm
 from norms.registry import register
 from norms.situation import check_slices
-
-
-@register(
-    name="iebn",
-    source="Liang et al. 2020, arXiv:1908.04008",
-    mixes_samples=True,
-    keeps_stats=True,
-    axes="NHW",
-    slices_at_once=True,
-    variance="biased",
-    running_variance="unbiased",
-)
-class InstanceEnhancementBatchNorm(ChannelStatistics):
-    """Instance enhancement batch normalization: bn whose weight each sample scales.
-
-        m_nc = mean over positions of x          a_nc = sigmoid(m_nc * gate_weight_c + gate_bias_c)
-        y = (x - mean_c) / sqrt(var_c + eps) * (weight_c * a_nc) + bias_c
-
-    m is of the input as it is, not normalized. The gate starts at weight 0 and bias -1, as in the official code, so
-    that every a is 0.27; its parameters stay with affine=False.
-
-    Args:
-        num_channels: C.
-        eps: added to the variance.
-        momentum: weight of the new value in the running statistics; None: average of all batches.
-        affine: weight and bias per channel.
-
-    Raises:
-        ValueError: (forward, training) one value per channel.
-    """
-
-    gate_weight: nn.Parameter
-    gate_bias: nn.Parameter
-
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
-        for name, start in (("gate_weight", 0.0), ("gate_bias", -1.0)):
-            self.add_parameter(name, start, (num_channels,), device, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
-            return self.empty(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.training:
-            standard = self.train_on(wide, None, None, self.situation.slices)
-        else:
-            mean, var = self.running_mean, self.running_var
-            standard = evaluate(wide, mean, var, None, None, self.num_channels, self.eps)
-        raw = wide.reshape(*x.shape[:2], math.prod(x.shape[2:])).mean(dim=2)
-        scale = torch.sigmoid(raw * self.gate_weight.to(wide.dtype) + self.gate_bias.to(wide.dtype))
-        positions = [1] * (x.dim() - 2)
-        if self.weight is None or self.bias is None:
-            return (standard * scale.view(*scale.shape, *positions)).to(x.dtype)
-        scale = (scale * self.weight.to(wide.dtype)).view(*scale.shape, *positions)
-        return torch.addcmul(self.bias.to(wide.dtype).view(-1, *positions), standard, scale).to(x.dtype)
 
 
 @register(
@@ -96,7 +25,7 @@ class InstanceEnhancementBatchNorm(ChannelStatistics):
     variance="biased",
     running_variance="unbiased",
 )
-class SwitchableNorm(ChannelStatistics):
+class SwitchableNorm(BatchNorm):
     """Switchable normalization: weighted means and, separately, variances of in, ln and bn, in this order.
 
         mean_nc = sum_k u_k mean_k        var_nc = sum_k v_k var_k         k = in (n, c), ln (n), bn (c)
@@ -151,7 +80,7 @@ class SwitchableNorm(ChannelStatistics):
         slices = self.situation.slices if self.training else 1
         samples = check_slices(x, slices)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide.reshape(samples, slices, self.num_channels, positions)  # slice k is x[k::K]
+        wide = wide.reshape(samples, slices, self.num_channels, positions)  # norm batch k is x[k::K]
         mean = wide.mean(dim=3, keepdim=True)
         centred = wide - mean
         mean, var = mean.squeeze(3), centred.square().mean(dim=3)  # (M, K, C)
@@ -160,7 +89,7 @@ class SwitchableNorm(ChannelStatistics):
             batch = _union(mean, var, 0)
             self.track(batch[0].detach()[0], batch[1].detach()[0] * (count / (count - 1)), count)
         else:
-            # copied as in norms.grouping.evaluate: the backward is to be by these
+            # copied as in norms.kernels.grouping.evaluate: the backward is to be by these
             mean_var = (self.running_mean, self.running_var)
             batch = tuple(t.to(wide.dtype, copy=True) for t in mean_var)  # type: ignore[assignment]
         means, variances = zip((mean, var), _union(mean, var, 2), batch, strict=True)

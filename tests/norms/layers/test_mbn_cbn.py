@@ -108,7 +108,7 @@ def through_a_file(layer):
 
 
 class LiteralMbn:
-    """NORMS.md's rule with a list as memory, newest first; every forward of a step may be looked at again."""
+    """The paper's rule with a list as memory, newest first; every forward of a step may be looked at again."""
 
     def __init__(self, memory, momentum):
         self.size, self.momentum, self.memory = memory, momentum, []
@@ -302,7 +302,7 @@ def test_recalibrated_cbn_has_the_moments_of_all_values_and_no_history():
 
 
 class LiteralCbn:
-    """NORMS.md's rule with lists, in the second moment nu, each channel's derivative by itself."""
+    """The paper's rule with lists, in the second moment nu, each channel's derivative by itself."""
 
     def __init__(self, size, invalid, eps_outside):
         self.size, self.invalid, self.eps_outside, self.past, self.dropped = size, invalid, eps_outside, [], 0

@@ -47,7 +47,7 @@ def biased(values):
 
 
 def literal(name, layer, x, activation=F.softplus, running_var=None, slices=1, groups=2):
-    """NORMS.md's equations, one value after the other; x (N, C, *) float64. `running_var`: evaluation of evonorm_b0."""
+    """The papers' equations, value by value; x (N, C, *) float64. `running_var`: evaluation of evonorm_b0."""
     flat = x.reshape(*x.shape[:2], -1)
     n, c, p = flat.shape
     ones, zeros = torch.ones(c, dtype=x.dtype), torch.zeros(c, dtype=x.dtype)
@@ -406,7 +406,7 @@ def test_a_network_of_evonorms_with_and_without_activation_is_recalibrated(slice
 
 @pytest.mark.parametrize("base", ["gn", "ln"])
 def test_proxy_at_the_start_is_the_known_shift_and_scale_of_relu(base):
-    # the papers' two numbers, from NORMS.md's own formula of the quantiles
+    # the papers' two numbers, from its formula of the quantiles
     r = [math.sqrt(2) * torch.erfinv(torch.tensor(2 * (i + 0.5) / 200 - 1).double()).item() for i in range(200)]
     mean = sum(max(v, 0) for v in r) / 200
     var = sum((max(v, 0) - mean) ** 2 for v in r) / 200

@@ -38,7 +38,7 @@ def softmax(logits):
 
 
 def literal(layer, x, state, training):
-    """NORMS.md's equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
+    """The papers' equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
     y, (n, c, p) = torch.empty_like(x), x.shape
     one, zero = torch.ones(c, dtype=x.dtype), torch.zeros(c, dtype=x.dtype)
     weight, bias = (one, zero) if layer.weight is None else (layer.weight, layer.bias)
@@ -309,6 +309,6 @@ def test_bad_input_is_a_clear_value_error(build_and_call, words):
 @both
 def test_a_batch_that_the_slices_do_not_divide_is_refused(name):
     layer = make_norm(name)(6)
-    with situation(layer, slices=3), pytest.raises(ValueError, match="3 slices"):
+    with situation(layer, slices=3), pytest.raises(ValueError, match="3 norm batches"):
         layer(torch.randn(4, 6, 3, 3))
     assert layer.num_batches_tracked == 0

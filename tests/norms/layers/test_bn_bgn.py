@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from norms import grouping
-from norms.grouping import Blocks, _Normalize, _plain, _plain_backward
-from norms.layers.batch import bgn_groups
+from norms.kernels import blocks as kernels_blocks
+from norms.layers.bgn import bgn_groups
 from norms.registry import make_norm
 from norms.situation import hold, situation
 
@@ -19,7 +18,7 @@ EPS = 1e-5
 
 
 def literal(x, groups, slices=1, eps=EPS):
-    """NORMS.md's equations of BGN, in loops: y, means (K, G), unbiased variances (K, G)."""
+    """The paper's equations of BGN, in loops: y, means (K, G), unbiased variances (K, G)."""
     y, means, variances = torch.empty_like(x), [], []
     for k in range(slices):
         part = x[k::slices]
@@ -117,9 +116,9 @@ def sizes(draw):
 def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, long, seed):
     shape, groups, slices = size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouping, "_LONG", long)  # 1: sample by sample also where that does not pay
-        patch.setattr(grouping, "_CACHED", long)
-        patch.setattr(grouping, "_MANY", long)  # 1: units of single values
+        patch.setattr(kernels_blocks, "_LONG", long)  # 1: sample by sample also where that does not pay
+        patch.setattr(kernels_blocks, "_CACHED", long)
+        patch.setattr(kernels_blocks, "_MANY", long)  # 1: units of single values
         check_equation(shape, groups, slices, channels_last, affine, seed)
 
 
@@ -162,24 +161,6 @@ def test_bgn_first_and_second_derivatives_are_exact(groups, slices, channels_las
         layer.eval()
         if slices == 1:
             assert torch.autograd.gradcheck(f, inputs)
-
-
-@pytest.mark.parametrize(("groups", "slices"), CASES)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_the_fast_and_the_plain_way_agree(groups, slices, channels_last):
-    """`_plain` serves compilation, second derivatives and fake tensors; `_Normalize` everything else."""
-    torch.manual_seed(0)
-    x = lay(torch.randn(4, 6, 4, 2, dtype=torch.float64), channels_last).requires_grad_()
-    weight, bias = (torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    dy = torch.randn(4, 6, 4, 2, dtype=torch.float64)
-    blocks = Blocks.of(x, groups, slices)
-    fast, plain = _Normalize.apply(x, weight, bias, blocks, EPS), _plain(x, weight, bias, blocks, EPS)
-    for a, b in zip(fast, plain, strict=True):
-        torch.testing.assert_close(a, b)
-    assert fast[0].stride() == plain[0].stride()
-    grads = [torch.autograd.grad(y[0], (x, weight, bias), dy) for y in (fast, plain)]
-    torch.testing.assert_close(grads[0], grads[1])
-    torch.testing.assert_close(grads[0], _plain_backward(dy, x, weight, blocks, EPS))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 4, 12, 96])

@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from norms.layers.batch import BatchNorm
-from norms.layers.sample import GroupNorm
+from norms.layers.bn import BatchNorm
+from norms.layers.gn import GroupNorm
 from norms.registry import register
 
 WEIGHT_EPS = 1e-5
@@ -64,7 +64,7 @@ class WeightStandardizedGroupNorm(_StandardizedWeight, GroupNorm):
 
         y = gn(conv(x, W')),  W' = (W - mean) / (std + 1e-5)
 
-    Arguments and errors of `norms.layers.sample.GroupNorm`. Called as norm(y) with y already convolved with W'; plain
+    Arguments and errors of `norms.layers.gn.GroupNorm`. Called as norm(y) with y already convolved with W'; plain
     gn where no convolution precedes it.
     """
 
@@ -84,6 +84,6 @@ class WeightStandardizedBatchNorm(_StandardizedWeight, BatchNorm):
 
         y = bn(conv(x, W')),  W' = (W - mean) / (std + 1e-5)
 
-    Arguments and errors of `norms.layers.batch.BatchNorm`. Called as norm(y) with y already convolved with W'; plain bn
-    gn where no convolution precedes it.
+    Arguments and errors of `norms.layers.bn.BatchNorm`. Called as norm(y) with y already convolved with W'; plain bn
+    where no convolution precedes it.
     """

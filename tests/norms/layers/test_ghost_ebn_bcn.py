@@ -51,7 +51,7 @@ def moved(state, mean, var, count, momentum):
 
 
 def literal(layer, x, state, training):
-    """NORMS.md's equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
+    """The papers' equations in loops; x (N, C, P) float64 -> y, buffers (mean, var, number of batches)."""
     kind, channels = type(layer).__name__, range(x.shape[1])
     one, zero = torch.ones(x.shape[1], dtype=x.dtype), torch.zeros(x.shape[1], dtype=x.dtype)
     weight, bias = (one, zero) if layer.weight is None else (layer.weight, layer.bias)

@@ -1,18 +1,11 @@
-"""Norms whose statistics cover the batch: bn and bgn.
+"""bgn: mean and variance of groups of a sample's values, over the batch; Zhou et al. 2020, arXiv:2012.02782.
 
-    bn    (N, H, W) per channel            Ioffe & Szegedy 2015, arXiv:1502.03167
-    bgn   (N, S) per group of S = C*H*W/G  Zhou et al. 2020, arXiv:2012.02782, "Batch Group Normalization"
+"Batch Group Normalization". Axes: N sample, C channel, H W (any number of) spatial positions, G group, D = C*H*W,
+S = D / G.
 
-    y = (x - mean) / sqrt(var + eps) * weight_c + bias_c        biased variance
-
-Training uses the batch's statistics and moves running ones (unbiased variance, momentum 0.1); evaluation uses those.
-`situation(net, slices=K)` makes a batch K norm batches, slice k being x[k::K], computed in one call (norms.grouping).
-
-Axes: N sample, C channel, H W (any number of) spatial positions, G group, D = C*H*W, S = D / G.
-
-From memory of the BGN paper, not confirmed: that it keeps running statistics as BN does, and its table of G per batch
-size. Deliberate differences: `num_groups="auto"` takes a divisor of C, so that it never depends on the resolution; the
-table is continued to 1 image (G = 1) and beyond 128 (G = 512). Statistics are float32 or better for every input type.
+From memory of the paper, not confirmed: that it keeps running statistics as BN does, and its table of G per batch size.
+Deliberate differences: `num_groups="auto"` takes a divisor of C, so that it never depends on the resolution; the table
+is continued to 1 image (G = 1) and beyond 128 (G = 512).
 """
 
 from __future__ import annotations
@@ -23,11 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from norms.channels import PerChannel, Reading, check_arguments, transformed
-from norms.grouping import evaluate, normalize
+from norms.bases.batch_statistics import BatchStatistics
+from norms.channels import Reading
 from norms.registry import register
-from norms.running import RunningStatistics
-from norms.situation import check_slices
 
 PAPER_GROUPS = {1: 1, 2: 1, 4: 2, 8: 16, 16: 64, 32: 128, 64: 256, 128: 512}
 """Images per worker -> G on ImageNet, by the BGN paper (the entry for 1 is ours)."""
@@ -51,109 +42,6 @@ ONE = 2**40
 """A size of 1 in bgn's buffer: far from the whole numbers that an average of buffers rounds to."""
 
 
-class _BatchStatistics(PerChannel, RunningStatistics):
-    """What bn and bgn share; bn is the case of one group per channel."""
-
-    def __init__(
-        self,
-        num_channels: int,
-        num_groups: int,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ):
-        check_arguments(eps=eps, num_channels=num_channels)
-        super().__init__(num_groups, momentum, device, dtype)
-        self.add_channels(num_channels, eps, affine, device, dtype)
-        self.num_groups = num_groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, *) -> the same shape and dtype.
-
-        Raises:
-            ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
-                statistic in training; bgn: a size that G does not divide, or that differs from training.
-        """
-        if self.is_empty(x):
-            return self.empty(x)
-        self._check_size(x)
-        if not self.training:
-            return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_groups, self.eps)
-        slices = self.situation.slices
-        count = self.values(x, slices)
-        self._trained_at(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        plain = slices == 1 and self.num_groups == self.num_channels and not transformed()
-        if plain and self.momentum is not None and self.running_mean.dtype == wide:
-            return self.train_tracked(x, weight, bias, self.eps)
-        y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
-        self.track(mean, var, count)
-        return y
-
-    def values(self, x: Tensor, slices: int = 1) -> int:
-        """How many enter one statistic in training; ValueError where that is one, or `slices` does not divide N."""
-        count = check_slices(x, slices) * math.prod(x.shape[1:]) // self.num_groups
-        if count < 2:
-            what = "channel" if self.num_groups == self.num_channels else "group"
-            raise ValueError(
-                f"Expected more than 1 value per {what} when training, given {count} from x of shape "
-                f"{tuple(x.shape)} in {slices} norm batch(es)"
-            )
-        return count
-
-    def _check_size(self, x: Tensor) -> None:
-        """Refuse a size that this layer can not serve."""
-
-    def _trained_at(self, x: Tensor) -> None:
-        """Note the size that the running statistics belong to."""
-
-    def extra_repr(self) -> str:
-        return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
-
-
-@register(
-    name="bn",
-    source="Ioffe & Szegedy 2015, arXiv:1502.03167",
-    mixes_samples=True,
-    keeps_stats=True,
-    axes="NHW",
-    slices_at_once=True,
-    variance="biased",
-    running_variance="unbiased",
-)
-class BatchNorm(_BatchStatistics):
-    """Batch normalization: mean and biased variance over samples and positions of each channel.
-
-        y = (x - mean_c) / sqrt(var_c + eps) * weight_c + bias_c
-
-    Equal to torch.nn.BatchNorm2d in outputs, gradients and buffers, for any number of spatial dimensions.
-
-    Args:
-        num_channels: C.
-        eps: added to the variance.
-        momentum: weight of the new value in the running statistics; None: average of all batches.
-        affine: weight and bias per channel.
-
-    Raises:
-        ValueError: (forward, training) one value per channel.
-    """
-
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(num_channels, num_channels, eps, momentum, affine, device, dtype)
-
-
 @register(
     name="bgn",
     source="Zhou et al. 2020, arXiv:2012.02782",
@@ -164,7 +52,7 @@ class BatchNorm(_BatchStatistics):
     variance="biased",
     running_variance="unbiased",
 )
-class BatchGroupNorm(_BatchStatistics):
+class BatchGroupNorm(BatchStatistics):
     """Batch group normalization: statistics over the batch and over a group of a sample's D = C*H*W values.
 
         xg = x as (N, G, S), channel-major      mean_g, var_g over (N, S), biased

@@ -1,0 +1,1 @@
+"""Base classes that the layers of a family share; norms.channels.PerChannel is the base of nearly all."""

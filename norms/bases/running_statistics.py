@@ -1,0 +1,195 @@
+"""Base classes of norms that keep running statistics, per channel or group (RunningStatistics) or also per domain.
+
+Conventions are torch's: `running_mean`, `running_var` (unbiased) and `num_batches_tracked` are buffers, changed in
+place under no_grad; `momentum` is the weight of the new value and None means the average of all batches so far.
+Statistics of K norm batches that one forward computed at once move the buffers as if the batches had come one after
+the other:
+
+    r_K = (1 - m)^K r_0 + sum_j m (1 - m)^(K - 1 - j) s_j          momentum m
+    r_K = (n r_0 + sum_j s_j) / (n + K)                            momentum None, n batches before
+
+Differences to torch: the running statistics are float32 also where the parameters are created in a smaller type
+(`module.bfloat16()` still casts every buffer, as it does for torch's own layers); and a statistic that is not finite,
+of a batch that overflowed, say, leaves the running one of that channel as it was, where torch's stays nan for ever.
+The batch is counted all the same: in the equations above the running statistic stands in the place of the one that is
+not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RunningStatistics(nn.Module):
+    """A module with running mean and variance; a norm inherits from it and calls `track` in training.
+
+    Args:
+        size: number of statistics (channels for bn, groups for bgn), or the shape of them.
+        momentum: weight of the new value in [0, 1]; None: the average of all batches so far.
+        device: where the buffers live.
+        dtype: of the parameters; the statistics take it where it is float32 or better, else float32.
+
+    Attributes:
+        tracks_parts: a norm batch may be handed to `track` in parts, each with statistics of its own (ghost), so that
+            recalibration must take them there: the buffers would show the last one only.
+
+    Raises:
+        ValueError: a momentum outside [0, 1].
+    """
+
+    tracks_parts: bool = False
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        momentum: float | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum}: it is the weight of the new value, in [0, 1], or None")
+        self.momentum = momentum
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("running_mean", torch.zeros(size, device=device, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(size, device=device, dtype=dtype))
+        self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
+
+    def reset_running_stats(self) -> None:
+        """As after construction: mean 0, variance 1, no batch seen."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Take in the statistics of K norm batches, in order.
+
+        Args:
+            mean: (K, size) batch means.
+            var: (K, size) unbiased batch variances.
+            count: values that entered each of them (running statistics do not need it, recalibration does).
+        """
+        with torch.no_grad():
+            k = mean.shape[0]
+            self.num_batches_tracked.add_(k)
+            sound = self.sound(mean, var)
+            for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                new = torch.where(sound, new, running)
+                if self.momentum is None:
+                    # on the device, without reading the counter: no synchronization, no graph break
+                    running.add_((new - running).sum(0).div_(self.num_batches_tracked))
+                elif k == 1:
+                    running.copy_(torch.lerp(running, new[0].to(running.dtype), self.momentum))  # lerp_ has no vmap
+                else:
+                    kept = 1 - self.momentum
+                    age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
+                    weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
+                    running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
+
+    def sound(self, mean: Tensor, var: Tensor) -> Tensor:
+        """Which statistics of a batch may be kept: those that are finite in the type of the running ones.
+
+        Where the mean is not finite, the variance is not either, so that one comparison does for both, since small
+        operations count; but not in a smaller type (`module.half()`). A recalibration is shown what there is.
+        """
+        if "recalibrating" in self.__dict__:
+            return torch.ones_like(var, dtype=torch.bool)
+        kept = self.running_var.dtype
+        found = var.to(kept) < math.inf
+        return found if mean.dtype == kept else found & (mean.to(kept).abs() < math.inf)
+
+    def train_tracked(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
+    ) -> Tensor:
+        """torch's batch normalization of x (N, C, *) in training, which moves the running statistics itself.
+
+        Args:
+            x: of which the running statistics have the type, or a smaller one.
+            weight: (C,) in the type of the running statistics, and bias likewise; or both None.
+            eps: added to the variance.
+            row: of running statistics (D, C); None where they are (C,).
+        """
+        running = (self.running_mean, self.running_var)
+        running = running if row is None else (running[0][row], running[1][row])
+        # copies: torch's kernel changes what it is given without a check, and keeps it for the backward
+        mean, var = (t.clone() for t in running)
+        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            sound = self.sound(mean, var)
+            for kept, new in zip(running, (mean, var), strict=True):
+                kept.copy_(torch.where(sound, new, kept))
+        return y
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # As torch's batch normalization does it: states from before torch 0.4.1, of frozen layers and of other
+        # libraries have no counter.
+        key = prefix + "num_batches_tracked"
+        tracked = self.num_batches_tracked
+        if key not in state_dict and prefix + "running_mean" in state_dict and tracked is not None:
+            state_dict[key] = torch.zeros_like(tracked, device="cpu") if tracked.is_meta else tracked
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class DomainStatistics(RunningStatistics):
+    """Running statistics of each domain: `running_mean`, `running_var` (D, C) and `num_batches_tracked` (D,).
+
+    Arguments and errors as RunningStatistics, with the shape (D, C) as size.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        momentum: float | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(shape, momentum, device, dtype)
+        self.register_buffer("num_batches_tracked", torch.zeros(shape[0], device=device, dtype=torch.long))
+
+    @property
+    def observed(self) -> bool:
+        """Whether a recalibration takes what `track` is given, in the place of the buffers."""
+        return "track" in self.__dict__
+
+    def track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:  # type: ignore[override]
+        """Take in the statistics of K norm batches, in order; a domain without values in one is not moved by it.
+
+        Args:
+            mean: (K, D, C) means.
+            var: (K, D, C) unbiased variances.
+            count: (K, D, 1) values that entered each of them.
+        """
+        with torch.no_grad():
+            held = (count > 0).to(mean.dtype)
+            seen = held.sum(0)  # (D, 1)
+            self.num_batches_tracked.add_(seen[:, 0].long())
+            sound = self.sound(mean, var)
+            pairs = [
+                (running, torch.where(sound, new, running))
+                for running, new in ((self.running_mean, mean), (self.running_var, var))
+            ]
+            if self.momentum is None:
+                total = self.num_batches_tracked[:, None].clamp(min=1)
+                for running, new in pairs:
+                    running.add_((held * (new - running)).sum(0).div_(total))
+                return
+            age = seen - held.cumsum(0)  # norm batches of the same domain that come after
+            kept = 1 - self.momentum
+            weight = held * self.momentum * torch.pow(torch.full_like(age, kept), age)
+            left = torch.pow(torch.full_like(seen, kept), seen)
+            for running, new in pairs:
+                running.mul_(left).add_((weight * new).sum(0))
+
+
+def finite_or(new: Tensor, kept: Tensor) -> Tensor:
+    """`new`, and where that is infinite or nan `kept`, which broadcasts to it."""
+    return torch.where(new.abs() < math.inf, new, kept.to(new.dtype))

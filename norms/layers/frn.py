@@ -1,0 +1,82 @@
+"""frn: the mean square of each channel of a sample, and a learned threshold; Singh & Krishnan 2020, arXiv:1911.09737.
+
+    y = max(w x / sqrt(mean_hw x^2 + eps) + b, tau)
+
+It fuses the activation: its threshold takes the place of any.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norms.kernels.affine import flattened, scaled
+from norms.layers.instance_norm import InstanceNorm
+from norms.protocol import Activation
+from norms.registry import register
+
+
+@register(
+    name="frn",
+    source="Singh & Krishnan 2020, arXiv:1911.09737",
+    mixes_samples=False,
+    keeps_stats=False,
+    axes="HW",
+    needs={"activation"},
+)
+class FilterResponseNorm(InstanceNorm):
+    """Filter response normalization with its thresholded linear unit: no mean is subtracted.
+
+        y = max(x / sqrt(mean_hw x^2 + eps) * weight_c + bias_c, tau_c)
+
+    Difference to the paper: it learns eps (then |eps|) for maps of one position, where x / sqrt(x^2 + eps) is a sign;
+    here eps is fixed and such maps are refused.
+
+    Args:
+        num_channels: C.
+        eps: added to the mean square.
+        affine: weight and bias per channel.
+        activation: any: the threshold tau (0 at the start, learned) takes its place; None: no threshold and no tau.
+
+    Raises:
+        ValueError: eps is not positive; (forward) fewer than two positions, in training and in evaluation.
+    """
+
+    tau: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = 1e-6,
+        affine: bool = True,
+        activation: Activation | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps=eps, affine=affine, device=device, dtype=dtype)
+        if eps <= 0:
+            raise ValueError(f"eps={eps}: it must be positive")
+        self.register_parameter("tau", None)
+        if activation is not None:
+            self.add_parameter("tau", 0.0, (num_channels,), device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *), at least two positions -> the same shape and dtype."""
+        self._check(x, math.prod(x.shape[2:]))
+        flat = flattened(x)
+        scale = torch.rsqrt(flat.square().mean(dim=2, keepdim=True) + self.eps)
+        shift = scale.new_zeros(())
+        if self.weight is not None and self.bias is not None:
+            scale = scale * self.weight.to(scale.dtype)[:, None]
+            shift = self.bias.to(scale.dtype)[:, None]
+        if self.tau is None:
+            y = scaled(flat, scale, shift)
+        else:
+            # max(y, tau) as relu(y - tau) + tau: torch.maximum's backward takes four times as long
+            tau = self.tau.to(scale.dtype)[:, None]
+            y = F.relu(scaled(flat, scale, shift - tau)) + tau
+        return y.to(x.dtype).reshape(x.shape)

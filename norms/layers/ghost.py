@@ -1,0 +1,87 @@
+"""ghost: bn on sub-batches of a norm batch; Hoffer et al. 2017, arXiv:1705.08741."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norms.layers.bn import BatchNorm
+from norms.registry import register
+
+
+@register(
+    name="ghost",
+    source="Hoffer et al. 2017, arXiv:1705.08741",
+    mixes_samples=True,
+    keeps_stats=True,
+    axes="NHW",
+    variance="biased",
+    running_variance="unbiased",
+)
+class GhostBatchNorm(BatchNorm):
+    """Ghost batch normalization: bn on virtual sub-batches, with one set of running statistics.
+
+        y = (x - mean_bc) / sqrt(var_bc + eps) * weight_c + bias_c        mean, var of channel c over sub-batch b
+
+    A batch of N images is cut into B = N // ghost_batch_size sub-batches (at least 1), of which number b is x[b::B]:
+    none is smaller than asked for, and where there is a remainder, their sizes differ by one at most. Running
+    statistics move as if they had come one after the other, which is the paper's weighted update. A batch of less than
+    two sub-batches is one whole, and the layer is then bn.
+
+    The official code takes chunks of consecutive images of a shuffled batch. There it makes no difference; but a batch
+    that is sorted, by class or by domain, would be normalized class by class or domain by domain.
+
+    A sub-batch is a part of a norm batch: of slice k, x[k::K], where `situation` says K slices.
+
+    Args:
+        num_channels: C.
+        ghost_batch_size: images in a sub-batch.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None: average of all sub-batches.
+        affine: weight and bias per channel.
+
+    Raises:
+        ValueError: a sub-batch of less than one image; (forward, training) one value per channel of a sub-batch.
+    """
+
+    tracks_parts = True
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        ghost_batch_size: int = 32,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_channels, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
+        if ghost_batch_size < 1:
+            raise ValueError(f"ghost: ghost_batch_size={ghost_batch_size}: a sub-batch has at least 1 image")
+        self.ghost_batch_size = ghost_batch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, *) -> the same shape and dtype."""
+        if not self.training:
+            return super().forward(x)
+        if self.is_empty(x):
+            return self.empty(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        images = x.shape[0]
+        parts = max(1, images // self.ghost_batch_size)
+        longer = images % parts  # the first sub-batches have one image more
+        if not longer:
+            return self.train_on(x, weight, bias, parts)
+        # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
+        # number b are every `longer`-th one from b. By tensors, so that a compiled layer serves every batch size.
+        shorter = torch.arange(images, device=x.device) % parts >= longer
+        order = torch.argsort(shorter.long(), stable=True)  # not every device sorts booleans
+        one, other = x[order].split([longer * (images // parts + 1), (parts - longer) * (images // parts)])
+        y = torch.cat((self.train_on(one, weight, bias, longer), self.train_on(other, weight, bias, parts - longer)))
+        return y[torch.argsort(order)]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
