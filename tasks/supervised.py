@@ -113,14 +113,14 @@ class SupervisedOptions(Options):
         return self
 
     @property
-    def shared(self) -> int:
+    def norm_batch(self) -> int:
         """Images that share statistics: the norm batch."""
         return self.norm_batch_size or self.batch_size
 
     @property
     def slices(self) -> int:
         """Norm batches in an SGD batch."""
-        return self.batch_size // self.shared
+        return self.batch_size // self.norm_batch
 
     @property
     def peak_learning_rate(self) -> float:

@@ -42,7 +42,7 @@ def crafting(
         slices: norm batches in each forwarded batch, in mode "train".
         what: the attack's name, for the message.
         domain: of the images, for norms that ask; None: not told.
-        precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (`gradient.wide`).
+        precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (tasks.step.wide).
 
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.

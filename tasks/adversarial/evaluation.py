@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from norms.situation import predict
 from tasks.adversarial.crafting import check_examples, crafting
 from tasks.adversarial.ensemble import BLACK_BOX, Part, Scale, attack
-from tasks.adversarial.gradient import cross_entropy, input_gradient, pgd, uniform_start
+from tasks.adversarial.pgd import cross_entropy, input_gradient, pgd, uniform_start
 from tasks.evaluate import EVALUATION_BATCH, evaluating
 from tasks.step import StepOptions, told
 

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from tasks import data as datasets
 from tasks.architecture_search.genotype import PUBLISHED, Genotype, read_genotype
 from tasks.architecture_search.networks import check_size, places
 from tasks.base import Setting
-from tasks.data import Augmentation, dataset_info
+from tasks.data import Augmentation
 from tasks.options import (
     NEWER,
     Batch,
@@ -222,17 +223,17 @@ class ArchitectureSearchOptions(Options):
                 f"search_learning_rate_min {self.search_learning_rate_min:g} is above search_learning_rate "
                 f"{self.search_learning_rate:g}"
             )
-        if self.recalibration_images < self.shared(self.retrain_batch_size):
+        if self.recalibration_images < self.norm_batch(self.retrain_batch_size):
             raise ValueError(
                 f"recalibration_images {self.recalibration_images} is below the norm batch of "
-                f"{self.shared(self.retrain_batch_size)} images"
+                f"{self.norm_batch(self.retrain_batch_size)} images"
             )
         shape = self.image_shape
         if shape is not None:
             check_size(shape, self.auxiliary_weight > 0)
         return self
 
-    def shared(self, batch_size: int) -> int:
+    def norm_batch(self, batch_size: int) -> int:
         """Images that share statistics in SGD batches of this size."""
         return self.norm_batch_size or batch_size
 
@@ -268,7 +269,7 @@ class ArchitectureSearchOptions(Options):
 
     def told(self, batch_size: int) -> StepOptions:
         """What an update on a batch of this size is told."""
-        slices = batch_size // self.shared(batch_size)
+        slices = batch_size // self.norm_batch(batch_size)
         return StepOptions(slices, precision=self.precision, gradient_clip=self.gradient_clip)
 
     @property
@@ -294,7 +295,7 @@ class ArchitectureSearchOptions(Options):
 
 def _image_shape(dataset: str, size: int | None) -> tuple[int, int, int] | None:
     try:
-        shape = dataset_info(dataset).image_shape
+        shape = datasets.dataset_info(dataset).image_shape
     except ValueError:  # an unknown name is reported where the data is looked up
         return None
     return shape if shape is None or size is None else (shape[0], size, size)

@@ -41,9 +41,9 @@ class ClassificationOptions(SupervisedOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationOptions:
-        if self.recalibration_images < self.shared:
+        if self.recalibration_images < self.norm_batch:
             raise ValueError(
-                f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
+                f"recalibration_images {self.recalibration_images} is below the norm batch of {self.norm_batch} images"
             )
         if self.single_class_groups is not None and self.batch_size % self.single_class_groups:
             raise ValueError(

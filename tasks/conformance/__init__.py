@@ -593,7 +593,7 @@ HINTS: dict[str, str] = {
     "another_seed_is_another_run": "weights and order are drawn from context.generator(purpose)",
     "labels_are_for_scores": "a test part serves the last measurement: nothing is trained, chosen or calibrated by it",
     "diverges_as_a_result": "make every update by tasks.step.update, which raises Diverged; do not catch it",
-    "skips_with_a_reason": "why_not asks the norm: tasks.admission.lacking and refusal, as classification's",
+    "skips_with_a_reason": "why_not asks the norm: tasks.admission.refusal, as classification's",
     "goes_on_between_steps": _LOOP,
     "goes_on_in_evaluation": f"what is measured after training goes by context.journal.once or each; {_LOOP}",
     "trained_network_is_kept": "`network` builds what `run` trains; Outcome.trained holds its state_dict",

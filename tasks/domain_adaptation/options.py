@@ -68,8 +68,8 @@ class DomainAdaptationOptions(SupervisedOptions):
     def _two_domains(self) -> DomainAdaptationOptions:
         if self.source == self.target:
             raise LeftOut(f'source and target are both "{self.source}"; two domains are needed')
-        if self.adabn_images < self.shared:
-            raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.shared} images")
+        if self.adabn_images < self.norm_batch:
+            raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.norm_batch} images")
         return self
 
     @property

@@ -7,7 +7,7 @@ labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from tasks.data.images import Split
 from tasks.domain_adaptation.losses import information
 from tasks.domain_adaptation.options import SOURCE
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate, evaluating
+from tasks.inputs import Prepare
 from tasks.step import Precision, autocast
-
-Prepare = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W), uint8 -> normalized, as the network takes them."""
 
 RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"}
 """Selection rule -> the column of the history whose largest value it takes; the earliest of equal ones."""

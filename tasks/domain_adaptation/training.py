@@ -22,7 +22,7 @@ from tasks.domain_adaptation.dann import adversarial_step
 from tasks.domain_adaptation.mcd import mcd_step
 from tasks.domain_adaptation.networks import AdaptationNet
 from tasks.domain_adaptation.options import SOURCE, DomainAdaptationOptions
-from tasks.domain_adaptation.selection import Prepare
+from tasks.inputs import Prepare
 from tasks.loop import Epoch, Loop, epoch_ends
 from tasks.step import train_step
 

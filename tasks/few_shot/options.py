@@ -205,7 +205,7 @@ class FewShotOptions(Options):
         return self.test_inner_steps or self.inner_steps or 0
 
     @property
-    def shared(self) -> int:
+    def norm_batch(self) -> int:
         """Images that share statistics in a training forward; of MAML's two forwards the smaller, the support's."""
         if self.method == "imprinting":
             return self.imprinting_batch_size or 0

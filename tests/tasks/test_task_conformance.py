@@ -18,7 +18,7 @@ from results.metrics import METRICS
 from suite import cli
 from tasks import conformance
 from tasks import data as datasets
-from tasks.admission import refusal, try_forward
+from tasks.admission import Host, refusal
 from tasks.base import Diverged, Outcome, Setting, Trained
 from tasks.conformance import FACTS, HINTS, SMALL, check_task, subjects
 from tasks.data.batches import normalize
@@ -80,9 +80,10 @@ class OwnOptions(Options):
 
 
 class OwnNet(nn.Module):
-    def __init__(self, norm, classes):
+    def __init__(self, norm, classes, device=None):
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, bias=False), norm(4), nn.Linear(4, classes)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False, device=device), norm(4, device=device)
+        self.head = nn.Linear(4, classes, device=device)
 
     def forward(self, x):
         return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))
@@ -102,10 +103,7 @@ class Own:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm, info, options):
-        def forward(device, shared):
-            try_forward(OwnNet(norm, 4).to(device), (3, 8, 8), 1, shared, device)
-
-        reason = refusal(norm, forward, options.batch_size, (3, 8, 8), (self.name,))
+        reason = refusal(norm, info, Host(self.name, OwnNet, {"classes": 4}, (3, 8, 8), options.batch_size))
         broken = {"plans all": None, "two lines": f"{reason}\nwhatever", "own words": "no"}
         return broken.get(self.defect, reason) if reason else None
 

@@ -5,71 +5,30 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parts import domain_adaptation as adapted
+from parts.domain_adaptation import CLASSES, METHODS, TINY, WITH_TARGET_LABELS, context, norm, options, planted
 from parts.norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.factory import factory_info
 from norms.layers.batch import BatchNorm
-from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
+from norms.registry import make_norm, norm_info, norm_names
 from results.metrics import METRICS, PRIMARY, VALIDATION
-from tasks import admission as trial
+from tasks import admission, get_task
 from tasks import data as datasets
-from tasks import get_task
-from tasks.base import Diverged, RunContext
+from tasks.base import Diverged
 from tasks.data.batches import normalize
-from tasks.data.images import Split, make_data, shrink
+from tasks.data.images import shrink
 from tasks.domain_adaptation import selection, training
 from tasks.domain_adaptation import task as domain_adaptation
 from tasks.domain_adaptation.networks import build
-from tasks.domain_adaptation.options import OF_METHODS, DomainAdaptationOptions
+from tasks.domain_adaptation.options import DomainAdaptationOptions
 from tasks.domain_adaptation.selection import RULES, choose, measure
 from tasks.domain_adaptation.task import TASK, adabn
 from tasks.schedule import learning_rate_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-METHODS = tuple(OF_METHODS)
-NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
-SHAPE, CLASSES = (3, 16, 16), 4
-TINY = {"width": 4, "epochs": 2, "batch_size": 32, "learning_rate": 0.4, "augmentation": "crop", "mcd_steps": 1}
-WITH_TARGET_LABELS = {"target_top1", "target_val_top1"}
-
-
-def planted(contrast, seed, labels_from=None):
-    """Classes differ by where a bright bar stands."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = {}
-    for part, size in (("train", 128), ("val", 40), ("test", 60)):
-        labels = torch.arange(size) % CLASSES
-        images = torch.randint(60, (size, *SHAPE), generator=generator)
-        for i, label in enumerate(labels.tolist()):
-            images[i, :, 4 * label : 4 * label + 3] += 150
-        parts[part] = Split((images * contrast).to(torch.uint8), labels)
-    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
-
-
-@pytest.fixture
-def domains(monkeypatch):
-    """The planted domains "mnist" and "blend" in the place of the data set's; a test may change them."""
-    held = {"mnist": planted(1.0, 0), "blend": planted(0.8, 1)}
-    monkeypatch.setattr(
-        domain_adaptation.datasets, "load", lambda name, folder, domain, classes=None: held[domain], raising=True
-    )
-    return held
-
-
-def options(method="dann", **given):
-    tiny = {k: v for k, v in TINY.items() if k not in OF_METHODS["mcd"] or method == "mcd"}
-    return DomainAdaptationOptions(method=method, **{**tiny, **given})
-
-
-def context(tmp_path, seed=0):
-    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
-
-
-def norm(name, spec):
-    facts = {"num_domains": TASK.setting(spec).num_domains} if "domain" in norm_info(name).needs else {}
-    return make_norm(name, **NORM_OPTIONS.get(name, {}), **facts)
+domains = adapted.domains
 
 
 def run(name, spec, tmp_path, monkeypatch, seed=0):
@@ -519,8 +478,8 @@ def across(name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_planning_compiles_nothing_and_asks_in_float32(method, monkeypatch):
-    monkeypatch.setattr(trial, "_ANSWERS", {})
-    monkeypatch.setattr(trial, "FEW_VALUES", 0)  # the meta device, which has no autocast
+    monkeypatch.setattr(admission, "_ANSWERS", {})
+    monkeypatch.setattr(admission, "FEW_VALUES", 0)  # the meta device, which has no autocast
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: pytest.fail("planning compiles"))
     asked = []
     monkeypatch.setattr(BatchNorm, "forward", lambda self, x: (asked.append((x.device.type, x.dtype)), x)[1])
