@@ -1,4 +1,4 @@
-"""Whether a norm can serve in a network at all: decided while planning, on zeros, before anything is trained.
+"""The question whether a norm can serve in a network: answered while planning, on zeros, before anything is trained.
 
 A task describes the network as a `Host`, and `refusal` answers (suite.trial asks in a process of its own).
 
@@ -29,7 +29,7 @@ FEW_VALUES = 50_000
 FEW_PARAMETERS = 10_000_000
 """The same of the network: a larger one is built on the meta device, where it takes no memory."""
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+"""Assumed of a folder of images while planning. A norm that refuses the true shape fails in its run."""
 
 
 def in_both_modes(net: nn.Module, images: Tensor, slices: int, *, domain: int | None = None) -> None:

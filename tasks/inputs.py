@@ -1,4 +1,4 @@
-"""From a data set to a network's input: what a network has to know of the images, and how they are normalized."""
+"""The input of a network: the facts of a data set that a network is built from, and the normalization of images."""
 
 from __future__ import annotations
 

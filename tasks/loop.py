@@ -77,7 +77,7 @@ class Epoch:
 
     Attributes:
         number: from 1.
-        row: what the task adds to the epoch's row; complete once the steps are over.
+        row: of the history, to which the task adds; complete once the steps are over.
     """
 
     def __init__(self, loop: Loop, number: int):

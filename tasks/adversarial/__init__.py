@@ -2,7 +2,7 @@
 
 task.py        the value TASK, and what is measured after training
 options.py     its options
-crafting.py    what surrounds every attack: the mode, held statistics, and the proof that nothing was changed
+crafting.py    the guard around every attack: the mode, held statistics, and the proof that nothing was changed
 pgd.py         FGSM and PGD, and the objective that they climb
 trades.py      TRADES: what its crafting climbs, and one update
 ensemble.py    the four parts of AutoAttack, by torchattacks

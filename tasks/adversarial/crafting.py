@@ -1,4 +1,4 @@
-"""What surrounds every attack. The task owns the mode; an attack may read the network and change nothing of it.
+"""The guard around every attack. The task sets the network's mode; an attack may read the network and change nothing.
 
 Attack libraries switch modes by class name and leave the network changed (torchattacks looks for "BatchNorm", so a
 custom norm is crafted against in another mode than bn). So the mode is set here, for every module alike, and after the

@@ -51,7 +51,7 @@ def pgd(
     Args:
         net: images (N, C, H, W) in [0, 1] -> logits (N, K).
         images: the centres of the balls.
-        objective: what is made large.
+        objective: the scalar that the attack makes large.
         epsilon, step_size: in units of the images.
         steps: forwards and backwards.
         start: first perturbation; None: zero.

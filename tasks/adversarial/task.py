@@ -97,7 +97,7 @@ class Adversarial:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: AdversarialOptions) -> str | None:
-        """None, or why this norm can not be trained or attacked here."""
+        """None if this norm can be trained and attacked here, else the reason in one line."""
         absent = ("context",) if options.num_domains == 2 else ("domain", "context")
         shape, classes = expected(options.dataset, options.num_classes)
         host = Host(
@@ -158,7 +158,7 @@ TASK = Adversarial()
 def _measure(
     net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    """The metrics that are measured after the last epoch, and their evidence."""
     attacks = options.attacks(data.num_classes)
     test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
     deployed, precision, once = options.deployed, options.precision, context.journal.once

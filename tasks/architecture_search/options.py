@@ -162,7 +162,8 @@ class ArchitectureSearchOptions(Options):
     @model_validator(mode="wrap")
     @classmethod
     def _of_use(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """What no optimizer and no schedule uses goes back to its default, so that a grid over it repeats no run."""
+        """Options that no optimizer and no schedule uses go back to their defaults, so that a grid over them repeats no
+        run."""
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
@@ -268,7 +269,7 @@ class ArchitectureSearchOptions(Options):
         return sgd(net, momentum=self.momentum, nesterov=False, **groups)
 
     def told(self, batch_size: int) -> StepOptions:
-        """What an update on a batch of this size is told."""
+        """The options of an update on a batch of this size."""
         slices = batch_size // self.norm_batch(batch_size)
         return StepOptions(slices, precision=self.precision, gradient_clip=self.gradient_clip)
 
@@ -284,7 +285,7 @@ class ArchitectureSearchOptions(Options):
 
     @property
     def controls(self) -> int:
-        """How many random architectures are retrained."""
+        """The number of random architectures that are retrained."""
         return self.retrain_runs if self.random_architectures is None else self.random_architectures
 
     @property

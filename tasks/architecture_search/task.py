@@ -5,8 +5,8 @@ architectures of the same space in the same way: without that control an accurac
 random architectures, like the halves, the order of images and all initial weights, depend on the seed alone, so they
 are the same for every norm.
 
-The search space, its networks, the optimizers and the loops are in tasks.darts. No selection: search and retraining
-report their last epoch, and test images decide nothing.
+The search space, its networks, the optimizers and the loops are in the modules beside this one. No selection: search
+and retraining report their last epoch, and test images decide nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ArchitectureSearch:
         return checksum
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
-        """None, or why this norm (or the one of retraining) can not train here."""
+        """None if this norm, and the one of retraining, can be trained here, else the reason in one line."""
         retraining, retrains = norm, "in retraining"
         if options.retrain_norm is not None:  # beside the reason stands the name of the other norm
             retraining, retrains = options.retrain_norm.factory(), f'retrain_norm "{options.retrain_norm.label}"'
@@ -189,7 +189,7 @@ class ArchitectureSearch:
         artifacts = _write(genotype, controls, context.folder)
 
         def attempt(architecture: Genotype, number: int, control: bool) -> dict[str, Any] | str:
-            """What is left of it, or why a control diverged."""
+            """The fields of its Retrained, or the reason for which a control diverged."""
             try:
                 return vars(retrain(architecture, retraining, data, options, context, number, control))
             except Diverged as error:
@@ -243,7 +243,7 @@ def _retraining(norm: NormFactory, options: ArchitectureSearchOptions) -> NormFa
 
 
 def _scale(options: ArchitectureSearchOptions, data: ImageData) -> dict[str, Any]:
-    """How long the search is, for the evidence of a run, however it ends."""
+    """The evidence of the search's length, for runs that end and for runs that diverge."""
     if options.genotype is not None:
         return {"search_steps": 0}
     steps = search_steps(options, len(data.train))

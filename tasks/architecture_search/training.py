@@ -57,7 +57,7 @@ from tasks.step import told, update
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search leaves: plain values, so that they can be stored.
+    """The result of a search: plain values, so that they can be stored.
 
     Attributes:
         genotype: derived from the last architecture, as JSON.
@@ -81,7 +81,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Retrained:
-    """What one retraining leaves: accuracies as fractions, at the last epoch. `weights`: the network's state_dict,
+    """The result of one retraining: accuracies as fractions, at the last epoch. `weights`: the network's state_dict,
     where it is kept."""
 
     top1: float
@@ -331,13 +331,13 @@ def _measure(
     mates = data.test.images[:SHIFT_PROBE]
     mended = final
     if keeps_stats(net):
-        shared = options.norm_batch(options.retrain_batch_size)
-        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), shared)
+        norm_batch = options.norm_batch(options.retrain_batch_size)
+        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), norm_batch)
         chosen = torch.randperm(len(data.train), generator=generator("recalibration"))[:count]
         draws = generator("recalibration augmentation")
         parts = data.train.images[chosen.to(data.train.images.device)].split(group)
         batches = (images.prepare(augment(part, draws, images.augmentation)) for part in parts)
-        fresh = recalibrated(net, batches, group // shared, options.precision)
+        fresh = recalibrated(net, batches, group // norm_batch, options.precision)
         mended = evaluate(fresh, images.in_order(data.test), options.precision, f"{name}, test, recalibrated")
     return Retrained(
         top1=final.top1,
@@ -351,12 +351,12 @@ def _measure(
 
 
 def search_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
-    """How many steps a search on so many training images takes."""
+    """The number of steps of a search on so many training images."""
     return _steps(train_images // 2, options.search_batch_size, options.search_epochs, options.search_max_steps)
 
 
 def retrain_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
-    """How many steps one retraining takes."""
+    """The number of steps of one retraining."""
     return _steps(train_images, options.retrain_batch_size, options.retrain_epochs, options.retrain_max_steps)
 
 

@@ -1,8 +1,8 @@
 """Image classification: one network, one data set; what changes with the norm and with its batch.
 
 The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
-below `batch_size` a batch is forwarded in slices x[k::K] and updated once, which isolates the statistics; lowering
-both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
+below `batch_size` a batch x is forwarded in norm batches x[k::slices] and updated once, which isolates the statistics;
+lowering both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
 
 No selection: the reported checkpoint is the last epoch. Test images decide nothing.
 """
@@ -47,7 +47,7 @@ from tasks.step import autocast, train_step
 TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
 UNKNOWN_SHAPE = (3, 224, 224)
-"""What planning assumes of a folder of images."""
+"""The shape that planning assumes of a folder of images."""
 Data = ImageData | FolderData
 
 
@@ -113,7 +113,7 @@ class Classification:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:
-        """None, or why this norm can not train here."""
+        """None if this norm can be trained here, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes, UNKNOWN_SHAPE)
         network = _network(options, classes, shape[0])
         return refusal(norm, info, Host(self.name, build_net, network, shape, options.norm_batch, options.slices))
@@ -164,7 +164,7 @@ def _build(norm: NormFactory, options: ClassificationOptions, facts: Mapping[str
 
 
 def _network(options: ClassificationOptions, classes: int, channels: int) -> dict[str, Any]:
-    """What `build_net` builds for these options."""
+    """The network of these options, as arguments of `build_net`."""
     return {
         "model": options.model,
         "num_classes": classes,
@@ -221,7 +221,7 @@ def _sorted_pass(
     context: RunContext,
     prepare: Prepare,
 ) -> None:
-    """What momentum averages become when the last images they saw are sorted by class; weights stay."""
+    """Move running averages once more over the training images, sorted by class; no weight changes."""
     labels = part.labels.cpu()
     whole = labels.argsort(stable=True)[: len(labels) // options.norm_batch * options.norm_batch]
     draws = context.generator("augmentation of the final pass")
@@ -234,7 +234,7 @@ def _sorted_pass(
 def _measure(
     net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    """The metrics that are measured after the last epoch, and their evidence."""
     prepare = preparation(data.mean, data.std, options.memory_format)
 
     def measured(network: nn.Module, part: Part, what: str) -> Evaluation:

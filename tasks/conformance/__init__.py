@@ -1,10 +1,10 @@
 """The checks that every task must pass, built-in or a user's own: what it promises against what small runs of it do.
 
-cases.py    what each task is checked with: options that make its runs small, labels that it must not learn from
+cases.py    options that make a task's runs small, labels that its runs must not learn from
 planted.py  the few planted images
-subject.py  how a task is made to run: small, watched, and stopped wherever one wants it
-equal.py    what two equal runs must not differ in
-facts.py    one function per fact, their order, and what usually causes a false one
+subject.py  runs of a task: small, watched, and stopped at any place
+equal.py    the comparison of two runs
+facts.py    one function per fact, their order, and the usual cause of a false one
 check.py    the checks themselves
 """
 

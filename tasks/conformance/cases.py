@@ -1,4 +1,4 @@
-"""What each task is checked with: options that make its runs small, and labels that its runs must not learn from."""
+"""The cases of a check: options that make a task's runs small, and labels that its runs must not learn from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small_options(name: str) -> dict[str, Any]:
-    """What a task is checked with, beside the data."""
+    """The options that a task is checked with, beside the data."""
     task = get_task(name)
     if name in SMALL:
         return dict(SMALL[name])
@@ -82,7 +82,7 @@ class Labels:
         of: in words.
         where: (domain, part) of their images; the domain of a set without is "".
         metrics, columns: of the outcome and of the history, which these labels may move.
-        artifacts: which hold such scores.
+        artifacts: files that hold such scores.
     """
 
     of: str

@@ -40,12 +40,12 @@ class Check:
 
     Attributes:
         task: the registered name.
-        fact: what was looked at, in words.
-        declared: what the task (or the contract) says; "-" where nothing is declared.
-        measured: what its runs did.
+        fact: the fact, in words.
+        declared: the value that the task (or the contract) promises; "-" where nothing is declared.
+        measured: the value that its runs show.
         ok: False when the two contradict each other, or the check could not be carried out.
         detail: why, or what else there is to say; one line.
-        hint: what usually causes it, where ok is False; one line.
+        hint: the usual cause, where ok is False; one line.
         note: to be known, and no mistake.
     """
 
@@ -78,7 +78,7 @@ def check_task(
         name: of the task.
         options: in the place of the small ones.
         norm: "gn" or {"gn": {"num_groups": 2}}.
-        data_dir: where a task finds data of its own.
+        data_dir: folder of data that a task reads itself.
         limit: seconds that one run may take.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What two equal runs must not differ in: everything but times and memory, to the last bit."""
+"""The comparison of two runs: everything but times and memory, to the last bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def differing(
     artifacts: frozenset[str] = frozenset(),
     evidence: bool = True,
 ) -> list[str]:
-    """What two runs differ in, to the last bit, beside times and memory and the names that are given."""
+    """The names in which two runs differ, to the last bit, without times, memory and the given names."""
     first, second = one.ok, other.ok
     found = keys_that_differ(untimed(first.metrics), untimed(second.metrics), metrics)
     rows = [[untimed(row) for row in outcome.history] for outcome in (first, second)]

@@ -270,4 +270,4 @@ HINTS: dict[str, str] = {
     "progress": "tell context.report fractions of the whole run; tasks.loop does",
     "nothing_written_elsewhere": "files go into context.folder, by names in Outcome.artifacts",
 }
-"""What usually causes a false fact."""
+"""fact -> the usual cause of a false one."""

@@ -79,7 +79,7 @@ def build(
         norm: a factory from `make_norm`.
         options: model, width and method.
         channels, classes: of the images.
-        device: where it is built; on "meta" nothing is drawn.
+        device: of the parameters; on "meta" nothing is drawn.
         generator: purpose -> CPU generator (RunContext.generator).
 
     Raises:

@@ -19,7 +19,7 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     "cdan_e": _ADVERSARIAL,
     "mcd": {"forward": "joint", "mcd_steps": 4},
 }
-"""What each method is told beside the common options, with defaults; options of other methods are null."""
+"""method -> its options beside the common ones, with defaults; options of other methods are null."""
 
 
 class DomainAdaptationOptions(SupervisedOptions):
@@ -79,5 +79,5 @@ class DomainAdaptationOptions(SupervisedOptions):
 
     @property
     def target_domain(self) -> int:
-        """What norms are told of target images."""
+        """The domain of target images, as norms are told it."""
         return TARGET if self.num_domains == 2 else SOURCE

@@ -1,4 +1,4 @@
-"""Which epoch is reported: the last one, and what other rules would have chosen, from the same run.
+"""The choice of the reported epoch: the last one, and the choices of other rules from the same run.
 
 Every epoch's network is measured; a rule is then a column of the history. Rules that need no target label see the
 target as images alone; the oracle's column and the scores come from `score`, the only function that is given target
@@ -43,7 +43,7 @@ def observe(
     what: str,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """What may choose an epoch: source validation accuracy, and information maximization on target images.
+    """The scores that may choose an epoch: source validation accuracy, and information maximization on target images.
 
     Args:
         net: evaluated as it is; in its mode afterwards.

@@ -89,7 +89,7 @@ class DomainAdaptation:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: DomainAdaptationOptions) -> str | None:
-        """None, or why this norm can not train here."""
+        """None if this norm can be trained here, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes)
         host = Host(
             self.name,
@@ -175,7 +175,7 @@ def _measure(
     options: DomainAdaptationOptions,
     context: RunContext,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    """The metrics that are measured after the last epoch, and their evidence."""
     domain, last = options.target_domain, history[-1]
     final = measure(net, source.test, prepare, SOURCE, "source test", options.precision)
     metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}

@@ -81,7 +81,7 @@ def train(
 
 
 def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
-    """What one update does, and the optimizers whose rate follows the schedule."""
+    """The update of the method, and the optimizers whose rate follows the schedule."""
     if options.method == "mcd":
         of_features, of_heads = options.trained_by(net.backbone), options.trained_by(net.heads)
 

@@ -78,7 +78,7 @@ class DomainGeneralization:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
-        """None, or why this norm can not train here, or not be evaluated on a domain that it has not seen."""
+        """None if this norm can be trained here and evaluated on an unseen domain, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes)
         host = Host(
             self.name,

@@ -1,4 +1,4 @@
-"""Forwards of an episode (whose statistics they use, and what a norm has to see first), and the end of an update."""
+"""Forwards of an episode with the right statistics, the support first for norms that need it; the end of an update."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def declared(net: nn.Module) -> list[NormInfo]:
 
 
 def needs_context(net: nn.Module) -> bool:
-    """Whether a norm of `net` has to see the support of an episode before its queries."""
+    """True if a norm of `net` has to see the support of an episode before its queries."""
     return any("context" in info.needs for info in declared(net))
 
 
 def mixes_queries_in_training(net: nn.Module) -> bool:
-    """Whether queries of one batch see each other in training mode; after a context they do not (norms.conformance)."""
+    """True if queries of one batch see each other in training mode; after a context they do not (norms.conformance)."""
     return any(info.mixes_samples and "context" not in info.needs for info in declared(net))
 
 

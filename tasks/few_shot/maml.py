@@ -97,8 +97,8 @@ class StepStatistics:
 
 
 def _hand_back(clone: nn.Module, net: nn.Module) -> None:
-    """What the norms of a clone keep now, for those of the network, without its graph: a clone shares tensors that are
-    changed in place, but a buffer that a norm replaces, or its extra state, is the clone's alone."""
+    """Hand the state of a clone's norms back to those of the network, without its graph: a clone shares tensors that
+    are changed in place, but a buffer that a norm replaces, or its extra state, is the clone's alone."""
     for (_, own), (_, part) in zip(_parts(net), _parts(clone), strict=True):
         for key, buffer in part._buffers.items():
             if buffer is not own._buffers[key] or (buffer is not None and buffer.requires_grad):
@@ -224,7 +224,7 @@ class Maml:
 
 
 def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
-    """What adapts `net`, where the method does; its statistics per step live as long as it."""
+    """The inner loop of `net`, or None if the method has none. Statistics per step live as long as it."""
     if options.method != "maml":
         return None
     rate, steps, statistics = options.inner_learning_rate, options.inner_steps, options.inner_statistics

@@ -75,7 +75,7 @@ def build_few_shot_net(
         image_shape: (C, H, W), at least 16 x 16.
         num_classes: K of the classifier.
         width: channels of the first stage; None: 64.
-        device: where it is built; on "meta" nothing is initialized.
+        device: of the parameters; on "meta" nothing is initialized.
         generator: as tasks.nets.models.build_net's.
 
     Raises:

@@ -92,7 +92,7 @@ class FewShot:
         return checksum
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: FewShotOptions) -> str | None:
-        """None, or why this norm can not train here."""
+        """None if this norm can be trained here, else the reason in one line."""
         shape, _ = expected(options.dataset, options.way)
         host = Host(
             f"{self.name} ({options.method})",
