@@ -130,6 +130,10 @@ class SupervisedOptions(Options):
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def backbone(self, classes: int, channels: int) -> dict[str, Any]:
+        """The arguments of tasks.nets.models.build_net for images of so many classes and channels."""
+        return {"model": self.model, "width": self.width, "num_classes": classes, "in_channels": channels}
+
     def total_steps(self, images: int) -> int:
         """The number of updates of a training on so many images."""
         whole = self.epochs * (images // self.batch_size)

@@ -37,13 +37,6 @@ def build(
     generator: Callable[[str], torch.Generator] | None = None,
 ) -> nn.Module:
     """The network of a run, from [0, 1] images to logits, in training mode. `generator`: as build_net's."""
-    net = build_net(
-        options.model,
-        norm,
-        num_classes=facts["num_classes"],
-        in_channels=facts["in_channels"],
-        width=options.width,
-        device=device,
-        generator=generator,
-    )
+    backbone = options.backbone(facts["num_classes"], facts["in_channels"])
+    net = build_net(norm=norm, **backbone, device=device, generator=generator)
     return options.ready(Standardized(net, facts["mean"], facts["std"], device))

@@ -103,7 +103,7 @@ class Adversarial:
         host = Host(
             f"{self.name} ({options.method})",
             build_net,
-            {"model": options.model, "width": options.width, "num_classes": classes, "in_channels": shape[0]},
+            options.backbone(classes, shape[0]),
             shape,
             options.norm_batch,
             options.slices,

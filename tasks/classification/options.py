@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -34,6 +34,9 @@ class ClassificationOptions(SupervisedOptions):
     recalibration_images: Images[int] = 2000
     single_class_groups: Batch[int | None] = None
     final_pass: Literal["none", "class_sorted"] = "none"
+
+    def backbone(self, classes: int, channels: int) -> dict[str, Any]:
+        return {**super().backbone(classes, channels), "zero_init_last_gamma": self.zero_init_last_gamma}
 
     @property
     def told(self) -> StepOptions:

@@ -115,8 +115,8 @@ class Classification:
     def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:
         """None if this norm can be trained here, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes, UNKNOWN_SHAPE)
-        network = _network(options, classes, shape[0])
-        return refusal(norm, info, Host(self.name, build_net, network, shape, options.norm_batch, options.slices))
+        backbone = options.backbone(classes, shape[0])
+        return refusal(norm, info, Host(self.name, build_net, backbone, shape, options.norm_batch, options.slices))
 
     def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -159,19 +159,8 @@ TASK = Classification()
 
 
 def _build(norm: NormFactory, options: ClassificationOptions, facts: Mapping[str, Any], **where: Any) -> nn.Module:
-    network = _network(options, facts["num_classes"], facts["in_channels"])
-    return options.ready(build_net(norm=norm, **network, **where))
-
-
-def _network(options: ClassificationOptions, classes: int, channels: int) -> dict[str, Any]:
-    """The network of these options, as arguments of `build_net`."""
-    return {
-        "model": options.model,
-        "num_classes": classes,
-        "in_channels": channels,
-        "width": options.width,
-        "zero_init_last_gamma": options.zero_init_last_gamma,
-    }
+    backbone = options.backbone(facts["num_classes"], facts["in_channels"])
+    return options.ready(build_net(norm=norm, **backbone, **where))
 
 
 def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory) -> Loop:

@@ -94,7 +94,7 @@ class DomainAdaptation:
         host = Host(
             self.name,
             build_net,  # the backbone, where all norms are
-            {"model": options.model, "width": options.width, "num_classes": classes, "in_channels": shape[0]},
+            options.backbone(classes, shape[0]),
             shape,
             options.norm_batch,
             options.slices,

@@ -83,7 +83,7 @@ class DomainGeneralization:
         host = Host(
             self.name,
             build_net,
-            {"model": options.model, "width": options.width, "num_classes": classes, "in_channels": shape[0]},
+            options.backbone(classes, shape[0]),
             shape,
             options.norm_batch,
             options.slices,
@@ -164,9 +164,8 @@ TASK = DomainGeneralization()
 def _build(
     norm: NormFactory, options: DomainGeneralizationOptions, facts: Mapping[str, Any], **where: Any
 ) -> nn.Module:
-    classes, channels = facts["num_classes"], facts["in_channels"]
-    net = build_net(options.model, norm, num_classes=classes, in_channels=channels, width=options.width, **where)
-    return options.ready(net)
+    backbone = options.backbone(facts["num_classes"], facts["in_channels"])
+    return options.ready(build_net(norm=norm, **backbone, **where))
 
 
 def forward_sources(net: nn.Module, images: Tensor, slices: int, *, count: int) -> None:

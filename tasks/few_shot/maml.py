@@ -243,8 +243,8 @@ def maml_step(
     progress: float = 0.0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One update of MAML. Arguments and results are those of `prototypical_step`; precision and
-    gradient_clip are those that `maml` is told."""
+    """One update of MAML. Arguments and results are those of `prototypical_step`; precision and gradient_clip are those
+    that `maml` is told."""
     losses, correct = [], []
     for episode in episodes:
         loss, logits = maml.meta_loss(*episode)

@@ -611,15 +611,15 @@ def test_a_compiled_run_learns_as_the_other_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "shared"),
+    ("given", "norm_batch"),
     [
         ({"shot": 2, "train_way": 7, "train_queries": 5}, 49),
         ({"method": "maml", "shot": 2}, 6),
         ({"method": "imprinting"}, 16),
     ],
 )
-def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, shared):
-    assert TASK.setting(options(**given)).norm_batch_size == shared
+def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, norm_batch):
+    assert TASK.setting(options(**given)).norm_batch_size == norm_batch
 
 
 @pytest.mark.parametrize(
