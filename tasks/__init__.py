@@ -1,4 +1,4 @@
-"""What a norm is trained on: tasks by name, each imported only when asked for, and what a task of your own needs.
+"""Tasks, which train and measure a norm, by name; each is imported when it is asked for. And the contract of your own.
 
     from pathlib import Path
 
@@ -87,7 +87,7 @@ def get_task(name: str) -> Task:
 
 
 def task_version(name: str) -> str:
-    """What a run's key says of its task: a plugin's task changes with the plugin's text, as a plugin's norm does."""
+    """The version of a task in a run's key; that of a plugin's task changes with the plugin's text."""
     from norms import plugins
 
     task, plugin = get_task(name), plugins.plugin_of("task", name)

@@ -1,4 +1,6 @@
-"""Whether a norm can serve in a network at all: decided while planning, on zeros, before anything is trained.
+"""The question whether a norm can serve in a network: answered while planning, on zeros, before anything is trained.
+
+A task describes the network as a `Host`, and `refusal` answers (suite.trial asks in a process of its own).
 
 The reasons do not name the norm: wherever one is read, the norm's name stands beside it, and norms that lack the same
 share one note under a table.
@@ -9,42 +11,33 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from norms.factory import NormFactory, factory_info
 from norms.protocol import NormInfo, equivalent
 from norms.situation import predict, situation
+from tasks import data as datasets
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
 FEW_PARAMETERS = 10_000_000
 """The same of the network: a larger one is built on the meta device, where it takes no memory."""
+UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
+"""Assumed of a folder of images while planning. A norm that refuses the true shape fails in its run."""
 
 
-def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context"), slices: int = 1) -> str | None:
-    """None, or that this norm needs what the task has not: any of `absent`, or one norm batch per update."""
-    missing = sorted(info.needs & set(absent))
-    if missing:
-        return f"needs {' and '.join(missing)}, which {task} has not"
-    if slices > 1 and info.across_iterations:
-        return (
-            f"takes statistics from earlier iterations, and would take each of the {slices} norm batches of an update "
-            "for one; lower batch_size together with norm_batch_size"
-        )
-    return None
+def in_both_modes(net: nn.Module, images: Tensor, slices: int, *, domain: int | None = None) -> None:
+    """Forward images (N, C, H, W) of one domain, in training mode in so many norm batches, then in evaluation mode.
 
-
-def try_forward(
-    net: nn.Module, shape: tuple[int, int, int], slices: int, shared: int, device: str, domain: int | None = None
-) -> None:
-    """One batch of zeros (C, H, W) through `net` in both modes, in norm batches of `shared` images of one domain."""
-    slices = min(slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
-    images = torch.zeros(slices * shared, *shape, device=device)
+    Raises:
+        ValueError: what a norm refuses, or that every norm says it is `none` in this network.
+    """
     with situation(net.train(), domain=domain, slices=slices):
         net(images)
     with situation(net.eval(), domain=domain):
@@ -58,47 +51,106 @@ def refuse_empty(net: nn.Module) -> None:
         raise ValueError("no activation follows any norm here, and without one it does nothing but its affine")
 
 
-def refusal(
-    norm: NormFactory,
-    forward: Callable[[str, int], None],
-    shared: int,
-    shape: tuple[int, int, int],
-    network: tuple[Hashable, ...],
-) -> str | None:
-    """Why a norm refuses a network (the text of its ValueError), or None; each question is asked once.
+@dataclass(frozen=True)
+class Host:
+    """A network that a task builds with a norm, and the batch that planning forwards through it.
+
+    Two equal hosts are one question, which is asked once; so `build` and `forward` are functions of a module or
+    classes, and everything that the answer depends on is in a field.
 
     Args:
-        norm: who is asked.
-        forward: builds the network on the given device and forwards norm batches of the given size in both modes.
-        shared: images that share statistics.
+        task: its name, as reasons write it: "few_shot (maml)".
+        build: called as build(norm=norm, device=device, **network); gives the network in training mode.
+        network: the other keyword arguments of `build`.
         shape: (C, H, W) of an image.
-        network: whatever else the answer can depend on, the task's name first.
+        norm_batch: images that share statistics in training; where a batch holds several domains, those of each.
+        slices: norm batches in an SGD batch.
+        absent: the facts that norms may need and the task can not tell, of "domain" and "context".
+        forward: called as forward(net, images, slices, **told), images (slices * norm_batch, C, H, W); forwards them in
+            both modes and raises the ValueError of a norm that refuses them.
+        told: the other keyword arguments of `forward`.
+    """
+
+    task: str
+    build: Callable[..., nn.Module]
+    network: Mapping[str, Hashable]
+    shape: tuple[int, int, int]
+    norm_batch: int
+    slices: int = 1
+    absent: Collection[str] = ("domain", "context")
+    forward: Callable[..., None] = in_both_modes
+    told: Mapping[str, Hashable] = field(default_factory=dict)
+
+
+def refusal(norm: NormFactory, info: NormInfo, host: Host) -> str | None:
+    """None if the norm can serve in this network, else the reason in one line.
+
+    Args:
+        norm: builds the layers.
+        info: the declared facts of the norm.
+        host: the network.
 
     Raises:
         MemoryError: there is not enough for the network.
     """
-    key = (norm.info, norm.build, json.dumps(norm.options, sort_keys=True), shared, shape, *network)
+    if reason := lacking(info, host.task, host.absent, host.slices):
+        return reason
+    own = json.dumps(norm.options, sort_keys=True)
+    network, told = (tuple(sorted(each.items())) for each in (host.network, host.told))
+    slices = min(host.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
+    key = (norm.info, norm.build, own, host.build, network, host.shape, host.norm_batch, slices, host.forward, told)
     if key not in _ANSWERS:
-        _ANSWERS[key] = _decide(norm, forward, shared, shape)
+        _ANSWERS[key] = _decide(norm, replace(host, slices=slices))
     return _ANSWERS[key]
+
+
+def lacking(info: NormInfo, task: str, absent: Collection[str] = ("domain", "context"), slices: int = 1) -> str | None:
+    """None if the task can give the norm what it needs, else the reason: which of the `absent` facts it needs, or one
+    norm batch per update."""
+    missing = sorted(info.needs & set(absent))
+    if missing:
+        return f"needs {' and '.join(missing)}, which {task} has not"
+    if slices > 1 and info.across_iterations:
+        return (
+            f"takes statistics from earlier iterations, and would take each of the {slices} norm batches of an update "
+            "for one; lower batch_size together with norm_batch_size"
+        )
+    return None
+
+
+def expected(
+    dataset: str, classes: int | None, unknown: tuple[int, int, int] = UNKNOWN_SHAPE
+) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) and number of classes of a data set before it is read.
+
+    Args:
+        dataset: its name.
+        classes: the first so many that a run uses; None: all.
+        unknown: the shape that is assumed where the name does not tell.
+    """
+    described = datasets.dataset_info(dataset)
+    return described.image_shape or unknown, classes or described.num_classes or UNKNOWN_CLASSES
 
 
 _ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
 
 
-def _decide(
-    norm: NormFactory, forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
-) -> str | None:
+def _decide(norm: NormFactory, host: Host) -> str | None:
+    def ask(device: str, norm_batch: int) -> None:
+        net = host.build(norm=norm, device=device, **host.network)
+        images = torch.zeros(host.slices * norm_batch, *host.shape, device=device)
+        host.forward(net, images, host.slices, **host.told)
+
     # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
-    pair = min(shared, 2)
-    if 2 * pair * math.prod(shape) <= FEW_VALUES:
+    pair = min(host.norm_batch, 2)
+    if 2 * pair * math.prod(host.shape) <= FEW_VALUES:
         with contextlib.suppress(ValueError, RuntimeError, MemoryError), _few_parameters():
-            forward("cpu", pair)
+            ask("cpu", pair)
             return None
     for device in ("meta", "cpu"):
         try:
-            forward(device, shared)
+            ask(device, host.norm_batch)
         except ValueError as error:
             return _without_name(norm, str(error).replace("\n", " "))
         except RuntimeError as error:

@@ -66,7 +66,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `Task.run` returns.
+    """The result of `Task.run`.
 
     Args:
         metrics: exactly the names in `Task.metrics`, plain finite floats; None where the options leave nothing to
@@ -91,12 +91,12 @@ class RunContext:
     """One run's surroundings.
 
     Args:
-        device: where networks and data live.
+        device: of networks and data.
         seed: the run's seed; use it through `generator` only.
         data_dir: folder of prepared data sets.
-        folder: where this run may leave artifacts.
+        folder: for the artifacts of this run.
         report: called with the finished fraction in [0, 1], as often as convenient.
-        journal: what the run has done so far, and goes on from (tasks.journal); of this run alone.
+        journal: the state of this run, which it goes on from after an interruption (tasks.journal).
         keep_weights: the outcome shall hold the trained network.
     """
 
@@ -146,7 +146,8 @@ class Task(Protocol):
         ...
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: Any) -> str | None:
-        """None if this norm can serve here, else why not in one line, read beside the norm's name (tasks.admission)."""
+        """None if this norm can serve here, else the reason in one line, which is read beside the norm's name
+        (tasks.admission)."""
         ...
 
     def run(self, norm: NormFactory, options: Any, context: RunContext) -> Outcome:
@@ -155,7 +156,7 @@ class Task(Protocol):
 
 
 class Telling(Task, Protocol):
-    """What a task can have besides; without it the suite says less about its runs."""
+    """Two optional methods of a task; without them the suite says less about its runs."""
 
     def steps(self, options: Any, data_dir: Path) -> int:
         """Updates of a whole run, in all its loops: what remaining time is estimated by. Raises as data_checksum."""
@@ -164,8 +165,8 @@ class Telling(Task, Protocol):
     def network(
         self, norm: NormFactory, options: Any, facts: Mapping[str, Any]
     ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        """The network of a run, as it is built, with whatever weights; and what turns images (N, C, H, W) on the scale
-        0 to 255 into its input. facts: as in Outcome.trained."""
+        """The network of a run as it is built, its weights not loaded, and the function that turns images (N, C, H, W)
+        on the scale 0 to 255 into its input. facts: as in Outcome.trained."""
         ...
 
 

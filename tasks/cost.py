@@ -1,4 +1,4 @@
-"""What training costs: values in norms, seconds of a step, peak memory."""
+"""The cost of training: values in norms, seconds of a step, peak memory."""
 
 from __future__ import annotations
 

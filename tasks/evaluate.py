@@ -142,10 +142,10 @@ def recalibration_batches(available: int, norm_batch: int) -> tuple[int, int]:
 
 
 def keeps_stats(net: nn.Module) -> bool:
-    """Whether any norm of `net` declares running statistics."""
+    """True if any norm of `net` declares running statistics."""
     return any(norm.norm_info.keeps_stats for _, norm in norm_modules(net))  # type: ignore[union-attr]
 
 
 def needs_domain(net: nn.Module) -> bool:
-    """Whether any norm of `net` declares that it needs the domain."""
+    """True if any norm of `net` declares that it needs the domain."""
     return any("domain" in norm.norm_info.needs for _, norm in norm_modules(net))  # type: ignore[union-attr, operator]

@@ -1,4 +1,4 @@
-"""What a run has done so far: its rows, its finished parts, its generators; what a checkpoint holds is kept here.
+"""The state of a run: its rows, its finished parts, its generators. A checkpoint holds what the journal keeps.
 
 A journal always has one *state* that the run can go on from. Loops (tasks.loop) bring it up to date between two steps,
 at the end of an epoch's steps and at their end; `each` after every finished item. Whatever lies between two states is
@@ -42,7 +42,7 @@ class NotPlain(TypeError):
 
 
 class Stateful(Protocol):
-    """Networks, optimizers, streams, and whatever else keeps a state."""
+    """Networks, optimizers, streams, and other objects with a state."""
 
     def state_dict(self) -> Any: ...
 
@@ -51,13 +51,13 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """The position of a run.
 
     Args:
         phase: the name of the loop or of what is measured.
         done, of: epochs (or steps) of the loop that are finished, and all; or items that are measured.
         step, steps: updates of the whole run that are done, and all of them; 0 where their number is not known.
-        unit: what `of` counts.
+        unit: of the count `of`.
     """
 
     phase: str
@@ -82,7 +82,7 @@ class Journal:
     """The journal of one run.
 
     Args:
-        state: what an earlier process saved; None: from the start.
+        state: saved by an earlier process; None: from the start.
         save: stores a state durably, with the position in it; gives False where it could not. None: nothing is copied
             or saved.
         every: seconds between two saves; the first comes so long after the start.
@@ -126,7 +126,7 @@ class Journal:
 
     @property
     def saves(self) -> bool:
-        """Whether states are kept at all."""
+        """True if states are kept at all."""
         return self._save is not None
 
     # Generators
@@ -229,7 +229,7 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Whether a save is due, or asked for."""
+        """True if a save is due or asked for."""
         return self.saves and (self.leaving or time.monotonic() - self._saved >= self.every)
 
     def at(self, position: Position, row: Row | None = None) -> None:
@@ -322,7 +322,7 @@ def plain(value: Any, what: str = "a state") -> Any:
 
 @contextlib.contextmanager
 def restoring(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is the fault of the state that is read."""
+    """Within the block every error becomes Unusable: the state that is read is at fault."""
     try:
         yield
     except Exception as error:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import RunContext
-from tasks.cost import PeakMemory, StepClock
+from tasks.cost import PeakMemory, StepClock, norm_sizes
 from tasks.journal import Position, Row, State, Stateful, Unusable, load_network, restoring
 from tasks.schedule import set_learning_rate
 
@@ -77,7 +77,7 @@ class Epoch:
 
     Attributes:
         number: from 1.
-        row: what the task adds to the epoch's row; complete once the steps are over.
+        row: of the history, to which the task adds; complete once the steps are over.
     """
 
     def __init__(self, loop: Loop, number: int):
@@ -225,6 +225,17 @@ class Loop:
         """Tell how much of the run's steps is done."""
         journal = self.context.journal
         self.context.report(min(1.0, journal.steps_done / max(journal.total, self.total)))
+
+    def costs(self, net: nn.Module) -> dict[str, float]:
+        """The metrics that every training of one network has: step_seconds (median), peak_memory_mb, and the numbers of
+        values in all norms of `net`, norm_parameters and norm_buffers."""
+        parameters, buffers = norm_sizes(net)
+        return {
+            "step_seconds": self.clock.median(),
+            "peak_memory_mb": self.peak,
+            "norm_parameters": float(parameters),
+            "norm_buffers": float(buffers),
+        }
 
     # What an epoch asks for
 

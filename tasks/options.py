@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.base import Setting
 
 _N = TypeVar("_N")
-# What numbers options take: far beyond what is published, and short of what no machine plans, prints or stores. Of the
+# Ranges of options: far beyond what is published, and short of what no machine plans, prints or stores. Of the
 # form Batch[int], or Batch[int | None] where null stands for something.
 Batch = Annotated[_N, Field(ge=1, le=2**17)]  # images of an update or a forward; up to 65,536 are published
 Images = Annotated[_N, Field(ge=1, le=10**8)]
@@ -100,12 +100,12 @@ def divisors(number: int, near: int, most: int = 8) -> str:
 
 
 def only_used(given: Mapping[str, Any], used: Mapping[str, Any], conditional: Collection[str]) -> dict[str, Any]:
-    """What was given for an options model, with null for every option that the others leave without use, so that a grid
-    over it repeats no run and no table shows it.
+    """The values given for an options model, with null for every option that the others leave without use, so that a
+    grid over it repeats no run and no table shows it.
 
     Args:
         given: option -> value. Null means the default, too, so that a stored record resolves to itself.
-        used: those of the `conditional` options that are in use -> default.
+        used: option -> default, of the `conditional` options that are in use.
         conditional: the options that may be without use; each has None as its field's default.
     """
     always = {key: value for key, value in given.items() if key not in conditional}

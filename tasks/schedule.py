@@ -1,4 +1,4 @@
-"""Which parameters get weight decay, which optimizer moves them, and at which learning rate."""
+"""The parameter groups of weight decay, the optimizers, and the schedules of the learning rate."""
 
 from __future__ import annotations
 

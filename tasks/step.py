@@ -1,4 +1,4 @@
-"""One update: what the network is told, the check of the loss, the optimizers' step, and what norms hear afterwards.
+"""One update: the facts that norms are told, the check of the loss, the optimizers' step, the norms' `after_update`.
 
 Every training goes through `told` and `update`, whatever its loss; `train_step` is the plain one, of one forward and
 one cross entropy.
@@ -27,7 +27,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a batch becomes one update.
+    """Options of one update on a batch.
 
     Args:
         slices: norm batches in the SGD batch; slice k is x[k::slices].
@@ -74,8 +74,8 @@ def update(
 
     Args:
         loss: a scalar.
-        net: which a message looks into.
-        optimizers: those that step, their rates set.
+        net: the network, for the message of Diverged.
+        optimizers: the optimizers that step, their rates set.
         images: (N, C, H, W) of the forward, for the message.
         options: gradient_clip, and what the forward was told.
         what: "step 7", for the message.
@@ -152,7 +152,7 @@ def wide(outputs: Tensor) -> Tensor:
 
 
 def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:
-    """Which parameters, buffers and outputs of `net` on this batch are not finite: the first `most` names of each.
+    """The parameters, buffers and outputs of `net` on this batch that are not finite: the first `most` names of each.
 
     The forward is repeated under `hold`, so nothing that a norm keeps moves.
     """

@@ -1,4 +1,4 @@
-"""What training one classifier is told, whatever else a task does with it: options, optimizer, rate, length, step."""
+"""The training of one classifier, as four tasks share it: its options, and the optimizer, rate and length they mean."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REFERENCE_BATCH = 128
 
 
 class SupervisedOptions(Options):
-    """Options that the tasks which train one classifier share.
+    """Options shared by every task that trains one classifier.
 
     Attributes:
         dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.
@@ -89,8 +89,8 @@ class SupervisedOptions(Options):
     @model_validator(mode="wrap")
     @classmethod
     def _of_use(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """What the optimizer or the schedule does not use goes back to its default, so that a grid over it repeats no
-        run."""
+        """Options that the optimizer or the schedule does not use go back to their defaults, so that a grid over them
+        repeats no run."""
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
@@ -113,14 +113,14 @@ class SupervisedOptions(Options):
         return self
 
     @property
-    def shared(self) -> int:
-        """Images that share statistics: the norm batch."""
+    def norm_batch(self) -> int:
+        """The images that share statistics in a training forward."""
         return self.norm_batch_size or self.batch_size
 
     @property
     def slices(self) -> int:
-        """Norm batches in an SGD batch."""
-        return self.batch_size // self.shared
+        """The number of norm batches in an SGD batch."""
+        return self.batch_size // self.norm_batch
 
     @property
     def peak_learning_rate(self) -> float:
@@ -130,8 +130,12 @@ class SupervisedOptions(Options):
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def backbone(self, classes: int, channels: int) -> dict[str, Any]:
+        """The arguments of tasks.nets.models.build_net for images of so many classes and channels."""
+        return {"model": self.model, "width": self.width, "num_classes": classes, "in_channels": channels}
+
     def total_steps(self, images: int) -> int:
-        """Updates on so many training images."""
+        """The number of updates of a training on so many images."""
         whole = self.epochs * (images // self.batch_size)
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
@@ -149,7 +153,7 @@ class SupervisedOptions(Options):
 
     @property
     def told(self) -> StepOptions:
-        """What an update is told; a task adds its domains."""
+        """The options of an update; a task adds its domains."""
         return StepOptions(self.slices, precision=self.precision, gradient_clip=self.gradient_clip)
 
     def ready(self, net: nn.Module) -> nn.Module:

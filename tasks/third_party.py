@@ -14,7 +14,7 @@ def check_installed(package: str, what: str) -> None:
 
     Args:
         package: its import name.
-        what: what needs it, as the sentence's subject.
+        what: the feature that needs it, as the sentence's subject.
     """
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{what} needs {package}, which is not installed: run `{COMMAND}`")

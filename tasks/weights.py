@@ -77,7 +77,7 @@ def note_in(file: Path) -> Any:
 
 
 def tensors_in(file: Path) -> Any:
-    """What torch.save stored, on the CPU, every byte of it checked. Raises as `note_in`, and what torch raises."""
+    """The weights in a file of torch.save, on the CPU, every byte checked. Raises as `note_in` and as torch.load."""
     import torch
 
     with zipfile.ZipFile(_regular(file)) as archive:

@@ -18,8 +18,9 @@ from suite.bench.timing import alternate, ratio
 
 def attacks(rounds: int = 9) -> Iterator[str]:
     """Seconds of a PGD-10 training step of `adversarial` beside the same step with torchattacks' own PGD."""
+    from tasks.adversarial.networks import Standardized
     from tasks.adversarial.options import AdversarialOptions
-    from tasks.adversarial.training import Standardized, adversarial_step, draw_start
+    from tasks.adversarial.training import adversarial_step, draw_start
     from tasks.nets.models import build_net
     from tasks.schedule import sgd
     from tasks.step import StepOptions, train_step
@@ -94,22 +95,23 @@ def episodes(rounds: int = 60) -> Iterator[str]:
 def _our_episodes(options: Any) -> Callable[[], Any]:
     from tasks import data as datasets
     from tasks.base import RunContext
-    from tasks.few_shot import training
+    from tasks.few_shot import maml as adapting
+    from tasks.few_shot import networks, prototypical, training
 
     context = RunContext(torch.device("cpu"), 0, Path("data"), Path())
     data = datasets.load_disjoint("glyphs", context.data_dir)
-    net = training.build(
-        make_norm("bn"), options, data.image_shape, training.outputs(data, options), generator=context.generator
+    net = networks.build(
+        make_norm("bn"), options, data.image_shape, networks.outputs(data, options), generator=context.generator
     )
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    drawn, maml = training.training_episodes(data, options, context), training.learner(net, options)
+    drawn, maml = training.training_episodes(data, options, context), adapting.learner(net, options)
 
     def step() -> None:
         batch = list(itertools.islice(drawn, options.episodes_per_step))
         if maml is None:
-            training.prototypical_step(net, optimizer, batch, WAY)
+            prototypical.prototypical_step(net, optimizer, batch, WAY)
         else:
-            training.maml_step(maml, optimizer, batch)
+            adapting.maml_step(maml, optimizer, batch)
 
     return step
 

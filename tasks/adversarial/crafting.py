@@ -1,4 +1,4 @@
-"""What surrounds every attack. The task owns the mode; an attack may read the network and change nothing of it.
+"""The guard around every attack. The task sets the network's mode; an attack may read the network and change nothing.
 
 Attack libraries switch modes by class name and leave the network changed (torchattacks looks for "BatchNorm", so a
 custom norm is crafted against in another mode than bn). So the mode is set here, for every module alike, and after the
@@ -42,7 +42,7 @@ def crafting(
         slices: norm batches in each forwarded batch, in mode "train".
         what: the attack's name, for the message.
         domain: of the images, for norms that ask; None: not told.
-        precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (`gradient.wide`).
+        precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (tasks.step.wide).
 
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.

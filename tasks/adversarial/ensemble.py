@@ -40,7 +40,7 @@ TARGETED_CLASSES = 4
 
 @dataclass(frozen=True)
 class Scale:
-    """How hard the parts try.
+    """The effort of each part.
 
     Args:
         apgd_steps, fab_steps: iterations.
@@ -55,7 +55,7 @@ class Scale:
 
 
 class _Target:
-    """What torchattacks sees of a network: a function. Its modes are not torchattacks' to change."""
+    """A network as a plain function, so that torchattacks can not change its modes."""
 
     training = False
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from norms.situation import predict
 from tasks.adversarial.crafting import check_examples, crafting
 from tasks.adversarial.ensemble import BLACK_BOX, Part, Scale, attack
-from tasks.adversarial.gradient import cross_entropy, input_gradient, pgd, uniform_start
+from tasks.adversarial.pgd import cross_entropy, input_gradient, pgd, uniform_start
 from tasks.evaluate import EVALUATION_BATCH, evaluating
 from tasks.step import StepOptions, told
 
@@ -27,13 +27,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Attacks:
-    """What is run; epsilon and step_size in units of [0, 1] images.
+    """The attacks of an evaluation and their strength; epsilon and step sizes in units of [0, 1] images.
 
     Args:
         epsilon: radius of the ball.
         pgd_steps, pgd_step_size, pgd_restarts: of PGD on the cross entropy, each restart from its own uniform start.
         parts: of AutoAttack.
-        scale: how hard they try.
+        scale: the effort of the parts.
     """
 
     epsilon: float
@@ -46,7 +46,7 @@ class Attacks:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Which images stay right, bool (N,) each.
+    """The images that stay right without and under each attack, bool (N,) each.
 
     Args:
         clean: without any attack.
@@ -76,7 +76,8 @@ class Robustness:
         return float(low), float(high)
 
     def signs_of_masking(self) -> list[str]:
-        """What suggests masked gradients and robustness that is not real (Athalye et al. 2018, arXiv:1802.00420)."""
+        """Signs of masked gradients, which make robustness look larger than it is (Athalye et al. 2018,
+        arXiv:1802.00420)."""
         signs = []
         if useless := int((self.useless_gradients & self.clean).sum()):
             signs.append(
@@ -99,7 +100,7 @@ class Robustness:
 
 
 PLAIN = StepOptions()
-"""What forwards are told where nothing is: no domain, float32."""
+"""Options of forwards without a domain, in float32."""
 Once = Callable[[str, Callable[[], Tensor]], Tensor]
 """(name, measure) -> measure(), or what it gave in an earlier process (Journal.once)."""
 
@@ -119,10 +120,10 @@ def evaluate_robustness(
         net: images in [0, 1] -> logits (N, K); every attack meets it in evaluation mode.
         images: (N, C, H, W) in [0, 1], attacked in this order, EVALUATION_BATCH at a time.
         labels: (N,).
-        attacks: what is run.
+        attacks: all attacks, with their strength.
         generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
             that an image has the same start whichever others are still right.
-        options: what forwards are told (domain, precision) of every image, attacked or not: one network is attacked.
+        options: domain and precision of every forward, of attacked images and of others: one network is attacked.
         once: keeps what each attack left right, so that an interrupted run repeats none that is finished. Their names:
             "attack fgsm", "attack pgd 0", ..., "attack square", and "attack clean" and "attack gradients" around them.
 

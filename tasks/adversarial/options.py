@@ -26,7 +26,7 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     "fgsm_rs": {"crafting_mode": "eval", "step_size": None},
     "standard": {},
 }
-"""What each method's crafting is told, with defaults; options of other methods are null."""
+"""method -> the options of its crafting, with defaults; options of other methods are null."""
 OF_PARTS: dict[str, tuple[Any, tuple[Part, ...]]] = {
     "apgd_steps": (100, ("apgd_ce", "apgd_t")),
     "fab_steps": (100, ("fab_t",)),
@@ -158,7 +158,7 @@ class AdversarialOptions(SupervisedOptions):
 
     @property
     def told_deployed(self) -> StepOptions:
-        """What forwards of the deployed network are told, attacked or not."""
+        """The options of every forward of the deployed network, of attacked images and of others."""
         return StepOptions(domain=self.deployed, precision=self.precision)
 
     @property
@@ -173,7 +173,7 @@ class AdversarialOptions(SupervisedOptions):
         return (self.step_size or usual) / LEVELS
 
     def attacks(self, classes: int) -> Attacks:
-        """What a network of so many classes is evaluated with."""
+        """The attacks that evaluate a network of so many classes."""
         targets = min(classes - 1, MOST_TARGETS) if self.targets is None else self.targets
         return Attacks(
             epsilon=self.radius,

@@ -10,7 +10,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ from norms.generators import forked_generators
 from norms.protocol import NormInfo, Situation, equivalent, norm_modules
 from norms.situation import situation
 from tasks import data as datasets
-from tasks.admission import lacking, refusal, try_forward
+from tasks.admission import Host, expected, in_both_modes, refusal
 from tasks.adversarial.evaluation import Robustness, evaluate_robustness, part_seeds, pgd_only
+from tasks.adversarial.networks import build
 from tasks.adversarial.options import CLEAN, AdversarialOptions
-from tasks.adversarial.training import build, facts_of, in_order, scaled, train
+from tasks.adversarial.training import in_order, scaled, train
 from tasks.base import Outcome, RunContext, Setting, Trained
-from tasks.cost import PeakMemory, norm_sizes
+from tasks.cost import PeakMemory
 from tasks.data.images import ImageData, Split, shuffled_order
 from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluate, needs_domain
+from tasks.inputs import Prepare, facts_of
 from tasks.nets.models import build_net
 from tasks.third_party import check_installed
-
-UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 
 
 class Adversarial:
@@ -79,7 +78,7 @@ class Adversarial:
     )
 
     def setting(self, options: AdversarialOptions) -> Setting:
-        return Setting(options.shared, options.num_domains, datasets.dataset_info(options.dataset).image_shape)
+        return Setting(options.norm_batch, options.num_domains, datasets.dataset_info(options.dataset).image_shape)
 
     def data_checksum(self, options: AdversarialOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these attacks can not be run here."""
@@ -98,14 +97,21 @@ class Adversarial:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: AdversarialOptions) -> str | None:
-        """None, or why this norm can not be trained or attacked here."""
+        """None if this norm can be trained and attacked here, else the reason in one line."""
         absent = ("context",) if options.num_domains == 2 else ("domain", "context")
-        if reason := lacking(info, f"{self.name} ({options.method})", absent, options.slices):
-            return reason
-        described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
-        shape = described.image_shape or UNKNOWN_SHAPE
-        return _refusal(norm, options, shape, classes)
+        shape, classes = expected(options.dataset, options.num_classes)
+        host = Host(
+            f"{self.name} ({options.method})",
+            build_net,
+            options.backbone(classes, shape[0]),
+            shape,
+            options.norm_batch,
+            options.slices,
+            absent,
+            forward_and_attack,
+            {"domain": options.deployed},
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: AdversarialOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -114,7 +120,7 @@ class Adversarial:
 
     def network(
         self, norm: NormFactory, options: AdversarialOptions, facts: Mapping[str, Any]
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling. The network takes images in [0, 1], and its norms are told that each may be attacked,
         as in the run's evaluation."""
         net = build(norm, options, facts)
@@ -131,12 +137,10 @@ class Adversarial:
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            cost = train(net, data, options, context, memory)
+            loop = train(net, data, options, context, memory)
             metrics, evidence = _measure(net, data, options, context)
         history = context.journal.rows
-        metrics |= cost | {"val_top1": history[-1]["val_top1"]}
-        parameters, buffers = norm_sizes(net)
-        metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
+        metrics |= loop.costs(net) | {"val_top1": history[-1]["val_top1"]}
         evidence |= {
             "data": data.kind,
             "selection": "last epoch",
@@ -154,7 +158,7 @@ TASK = Adversarial()
 def _measure(
     net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    """The metrics that are measured after the last epoch, and their evidence."""
     attacks = options.attacks(data.num_classes)
     test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
     deployed, precision, once = options.deployed, options.precision, context.journal.once
@@ -224,20 +228,12 @@ def _check_in_memory(dataset: str, data_dir: Path) -> None:
         raise ValueError(f'data set "{dataset}" is too large for memory, and adversarial needs one that fits')
 
 
-def _refusal(norm: NormFactory, options: AdversarialOptions, shape: tuple[int, int, int], classes: int) -> str | None:
-    """The text of the ValueError with which this norm refuses these shapes or an attack, or None."""
-
-    def forward(device: str, shared: int) -> None:
-        net = build_net(
-            options.model, norm, num_classes=classes, in_channels=shape[0], width=options.width, device=device
-        )
-        try_forward(net, shape, options.slices, shared, device, options.deployed)
-        with situation(net, options.deployed):
-            check_attackable(net.train(), torch.zeros(shared, *shape, device=device))
-            check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
-
-    network = (TASK.name, options.model, options.width, options.slices, classes, options.deployed)
-    return refusal(norm, forward, options.shared, shape, network)
+def forward_and_attack(net: nn.Module, images: Tensor, slices: int, *, domain: int | None) -> None:
+    """Forward images (N, C, H, W) as tasks.admission.in_both_modes, and ask whether attacks can follow gradients."""
+    in_both_modes(net, images, slices, domain=domain)
+    with situation(net, domain):
+        check_attackable(net.train(), images[: len(images) // slices].clone())
+        check_attackable(net.eval(), images[:1].clone())
 
 
 def check_attackable(net: nn.Module, images: Tensor) -> None:

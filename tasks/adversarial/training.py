@@ -1,28 +1,17 @@
-"""Adversarial training: the network from [0, 1] images to logits, crafting a batch, one update, the loop.
-
-Differences of "trades" from the published code (Zhang et al. 2019, github.com/yaodongyu/TRADES):
-
-- An update forwards the images once and the examples once, so running statistics move twice: by images, by examples.
-  There the images are forwarded once more for the divergence, and statistics move three times: by images, by examples,
-  by images.
-- The start of crafting, an image plus noise, is projected into the ball and [0, 1] before the first gradient. There
-  only the iterates after it are.
-"""
+"""Adversarial training: crafting a batch, one update of each method, the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.factory import NormFactory
-from norms.situation import after_update
 from tasks.adversarial.crafting import check_examples, crafting
-from tasks.adversarial.gradient import cross_entropy, divergence, pgd, uniform_start
-from tasks.adversarial.options import ADVERSARIAL, CLEAN, AdversarialOptions
+from tasks.adversarial.options import CLEAN, AdversarialOptions
+from tasks.adversarial.pgd import cross_entropy, pgd, uniform_start
+from tasks.adversarial.trades import divergence, normal_start, trades_step
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
 from tasks.data.batches import augment, ordered_batches
@@ -30,53 +19,7 @@ from tasks.data.images import ImageData, Split
 from tasks.data.reading import stream
 from tasks.evaluate import EVALUATION_BATCH, evaluate
 from tasks.loop import Loop, epoch_ends
-from tasks.nets.models import build_net
-from tasks.step import told, train_step, update, wide
-
-TRADES_START = 0.001
-"""Standard deviation of the start of TRADES' crafting: at the image itself the divergence has no gradient."""
-
-
-class Standardized(nn.Module):
-    """net((x - mean) / std) per channel: x (N, C, H, W) in [0, 1] -> logits (N, K)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str):
-        super().__init__()
-        self.net = net
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std)
-
-
-def facts_of(data: ImageData) -> dict[str, Any]:
-    """What `build` needs to know of a data set, as JSON has it."""
-    channels = data.image_shape[0]
-    return {"num_classes": data.num_classes, "in_channels": channels, "mean": data.mean, "std": data.std}
-
-
-def build(
-    norm: NormFactory,
-    options: AdversarialOptions,
-    facts: Mapping[str, Any],
-    device: torch.device | str = "cpu",
-    generator: Callable[[str], torch.Generator] | None = None,
-) -> nn.Module:
-    """The network of a run, from [0, 1] images to logits, in training mode. `generator`: as build_net's."""
-    net = build_net(
-        options.model,
-        norm,
-        num_classes=facts["num_classes"],
-        in_channels=facts["in_channels"],
-        width=options.width,
-        device=device,
-        generator=generator,
-    )
-    return options.ready(Standardized(net, facts["mean"], facts["std"], device))
+from tasks.step import told, train_step
 
 
 def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options: AdversarialOptions) -> Tensor:
@@ -113,7 +56,7 @@ def craft(net: nn.Module, images: Tensor, labels: Tensor, start: Tensor, options
 def draw_start(images: Tensor, options: AdversarialOptions, generator: torch.Generator) -> Tensor:
     """The first perturbation of every image, from a CPU generator: uniform in the ball, for TRADES a small normal."""
     if options.method == "trades":
-        return torch.empty(images.shape).normal_(0, TRADES_START, generator=generator).to(images.device)
+        return normal_start(images, generator)
     return uniform_start(images, options.radius, generator)
 
 
@@ -130,34 +73,21 @@ def adversarial_step(
 ) -> tuple[Tensor, Tensor]:
     """Craft, then one update. Arguments and results as tasks.step.train_step's; `start` is None for "standard".
 
-    pgd, fgsm_rs: the cross entropy of the examples. trades: that of the images + beta * KL(images || examples), mean
-    over N; both forwards move running statistics once each, images first.
+    standard: the cross entropy of the images. pgd, fgsm_rs: that of the examples. trades: see `trades_step`.
     """
+    place: dict[str, Any] = {"progress": progress, "step": step}
     if start is None:
-        return train_step(net, optimizer, images, labels, options.told, progress=progress, step=step)
+        return train_step(net, optimizer, images, labels, options.told, **place)
     examples = craft(net, images, labels, start, options)
-    if options.method != "trades":
-        return train_step(net, optimizer, examples, labels, options.told, progress=progress, step=step)
-
-    def forward() -> tuple[Tensor, Tensor]:
-        with told(net, images, options.told, domain=CLEAN):
-            clean = net(images)
-        with told(net, examples, options.told, domain=ADVERSARIAL):
-            return clean, net(examples)
-
-    clean, attacked = (wide(logits) for logits in forward())
-    target, moved = F.log_softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
-    loss = F.cross_entropy(clean, labels)
-    loss = loss + (options.trades_beta or 0.0) * F.kl_div(moved, target, reduction="batchmean", log_target=True)
-    update(loss, net, optimizer, images=examples, options=options.told, what=f"step {step}")
-    after_update(net, forward, progress)
-    return loss.detach(), (attacked.detach().argmax(1) == labels).sum()
+    if options.method == "trades":
+        return trades_step(net, optimizer, images, examples, labels, options, **place)
+    return train_step(net, optimizer, examples, labels, options.told, **place)
 
 
 def train(
     net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext, memory: PeakMemory
-) -> dict[str, float]:
-    """Train `net` in place; the journal gets one row per epoch. Returns the cost metrics."""
+) -> Loop:
+    """Train `net` in place; the journal gets one row per epoch."""
     optimizer = options.trained_by(net)
     augmentation, starts = context.generator("augmentation"), context.generator("starts")
     batches = stream(data.train, options.batch_size, context.generator("order"))
@@ -182,7 +112,7 @@ def train(
         what = f"validation after step {loop.step}"
         val = evaluate(net, in_order(data.val, options), options.precision, what, options.deployed)
         epoch.row["val_top1"] = val.top1
-    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
+    return loop
 
 
 def scaled(images: Tensor, options: AdversarialOptions) -> Tensor:

@@ -42,7 +42,7 @@ RADIUS = 0.01
 
 @dataclass(frozen=True)
 class SearchStepOptions:
-    """How a pair of batches becomes one search step.
+    """Options of one search step on a pair of batches.
 
     Args:
         slices: norm batches in each SGD batch; slice k is x[k::slices].
@@ -212,7 +212,8 @@ def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _descend(
     optimizer: torch.optim.SGD, groups: Sequence[tuple[list[Tensor], dict[str, float]]], gradients: list[Tensor]
 ) -> None:
-    """What `optimizer.step()` would do with these gradients, without changing its momentum; `gradients` is used up."""
+    """Change the weights as `optimizer.step()` would with these gradients, and not its momentum; `gradients` is used
+    up."""
     at = 0
     for params, group in groups:
         own = gradients[at : at + len(params)]

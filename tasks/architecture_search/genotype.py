@@ -33,7 +33,7 @@ OPERATIONS = (
 )
 """The candidates of every edge, in the published order."""
 CHOICES = OPERATIONS[1:]
-"""What a derived cell may contain."""
+"""The operations that a derived cell may contain."""
 NODES, INPUTS = 4, 2
 EDGES = sum(INPUTS + node for node in range(NODES))
 CELLS = ("normal", "reduce")
@@ -241,4 +241,4 @@ PUBLISHED: dict[str, Genotype] = {
         ),
     ),
 }
-"""What first- and second-order DARTS found on CIFAR-10, as published with the paper's code."""
+"""The architectures that first- and second-order DARTS found on CIFAR-10, as published with the paper's code."""

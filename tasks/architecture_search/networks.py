@@ -33,7 +33,7 @@ MixingWeights = Sequence[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell stands: its channels, those of its inputs, whether it and the cell before it are reductions."""
+    """A cell's place: its channels, those of its inputs, and whether it and the cell before it are reductions."""
 
     before_last: int
     last: int
@@ -78,7 +78,7 @@ def check_size(shape: tuple[int, ...], auxiliary: bool = False) -> None:
 
 
 class _Preprocessed(nn.Module):
-    """What both kinds of cells share: their two inputs brought to (N, C, H, W) of one size."""
+    """Base of both kinds of cells: brings their two inputs to (N, C, H, W) of one size."""
 
     def __init__(self, place: Place, *, norm: NormFactory, affine: bool, device: Device):
         super().__init__()
@@ -212,7 +212,7 @@ class SearchNetwork(nn.Module):
         norm: a factory from `make_norm`; only the stem's norm has an affine.
         in_channels: channels of the images.
         num_classes: K.
-        device: where it is built; on "meta" nothing is initialized.
+        device: of the parameters; on "meta" nothing is initialized.
         generator: purpose -> CPU generator (RunContext.generator), for weights by name and the architecture; None
             leaves the constructors' own weights and an architecture of zeros.
 
@@ -278,7 +278,7 @@ class DerivedNetwork(_Backbone):
         in_channels: channels of the images.
         num_classes: K.
         auxiliary: add an `AuxiliaryHead`, for training only.
-        device: where it is built; on "meta" nothing is initialized.
+        device: of the parameters; on "meta" nothing is initialized.
         generator: purpose -> CPU generator, for weights by name; None leaves the constructors' own.
 
     Raises:
@@ -314,7 +314,7 @@ class DerivedNetwork(_Backbone):
         return sum(sum(cell.droppable) for cell in self.cells)  # type: ignore[misc, arg-type]
 
     def parameters_without_auxiliary(self) -> int:
-        """How many numbers are learned, as papers count them: the auxiliary head serves training only."""
+        """The number of learned values as papers count them: without the auxiliary head of training."""
         return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("auxiliary."))
 
     def logits(self, x: Tensor, keep: Tensor | None = None) -> list[Tensor]:
@@ -344,7 +344,7 @@ class DerivedNetwork(_Backbone):
 
 
 def drop_path_factors(paths: int, samples: int, probability: float, generator: torch.Generator) -> Tensor:
-    """What drop-path multiplies with: 0 with `probability`, else 1 / (1 - probability), per path and sample.
+    """The factors of drop-path: 0 with `probability`, else 1 / (1 - probability), per path and sample.
 
     Drawn on the generator's device; (paths, samples, 1, 1, 1).
     """

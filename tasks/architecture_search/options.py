@@ -8,10 +8,11 @@ import torch
 from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from tasks import data as datasets
 from tasks.architecture_search.genotype import PUBLISHED, Genotype, read_genotype
 from tasks.architecture_search.networks import check_size, places
 from tasks.base import Setting
-from tasks.data import Augmentation, dataset_info
+from tasks.data import Augmentation
 from tasks.options import (
     NEWER,
     Batch,
@@ -161,7 +162,8 @@ class ArchitectureSearchOptions(Options):
     @model_validator(mode="wrap")
     @classmethod
     def _of_use(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """What no optimizer and no schedule uses goes back to its default, so that a grid over it repeats no run."""
+        """Options that no optimizer and no schedule uses go back to their defaults, so that a grid over them repeats no
+        run."""
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
@@ -222,17 +224,17 @@ class ArchitectureSearchOptions(Options):
                 f"search_learning_rate_min {self.search_learning_rate_min:g} is above search_learning_rate "
                 f"{self.search_learning_rate:g}"
             )
-        if self.recalibration_images < self.shared(self.retrain_batch_size):
+        if self.recalibration_images < self.norm_batch(self.retrain_batch_size):
             raise ValueError(
                 f"recalibration_images {self.recalibration_images} is below the norm batch of "
-                f"{self.shared(self.retrain_batch_size)} images"
+                f"{self.norm_batch(self.retrain_batch_size)} images"
             )
         shape = self.image_shape
         if shape is not None:
             check_size(shape, self.auxiliary_weight > 0)
         return self
 
-    def shared(self, batch_size: int) -> int:
+    def norm_batch(self, batch_size: int) -> int:
         """Images that share statistics in SGD batches of this size."""
         return self.norm_batch_size or batch_size
 
@@ -267,8 +269,8 @@ class ArchitectureSearchOptions(Options):
         return sgd(net, momentum=self.momentum, nesterov=False, **groups)
 
     def told(self, batch_size: int) -> StepOptions:
-        """What an update on a batch of this size is told."""
-        slices = batch_size // self.shared(batch_size)
+        """The options of an update on a batch of this size."""
+        slices = batch_size // self.norm_batch(batch_size)
         return StepOptions(slices, precision=self.precision, gradient_clip=self.gradient_clip)
 
     @property
@@ -283,7 +285,7 @@ class ArchitectureSearchOptions(Options):
 
     @property
     def controls(self) -> int:
-        """How many random architectures are retrained."""
+        """The number of random architectures that are retrained."""
         return self.retrain_runs if self.random_architectures is None else self.random_architectures
 
     @property
@@ -294,7 +296,7 @@ class ArchitectureSearchOptions(Options):
 
 def _image_shape(dataset: str, size: int | None) -> tuple[int, int, int] | None:
     try:
-        shape = dataset_info(dataset).image_shape
+        shape = datasets.dataset_info(dataset).image_shape
     except ValueError:  # an unknown name is reported where the data is looked up
         return None
     return shape if shape is None or size is None else (shape[0], size, size)

@@ -5,8 +5,8 @@ architectures of the same space in the same way: without that control an accurac
 random architectures, like the halves, the order of images and all initial weights, depend on the seed alone, so they
 are the same for every norm.
 
-The search space, its networks, the optimizers and the loops are in tasks.darts. No selection: search and retraining
-report their last epoch, and test images decide nothing.
+The search space, its networks, the optimizers and the loops are in the modules beside this one. No selection: search
+and retraining report their last epoch, and test images decide nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from norms.factory import NormFactory, factory_info
 from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
 from tasks import data as datasets
-from tasks.admission import lacking, refusal, try_forward
+from tasks.admission import Host, expected, lacking, refusal
 from tasks.architecture_search.genotype import CHOICES, Genotype, random_genotype
 from tasks.architecture_search.networks import DerivedNetwork, SearchNetwork, check_size
 from tasks.architecture_search.options import ArchitectureSearchOptions
@@ -32,7 +32,6 @@ from tasks.architecture_search.training import (
     Retrained,
     Searched,
     derived,
-    preparation,
     retrain,
     retrain_steps,
     retraining_name,
@@ -41,15 +40,14 @@ from tasks.architecture_search.training import (
 )
 from tasks.base import Diverged, Outcome, RunContext, Setting, Trained
 from tasks.data.images import ImageData, shrink, shrunk
+from tasks.inputs import Prepare, facts_of, preparation
 
-UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 FEW_STEPS = 300
 """Searches of fewer steps show that the machinery works, and nothing about norms: tables then say so."""
 GENOTYPE, DRAWINGS, CONTROLS = "genotype.json", ("genotype.png", "genotype.svg"), "random_genotypes.json"
-_EVERY_OPERATION = [(CHOICES[i % len(CHOICES)], i % 2) for i in range(8)]
-TRIAL = Genotype(normal=tuple(_EVERY_OPERATION), reduce=tuple(_EVERY_OPERATION))
-"""Planning tries a norm in this network before it is known what the search will find."""
+_EVERY = [(CHOICES[i % len(CHOICES)], i % 2) for i in range(8)]
+EVERY_OPERATION = Genotype(normal=tuple(_EVERY), reduce=tuple(_EVERY))
+"""The architecture that planning tries a norm in, before it is known what the search will find."""
 
 
 class ArchitectureSearch:
@@ -103,7 +101,7 @@ class ArchitectureSearch:
 
     def setting(self, options: ArchitectureSearchOptions) -> Setting:
         size = options.search_batch_size if options.genotype is None else options.retrain_batch_size
-        return Setting(options.shared(size), 1, options.image_shape)
+        return Setting(options.norm_batch(size), 1, options.image_shape)
 
     def data_checksum(self, options: ArchitectureSearchOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where it can not be searched or retrained on."""
@@ -124,7 +122,7 @@ class ArchitectureSearch:
         return checksum
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ArchitectureSearchOptions) -> str | None:
-        """None, or why this norm (or the one of retraining) can not train here."""
+        """None if this norm, and the one of retraining, can be trained here, else the reason in one line."""
         retraining, retrains = norm, "in retraining"
         if options.retrain_norm is not None:  # beside the reason stands the name of the other norm
             retraining, retrains = options.retrain_norm.factory(), f'retrain_norm "{options.retrain_norm.label}"'
@@ -132,23 +130,14 @@ class ArchitectureSearch:
             return reason
         if reason := lacking(factory_info(retraining), self.name):
             return f"{retrains}: {reason}"
-        described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
-        shape = options.image_shape or UNKNOWN_SHAPE
-        auxiliary = options.auxiliary_weight > 0
-        search_size = (options.search_channels, options.search_cells, options.search_batch_size)
-        retrain_size = (options.retrain_channels, options.retrain_cells, options.retrain_batch_size)
-        phases = [("retraining", retrains, retraining, (*retrain_size, auxiliary))]
         if options.genotype is None:
-            phases.insert(0, ("search", "in search", norm, (*search_size, False)))
             # poolings are followed by a norm there, and have no weight to pass to it
             if reason := lacking(info, "a search network", ("conv_weight",)):
                 return reason
-        for phase, where, each, size in phases:
-            shared = options.shared(size[2])
-            reason = lacking(factory_info(each), phase, slices=size[2] // shared)
-            if reason := reason or _refusal(phase, each, size, shared, shape, classes):
-                return f"{where}: {reason}"
+            if reason := refusal(norm, info, _host_of_search(options)):
+                return f"in search: {reason}"
+        if reason := refusal(retraining, factory_info(retraining), _host_of_retraining(options)):
+            return f"{retrains}: {reason}"
         return None
 
     def steps(self, options: ArchitectureSearchOptions, data_dir: Path) -> int:
@@ -160,12 +149,12 @@ class ArchitectureSearch:
 
     def network(
         self, norm: NormFactory, options: ArchitectureSearchOptions, facts: Mapping[str, Any]
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling: the first retrained network of the found architecture, with the auxiliary head that
         it had in training. Images of the data set's own size are averaged down as the option `image_size` says."""
         genotype = Genotype.model_validate(facts["genotype"])
         net = derived(genotype, _retraining(norm, options), facts["in_channels"], facts["num_classes"], options)
-        prepare, side = preparation(facts["mean"], facts["std"], options), options.image_size
+        prepare, side = preparation(facts["mean"], facts["std"], options.memory_format), options.image_size
 
         def prepared(images: Tensor) -> Tensor:
             return prepare(images if side in (None, images.shape[-1]) else shrunk(images, side))
@@ -200,7 +189,7 @@ class ArchitectureSearch:
         artifacts = _write(genotype, controls, context.folder)
 
         def attempt(architecture: Genotype, number: int, control: bool) -> dict[str, Any] | str:
-            """What is left of it, or why a control diverged."""
+            """The fields of its Retrained, or the reason for which a control diverged."""
             try:
                 return vars(retrain(architecture, retraining, data, options, context, number, control))
             except Diverged as error:
@@ -239,8 +228,7 @@ class ArchitectureSearch:
         }
         trained = None
         if found[0].weights is not None:
-            facts = {"genotype": genotype.model_dump(mode="json"), "in_channels": data.image_shape[0]}
-            facts |= {"num_classes": data.num_classes, "mean": data.mean, "std": data.std}
+            facts = facts_of(data) | {"genotype": genotype.model_dump(mode="json")}
             trained = Trained(found[0].weights, facts)
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, context.journal.rows, artifacts, evidence, trained)
@@ -255,7 +243,7 @@ def _retraining(norm: NormFactory, options: ArchitectureSearchOptions) -> NormFa
 
 
 def _scale(options: ArchitectureSearchOptions, data: ImageData) -> dict[str, Any]:
-    """How long the search is, for the evidence of a run, however it ends."""
+    """The evidence of the search's length, for runs that end and for runs that diverge."""
     if options.genotype is not None:
         return {"search_steps": 0}
     steps = search_steps(options, len(data.train))
@@ -320,30 +308,28 @@ def _equals(
     return names.pop() if len(names) == 1 and options.retrain_norm is None else None
 
 
-def _refusal(
+def _host_of_search(options: ArchitectureSearchOptions) -> Host:
+    size = {"channels": options.search_channels, "cells": options.search_cells}
+    return _host("search", SearchNetwork, size, options.search_batch_size, options)
+
+
+def _host_of_retraining(options: ArchitectureSearchOptions) -> Host:
+    size = {"channels": options.retrain_channels, "cells": options.retrain_cells}
+    facts = {"genotype": EVERY_OPERATION, "auxiliary": options.auxiliary_weight > 0}
+    return _host("retraining", DerivedNetwork, size | facts, options.retrain_batch_size, options)
+
+
+def _host(
     phase: str,
-    norm: NormFactory,
-    size: tuple[int, int, int, bool],
-    shared: int,
-    shape: tuple[int, int, int],
-    classes: int,
-) -> str | None:
-    """The text of the ValueError with which this norm refuses the network of a phase, or None.
-
-    Args:
-        size: channels, cells, SGD batch, auxiliary head.
-    """
-    channels, cells, batch, auxiliary = size
-
-    def forward(device: str, shared: int) -> None:
-        facts: dict[str, Any] = {"norm": norm, "in_channels": shape[0], "num_classes": classes, "device": device}
-        if phase == "search":
-            net: nn.Module = SearchNetwork(channels, cells, **facts)
-        else:
-            net = DerivedNetwork(TRIAL, channels, cells, auxiliary=auxiliary, **facts)
-        try_forward(net, shape, batch // shared, shared, device)
-
-    return refusal(norm, forward, shared, shape, (TASK.name, phase, *size, classes))
+    build: Callable[..., nn.Module],
+    network: dict[str, Any],
+    batch_size: int,
+    options: ArchitectureSearchOptions,
+) -> Host:
+    shape, classes = expected(options.dataset, options.num_classes)
+    shape, norm_batch = options.image_shape or shape, options.norm_batch(batch_size)
+    network = network | {"in_channels": shape[0], "num_classes": classes}
+    return Host(phase, build, network, shape, norm_batch, batch_size // norm_batch)
 
 
 def _load(dataset: str, data_dir: Path, classes: int | None, size: int | None) -> ImageData:

@@ -15,7 +15,7 @@ that fill no batch are left out of an epoch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from tasks.architecture_search.networks import Architecture, DerivedNetwork, Sea
 from tasks.architecture_search.options import ArchitectureSearchOptions
 from tasks.base import RunContext
 from tasks.cost import PeakMemory, norm_sizes
-from tasks.data.batches import augment, cutout, normalize, ordered_batches
+from tasks.data.batches import augment, cutout, ordered_batches
 from tasks.data.images import ImageData, Split
 from tasks.data.reading import stream
 from tasks.evaluate import (
@@ -50,13 +50,14 @@ from tasks.evaluate import (
     recalibrated,
     recalibration_batches,
 )
+from tasks.inputs import preparation
 from tasks.loop import Loop, epoch_ends
 from tasks.step import told, update
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search leaves: plain values, so that they can be stored.
+    """The result of a search: plain values, so that they can be stored.
 
     Attributes:
         genotype: derived from the last architecture, as JSON.
@@ -80,7 +81,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Retrained:
-    """What one retraining leaves: accuracies as fractions, at the last epoch. `weights`: the network's state_dict,
+    """The result of one retraining: accuracies as fractions, at the last epoch. `weights`: the network's state_dict,
     where it is kept."""
 
     top1: float
@@ -98,7 +99,7 @@ class Images:
 
     def __init__(self, data: ImageData, options: ArchitectureSearchOptions):
         self.data, self.augmentation = data, options.augmentation
-        self.prepare = preparation(data.mean, data.std, options)
+        self.prepare = preparation(data.mean, data.std, options.memory_format)
 
     def augmented(self, batch: Batch, draws: torch.Generator, hole: int) -> Batch:
         """`hole`: side of the cutout."""
@@ -107,17 +108,6 @@ class Images:
 
     def in_order(self, part: Split) -> Iterator[Batch]:
         return ((self.prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
-
-
-def preparation(
-    mean: Sequence[float], std: Sequence[float], options: ArchitectureSearchOptions
-) -> Callable[[Tensor], Tensor]:
-    """What makes a network's input of images (N, C, H, W), 0 to 255."""
-
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-    return prepare
 
 
 def halves(train: Split, context: RunContext) -> tuple[Split, Split]:
@@ -341,13 +331,13 @@ def _measure(
     mates = data.test.images[:SHIFT_PROBE]
     mended = final
     if keeps_stats(net):
-        shared = options.shared(options.retrain_batch_size)
-        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), shared)
+        norm_batch = options.norm_batch(options.retrain_batch_size)
+        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), norm_batch)
         chosen = torch.randperm(len(data.train), generator=generator("recalibration"))[:count]
         draws = generator("recalibration augmentation")
         parts = data.train.images[chosen.to(data.train.images.device)].split(group)
         batches = (images.prepare(augment(part, draws, images.augmentation)) for part in parts)
-        fresh = recalibrated(net, batches, group // shared, options.precision)
+        fresh = recalibrated(net, batches, group // norm_batch, options.precision)
         mended = evaluate(fresh, images.in_order(data.test), options.precision, f"{name}, test, recalibrated")
     return Retrained(
         top1=final.top1,
@@ -361,12 +351,12 @@ def _measure(
 
 
 def search_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
-    """How many steps a search on so many training images takes."""
+    """The number of steps of a search on so many training images."""
     return _steps(train_images // 2, options.search_batch_size, options.search_epochs, options.search_max_steps)
 
 
 def retrain_steps(options: ArchitectureSearchOptions, train_images: int) -> int:
-    """How many steps one retraining takes."""
+    """The number of steps of one retraining."""
     return _steps(train_images, options.retrain_batch_size, options.retrain_epochs, options.retrain_max_steps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -35,15 +35,18 @@ class ClassificationOptions(SupervisedOptions):
     single_class_groups: Batch[int | None] = None
     final_pass: Literal["none", "class_sorted"] = "none"
 
+    def backbone(self, classes: int, channels: int) -> dict[str, Any]:
+        return {**super().backbone(classes, channels), "zero_init_last_gamma": self.zero_init_last_gamma}
+
     @property
     def told(self) -> StepOptions:
         return replace(super().told, label_smoothing=self.label_smoothing)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationOptions:
-        if self.recalibration_images < self.shared:
+        if self.recalibration_images < self.norm_batch:
             raise ValueError(
-                f"recalibration_images {self.recalibration_images} is below the norm batch of {self.shared} images"
+                f"recalibration_images {self.recalibration_images} is below the norm batch of {self.norm_batch} images"
             )
         if self.single_class_groups is not None and self.batch_size % self.single_class_groups:
             raise ValueError(

@@ -1,15 +1,15 @@
 """Image classification: one network, one data set; what changes with the norm and with its batch.
 
 The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
-below `batch_size` a batch is forwarded in slices x[k::K] and updated once, which isolates the statistics; lowering
-both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
+below `batch_size` a batch x is forwarded in norm batches x[k::slices] and updated once, which isolates the statistics;
+lowering both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
 
 No selection: the reported checkpoint is the last epoch. Test images decide nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from norms.factory import NormFactory
 from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
 from tasks import data as datasets
-from tasks.admission import lacking, refusal, try_forward
+from tasks.admission import Host, expected, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.classification.options import ClassificationOptions
-from tasks.cost import PeakMemory, norm_sizes
-from tasks.data.batches import augment, normalize
+from tasks.cost import PeakMemory
+from tasks.data.batches import augment
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
 from tasks.data.reading import Part, by_class, in_order, select, stream
@@ -39,14 +39,15 @@ from tasks.evaluate import (
     recalibrated,
     recalibration_batches,
 )
+from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Loop, epoch_ends
 from tasks.nets.models import build_net
 from tasks.step import autocast, train_step
 
 TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
-UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 224, 224), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+UNKNOWN_SHAPE = (3, 224, 224)
+"""The shape that planning assumes of a folder of images."""
 Data = ImageData | FolderData
 
 
@@ -90,7 +91,7 @@ class Classification:
 
     def setting(self, options: ClassificationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape
-        return Setting(norm_batch_size=options.shared, num_domains=1, image_shape=shape)
+        return Setting(norm_batch_size=options.norm_batch, num_domains=1, image_shape=shape)
 
     def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these options can not be run on it."""
@@ -112,13 +113,10 @@ class Classification:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: ClassificationOptions) -> str | None:
-        """None, or why this norm can not train here."""
-        if reason := lacking(info, self.name, slices=options.slices):
-            return reason
-        described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
-        shape = described.image_shape or UNKNOWN_SHAPE
-        return _refusal(norm, options, shape, classes)
+        """None if this norm can be trained here, else the reason in one line."""
+        shape, classes = expected(options.dataset, options.num_classes, UNKNOWN_SHAPE)
+        backbone = options.backbone(classes, shape[0])
+        return refusal(norm, info, Host(self.name, build_net, backbone, shape, options.norm_batch, options.slices))
 
     def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -127,26 +125,23 @@ class Classification:
 
     def network(
         self, norm: NormFactory, options: ClassificationOptions, facts: Mapping[str, Any]
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling."""
-        net = _build(norm, options, facts["num_classes"], facts["in_channels"])
-        return net, _preparation(facts["mean"], facts["std"], options)
+        net = _build(norm, options, facts)
+        return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: ClassificationOptions, context: RunContext) -> Outcome:
         data = _open(options, context)
         memory = PeakMemory(context.device)
-        channels = data.image_shape[0]
-        net = _build(norm, options, data.num_classes, channels, device=context.device, generator=context.generator)
+        facts = facts_of(data)
+        net = _build(norm, options, facts, device=context.device, generator=context.generator)
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            cost = _train(net, data, options, context, memory)
+            loop = _train(net, data, options, context, memory)
         metrics, evidence = _measure(net, data, options, context)
         history = context.journal.rows
-        metrics["val_top1"] = history[-1]["val_top1"]
-        metrics |= cost
-        parameters, buffers = norm_sizes(net)
-        metrics |= {"norm_parameters": float(parameters), "norm_buffers": float(buffers)}
+        metrics |= loop.costs(net) | {"val_top1": history[-1]["val_top1"]}
         evidence |= {
             "data": data.kind,
             "selection": "last epoch",
@@ -156,7 +151,6 @@ class Classification:
             "train_images": len(data.train),
             "test_images": len(data.test),
         }
-        facts = {"num_classes": data.num_classes, "in_channels": channels, "mean": data.mean, "std": data.std}
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
 
@@ -164,27 +158,17 @@ class Classification:
 TASK = Classification()
 
 
-def _build(norm: NormFactory, options: ClassificationOptions, classes: int, channels: int, **where: Any) -> nn.Module:
-    net = build_net(
-        options.model,
-        norm,
-        num_classes=classes,
-        in_channels=channels,
-        width=options.width,
-        zero_init_last_gamma=options.zero_init_last_gamma,
-        **where,
-    )
-    return options.ready(net)
+def _build(norm: NormFactory, options: ClassificationOptions, facts: Mapping[str, Any], **where: Any) -> nn.Module:
+    backbone = options.backbone(facts["num_classes"], facts["in_channels"])
+    return options.ready(build_net(norm=norm, **backbone, **where))
 
 
-def _train(
-    net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory
-) -> dict[str, float]:
-    """Train `net` in place; the journal gets one row per epoch. Returns the cost metrics."""
+def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory) -> Loop:
+    """Train `net` in place; the journal gets one row per epoch."""
     optimizer = options.trained_by(net)
     augmentation = context.generator("augmentation")
     batches = _stream(data.train, options, context.generator("order"))
-    prepare = _preparation(data.mean, data.std, options)
+    prepare = preparation(data.mean, data.std, options.memory_format)
     total = options.total_steps(len(data.train))
     loop = Loop(
         context,
@@ -209,7 +193,7 @@ def _train(
         epoch.row["val_top1"] = evaluate(net, validation, options.precision, what).top1
     if options.final_pass == "class_sorted":
         _sorted_pass(net, data.train, options, context, prepare)
-    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
+    return loop
 
 
 def _stream(part: Part, options: ClassificationOptions, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
@@ -224,13 +208,13 @@ def _sorted_pass(
     part: Part,
     options: ClassificationOptions,
     context: RunContext,
-    prepare: Callable[[Tensor], Tensor],
+    prepare: Prepare,
 ) -> None:
-    """What momentum averages become when the last images they saw are sorted by class; weights stay."""
+    """Move running averages once more over the training images, sorted by class; no weight changes."""
     labels = part.labels.cpu()
-    whole = labels.argsort(stable=True)[: len(labels) // options.shared * options.shared]
+    whole = labels.argsort(stable=True)[: len(labels) // options.norm_batch * options.norm_batch]
     draws = context.generator("augmentation of the final pass")
-    for index in whole.split(options.shared):
+    for index in whole.split(options.norm_batch):
         images = augment(select(part, index).images.to(context.device), draws, options.augmentation)
         with autocast(context.device, options.precision):
             net(prepare(images))
@@ -239,8 +223,8 @@ def _sorted_pass(
 def _measure(
     net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
-    prepare = _preparation(data.mean, data.std, options)
+    """The metrics that are measured after the last epoch, and their evidence."""
+    prepare = preparation(data.mean, data.std, options.memory_format)
 
     def measured(network: nn.Module, part: Part, what: str) -> Evaluation:
         return evaluate(network, _in_order(part, prepare, context.device), options.precision, what)
@@ -258,25 +242,16 @@ def _measure(
     }
     evidence: dict[str, Any] = {"constant_output": final.constant}
     if keeps_stats(net):
-        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.shared)
+        count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.norm_batch)
         chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
         images = select(data.train, chosen).to(context.device).images
         for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
             draws = context.generator("recalibration augmentation")
             batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
-            mended = recalibrated(net, batches, group // options.shared, options.precision)
+            mended = recalibrated(net, batches, group // options.norm_batch, options.precision)
             metrics[name] = measured(mended, data.test, f"test, {name}").top1
         evidence["recalibration_images"] = count
     return metrics, evidence
-
-
-def _preparation(
-    mean: Sequence[float], std: Sequence[float], options: ClassificationOptions
-) -> Callable[[Tensor], Tensor]:
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-    return prepare
 
 
 def _open(options: ClassificationOptions, context: RunContext) -> Data:
@@ -288,27 +263,6 @@ def _open(options: ClassificationOptions, context: RunContext) -> Data:
     return datasets.open_folder(options.dataset, context.data_dir)
 
 
-def _in_order(part: Part, prepare: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_order(part: Part, prepare: Prepare, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches for evaluation, normalized."""
     return ((prepare(images.to(device)), labels.to(device)) for images, labels in in_order(part, EVALUATION_BATCH))
-
-
-def _refusal(
-    norm: NormFactory, options: ClassificationOptions, shape: tuple[int, int, int], classes: int
-) -> str | None:
-    """The text of the ValueError with which this norm refuses these shapes, or None."""
-
-    def forward(device: str, shared: int) -> None:
-        net = build_net(
-            options.model,
-            norm,
-            num_classes=classes,
-            in_channels=shape[0],
-            width=options.width,
-            zero_init_last_gamma=options.zero_init_last_gamma,
-            device=device,
-        )
-        try_forward(net, shape, options.slices, shared, device)
-
-    network = (TASK.name, options.model, options.width, options.zero_init_last_gamma, options.slices, classes)
-    return refusal(norm, forward, options.shared, shape, network)

@@ -1,4 +1,4 @@
-"""How a task under check is made to run: small, watched, and stopped wherever one wants it."""
+"""Runs of a task under check: small, watched, and stopped at any place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks.base import Diverged, Outcome, RunContext, Task
 from tasks.journal import Interrupted, Journal, Position, Row, State
 
 TIMED = ("seconds", "_memory_mb")
-"""How the names of those metrics and columns end that may differ between equal runs."""
+"""Endings of the names of metrics and columns that may differ between equal runs."""
 Stop = tuple[Any, ...]
 
 
@@ -42,7 +42,7 @@ class Stopped(Journal):
             a signal comes (`Subject.run` tells of these).
 
     Attributes:
-        stored: what the run goes on from, once it has left; at first the given state.
+        stored: the state that the run goes on from, once it has left; at first the given one.
         ends: updates at the end of every epoch that this process finished.
         items: (name, number, updates so far) of every item of `each` that it finished.
     """
@@ -105,18 +105,18 @@ def reread(state: State) -> State:
 
 @dataclass
 class Made:
-    """What came of a run, or of the processes that made it in turn.
+    """The result of a run, or of the processes that made it in turn.
 
     Attributes:
         outcome: None where it diverged or left.
-        diverged: what it raised then.
+        diverged: the error of a run that diverged.
         journal: of the last process.
         updates: steps of optimizers, in all processes.
-        processes: how many there were.
+        processes: the number of processes.
         files: artifact -> content.
         reports: finished fractions, in order.
         evaluations: forwards of norms in evaluation mode since the last update, in the last process.
-        strays: what was written outside the run's folder.
+        strays: files written outside the run's folder.
     """
 
     journal: Stopped
@@ -146,7 +146,7 @@ class Subject:
 
     Attributes:
         kind: of the planted data; "": the task reads data of its own.
-        data_dir: where its data are.
+        data_dir: folder of its data.
         folder: for everything that runs write.
         limit: seconds of one run.
     """

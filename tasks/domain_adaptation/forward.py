@@ -1,4 +1,4 @@
-"""How source and target reach the backbone: together or one after the other, and what its norms are told."""
+"""The forwards of source and target through the backbone, together or one after the other, and the domains told."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def forward_target(net: AdaptationNet, source: Tensor, target: Tensor, options: 
 
 
 def facts(source: Tensor, target: Tensor, options: DomainAdaptationOptions) -> StepOptions:
-    """What an update on a batch [source; target] is told."""
+    """The options of an update on a batch [source; target]."""
     # on the CPU, where norms look at it without waiting for the device
     domains = torch.tensor([SOURCE, TARGET]).repeat_interleave(torch.tensor([len(source), len(target)]))
     return replace(options.told, domain=domains)

@@ -1,4 +1,4 @@
-"""What the methods minimize, each as a function of features and logits, and the score without labels.
+"""The losses of the methods as functions of features and logits, and the score without labels.
 
     DANN     Ganin et al. 2016, arXiv:1505.07818     discriminator on features, gradient reversed
     CDAN+E   Long et al. 2018, arXiv:1705.10667      discriminator on features x predictions, certain images count more

@@ -79,21 +79,13 @@ def build(
         norm: a factory from `make_norm`.
         options: model, width and method.
         channels, classes: of the images.
-        device: where it is built; on "meta" nothing is drawn.
+        device: of the parameters; on "meta" nothing is drawn.
         generator: purpose -> CPU generator (RunContext.generator).
 
     Raises:
         ValueError: what the norm refuses.
     """
-    backbone = build_net(
-        options.model,
-        norm,
-        num_classes=classes,
-        in_channels=channels,
-        width=options.width,
-        device=device,
-        generator=generator,
-    )
+    backbone = build_net(norm=norm, **options.backbone(classes, channels), device=device, generator=generator)
     net = AdaptationNet(backbone, without_head(backbone), classes, options, device)
     if generator is not None and torch.device(device).type != "meta":
         for name, part in (("heads", net.heads), ("discriminator", net.discriminator)):

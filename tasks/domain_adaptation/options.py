@@ -19,7 +19,7 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     "cdan_e": _ADVERSARIAL,
     "mcd": {"forward": "joint", "mcd_steps": 4},
 }
-"""What each method is told beside the common options, with defaults; options of other methods are null."""
+"""method -> its options beside the common ones, with defaults; options of other methods are null."""
 
 
 class DomainAdaptationOptions(SupervisedOptions):
@@ -68,8 +68,8 @@ class DomainAdaptationOptions(SupervisedOptions):
     def _two_domains(self) -> DomainAdaptationOptions:
         if self.source == self.target:
             raise LeftOut(f'source and target are both "{self.source}"; two domains are needed')
-        if self.adabn_images < self.shared:
-            raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.shared} images")
+        if self.adabn_images < self.norm_batch:
+            raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.norm_batch} images")
         return self
 
     @property
@@ -79,5 +79,5 @@ class DomainAdaptationOptions(SupervisedOptions):
 
     @property
     def target_domain(self) -> int:
-        """What norms are told of target images."""
+        """The domain of target images, as norms are told it."""
         return TARGET if self.num_domains == 2 else SOURCE

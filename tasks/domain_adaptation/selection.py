@@ -1,4 +1,4 @@
-"""Which epoch is reported: the last one, and what other rules would have chosen, from the same run.
+"""The choice of the reported epoch: the last one, and the choices of other rules from the same run.
 
 Every epoch's network is measured; a rule is then a column of the history. Rules that need no target label see the
 target as images alone; the oracle's column and the scores come from `score`, the only function that is given target
@@ -7,7 +7,7 @@ labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from tasks.data.images import Split
 from tasks.domain_adaptation.losses import information
 from tasks.domain_adaptation.options import SOURCE
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate, evaluating
+from tasks.inputs import Prepare
 from tasks.step import Precision, autocast
-
-Prepare = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W), uint8 -> normalized, as the network takes them."""
 
 RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"}
 """Selection rule -> the column of the history whose largest value it takes; the earliest of equal ones."""
@@ -45,7 +43,7 @@ def observe(
     what: str,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """What may choose an epoch: source validation accuracy, and information maximization on target images.
+    """The scores that may choose an epoch: source validation accuracy, and information maximization on target images.
 
     Args:
         net: evaluated as it is; in its mode afterwards.

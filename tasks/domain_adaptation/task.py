@@ -9,7 +9,7 @@ the network adapts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,19 @@ from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
 from norms.situation import predict, situation
 from tasks import data as datasets
-from tasks.admission import lacking, refusal, try_forward
+from tasks.admission import Host, expected, in_both_modes, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
-from tasks.cost import PeakMemory, norm_sizes
-from tasks.data.batches import augment, normalize
+from tasks.cost import PeakMemory
+from tasks.data.batches import augment
 from tasks.data.images import ImageData
-from tasks.domain_adaptation.forward import forward_domains
 from tasks.domain_adaptation.networks import AdaptationNet, build
-from tasks.domain_adaptation.options import SOURCE, DomainAdaptationOptions
-from tasks.domain_adaptation.selection import Prepare, choose, measure, observe, score
+from tasks.domain_adaptation.options import SOURCE, TARGET, DomainAdaptationOptions
+from tasks.domain_adaptation.selection import choose, measure, observe, score
 from tasks.domain_adaptation.training import train
 from tasks.evaluate import SHIFT_PROBE, composition_shift, keeps_stats, recalibrated, recalibration_batches
+from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Epoch
-
-UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
+from tasks.nets.models import build_net
 
 
 class DomainAdaptation:
@@ -81,7 +79,7 @@ class DomainAdaptation:
 
     def setting(self, options: DomainAdaptationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape
-        return Setting(options.shared, options.num_domains, shape)
+        return Setting(options.norm_batch, options.num_domains, shape)
 
     def data_checksum(self, options: DomainAdaptationOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these two domains can not serve."""
@@ -91,12 +89,20 @@ class DomainAdaptation:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: DomainAdaptationOptions) -> str | None:
-        """None, or why this norm can not train here."""
-        if reason := lacking(info, self.name, ("context",), options.slices):
-            return reason
-        described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
-        return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
+        """None if this norm can be trained here, else the reason in one line."""
+        shape, classes = expected(options.dataset, options.num_classes)
+        host = Host(
+            self.name,
+            build_net,  # the backbone, where all norms are
+            options.backbone(classes, shape[0]),
+            shape,
+            options.norm_batch,
+            options.slices,
+            ("context",),
+            forward_backbone,
+            {"joint": None if options.num_domains == 1 else options.forward == "joint"},
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: DomainAdaptationOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -107,11 +113,11 @@ class DomainAdaptation:
 
     def network(
         self, norm: NormFactory, options: DomainAdaptationOptions, facts: Mapping[str, Any]
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling. Norms that ask for a domain are told with norms.situation: facts["target_domain"] is
         the target's, 0 the source's."""
         net = build(norm, options, channels=facts["in_channels"], classes=facts["num_classes"])
-        return net, _preparation(facts["mean"], facts["std"], options)
+        return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: DomainAdaptationOptions, context: RunContext) -> Outcome:
         source, target = (
@@ -121,13 +127,7 @@ class DomainAdaptation:
             for domain in (options.source, options.target)
         )
         memory = PeakMemory(context.device)
-        facts = {
-            "num_classes": source.num_classes,
-            "in_channels": source.image_shape[0],
-            "mean": source.mean,
-            "std": source.std,
-            "target_domain": options.target_domain,
-        }
+        facts = facts_of(source) | {"target_domain": options.target_domain}
         net = build(
             norm,
             options,
@@ -136,7 +136,7 @@ class DomainAdaptation:
             device=context.device,
             generator=context.generator,
         )
-        prepare = _preparation(source.mean, source.std, options)
+        prepare = preparation(source.mean, source.std, options.memory_format)
         history = context.journal.rows
         domain, precision = options.target_domain, options.precision
 
@@ -150,13 +150,7 @@ class DomainAdaptation:
             torch.manual_seed(context.generator("training").initial_seed())
             loop = train(net, source.train, target.train.images, options, context, prepare, memory, measured)
             metrics, evidence = _measure(net, source, target, history, prepare, options, context)
-        parameters, buffers = norm_sizes(net)
-        metrics |= {
-            "step_seconds": loop.clock.median(),
-            "peak_memory_mb": loop.peak,
-            "norm_parameters": float(parameters),
-            "norm_buffers": float(buffers),
-        }
+        metrics |= loop.costs(net)
         kinds = {source.kind, target.kind}
         evidence |= {
             "data": kinds.pop() if len(kinds) == 1 else "real and synthetic",
@@ -172,13 +166,6 @@ class DomainAdaptation:
 TASK = DomainAdaptation()
 
 
-def _preparation(mean: Sequence[float], std: Sequence[float], options: DomainAdaptationOptions) -> Prepare:
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-    return prepare
-
-
 def _measure(
     net: AdaptationNet,
     source: ImageData,
@@ -188,7 +175,7 @@ def _measure(
     options: DomainAdaptationOptions,
     context: RunContext,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Everything that is measured after the last epoch, and what the table has to say about it."""
+    """The metrics that are measured after the last epoch, and their evidence."""
     domain, last = options.target_domain, history[-1]
     final = measure(net, source.test, prepare, SOURCE, "source test", options.precision)
     metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}
@@ -222,32 +209,23 @@ def adabn(
     As recalibration in the other tasks: shuffled, with training augmentation, in norm batches of as many images as a
     norm batch of training holds of one domain, pooled.
     """
-    count, group = recalibration_batches(min(options.adabn_images, len(images)), options.shared)
+    count, group = recalibration_batches(min(options.adabn_images, len(images)), options.norm_batch)
     chosen = torch.randperm(len(images), generator=context.generator("adabn"))[:count].to(images.device)
     draws = context.generator("adabn augmentation")
     batches = (prepare(augment(part, draws, options.augmentation)) for part in images[chosen].split(group))
-    return recalibrated(net, batches, group // options.shared, options.precision, options.target_domain), count
+    return recalibrated(net, batches, group // options.norm_batch, options.precision, options.target_domain), count
 
 
-def _refusal(
-    norm: NormFactory, options: DomainAdaptationOptions, shape: tuple[int, int, int], classes: int
-) -> str | None:
-    """The text of the ValueError with which this norm refuses these shapes or forwards, or None."""
-
-    # shapes are the same in every precision, which the meta device has not; and compiling takes minutes
-    plain = options.model_copy(update={"precision": "float32", "compile": False})
-
-    def forward(device: str, shared: int) -> None:
-        net = build(norm, plain, channels=shape[0], classes=classes, device=device)
-        if options.num_domains == 1:
-            try_forward(net, shape, options.slices, shared, device, SOURCE)
-            return
-        slices = min(options.slices, 2)  # as try_forward
-        images = torch.zeros(slices * shared, *shape, device=device)
-        trial = plain.model_copy(update={"batch_size": slices * shared, "norm_batch_size": shared})
-        forward_domains(net, images, images, trial)
-        with situation(net.eval(), options.target_domain):
-            predict(net, images)
-
-    network = (TASK.name, options.model, options.width, options.slices, classes, options.forward)
-    return refusal(norm, forward, options.shared, shape, network)
+def forward_backbone(net: nn.Module, images: Tensor, slices: int, *, joint: bool | None) -> None:
+    """Forward images (N, C, H, W) of each domain as `forward_domains` does, then those of the target in evaluation
+    mode. joint: None where the source is all there is."""
+    if joint is None:
+        in_both_modes(net, images, slices, domain=SOURCE)
+        return
+    apart = [(images, SOURCE), (images, TARGET)]
+    together = [(torch.cat([images, images]), torch.tensor([SOURCE, TARGET]).repeat_interleave(len(images)))]
+    for batch, domain in together if joint else apart:
+        with situation(net.train(), domain=domain, slices=slices):
+            net(batch)
+    with situation(net.eval(), TARGET):
+        predict(net, images)

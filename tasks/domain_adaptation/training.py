@@ -22,7 +22,7 @@ from tasks.domain_adaptation.dann import adversarial_step
 from tasks.domain_adaptation.mcd import mcd_step
 from tasks.domain_adaptation.networks import AdaptationNet
 from tasks.domain_adaptation.options import SOURCE, DomainAdaptationOptions
-from tasks.domain_adaptation.selection import Prepare
+from tasks.inputs import Prepare
 from tasks.loop import Epoch, Loop, epoch_ends
 from tasks.step import train_step
 
@@ -81,7 +81,7 @@ def train(
 
 
 def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
-    """What one update does, and the optimizers whose rate follows the schedule."""
+    """The update of the method, and the optimizers whose rate follows the schedule."""
     if options.method == "mcd":
         of_features, of_heads = options.trained_by(net.backbone), options.trained_by(net.heads)
 

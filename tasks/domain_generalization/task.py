@@ -11,7 +11,7 @@ results. The headline is the last epoch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,16 @@ from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
 from norms.situation import predict, situation
 from tasks import data as datasets
-from tasks.admission import lacking, refusal
+from tasks.admission import Host, expected, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
-from tasks.cost import PeakMemory, norm_sizes
-from tasks.data.batches import normalize
+from tasks.cost import PeakMemory
 from tasks.data.images import ImageData, channel_moments
 from tasks.domain_generalization.options import DomainGeneralizationOptions
-from tasks.domain_generalization.training import Prepare, on_unseen, over_sources, parts_of, train
+from tasks.domain_generalization.training import on_unseen, over_sources, parts_of, train
 from tasks.evaluate import SHIFT_PROBE, composition_shift
+from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Epoch
 from tasks.nets.models import build_net
-
-UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 
 
 class DomainGeneralization:
@@ -72,7 +69,7 @@ class DomainGeneralization:
 
     def setting(self, options: DomainGeneralizationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape
-        return Setting(options.shared, len(options.sources), shape)
+        return Setting(options.norm_batch, len(options.sources), shape)
 
     def data_checksum(self, options: DomainGeneralizationOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these domains can not serve."""
@@ -81,12 +78,20 @@ class DomainGeneralization:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: DomainGeneralizationOptions) -> str | None:
-        """None, or why this norm can not train here, or not be evaluated on a domain that it has not seen."""
-        if reason := lacking(info, self.name, ("context",), options.slices):
-            return reason
-        described = datasets.dataset_info(options.dataset)
-        classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
-        return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
+        """None if this norm can be trained here and evaluated on an unseen domain, else the reason in one line."""
+        shape, classes = expected(options.dataset, options.num_classes)
+        host = Host(
+            self.name,
+            build_net,
+            options.backbone(classes, shape[0]),
+            shape,
+            options.norm_batch,
+            options.slices,
+            ("context",),
+            forward_sources,
+            {"count": len(options.sources)},
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: DomainGeneralizationOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -100,8 +105,8 @@ class DomainGeneralization:
     ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling. An unseen domain is not told; norms.situation tells one of facts["sources"] by its
         position."""
-        net = _build(norm, options, facts["num_classes"], facts["in_channels"])
-        return net, _preparation(facts["mean"], facts["std"], options)
+        net = _build(norm, options, facts)
+        return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
         def load(domain: str) -> ImageData:
@@ -111,23 +116,10 @@ class DomainGeneralization:
         sources, held_out = [load(domain) for domain in options.sources], load(options.held_out)
         mean, std = channel_moments(torch.cat([data.train.images.cpu() for data in sources]))
 
-        prepare = _preparation(mean, std, options)
+        prepare = preparation(mean, std, options.memory_format)
         memory = PeakMemory(context.device)
-        facts = {
-            "num_classes": held_out.num_classes,
-            "in_channels": held_out.image_shape[0],
-            "mean": mean,
-            "std": std,
-            "sources": list(options.sources),
-        }
-        net = _build(
-            norm,
-            options,
-            held_out.num_classes,
-            held_out.image_shape[0],
-            device=context.device,
-            generator=context.generator,
-        )
+        facts = facts_of(held_out) | {"mean": mean, "std": std, "sources": list(options.sources)}
+        net = _build(norm, options, facts, device=context.device, generator=context.generator)
         history, precision = context.journal.rows, options.precision
 
         def measured(epoch: Epoch) -> None:
@@ -144,17 +136,13 @@ class DomainGeneralization:
             of_sources = over_sources(net, tests, prepare, "test of the sources", precision)
             constant = on_unseen(net, held_out, prepare, "at the end", precision).constant
         chosen = max(range(len(history)), key=lambda i: (history[i]["val_top1"], -i))
-        parameters, buffers = norm_sizes(net)
         metrics = {
             "target_top1": history[-1]["target_top1"],
             "target_top1_source_val": history[chosen]["target_top1"],
             "source_top1": of_sources,
             "val_top1": history[-1]["val_top1"],
             "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE]), precision),
-            "step_seconds": loop.clock.median(),
-            "peak_memory_mb": loop.peak,
-            "norm_parameters": float(parameters),
-            "norm_buffers": float(buffers),
+            **loop.costs(net),
         }
         kinds = {data.kind for data in (*sources, held_out)}
         evidence = {
@@ -174,35 +162,15 @@ TASK = DomainGeneralization()
 
 
 def _build(
-    norm: NormFactory, options: DomainGeneralizationOptions, classes: int, channels: int, **where: Any
+    norm: NormFactory, options: DomainGeneralizationOptions, facts: Mapping[str, Any], **where: Any
 ) -> nn.Module:
-    net = build_net(options.model, norm, num_classes=classes, in_channels=channels, width=options.width, **where)
-    return options.ready(net)
+    backbone = options.backbone(facts["num_classes"], facts["in_channels"])
+    return options.ready(build_net(norm=norm, **backbone, **where))
 
 
-def _preparation(mean: Sequence[float], std: Sequence[float], options: DomainGeneralizationOptions) -> Prepare:
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-    return prepare
-
-
-def _refusal(
-    norm: NormFactory, options: DomainGeneralizationOptions, shape: tuple[int, int, int], classes: int
-) -> str | None:
-    """The text of the ValueError with which this norm refuses these shapes or an unseen domain, or None."""
-    count = len(options.sources)
-
-    def forward(device: str, shared: int) -> None:
-        net = build_net(
-            options.model, norm, num_classes=classes, in_channels=shape[0], width=options.width, device=device
-        )
-        slices = min(options.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
-        images = torch.zeros(count * slices * shared, *shape, device=device)
-        domains = torch.arange(count).repeat_interleave(slices * shared)
-        with situation(net.train(), domain=domains, slices=slices):
-            net(images)
-        predict(net.eval(), images)
-
-    network = (TASK.name, options.model, options.width, options.slices, classes, count)
-    return refusal(norm, forward, options.shared, shape, network)
+def forward_sources(net: nn.Module, images: Tensor, slices: int, *, count: int) -> None:
+    """Forward images (N, C, H, W) of each of so many domains in one training batch, then those of an unseen domain."""
+    domains = torch.arange(count).repeat_interleave(len(images))
+    with situation(net.train(), domain=domains, slices=slices):
+        net(images.repeat(count, 1, 1, 1))
+    predict(net.eval(), images)

@@ -15,10 +15,9 @@ from tasks.data.images import ImageData, Split
 from tasks.data.reading import stream
 from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate
+from tasks.inputs import Prepare
 from tasks.loop import Epoch, Loop, epoch_ends
 from tasks.step import Precision, train_step
-
-Prepare = Callable[[Tensor], Tensor]
 
 
 def train(

@@ -1,8 +1,9 @@
-"""Forwards of an episode: whose statistics they use, and what a norm has to see first."""
+"""Forwards of an episode with the right statistics, the support first for norms that need it; the end of an update."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from norms.protocol import NormInfo, norm_modules
 from norms.situation import hold, predict, situation
+from tasks.base import Diverged
 from tasks.evaluate import EVALUATION_BATCH, evaluating
+from tasks.step import StepOptions, update
+
+TrainingEpisode = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Support (S, C, H, W), its labels (S,), query (Q, C, H, W), its labels (Q,)."""
 
 
 def declared(net: nn.Module) -> list[NormInfo]:
@@ -20,12 +26,12 @@ def declared(net: nn.Module) -> list[NormInfo]:
 
 
 def needs_context(net: nn.Module) -> bool:
-    """Whether a norm of `net` has to see the support of an episode before its queries."""
+    """True if a norm of `net` has to see the support of an episode before its queries."""
     return any("context" in info.needs for info in declared(net))
 
 
 def mixes_queries_in_training(net: nn.Module) -> bool:
-    """Whether queries of one batch see each other in training mode; after a context they do not (norms.conformance)."""
+    """True if queries of one batch see each other in training mode; after a context they do not (norms.conformance)."""
     return any(info.mixes_samples and "context" not in info.needs for info in declared(net))
 
 
@@ -79,3 +85,31 @@ def forward_inductive(net: nn.Module, support: Tensor, query: Tensor) -> tuple[T
         first = predict(net, support)
     with situation(net, part="query"):
         return first, forward_alone(net, query)
+
+
+def update_on_mean(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: list[Tensor],
+    images: Tensor,
+    options: StepOptions,
+    step: int,
+) -> None:
+    """The end of each method's update: the mean of the losses, checked, and one step of the optimizer.
+
+    Args:
+        net: in training mode.
+        optimizer: its learning rate is set by the caller.
+        losses: scalars, one of each episode or batch.
+        images: (N, C, H, W) of a forward, for the message of Diverged.
+        options: gradient_clip, and what the forwards were told.
+        step: for the message.
+
+    Raises:
+        Diverged: the mean is not finite.
+    """
+    loss = torch.stack(losses).mean()
+    if needs_context(net) and loss.device.type != "meta" and not math.isfinite(value := loss.item()):
+        # the message of `update` looks at the layers in a forward of its own, which has no context
+        raise Diverged(f"step {step}: the loss is {value}")
+    update(loss, net, optimizer, images=images, options=options, what=f"step {step}")

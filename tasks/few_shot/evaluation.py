@@ -62,12 +62,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Pool:
-    """Where an episode's images come from.
+    """The source of an episode's images.
 
     Args:
         part: stored images, on the run's device.
         look_up: (query, variant) -> images on the scale 0 to 255, see tasks.data.episodes.query_pool.
-        prepare: those -> inputs of the network.
+        prepare: images on that scale -> inputs of the network.
     """
 
     part: Split

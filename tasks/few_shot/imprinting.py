@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.situation import after_update
+from tasks.few_shot.episodic import update_on_mean
 from tasks.few_shot.options import PLAIN
-from tasks.few_shot.steps import update_on_mean
 from tasks.step import StepOptions, told, wide
 
 

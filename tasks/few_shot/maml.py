@@ -25,9 +25,16 @@ from torch import Tensor, nn
 from norms.protocol import norm_modules
 from norms.situation import after_update, hold
 from tasks.data.episodes import Episode
-from tasks.few_shot.episodic import batch_statistics, forward_alone, mixes_queries_in_training, show_context
+from tasks.few_shot.episodic import (
+    TrainingEpisode,
+    batch_statistics,
+    forward_alone,
+    mixes_queries_in_training,
+    show_context,
+    update_on_mean,
+)
 from tasks.few_shot.evaluation import Accuracy, Pool, episode_accuracy
-from tasks.few_shot.options import PLAIN
+from tasks.few_shot.options import PLAIN, FewShotOptions
 from tasks.journal import Journal
 from tasks.step import StepOptions, told, wide
 from tasks.third_party import import_legacy
@@ -90,8 +97,8 @@ class StepStatistics:
 
 
 def _hand_back(clone: nn.Module, net: nn.Module) -> None:
-    """What the norms of a clone keep now, for those of the network, without its graph: a clone shares tensors that are
-    changed in place, but a buffer that a norm replaces, or its extra state, is the clone's alone."""
+    """Hand the state of a clone's norms back to those of the network, without its graph: a clone shares tensors that
+    are changed in place, but a buffer that a norm replaces, or its extra state, is the clone's alone."""
     for (_, own), (_, part) in zip(_parts(net), _parts(clone), strict=True):
         for key, buffer in part._buffers.items():
             if buffer is not own._buffers[key] or (buffer is not None and buffer.requires_grad):
@@ -214,3 +221,35 @@ class Maml:
         """Within the block norms of `net` have the statistics of step `index`, of `steps` the queries'; no-op where
         there is one set for all."""
         return contextlib.nullcontext() if self.sets is None else self.sets.step(net, index)
+
+
+def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
+    """The inner loop of `net`, or None if the method has none. Statistics per step live as long as it."""
+    if options.method != "maml":
+        return None
+    rate, steps, statistics = options.inner_learning_rate, options.inner_steps, options.inner_statistics
+    assert rate is not None
+    assert steps is not None
+    assert statistics is not None
+    sets = StepStatistics(net, steps) if statistics == "per_step" else None
+    return Maml(net, rate, steps, options.order == "first", statistics, sets, options.told)
+
+
+def maml_step(
+    maml: Maml,
+    optimizer: torch.optim.Optimizer,
+    episodes: list[TrainingEpisode],
+    *,
+    progress: float = 0.0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One update of MAML. Arguments and results are those of `prototypical_step`; precision and gradient_clip are those
+    that `maml` is told."""
+    losses, correct = [], []
+    for episode in episodes:
+        loss, logits = maml.meta_loss(*episode)
+        losses.append(loss)
+        correct.append((logits.detach().argmax(1) == episode[3]).sum())
+    update_on_mean(maml.net, optimizer, losses, episodes[-1][2], maml.told, step)
+    maml.after_update([query for _, _, query, _ in episodes], progress)
+    return torch.stack(losses).mean().detach(), torch.stack(correct).sum()

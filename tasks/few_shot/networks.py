@@ -8,6 +8,7 @@ Axis letters: N samples, C channels, H and W space, D embedding, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from norms.factory import NormFactory
 from norms.generators import forked_generators
+from tasks.data.images import ImageData
+from tasks.few_shot.options import FewShotOptions
 from tasks.nets.conv4 import Conv4
 from tasks.nets.init import initialize
 from tasks.nets.resnet12 import STAGES, ResNet12
@@ -72,7 +75,7 @@ def build_few_shot_net(
         image_shape: (C, H, W), at least 16 x 16.
         num_classes: K of the classifier.
         width: channels of the first stage; None: 64.
-        device: where it is built; on "meta" nothing is initialized.
+        device: of the parameters; on "meta" nothing is initialized.
         generator: as tasks.nets.models.build_net's.
 
     Raises:
@@ -97,3 +100,34 @@ def build_few_shot_net(
     if generator is not None and device.type != "meta":
         initialize(net, generator)
     return net
+
+
+def build(
+    norm: NormFactory, options: FewShotOptions, image_shape: tuple[int, int, int], classes: int, **where: Any
+) -> FewShotNet:
+    """The network of a run, in training mode.
+
+    Args:
+        norm: a factory from `make_norm`.
+        options: of the run.
+        image_shape: (C, H, W).
+        classes: of the classifier (`outputs`).
+        where: device and generator, as build_few_shot_net's.
+    """
+    net = build_few_shot_net(
+        options.model,
+        options.method,
+        norm,
+        image_shape=image_shape,
+        num_classes=classes,
+        width=options.width,
+        **where,
+    ).to(memory_format=options.memory_format)
+    if options.compile:
+        net.embedding.compile()
+    return net
+
+
+def outputs(data: ImageData, options: FewShotOptions) -> int:
+    """Classes that a classifier of the method tells apart."""
+    return options.way if options.method == "maml" else len(data.train.labels.unique())

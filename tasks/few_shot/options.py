@@ -43,10 +43,10 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     },
     "imprinting": {"imprinting_batch_size": 64},
 }
-"""What each method's training is told, with defaults; options of other methods are null."""
+"""method -> the options of its training, with defaults; options of other methods are null."""
 MOMENTUM = 0.9
 PLAIN = StepOptions()
-"""What an update is told where nothing is said."""
+"""The options of an update without precision, clipping or domain."""
 
 
 class FewShotOptions(Options):
@@ -205,7 +205,7 @@ class FewShotOptions(Options):
         return self.test_inner_steps or self.inner_steps or 0
 
     @property
-    def shared(self) -> int:
+    def norm_batch(self) -> int:
         """Images that share statistics in a training forward; of MAML's two forwards the smaller, the support's."""
         if self.method == "imprinting":
             return self.imprinting_batch_size or 0
@@ -220,7 +220,7 @@ class FewShotOptions(Options):
 
     @property
     def told(self) -> StepOptions:
-        """What an update is told."""
+        """The options of an update."""
         return StepOptions(precision=self.precision, gradient_clip=self.gradient_clip)
 
     def trained_by(self, net: nn.Module) -> torch.optim.Optimizer:

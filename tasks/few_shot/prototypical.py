@@ -7,14 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.situation import after_update
-from tasks.few_shot.episodic import forward_together
+from tasks.few_shot.episodic import TrainingEpisode, forward_together, update_on_mean
 from tasks.few_shot.heads import prototypical
 from tasks.few_shot.options import PLAIN
-from tasks.few_shot.steps import update_on_mean
 from tasks.step import StepOptions, told, wide
-
-TrainingEpisode = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Support (S, C, H, W), its labels (S,), query (Q, C, H, W), its labels (Q,)."""
 
 
 def prototypical_step(

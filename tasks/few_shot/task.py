@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,21 @@ from norms.factory import NormFactory
 from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
 from tasks import data as datasets
-from tasks.admission import lacking, refusal
+from tasks.admission import Host, expected, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
-from tasks.cost import PeakMemory, norm_sizes
+from tasks.cost import PeakMemory
 from tasks.data.episodes import EpisodeSampler, check_episodes, query_pool, variants_needed
 from tasks.data.images import ImageData, Split
 from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluating, keeps_stats
 from tasks.few_shot.episodic import forward_inductive, forward_together, needs_context
 from tasks.few_shot.evaluation import Accuracy, Pool, evaluate_episodes
 from tasks.few_shot.heads import head_of
-from tasks.few_shot.maml import Maml
-from tasks.few_shot.networks import FewShotNet, build_few_shot_net
+from tasks.few_shot.maml import Maml, learner
+from tasks.few_shot.networks import FewShotNet, build, build_few_shot_net, outputs
 from tasks.few_shot.options import FewShotOptions
-from tasks.few_shot.training import build, learner, outputs, preparation, train
+from tasks.few_shot.training import train
+from tasks.inputs import Prepare, preparation
 from tasks.third_party import check_installed, import_legacy
-
-UNKNOWN_SHAPE = (3, 64, 64)
-"""What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
 
 
 class FewShot:
@@ -81,7 +79,7 @@ class FewShot:
     )
 
     def setting(self, options: FewShotOptions) -> Setting:
-        return Setting(options.shared, 1, datasets.dataset_info(options.dataset).image_shape)
+        return Setting(options.norm_batch, 1, datasets.dataset_info(options.dataset).image_shape)
 
     def data_checksum(self, options: FewShotOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these episodes can not be drawn from it."""
@@ -94,11 +92,24 @@ class FewShot:
         return checksum
 
     def why_not(self, norm: NormFactory, info: NormInfo, options: FewShotOptions) -> str | None:
-        """None, or why this norm can not train here."""
-        if reason := lacking(info, f"{self.name} ({options.method})", ("domain",)):
-            return reason
-        shape = datasets.dataset_info(options.dataset).image_shape or UNKNOWN_SHAPE
-        return _refusal(norm, options, shape)
+        """None if this norm can be trained here, else the reason in one line."""
+        shape, _ = expected(options.dataset, options.way)
+        host = Host(
+            f"{self.name} ({options.method})",
+            build_few_shot_net,
+            {
+                "model": options.model,
+                "method": options.method,
+                "width": options.width,
+                "image_shape": shape,
+                "num_classes": options.way,
+            },
+            shape,
+            options.norm_batch,
+            absent=("domain",),
+            forward=forward_episode,
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: FewShotOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -106,7 +117,7 @@ class FewShot:
 
     def network(
         self, norm: NormFactory, options: FewShotOptions, facts: Mapping[str, Any]
-    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    ) -> tuple[nn.Module, Prepare]:
         """See tasks.base.Telling. Of its `embedding` (N, D) new classes are told apart, by prototypes or imprinted
         weights (tasks.few_shot.heads). The network itself gives, of images (N, C, H, W):
 
@@ -119,7 +130,7 @@ class FewShot:
         the support first: `situation(net, part="context")`, then queries with part="query".
         """
         net = build(norm, options, tuple(facts["image_shape"]), facts["classes"])
-        return net, preparation(facts["mean"], facts["std"], options)
+        return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: FewShotOptions, context: RunContext) -> Outcome:
         data = datasets.load_disjoint(options.dataset, context.data_dir).to(context.device)
@@ -132,29 +143,26 @@ class FewShot:
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
             maml = learner(net, options)
-            cost = train(net, maml, data, options, context, memory)
+            loop = train(net, maml, data, options, context, memory)
             measured = {
                 part: _measure(net, maml, part, getattr(data, part), data, options, context) for part in ("val", "test")
             }
         test, alone = measured["test"], float(measured["test"].inductive.mean())
-        probe = preparation(data.mean, data.std, options)(data.test.images[:SHIFT_PROBE])
+        probe = preparation(data.mean, data.std, options.memory_format)(data.test.images[:SHIFT_PROBE])
         # with statistics per step the network's own were never trained
         of_queries = contextlib.nullcontext() if maml is None else maml.statistics_of(net, maml.steps)
         with of_queries:
             # without a context there is nothing to ask a norm that needs one
             shift = None if needs_context(net) else composition_shift(net, probe, options.precision)
             weights = net.state_dict()
-        parameters, buffers = norm_sizes(net)
         metrics: dict[str, float | None] = {
-            **cost,
+            **loop.costs(net),
             "acc_inductive": alone,
             "acc_transductive": float(test.transductive.mean()),
             "leak": float((test.transductive - test.inductive).mean()),
             "ci95": test.ci95,
             "val_acc": float(measured["val"].inductive.mean()),
             "composition_shift": shift,
-            "norm_parameters": float(parameters),
-            "norm_buffers": float(buffers),
         }
         evidence: dict[str, Any] = {
             "data": data.kind,
@@ -192,7 +200,9 @@ def _measure(
     episodes = sampler.draw_many(count, context.generator(what))
     draws = context.generator(f"{name} query variants")
     pool = Pool(
-        part, query_pool(part, variants, options.query_augmentation, draws), preparation(data.mean, data.std, options)
+        part,
+        query_pool(part, variants, options.query_augmentation, draws),
+        preparation(data.mean, data.std, options.memory_format),
     )
     by_support = options.inductive_statistics == "support" and keeps_stats(net)
     both = name == "test"
@@ -222,8 +232,8 @@ def _check_part(part: str, labels: Tensor, options: FewShotOptions) -> None:
         variants = 1 if options.query_augmentation == "none" else None
         check_episodes(labels, part, way=options.way, shot=options.shot, queries=options.queries, variants=variants)
     elif options.method == "imprinting":
-        if options.shared > len(labels):
-            raise ValueError(f"imprinting_batch_size {options.shared} exceeds the {len(labels)} training images")
+        if options.norm_batch > len(labels):
+            raise ValueError(f"imprinting_batch_size {options.norm_batch} exceeds the {len(labels)} training images")
     else:
         way, queries = options.training_way, options.training_queries
         variants = 1 if options.training_augmentation == "none" else None
@@ -238,23 +248,9 @@ def _labels(dataset: str, data_dir: Path, checksum: str) -> dict[str, Tensor]:
     return {"train": data.train.labels, "val": data.val.labels, "test": data.test.labels}
 
 
-def _refusal(norm: NormFactory, options: FewShotOptions, shape: tuple[int, int, int]) -> str | None:
-    """The text of the ValueError with which this norm refuses these shapes, or None."""
-
-    def forward(device: str, shared: int) -> None:
-        net = build_few_shot_net(
-            options.model,
-            options.method,
-            norm,
-            image_shape=shape,
-            num_classes=options.way,
-            width=options.width,
-            device=device,
-        )
-        support, query = torch.zeros(max(shared, 2), *shape, device=device).tensor_split([1])
-        forward_together(net, support, query)
-        with evaluating(net):
-            forward_inductive(net, support, query)
-
-    network = (TASK.name, options.model, options.width, options.method, options.way)
-    return refusal(norm, forward, options.shared, shape, network)
+def forward_episode(net: nn.Module, images: Tensor, slices: int) -> None:
+    """Forward images (N, C, H, W), N >= 2, as an episode in both modes: the first is the support."""
+    support, query = images.tensor_split([1])
+    forward_together(net, support, query)
+    with evaluating(net):
+        forward_inductive(net, support, query)

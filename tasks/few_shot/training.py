@@ -1,83 +1,31 @@
-"""Training of few-shot networks: the three methods' updates, where their batches come from, the loop."""
+"""Training of few-shot networks: where the methods' batches come from, and the loop."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from norms.factory import NormFactory
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment, normalize
+from tasks.data.batches import augment
 from tasks.data.episodes import EpisodeSampler, variants_needed
 from tasks.data.images import ImageData, Split
 from tasks.data.reading import stream
 from tasks.data.stream import Drawn, Stream
+from tasks.few_shot.episodic import TrainingEpisode
 from tasks.few_shot.imprinting import imprinting_step
-from tasks.few_shot.maml import Maml, StepStatistics
-from tasks.few_shot.networks import FewShotNet, build_few_shot_net
+from tasks.few_shot.maml import Maml, maml_step
+from tasks.few_shot.networks import FewShotNet
 from tasks.few_shot.options import FewShotOptions
-from tasks.few_shot.prototypical import TrainingEpisode, prototypical_step
-from tasks.few_shot.steps import update_on_mean
+from tasks.few_shot.prototypical import prototypical_step
+from tasks.inputs import preparation
 from tasks.loop import Loop
 
 ROWS = 10
 """Rows of the history."""
-
-
-def build(
-    norm: NormFactory, options: FewShotOptions, image_shape: tuple[int, int, int], classes: int, **where: Any
-) -> FewShotNet:
-    """The network of a run, in training mode.
-
-    Args:
-        norm: a factory from `make_norm`.
-        options: of the run.
-        image_shape: (C, H, W).
-        classes: of the classifier (`outputs`).
-        where: device and generator, as build_few_shot_net's.
-    """
-    net = build_few_shot_net(
-        options.model,
-        options.method,
-        norm,
-        image_shape=image_shape,
-        num_classes=classes,
-        width=options.width,
-        **where,
-    ).to(memory_format=options.memory_format)
-    if options.compile:
-        net.embedding.compile()
-    return net
-
-
-def outputs(data: ImageData, options: FewShotOptions) -> int:
-    """Classes that a classifier of the method tells apart."""
-    return options.way if options.method == "maml" else len(data.train.labels.unique())
-
-
-def maml_step(
-    maml: Maml,
-    optimizer: torch.optim.Optimizer,
-    episodes: list[TrainingEpisode],
-    *,
-    progress: float = 0.0,
-    step: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """One update of MAML; arguments and results as `prototypical_step`'s, precision and gradient_clip as `maml` is
-    told."""
-    losses, correct = [], []
-    for episode in episodes:
-        loss, logits = maml.meta_loss(*episode)
-        losses.append(loss)
-        correct.append((logits.detach().argmax(1) == episode[3]).sum())
-    update_on_mean(maml.net, optimizer, losses, episodes[-1][2], maml.told, step)
-    maml.after_update([query for _, _, query, _ in episodes], progress)
-    return torch.stack(losses).mean().detach(), torch.stack(correct).sum()
 
 
 def train(
@@ -87,13 +35,13 @@ def train(
     options: FewShotOptions,
     context: RunContext,
     memory: PeakMemory,
-) -> dict[str, float]:
-    """Train `net` in place; the journal gets a row per tenth. Returns the cost metrics."""
+) -> Loop:
+    """Train `net` in place; the journal gets a row per tenth of the steps."""
     optimizer, way, facts = options.trained_by(net), options.training_way, options.told
     drawn: Drawn[list[TrainingEpisode]] | Stream[tuple[Tensor, Tensor]]
     if options.method == "imprinting":
         augmentation = context.generator("augmentation")
-        prepare = preparation(data.mean, data.std, options)
+        prepare = preparation(data.mean, data.std, options.memory_format)
         drawn = _batches(data, options, context)
     else:
         episodes = training_episodes(data, options, context)
@@ -125,7 +73,7 @@ def train(
                         loss, right = prototypical_step(net, optimizer, batch, way, options=facts, **place)
                 count = sum(len(labels) for *_, labels in batch)
             step.saw(count, right, train_loss=loss)
-    return {"step_seconds": loop.clock.median(), "peak_memory_mb": loop.peak}
+    return loop
 
 
 def training_episodes(data: ImageData, options: FewShotOptions, context: RunContext) -> Drawn[TrainingEpisode]:
@@ -136,7 +84,7 @@ def training_episodes(data: ImageData, options: FewShotOptions, context: RunCont
     variants = 1 if options.training_augmentation == "none" else variants_needed(labels, options.shot, queries)
     sampler = EpisodeSampler(labels, way, options.shot, queries, variants)
     draws, augmentation = context.generator("episodes"), context.generator("augmentation")
-    prepare = preparation(data.mean, data.std, options)
+    prepare = preparation(data.mean, data.std, options.memory_format)
 
     def draw() -> TrainingEpisode:
         episode = sampler.draw(draws)
@@ -156,25 +104,4 @@ def _batches(data: ImageData, options: FewShotOptions, context: RunContext) -> S
     """Stored images of the training classes without end, labelled 0 to their number - 1."""
     classes = data.train.labels.unique()
     part = Split(data.train.images, torch.searchsorted(classes, data.train.labels))
-    return stream(part, options.shared, context.generator("order"))
-
-
-def learner(net: nn.Module, options: FewShotOptions) -> Maml | None:
-    """What adapts `net`, where the method does; its statistics per step live as long as it."""
-    if options.method != "maml":
-        return None
-    rate, steps, statistics = options.inner_learning_rate, options.inner_steps, options.inner_statistics
-    assert rate is not None
-    assert steps is not None
-    assert statistics is not None
-    sets = StepStatistics(net, steps) if statistics == "per_step" else None
-    return Maml(net, rate, steps, options.order == "first", statistics, sets, options.told)
-
-
-def preparation(mean: Sequence[float], std: Sequence[float], options: FewShotOptions) -> Callable[[Tensor], Tensor]:
-    """Images on the scale 0 to 255 -> inputs of the network."""
-
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
-
-    return prepare
+    return stream(part, options.norm_batch, context.generator("order"))

@@ -44,7 +44,7 @@ def build_net(
         width: channels of the first stage of our own nets (None: 16, of resnet18_cifar 64); torchvision's have no such
             option.
         zero_init_last_gamma: start with `weight` = 0 in the last norm of every residual block.
-        device: where it is built; on "meta" nothing is initialized.
+        device: of the parameters; on "meta" nothing is initialized.
         generator: purpose -> CPU generator (RunContext.generator); the parameter at `path` is drawn from
             generator("weights/<path>"). None leaves the constructor's own weights.
 

@@ -15,7 +15,7 @@ from norms.registry import make_norm, register
 from suite import forked, trial
 from suite.planning import Overrides, plan_config
 from suite.trial import Trials, surroundings_kept, survives, trial_seconds
-from tasks.admission import FEW_PARAMETERS, refusal
+from tasks.admission import FEW_PARAMETERS, Host, refusal
 from tasks.base import Setting
 from tasks.options import Options
 
@@ -237,13 +237,14 @@ def test_a_large_network_is_tried_without_its_weights():
     side = int(FEW_PARAMETERS**0.5) + 1
     tried = []
 
-    def forward(device, shared):
+    def build(norm, device):
         tried.append(device)
         nn.Linear(side, side, device=device)
         tried.append("built")
         raise ValueError("it refuses")
 
-    assert refusal(make_norm("bn"), forward, 2, (1, 4, 4), ("large", side)) == "it refuses"
+    norm = make_norm("bn")
+    assert refusal(norm, norm.info, Host("a task", build, {}, (1, 4, 4), 2)) == "it refuses"
     assert tried == ["cpu", "meta", "built"]
 
 

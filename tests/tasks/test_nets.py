@@ -33,10 +33,8 @@ def generator(seed):
 
 
 @pytest.fixture
-def own_norms(monkeypatch):
+def own_norms():
     """Norms of a user, known to the registry for one test only."""
-    registry.norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @registry.register(name="odd", source="test", mixes_samples=False, keeps_stats=False)
     class Odd(nn.Module):

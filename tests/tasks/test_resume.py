@@ -1,8 +1,8 @@
 """A run that is stopped and goes on equals one that is not, to the last bit."""
 
 import pytest
-import test_classification as classified
 import torch
+from parts import classification as classified
 from parts.resuming import results, resumed
 
 from tasks.base import RunContext

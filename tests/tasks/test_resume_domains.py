@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import test_domain_adaptation as adapted
-import test_domain_generalization as generalized
 import torch
+from parts import domain_adaptation as adapted
+from parts import domain_generalization as generalized
 from parts.resuming import results, resumed
 
 from tasks.base import RunContext

@@ -12,7 +12,8 @@ import zlib
 import pytest
 
 from norms.registry import norm_names, norm_option_defaults
-from tasks.conformance import between_steps, differing, in_evaluation, subjects
+from tasks.conformance import differing, subjects
+from tasks.conformance.facts import between_steps, in_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,13 @@ import tasks
 from norms.generators import forked_generators
 from results.metrics import METRICS
 from suite import cli
-from tasks import conformance
 from tasks import data as datasets
-from tasks.admission import refusal, try_forward
+from tasks.admission import Host, refusal
 from tasks.base import Diverged, Outcome, Setting, Trained
-from tasks.conformance import FACTS, HINTS, SMALL, check_task, subjects
+from tasks.conformance import FACTS, Stopped, check_task, differing, facts, subjects
+from tasks.conformance.cases import HIDDEN, SMALL
+from tasks.conformance.check import measure
+from tasks.conformance.facts import HINTS
 from tasks.data.batches import normalize
 from tasks.data.reading import stream
 from tasks.evaluate import evaluate
@@ -52,11 +54,11 @@ def test_a_run_stopped_twice_in_one_place_goes_on_from_there_and_not_from_its_st
         last = subject.whole.evaluations  # after the loop, so that the next process makes no newer state
         stopped = subject.run(stops=[("evaluation", end, last), ("evaluation", end, 1), ("evaluation", end, 1)])
         assert (stopped.processes, stopped.updates) == (4, subject.whole.updates)
-        assert conformance.differing(subject.whole, stopped) == []
+        assert differing(subject.whole, stopped) == []
 
 
 def test_there_are_small_options_hidden_labels_and_hints_for_all():
-    assert set(tasks.task_names()) == set(SMALL) == set(conformance.HIDDEN)
+    assert set(tasks.task_names()) == set(SMALL) == set(HIDDEN)
     assert set(HINTS) == {"runs", *(fact.__name__ for fact in FACTS)}
 
 
@@ -80,9 +82,10 @@ class OwnOptions(Options):
 
 
 class OwnNet(nn.Module):
-    def __init__(self, norm, classes):
+    def __init__(self, norm, classes, device=None):
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, bias=False), norm(4), nn.Linear(4, classes)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False, device=device), norm(4, device=device)
+        self.head = nn.Linear(4, classes, device=device)
 
     def forward(self, x):
         return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))
@@ -102,10 +105,7 @@ class Own:
         return datasets.checksum(options.dataset, data_dir)
 
     def why_not(self, norm, info, options):
-        def forward(device, shared):
-            try_forward(OwnNet(norm, 4).to(device), (3, 8, 8), 1, shared, device)
-
-        reason = refusal(norm, forward, options.batch_size, (3, 8, 8), (self.name,))
+        reason = refusal(norm, info, Host(self.name, OwnNet, {"classes": 4}, (3, 8, 8), options.batch_size))
         broken = {"plans all": None, "two lines": f"{reason}\nwhatever", "own words": "no"}
         return broken.get(self.defect, reason) if reason else None
 
@@ -229,16 +229,16 @@ def test_a_task_of_ones_own_passes(own):
 def test_each_fact_can_be_false(defect, fact, measured, own):
     own.setattr(Own, "defect", defect)
     with subjects() as find:
-        check = conformance._measure(find("own"), getattr(conformance, fact))
+        check = measure(find("own"), getattr(facts, fact))
     assert check.false
     assert check.measured == (measured if measured != "raises" else check.measured)
     assert check.hint == HINTS[fact]
 
 
 def test_a_task_without_a_loop_begins_anew_which_is_a_note(own):
-    own.setattr(conformance.Stopped, "steps_done", property(lambda self: 0, lambda self, value: None), raising=False)
+    own.setattr(Stopped, "steps_done", property(lambda self: 0, lambda self, value: None), raising=False)
     with subjects() as find:
-        check = conformance._measure(find("own"), conformance.goes_on_between_steps)
+        check = measure(find("own"), facts.goes_on_between_steps)
     assert (check.measured, check.note, check.false) == ("begins anew", True, False)
 
 

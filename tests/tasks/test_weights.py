@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import test_classification as classified
 import torch
+from parts import classification as classified
 
 import tasks
 from norms.registry import load_plugin, norm_info, resolve_norm_options

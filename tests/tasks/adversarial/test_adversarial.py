@@ -2,18 +2,19 @@
 
 import importlib.util
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import adversarial as attacked
+from parts.adversarial import TINY, batch, built, context, norm, options
 from parts.norm_choices import TIER1
 from pydantic import ValidationError
 
 from norms import registry
 from norms.factory import factory_info
 from norms.layers.dual_bn import DualBatchNorm
-from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults, register
+from norms.registry import make_norm, norm_info, norm_names, register
 from norms.situation import after_update, hold, predict
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import get_task
@@ -21,91 +22,16 @@ from tasks.adversarial import task as adversarial
 from tasks.adversarial import training
 from tasks.adversarial.crafting import crafting
 from tasks.adversarial.ensemble import PARTS
+from tasks.adversarial.networks import build
 from tasks.adversarial.task import TASK, AdversarialOptions
-from tasks.adversarial.training import adversarial_step, build, craft, draw_start, facts_of, scaled
-from tasks.base import Diverged, RunContext
-from tasks.data.images import Split, make_data
+from tasks.adversarial.training import adversarial_step, craft, draw_start
+from tasks.base import Diverged
+from tasks.inputs import facts_of
 from tasks.options import newer_options
 from tasks.schedule import learning_rate_at, sgd
 
-NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
-SHAPE, CLASSES = (1, 16, 16), 4
-TINY = {
-    "dataset": "planted",
-    "width": 4,
-    "epochs": 2,
-    "batch_size": 32,
-    "learning_rate": 0.4,
-    "augmentation": "none",
-    "steps": 2,
-    "attack_images": 40,
-    "pgd_steps": 3,
-    "pgd_restarts": 2,
-    "autoattack": ("apgd_ce", "square"),
-    "apgd_steps": 3,
-    "square_queries": 5,
-}
-
-
-def planted():
-    """Classes differ by where a bright bar stands."""
-    generator = torch.Generator().manual_seed(0)
-    parts = {}
-    for part, size in (("train", 256), ("val", 64), ("test", 80)):
-        labels = torch.arange(size) % CLASSES
-        images = torch.randint(60, (size, *SHAPE), generator=generator)
-        for i, label in enumerate(labels.tolist()):
-            images[i, 0, 4 * label : 4 * label + 3] += 150
-        parts[part] = Split(images.to(torch.uint8), labels)
-    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def data(monkeypatch):
-    """The planted data under its name; all else as it is."""
-    real = adversarial.datasets
-    described = SimpleNamespace(image_shape=SHAPE, num_classes=CLASSES)
-    value = planted()
-    replaced = {
-        "dataset_info": lambda name: described if name == "planted" else real.dataset_info(name),
-        "in_memory": lambda name, folder: name == "planted" or real.in_memory(name, folder),
-        "load": lambda name, folder, **options: value if name == "planted" else real.load(name, folder, **options),
-        "check_classifiable": lambda name, folder, classes=None: (
-            None if name == "planted" else real.check_classifiable(name, folder, classes)
-        ),
-        "class_counts": lambda name, folder, classes=None: (
-            {part: getattr(value, part).labels.bincount() for part in ("train", "val", "test")}
-            if name == "planted"
-            else real.class_counts(name, folder, classes)
-        ),
-        "checksum": lambda name, folder: "0" if name == "planted" else real.checksum(name, folder),
-    }
-    monkeypatch.setattr(adversarial, "datasets", SimpleNamespace(**replaced))
-    return value
-
-
-def context(tmp_path, seed=0):
-    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
-
-
-def options(**given):
-    return AdversarialOptions(**{**TINY, **given})
-
-
-def norm(name):
-    return make_norm(name, **NORM_OPTIONS.get(name, {}))
-
-
-def built(name, data, opts, tmp_path):
-    return build(norm(name), opts, facts_of(data), generator=context(tmp_path).generator)
-
-
-def batch(data, opts, n=16):
-    images = scaled(data.train.images[:n], opts)
-    return images, data.train.labels[:n]
+data = attacked.data
 
 
 def test_a_run_returns_the_declared_metrics_which_tables_know(tmp_path):
@@ -339,14 +265,14 @@ def test_what_the_data_can_not_serve_is_said_while_planning(given, message, tmp_
         TASK.data_checksum(spec, tmp_path)
 
 
-def test_without_torchattacks_planning_names_the_command_unless_nothing_needs_it(tmp_path, monkeypatch):
+def test_without_torchattacks_planning_names_the_command_unless_nothing_needs_it(data, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "torchattacks" else real(name, *a)
     )
     with pytest.raises(ValueError, match=r"needs torchattacks.*pip install --no-deps -r requirements-legacy\.txt"):
         TASK.data_checksum(options(), tmp_path)
-    assert TASK.data_checksum(options(autoattack=()), tmp_path) == "0"
+    assert TASK.data_checksum(options(autoattack=()), tmp_path) == str(id(data))
 
 
 def why_not(name, **given):
@@ -373,9 +299,7 @@ def test_norms_that_can_not_serve_are_skipped_with_the_reason(method):
             assert reason is None
 
 
-def test_a_norm_that_lets_no_gradient_through_is_skipped_with_the_reason(monkeypatch):
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_a_norm_that_lets_no_gradient_through_is_skipped_with_the_reason():
 
     @register(name="deaf", source="test", mixes_samples=False, keeps_stats=False)
     class Deaf(torch.nn.Module):

@@ -3,8 +3,8 @@
 from collections import Counter
 
 import pytest
-import test_adversarial as attacked
 import torch
+from parts import adversarial as attacked
 from parts.norm_choices import TIER1
 from parts.resuming import Stopped, reread, results
 

@@ -228,8 +228,6 @@ def test_weights_whose_gradients_share_memory_are_each_stepped_once(momentum, de
 
 def test_both_sides_of_the_difference_start_from_the_same_statistics(monkeypatch):
     """A norm whose output depends on what it keeps would else add the change of that to the gradient."""
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @registry.register(name="counts", source="test", mixes_samples=False, keeps_stats=False)
     class Counts(nn.Module):

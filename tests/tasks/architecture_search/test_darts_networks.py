@@ -157,9 +157,7 @@ def test_a_mixture_is_the_weighted_sum(stride):
     torch.testing.assert_close(mixed(x, x.relu(), weights.unbind()), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_norm_that_sees_the_convolution_gets_the_weight_of_both_halves(monkeypatch):
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_a_norm_that_sees_the_convolution_gets_the_weight_of_both_halves():
     seen = []
 
     @registry.register(name="sees", source="test", mixes_samples=False, keeps_stats=False, needs={"conv_weight"})

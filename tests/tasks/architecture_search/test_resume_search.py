@@ -1,13 +1,14 @@
 """An architecture search that is stopped anywhere equals one that is not, to the last bit."""
 
 import pytest
-import test_architecture_search as searched
 import torch
+from parts import architecture_search as searched
 from parts.resuming import Stopped, reread, results, resumed
 
 from norms.registry import norm_names
 from tasks.architecture_search import task as architecture_search
 from tasks.architecture_search import training
+from tasks.architecture_search.genotype import PUBLISHED
 from tasks.architecture_search.task import TASK
 from tasks.base import Diverged, RunContext
 from tasks.journal import Interrupted, Journal
@@ -173,7 +174,7 @@ def test_the_network_that_is_kept_is_the_first_retrained_one(data, tmp_path):
 
 def test_images_for_a_kept_network_are_averaged_down_as_the_data_set_was():
     options = TASK.options(**(searched.TINY | {"dataset": "fashion_mnist_mini", "image_size": 8}))
-    genotype = {"genotype": training.Genotype.model_validate(searched.PUBLISHED["DARTS_V2"]).model_dump(mode="json")}
+    genotype = {"genotype": training.Genotype.model_validate(PUBLISHED["DARTS_V2"]).model_dump(mode="json")}
     facts = genotype | {"in_channels": 1, "num_classes": 4, "mean": (0.5,), "std": (0.5,)}
     net, prepare = TASK.network(searched.factory("bn"), options, facts)
     large = torch.full((2, 1, 32, 32), 255, dtype=torch.uint8)

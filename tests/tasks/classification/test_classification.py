@@ -5,22 +5,20 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
+from parts import classification as classified
+from parts.classification import CLASSES, SHAPE, TINY, factory, planted, results, run, why_not
 from parts.norm_choices import TIER1
 from PIL import Image
 from pydantic import ValidationError
-from torch import nn
 
 from norms import registry
 from norms.factory import factory_info
 from norms.registry import make_norm
 from results.metrics import METRICS
-from tasks import admission as trial
-from tasks import get_task
+from tasks import admission, get_task
 from tasks.base import Diverged, RunContext, Setting
 from tasks.classification import task as classification
 from tasks.classification.task import TASK, recalibration_batches
@@ -28,145 +26,9 @@ from tasks.data import reading
 from tasks.data.images import Split, make_data
 from tasks.data.lazy import FolderData, FolderImages
 
-OPTIONS = {"gn": {"num_groups": 8}, "bgn": {"num_groups": 4}}
-SHAPE = (1, 16, 16)
-CLASSES = 4
-TINY = {
-    "dataset": "planted",
-    "model": "resnet8",
-    "width": 8,
-    "epochs": 2,
-    "batch_size": 32,
-    "learning_rate": 0.2,
-    "augmentation": "none",
-    "recalibration_images": 64,
-}
-
-
-def planted(sizes=(256, 64, 128), shuffled=False):
-    """Classes differ by where a bright bar stands; with `shuffled` the labels say nothing."""
-    generator = torch.Generator().manual_seed(0)
-    parts = {}
-    for part, size in zip(("train", "val", "test"), sizes, strict=True):
-        labels = torch.arange(size) % CLASSES
-        images = torch.randint(60, (size, *SHAPE), generator=generator)
-        for i, label in enumerate(labels.tolist()):
-            images[i, 0, 4 * label : 4 * label + 3] += 150
-        if shuffled:
-            labels = labels[torch.randperm(size, generator=generator)]
-        parts[part] = Split(images.to(torch.uint8), labels)
-    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def data(monkeypatch):
-    """The planted data under its name; a test may put other data into `data.value`."""
-    known = SimpleNamespace(value=planted())
-    described = SimpleNamespace(image_shape=SHAPE, num_classes=CLASSES)
-    real_info, real_load = classification.datasets.dataset_info, classification.datasets.load
-    monkeypatch.setattr(
-        classification.datasets, "dataset_info", lambda name: described if name == "planted" else real_info(name)
-    )
-    in_memory = classification.datasets.in_memory
-    monkeypatch.setattr(
-        classification.datasets, "in_memory", lambda name, folder: name == "planted" or in_memory(name, folder)
-    )
-    monkeypatch.setattr(
-        classification.datasets,
-        "load",
-        lambda name, folder, **options: known.value if name == "planted" else real_load(name, folder, **options),
-    )
-    return known
-
-
-@pytest.fixture
-def own_norms(monkeypatch):
-    """Norms of a user, known to the registry for one test only."""
-    registry.norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-
-    @registry.register(name="copycat", source="test", mixes_samples=True, keeps_stats=True, slices_at_once=True)
-    def copycat(num_channels, *, affine: bool = True, device=None, dtype=None):
-        return make_norm("bn")(num_channels, affine=affine, device=device, dtype=dtype)
-
-    @registry.register(name="peeker", source="test", mixes_samples=False, keeps_stats=False)
-    class Peeker(nn.Module):
-        """Looks at values, which the meta device has not, and refuses more than 16 channels."""
-
-        def __init__(self, num_channels, *, most: int = 16, affine: bool = True):
-            super().__init__()
-            if num_channels > most:
-                raise ValueError(f"peeker: {num_channels} channels are more than {most}")
-
-        def forward(self, x):
-            return x if x.abs().max().item() >= 0 else -x
-
-    @registry.register(name="crowd", source="test", mixes_samples=True, keeps_stats=False)
-    class Crowd(nn.Module):
-        """Refuses norm batches below eight images."""
-
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-
-        def forward(self, x):
-            if len(x) < 8:
-                raise ValueError(f"crowd: 8 images are needed, given {len(x)}")
-            return x
-
-    @registry.register(name="blank", source="test", mixes_samples=False, keeps_stats=False)
-    class Blank(nn.Module):
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-
-        def forward(self, x):
-            return 0 * x
-
-    @registry.register(name="broken", source="test", mixes_samples=False, keeps_stats=False)
-    class Broken(nn.Module):
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-
-        def forward(self, x):
-            raise RuntimeError("a defect of this layer")
-
-    @registry.register(name="mixer", source="test", mixes_samples=True, keeps_stats=False, mixes_samples_in_eval=True)
-    class Mixer(nn.Module):
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-
-        def forward(self, x):
-            return F.batch_norm(x, None, None, training=True)
-
-    @registry.register(name="domains", source="test", mixes_samples=True, keeps_stats=True, needs=frozenset({"domain"}))
-    class Domains(nn.Module):
-        def __init__(self, num_channels, *, affine: bool = True):
-            super().__init__()
-
-
-def factory(name):
-    return make_norm(name, **OPTIONS.get(name, {}))
-
-
-def run(name="bn", seed=0, report=lambda fraction: None, **options):
-    context = RunContext(torch.device("cpu"), seed, None, None, report)
-    return TASK.run(factory(name), TASK.options(**(TINY | options)), context)
-
-
-def why_not(name, **options):
-    norm = make_norm(name, **OPTIONS.get(name, {})) if isinstance(name, str) else name
-    return TASK.why_not(norm, factory_info(norm), TASK.options(**(TINY | options)))
-
-
-TIMED = ("step_seconds", "peak_memory_mb")
-
-
-def results(outcome):
-    """What must be equal in two equal runs: everything but time and memory."""
-    history = [{k: v for k, v in row.items() if k != "seconds"} for row in outcome.history]
-    return {k: v for k, v in outcome.metrics.items() if k not in TIMED}, history
+data = classified.data
+own_norms = classified.own_norms
 
 
 # What comes out
@@ -432,10 +294,12 @@ def test_refusals_are_reasons(name, options, reason, own_norms):
     ],
 )
 def test_a_reason_leaves_out_the_name_that_stands_beside_it(name, error, reason):
-    def forward(device, shared):
+    def build(norm, device):
         raise ValueError(error)
 
-    assert trial.refusal(make_norm(name), forward, 1, (1, 8, 8), ("leaves_out_the_name", error)) == reason
+    norm = make_norm(name)
+    host = admission.Host("a task", build, {}, (1, 8, 8), 1, absent=())
+    assert admission.refusal(norm, norm.info, host) == reason
 
 
 def test_a_norm_that_is_no_class_has_a_reason_too(own_norms):
@@ -464,9 +328,9 @@ def test_a_refusal_of_fewer_images_than_a_run_has_decides_nothing(own_norms):
 @pytest.mark.parametrize("norm_batch_size", [1, 2, 8])
 def test_planning_with_few_images_decides_as_with_all(name, model, norm_batch_size, monkeypatch):
     answers = []
-    for most in (0, trial.FEW_VALUES):
-        monkeypatch.setattr(trial, "_ANSWERS", {})
-        monkeypatch.setattr(trial, "FEW_VALUES", most)
+    for most in (0, admission.FEW_VALUES):
+        monkeypatch.setattr(admission, "_ANSWERS", {})
+        monkeypatch.setattr(admission, "FEW_VALUES", most)
         answers.append(why_not(name, model=model, batch_size=8, norm_batch_size=norm_batch_size))
     assert answers[0] == answers[1]
 
@@ -493,8 +357,8 @@ def test_a_defect_is_planned_and_shows_in_its_run(own_norms):
 
 def test_planning_asks_each_question_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(trial, "_ANSWERS", {})
-    monkeypatch.setattr(trial, "_decide", lambda norm, *rest: asked.append(norm))
+    monkeypatch.setattr(admission, "_ANSWERS", {})
+    monkeypatch.setattr(admission, "_decide", lambda norm, *rest: asked.append(norm))
     for rate in (0.1, 0.2, 0.3):
         why_not("bn", learning_rate=rate)
         why_not("gn", learning_rate=rate)

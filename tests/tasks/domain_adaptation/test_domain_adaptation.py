@@ -5,84 +5,36 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parts import domain_adaptation as adapted
+from parts.domain_adaptation import CLASSES, METHODS, TINY, WITH_TARGET_LABELS, context, norm, options, planted
 from parts.norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.factory import factory_info
 from norms.layers.bn import BatchNorm
-from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
+from norms.registry import make_norm, norm_info, norm_names
 from results.metrics import METRICS, PRIMARY, VALIDATION
-from tasks import admission as trial
+from tasks import admission, get_task
 from tasks import data as datasets
-from tasks import get_task
-from tasks.base import Diverged, RunContext
+from tasks.base import Diverged
 from tasks.data.batches import normalize
-from tasks.data.images import Split, make_data, shrink
+from tasks.data.images import shrink
 from tasks.domain_adaptation import selection, training
 from tasks.domain_adaptation import task as domain_adaptation
 from tasks.domain_adaptation.networks import build
-from tasks.domain_adaptation.options import OF_METHODS, DomainAdaptationOptions
+from tasks.domain_adaptation.options import DomainAdaptationOptions
 from tasks.domain_adaptation.selection import RULES, choose, measure
 from tasks.domain_adaptation.task import TASK, adabn
 from tasks.schedule import learning_rate_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-METHODS = tuple(OF_METHODS)
-NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
-SHAPE, CLASSES = (3, 16, 16), 4
-TINY = {"width": 4, "epochs": 2, "batch_size": 32, "learning_rate": 0.4, "augmentation": "crop", "mcd_steps": 1}
-WITH_TARGET_LABELS = {"target_top1", "target_val_top1"}
+domains = adapted.domains
 
 
-def planted(contrast, seed, labels_from=None):
-    """Classes differ by where a bright bar stands."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = {}
-    for part, size in (("train", 128), ("val", 40), ("test", 60)):
-        labels = torch.arange(size) % CLASSES
-        images = torch.randint(60, (size, *SHAPE), generator=generator)
-        for i, label in enumerate(labels.tolist()):
-            images[i, :, 4 * label : 4 * label + 3] += 150
-        parts[part] = Split((images * contrast).to(torch.uint8), labels)
-    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
-
-
-@pytest.fixture
-def domains(monkeypatch):
-    """The planted domains "mnist" and "blend" in the place of the data set's; a test may change them."""
-    held = {"mnist": planted(1.0, 0), "blend": planted(0.8, 1)}
-    monkeypatch.setattr(
-        domain_adaptation.datasets, "load", lambda name, folder, domain, classes=None: held[domain], raising=True
-    )
-    return held
-
-
-def options(method="dann", **given):
-    tiny = {k: v for k, v in TINY.items() if k not in OF_METHODS["mcd"] or method == "mcd"}
-    return DomainAdaptationOptions(method=method, **{**tiny, **given})
-
-
-def context(tmp_path, seed=0):
-    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
-
-
-def norm(name, spec):
-    facts = {"num_domains": TASK.setting(spec).num_domains} if "domain" in norm_info(name).needs else {}
-    return make_norm(name, **NORM_OPTIONS.get(name, {}), **facts)
-
-
-def run(name, spec, tmp_path, monkeypatch, seed=0):
+def run(name, spec, tmp_path, seed=0):
     """The outcome, and the weights and statistics that training ended with."""
-    built = []
-
-    def keep(*args, **kwargs):
-        built.append(build(*args, **kwargs))
-        return built[0]
-
-    monkeypatch.setattr(domain_adaptation, "build", keep)
     outcome = TASK.run(norm(name, spec), spec, context(tmp_path, seed))
-    return outcome, built[0].state_dict()
+    return outcome, outcome.trained.weights
 
 
 def equal(one, two):
@@ -103,12 +55,15 @@ def shuffled_labels(data):
 
 @pytest.mark.parametrize(("method", "name"), [*((m, "bn") for m in METHODS), ("dann", "dsbn"), ("mcd", "transnorm")])
 def test_target_labels_touch_the_final_scores_and_the_oracle_and_nothing_else(
-    method, name, domains, tmp_path, monkeypatch
+    method,
+    name,
+    domains,
+    tmp_path,
 ):
     spec = options(method, epochs=8, width=8)
-    true, weights = run(name, spec, tmp_path, monkeypatch)
+    true, weights = run(name, spec, tmp_path)
     domains["blend"] = shuffled_labels(domains["blend"])
-    false, same_weights = run(name, spec, tmp_path, monkeypatch)
+    false, same_weights = run(name, spec, tmp_path)
     assert equal(weights, same_weights)
     measured = ("step_seconds", "peak_memory_mb")
     for key, value in true.metrics.items():
@@ -124,16 +79,16 @@ def test_target_labels_touch_the_final_scores_and_the_oracle_and_nothing_else(
     assert true.metrics["target_top1"] != false.metrics["target_top1"]  # the labels are really others
 
 
-def test_source_only_reads_no_target_image_in_training(domains, tmp_path, monkeypatch):
+def test_source_only_reads_no_target_image_in_training(domains, tmp_path):
     spec = options("source_only")
-    _, weights = run("bn", spec, tmp_path, monkeypatch)
+    _, weights = run("bn", spec, tmp_path)
     domains["blend"] = planted(0.1, 7)
-    _, same_weights = run("bn", spec, tmp_path, monkeypatch)
+    _, same_weights = run("bn", spec, tmp_path)
     assert equal(weights, same_weights)
     spec = options("dann")
-    _, weights = run("bn", spec, tmp_path, monkeypatch)
+    _, weights = run("bn", spec, tmp_path)
     domains["blend"] = planted(0.8, 1)
-    _, other = run("bn", spec, tmp_path, monkeypatch)
+    _, other = run("bn", spec, tmp_path)
     assert not equal(weights, other)  # the planted change would be seen
 
 
@@ -146,7 +101,7 @@ def test_the_training_loop_is_given_target_images_without_labels(domains, tmp_pa
         return real(net, source, target, *rest)
 
     monkeypatch.setattr(domain_adaptation, "train", watched)
-    run("bn", options(), tmp_path, monkeypatch)
+    run("bn", options(), tmp_path)
     assert [type(target) for target in given] == [torch.Tensor]
     assert given[0].dtype == torch.uint8
 
@@ -161,8 +116,8 @@ def test_only_the_rules_columns_choose_and_the_earliest_of_equal_ones():
     assert set(RULES) == {"source_val", "im", "oracle"}
 
 
-def test_each_rules_metric_is_the_accuracy_of_its_epoch(domains, tmp_path, monkeypatch):
-    outcome, _ = run("bn", options(epochs=4), tmp_path, monkeypatch)
+def test_each_rules_metric_is_the_accuracy_of_its_epoch(domains, tmp_path):
+    outcome, _ = run("bn", options(epochs=4), tmp_path)
     for rule, epoch in outcome.evidence["chosen_epochs"].items():
         assert outcome.metrics[f"target_top1_{rule}"] == outcome.history[epoch - 1]["target_top1"]
     assert outcome.metrics["target_top1"] == outcome.history[-1]["target_top1"]
@@ -246,7 +201,7 @@ def test_adabn_takes_unlabelled_target_training_images_drawn_by_name_and_augment
         return net
 
     monkeypatch.setattr(domain_adaptation, "recalibrated", recalibrated)
-    outcome, _ = run("bn", spec, tmp_path, monkeypatch)
+    outcome, _ = run("bn", spec, tmp_path)
     assert told == [(1, 12, 1)]  # one forward of twelve norm batches
     assert outcome.evidence["adabn_images"] == 96
     images, kind = given[0]
@@ -271,7 +226,7 @@ def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_th
 
     for module in (domain_adaptation, selection):
         monkeypatch.setattr(module, "measure", noting(module.measure))
-    run("dsbn", options(method, epochs=1), tmp_path, monkeypatch)
+    run("dsbn", options(method, epochs=1), tmp_path)
     assert told == [
         ("source validation", 0),
         ("target validation", target),
@@ -282,11 +237,12 @@ def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_th
 
 
 def test_the_label_free_score_and_the_composition_shift_see_target_images_as_of_the_target(
-    domains, tmp_path, monkeypatch
+    domains,
+    tmp_path,
 ):
     """With statistics of the target apart from the source's, the other domain would give other numbers."""
     spec = options(epochs=3)
-    outcome, _ = run("dsbn", spec, tmp_path, monkeypatch)
+    outcome, _ = run("dsbn", spec, tmp_path)
     net = build(
         norm("dsbn", spec), spec, channels=3, classes=CLASSES, device="cpu", generator=context(tmp_path).generator
     )
@@ -315,7 +271,7 @@ def test_both_optimizers_of_mcd_follow_the_schedule_and_progress_ends_at_one(dom
 
     monkeypatch.setattr(training, "mcd_step", noting)
     spec = options("mcd")
-    run("bn", spec, tmp_path, monkeypatch)
+    run("bn", spec, tmp_path)
     rates = [learning_rate_at((i + 0.5) / 8, spec.peak_learning_rate, "cosine", 0.1) for i in range(8)]
     assert [a for a, _, _ in seen] == [b for _, b, _ in seen] == pytest.approx(rates)
     assert [p for _, _, p in seen] == [i / 8 for i in range(1, 9)]
@@ -325,16 +281,16 @@ def test_both_optimizers_of_mcd_follow_the_schedule_and_progress_ends_at_one(dom
 def test_every_update_is_told_to_norms_once(method, domains, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(BatchNorm, "after_update", lambda self, progress: told.append(progress), raising=False)
-    _, weights = run("bn", options(method), tmp_path, monkeypatch)
+    _, weights = run("bn", options(method), tmp_path)
     layers = len([key for key in weights if key.endswith("running_mean")])
     assert told == [i / 8 for i in range(1, 9) for _ in range(layers)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_norm_batch_changes_what_bn_learns_and_not_what_gn_does(method, domains, tmp_path, monkeypatch):
+def test_the_norm_batch_changes_what_bn_learns_and_not_what_gn_does(method, domains, tmp_path):
     spec, sliced = options(method, epochs=1), options(method, epochs=1, norm_batch_size=8)
     for name, same in (("bn", False), ("gn", True)):
-        one, two = (run(name, each, tmp_path, monkeypatch)[1] for each in (spec, sliced))
+        one, two = (run(name, each, tmp_path)[1] for each in (spec, sliced))
         assert equal(one, two) is same
 
 
@@ -343,10 +299,12 @@ ONE_RATE = {"learning_rate": 0.04, "schedule": "steps"}
 
 @pytest.mark.parametrize("method", METHODS)
 def test_precision_optimizer_clip_and_milestones_reach_the_training_of_every_method(
-    method, domains, tmp_path, monkeypatch
+    method,
+    domains,
+    tmp_path,
 ):
     def losses(**given):
-        outcome, weights = run("bn", options(method, **ONE_RATE, **given), tmp_path, monkeypatch)
+        outcome, weights = run("bn", options(method, **ONE_RATE, **given), tmp_path)
         assert all(math.isfinite(value) for row in outcome.history for value in row.values())
         assert all(weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point())
         return tuple(row["train_loss"] for row in outcome.history)
@@ -356,9 +314,9 @@ def test_precision_optimizer_clip_and_milestones_reach_the_training_of_every_met
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_update_of_any_method_escapes_the_clip(method, domains, tmp_path, monkeypatch):
+def test_no_update_of_any_method_escapes_the_clip(method, domains, tmp_path):
     spec = options(method, gradient_clip=1e-9, weight_decay=0.0)
-    _, weights = run("gn", spec, tmp_path, monkeypatch)
+    _, weights = run("gn", spec, tmp_path)
     draws = context(tmp_path).generator
     start = build(norm("gn", spec), spec, channels=3, classes=CLASSES, generator=draws).state_dict()
     assert max((weights[name] - start[name]).abs().max() for name in start) < 1e-6
@@ -383,12 +341,12 @@ def test_bfloat16_reaches_every_forward_that_is_measured(method, domains, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_run_but_for_rounding(domains, tmp_path, monkeypatch):
+def test_a_compiled_run_is_the_run_but_for_rounding(domains, tmp_path):
     """Its weights have their names, and AdaBN's copy of the network works."""
     from torch._dynamo.utils import counters  # two seconds, for nobody else
 
-    plain, weights = run("bn", options(epochs=1, max_steps=2), tmp_path, monkeypatch)
-    compiled, others = run("bn", options(epochs=1, max_steps=2, compile=True), tmp_path, monkeypatch)
+    plain, weights = run("bn", options(epochs=1, max_steps=2), tmp_path)
+    compiled, others = run("bn", options(epochs=1, max_steps=2, compile=True), tmp_path)
     assert counters["stats"]["unique_graphs"] > 0
     assert weights.keys() == others.keys()
     assert all(torch.allclose(weights[name], others[name], rtol=1e-3, atol=1e-3) for name in weights)
@@ -402,7 +360,7 @@ def test_target_images_are_augmented_by_draws_of_their_own(domains, tmp_path, mo
     monkeypatch.setattr(
         training, "augment", lambda images, draws, kind: (seen.append((id(draws), kind)), real(images, draws, kind))[1]
     )
-    run("bn", options(epochs=1), tmp_path, monkeypatch)
+    run("bn", options(epochs=1), tmp_path)
     assert len(seen) == 8
     assert {kind for _, kind in seen} == {"crop"}
     assert len({draws for draws, _ in seen}) == 2
@@ -426,7 +384,7 @@ def test_every_method_and_norm_meets_the_same_images_in_the_same_order(domains, 
     for name in ("adversarial_step", "mcd_step", "train_step"):
         monkeypatch.setattr(training, name, noting(name, getattr(training, name)))
     for key in [("dann", "bn"), ("dann", "gn"), ("mcd", "bn"), ("cdan_e", "dsbn"), ("source_only", "ln")]:
-        run(key[1], options(key[0]), tmp_path, monkeypatch)
+        run(key[1], options(key[0]), tmp_path)
     first = seen["dann", "bn"]
     assert len(first) == 8
     for other in seen.values():
@@ -455,8 +413,8 @@ def test_an_endless_target_is_shuffled_anew_in_every_pass():
         ("cdan_e", "bne"),
     ],
 )
-def test_every_declared_metric_is_returned_finite_and_nothing_else(method, name, domains, tmp_path, monkeypatch):
-    outcome, _ = run(name, options(method, epochs=1), tmp_path, monkeypatch)
+def test_every_declared_metric_is_returned_finite_and_nothing_else(method, name, domains, tmp_path):
+    outcome, _ = run(name, options(method, epochs=1), tmp_path)
     assert tuple(outcome.metrics) == TASK.metrics
     assert all(isinstance(v, float) and v == v and abs(v) != float("inf") for v in outcome.metrics.values())
     assert set(TASK.metrics) <= set(METRICS)
@@ -470,9 +428,9 @@ def test_its_primary_and_validation_metrics_are_its_own():
     assert get_task("domain_adaptation") is TASK
 
 
-def test_source_only_is_the_same_run_for_bn_and_for_norms_that_are_bn_in_one_domain(domains, tmp_path, monkeypatch):
+def test_source_only_is_the_same_run_for_bn_and_for_norms_that_are_bn_in_one_domain(domains, tmp_path):
     spec = options("source_only")
-    found = {name: run(name, spec, tmp_path, monkeypatch)[0] for name in ("bn", "dsbn", "bne")}
+    found = {name: run(name, spec, tmp_path)[0] for name in ("bn", "dsbn", "bne")}
     for name in ("dsbn", "bne"):
         assert found[name].evidence["equals"] == "bn"
         for key in ("target_top1", "target_top1_adabn", "source_top1", "im_score"):
@@ -519,8 +477,8 @@ def across(name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_planning_compiles_nothing_and_asks_in_float32(method, monkeypatch):
-    monkeypatch.setattr(trial, "_ANSWERS", {})
-    monkeypatch.setattr(trial, "FEW_VALUES", 0)  # the meta device, which has no autocast
+    monkeypatch.setattr(admission, "_ANSWERS", {})
+    monkeypatch.setattr(admission, "FEW_VALUES", 0)  # the meta device, which has no autocast
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: pytest.fail("planning compiles"))
     asked = []
     monkeypatch.setattr(BatchNorm, "forward", lambda self, x: (asked.append((x.device.type, x.dtype)), x)[1])

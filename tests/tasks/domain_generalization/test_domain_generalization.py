@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parts import domain_generalization as generalized
+from parts.domain_generalization import NAMES, NEEDS_KNOWN_DOMAIN, context, norm, options, planted
 from parts.norm_choices import one_of_each_kind
 from pydantic import ValidationError
 
 from norms.factory import factory_info
-from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
+from norms.registry import make_norm, norm_info, norm_names
 from norms.situation import situation
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import get_task
 from tasks.base import Diverged, RunContext
 from tasks.data.batches import normalize
-from tasks.data.images import Split, channel_moments, make_data
+from tasks.data.images import Split, channel_moments
 from tasks.domain_generalization import task as domain_generalization
 from tasks.domain_generalization import training
 from tasks.domain_generalization.options import DomainGeneralizationOptions
@@ -23,48 +25,7 @@ from tasks.domain_generalization.task import TASK
 from tasks.nets.models import build_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
-NEEDS_KNOWN_DOMAIN = ("dsbn", "dual_bn", "transnorm", "sabn")
-SHAPE, CLASSES = (3, 16, 16), 4
-NAMES = ("mnist", "uci", "fonts", "blend")
-TINY = {"width": 4, "epochs": 2, "batch_size": 16, "learning_rate": 0.8, "augmentation": "crop"}
-
-
-def planted(contrast, seed, size=96):
-    """Classes differ by where a bright bar stands."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = {}
-    for part, count in (("train", size), ("val", 40), ("test", 60)):
-        labels = torch.arange(count) % CLASSES
-        images = torch.randint(60, (count, *SHAPE), generator=generator)
-        for i, label in enumerate(labels.tolist()):
-            images[i, :, 4 * label : 4 * label + 3] += 150
-        parts[part] = Split((images * contrast).to(torch.uint8), labels)
-    return make_data("planted", "planted bars", parts, kind="synthetic", checksum="0", num_classes=CLASSES)
-
-
-@pytest.fixture
-def domains(monkeypatch):
-    """Planted domains of different contrast and size in the place of the digits'; a test may change them."""
-    held = {name: planted(1 - 0.2 * i, i, 96 - 16 * i) for i, name in enumerate(NAMES)}
-    monkeypatch.setattr(
-        domain_generalization.datasets, "load", lambda name, folder, domain, classes=None: held[domain], raising=True
-    )
-    return held
-
-
-def options(**given):
-    return DomainGeneralizationOptions(**{**TINY, **given})
-
-
-def context(tmp_path, seed=0):
-    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
-
-
-def norm(name, domains=3):
-    facts = {"num_domains": domains} if "domain" in norm_info(name).needs else {}
-    return make_norm(name, **NORM_OPTIONS.get(name, {}), **facts)
+domains = generalized.domains
 
 
 def run(name, spec, tmp_path, monkeypatch, seed=0):

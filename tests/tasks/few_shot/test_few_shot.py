@@ -2,21 +2,22 @@
 
 import importlib.util
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import few_shot as few
+from parts.few_shot import COST, METHODS, PARTS, SHAPE, context, episode_images, network, norm, options, planted, warmed
 from pydantic import ValidationError
 from torch import nn
 
 from norms import registry
 from norms.factory import factory_info
-from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults, register
-from norms.situation import hold, situation
+from norms.registry import make_norm, norm_info, norm_names, register
+from norms.situation import hold
 from results.metrics import METRICS, PRIMARY, VALIDATION
 from tasks import get_task
-from tasks.base import Diverged, RunContext
+from tasks.base import Diverged
 from tasks.cost import PeakMemory
 from tasks.data.episodes import Episode, EpisodeSampler, query_pool
 from tasks.data.images import Split, make_data
@@ -31,97 +32,8 @@ from tasks.few_shot.task import TASK, FewShotOptions
 from tasks.options import LeftOut, newer_options
 from tasks.step import train_step
 
-NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
-SHAPE, PER_CLASS = (1, 16, 16), 8
-TINY = {
-    "dataset": "planted",
-    "width": 8,
-    "way": 3,
-    "queries": 4,
-    "steps": 10,
-    "test_episodes": 20,
-    "val_episodes": 5,
-    "query_augmentation": "none",
-    "meta_batch_size": 2,
-    "inner_steps": 2,
-    "imprinting_batch_size": 16,
-}
-METHODS = ("prototypical", "maml", "imprinting")
-PARTS = ("train", "val", "test")
-COST = ("step_seconds", "peak_memory_mb")
-
-
-def part_of(classes, first, generator, noise=False):
-    """Every class is a picture of its own with a little noise; with `noise` nothing but noise."""
-    labels = torch.arange(first, first + classes).repeat_interleave(PER_CLASS)
-    pictures = torch.randint(50, 206, (classes, *SHAPE), generator=generator).float()
-    images = pictures[labels - first] + torch.randint(-5, 6, (len(labels), *SHAPE), generator=generator)
-    if noise:
-        images = torch.randint(256, (len(labels), *SHAPE), generator=generator)
-    return Split(images.clamp(0, 255).to(torch.uint8), labels)
-
-
-def planted(noise=False, test_classes=6):
-    g = torch.Generator().manual_seed(0)
-    sizes = {"train": (10, 0), "val": (4, 10), "test": (test_classes, 14)}
-    parts = {part: part_of(count, first, g, noise) for part, (count, first) in sizes.items()}
-    return make_data("planted", "planted", parts, kind="synthetic", checksum="0", num_classes=40, disjoint_classes=True)
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def data(monkeypatch):
-    """The planted data under its name (a test may replace `value`); all else as it is."""
-    real, held = few_shot.datasets, SimpleNamespace(value=planted())
-    described = SimpleNamespace(image_shape=SHAPE)
-
-    def of(name, planted_answer, function, *arguments):
-        return planted_answer if name == "planted" else function(name, *arguments)
-
-    replaced = {
-        "dataset_info": lambda name: of(name, described, real.dataset_info),
-        "load_disjoint": lambda name, folder: of(name, held.value, real.load_disjoint, folder),
-        "check_disjoint": lambda name, folder: of(name, None, real.check_disjoint, folder),
-        "checksum": lambda name, folder: of(name, str(id(held.value)), real.checksum, folder),
-    }
-    monkeypatch.setattr(few_shot, "datasets", SimpleNamespace(**replaced))
-    return held
-
-
-def context(tmp_path, seed=0):
-    return RunContext(torch.device("cpu"), seed, tmp_path, tmp_path)
-
-
-def options(**given):
-    return FewShotOptions(**{**TINY, **given})
-
-
-def norm(name):
-    return make_norm(name, **NORM_OPTIONS.get(name, {}))
-
-
-def network(name, method="prototypical", seed=0, **more):
-    facts = {"image_shape": SHAPE, "num_classes": 3, "width": 8} | more
-    return build_few_shot_net(
-        "conv4", method, norm(name), generator=lambda p: torch.Generator().manual_seed(len(p) + seed), **facts
-    )
-
-
-def warmed(name, method="prototypical"):
-    """A network whose running statistics are not the initial ones."""
-    net = network(name, method)
-    with situation(net, part="context"):
-        for seed in range(3):
-            net(3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(seed)) + 1)
-    return net
-
-
-def episode_images(seed=0, support=6, queries=9):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(support, *SHAPE, generator=g), torch.randn(queries, *SHAPE, generator=g)
-
+data = few.data
 
 # Known answers
 
@@ -298,10 +210,8 @@ def test_dropout_stays_off_while_norms_use_the_batch():
 
 
 @pytest.fixture
-def contextual(monkeypatch):
+def contextual():
     """A norm that has to see the support first; it notes which part it was told."""
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     told = []
 
     @register(name="ctx", source="test", mixes_samples=False, keeps_stats=False, needs=("context",))
@@ -701,15 +611,15 @@ def test_a_compiled_run_learns_as_the_other_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "shared"),
+    ("given", "norm_batch"),
     [
         ({"shot": 2, "train_way": 7, "train_queries": 5}, 49),
         ({"method": "maml", "shot": 2}, 6),
         ({"method": "imprinting"}, 16),
     ],
 )
-def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, shared):
-    assert TASK.setting(options(**given)).norm_batch_size == shared
+def test_the_norm_batch_of_the_setting_is_that_of_a_training_forward(given, norm_batch):
+    assert TASK.setting(options(**given)).norm_batch_size == norm_batch
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from norms import registry
 from norms.protocol import norm_modules
 from norms.registry import make_norm, norm_names, norm_option_defaults, register
 from norms.situation import situation
@@ -21,11 +20,10 @@ from tasks.few_shot import task as few_shot
 from tasks.few_shot.episodic import forward_alone
 from tasks.few_shot.evaluation import Pool, evaluate_episodes
 from tasks.few_shot.heads import prototypical
-from tasks.few_shot.maml import Maml, StepStatistics
+from tasks.few_shot.maml import Maml, StepStatistics, maml_step
 from tasks.few_shot.networks import build_few_shot_net
 from tasks.few_shot.prototypical import prototypical_step
 from tasks.few_shot.task import FewShotOptions
-from tasks.few_shot.training import maml_step
 
 RATE, STEPS, WAY, SHAPE = 0.3, 2, 3, (1, 16, 16)
 NORM_OPTIONS = {n: {"num_groups": 4} for n in norm_names() if "num_groups" in norm_option_defaults(n)}
@@ -76,10 +74,8 @@ def test_evaluation_leaves_weights_statistics_and_modes_as_they_were(name, kind,
 
 
 @pytest.fixture
-def noting(monkeypatch):
+def noting():
     """Two norms of the test: one notes what it is told, one uses batch statistics in evaluation mode, too."""
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     told = []
 
     @register(name="noting", source="test", mixes_samples=False, keeps_stats=False)

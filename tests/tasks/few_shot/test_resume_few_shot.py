@@ -1,18 +1,17 @@
 """few_shot, stopped in training and inside its episodes, equals a run that is not stopped, to the last bit."""
 
 import pytest
-import test_few_shot as few
 import torch
+from parts import few_shot as few
 from parts.resuming import Stopped, reread, results
 from torch import nn
 
-from norms import registry
 from norms.protocol import norm_modules
 from norms.registry import make_norm, norm_names, register
 from tasks.base import RunContext
 from tasks.few_shot.maml import StepStatistics
+from tasks.few_shot.networks import build
 from tasks.few_shot.task import TASK
-from tasks.few_shot.training import build
 from tasks.journal import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread", "data")
@@ -111,11 +110,9 @@ def test_every_norm_goes_on_with_every_method(name, seed):
 
 
 @pytest.fixture
-def replacing(monkeypatch):
+def replacing():
     """A norm that replaces its buffers instead of changing them, one of which begins as None, and counts in its extra
     state."""
-    norm_names()
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @register(name="replacing", source="test", mixes_samples=True, keeps_stats=True)
     class Replacing(nn.Module):

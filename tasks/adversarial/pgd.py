@@ -1,7 +1,7 @@
-"""FGSM and PGD in an L-infinity ball, and the objectives that they climb.
+"""FGSM and PGD in an L-infinity ball, and the objective that they climb.
 
-FGSM: Goodfellow et al. 2015, arXiv:1412.6572. PGD: Madry et al. 2018, arXiv:1706.06083. TRADES: Zhang et al. 2019,
-arXiv:1901.08573. FGSM with random start: Wong et al. 2020, arXiv:2001.03994.
+FGSM: Goodfellow et al. 2015, arXiv:1412.6572. PGD: Madry et al. 2018, arXiv:1706.06083. FGSM with random start: Wong et
+al. 2020, arXiv:2001.03994. (The objective of TRADES is in trades.py.)
 
 Images are in [0, 1] and input normalization is inside the network. Every draw is made by the caller, so that an image
 has the same start whatever the norm, and whichever other images are attacked beside it.
@@ -24,12 +24,6 @@ Objective = Callable[[Tensor], Tensor]
 def cross_entropy(labels: Tensor) -> Objective:
     """Summed over images, so that no image's gradient depends on how many there are."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
-
-
-def divergence(clean: Tensor) -> Objective:
-    """KL(clean || attacked) of the predicted distributions, summed; `clean`: logits (N, K) of the images themselves."""
-    target = F.log_softmax(wide(clean.detach()), dim=1)
-    return lambda logits: F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum", log_target=True)
 
 
 def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
@@ -57,7 +51,7 @@ def pgd(
     Args:
         net: images (N, C, H, W) in [0, 1] -> logits (N, K).
         images: the centres of the balls.
-        objective: what is made large.
+        objective: the scalar that the attack makes large.
         epsilon, step_size: in units of the images.
         steps: forwards and backwards.
         start: first perturbation; None: zero.
