@@ -38,7 +38,8 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
     """
     if not os.path.isdir(root):
         raise ValueError(f'folder "{root}": no such folder')
-    if manifest["root"] != str(root.resolve()):
+    # where its own folder is gone, the images themselves say whether it was moved
+    if manifest["root"] != str(root.resolve()) and ("source" not in manifest or os.path.isdir(manifest["root"])):
         raise ValueError(
             f'data set "{name}" in {data_dir} was prepared from {manifest["root"]}, not from {root}; '
             "--force makes it again"
@@ -68,6 +69,11 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
     raise ValueError(
         f'data set "{name}" in {data_dir}: {root} has changed since it was prepared ({changed}); --force makes it again'
     )
+
+
+def listing_digest(root: Path) -> str:
+    """The manifest's digest of the images' paths and sizes, of a folder as it is now. Raises as list_folder."""
+    return _digest(list_folder(root).sizes)
 
 
 def file_digest(path: Path, last: int | None = None) -> str:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from suite.cli import app
 from tasks.base import NotPrepared
 from tasks.data import checksum, decoding, folders, is_prepared, load, open_folder, prepare, swap
-from tasks.data.catalog import folder_root
+from tasks.data.sources.folder import folder_root
 from tasks.data.prepared import new_folder
 
 CLASSES = "train/a", "train/b", "test/a", "test/b"
@@ -266,7 +266,7 @@ def test_the_decoding_is_part_of_a_large_sets_identity_only(tmp_path, root, monk
         for version in (2, 3):
             monkeypatch.setattr(folders, "DECODING", version)
             monkeypatch.setattr("tasks.data.prepared.DECODING", version)
-            monkeypatch.setattr("tasks.data.sources.DECODING", version)
+            monkeypatch.setattr("tasks.data.origin.DECODING", version)
             data_dir = tmp_path / f"{large} {version}"
             prepare(name, data_dir, size=6)
             found[large, version] = checksum(name, data_dir)
@@ -288,7 +288,7 @@ def test_a_large_set_of_an_older_decoding_is_to_be_made_again(tmp_path, root, mo
 
 
 def test_a_set_in_memory_of_another_decoding_is_used_and_said(root, data_dir, monkeypatch):
-    monkeypatch.setattr("tasks.data.sources.DECODING", 3)
+    monkeypatch.setattr("tasks.data.origin.DECODING", 3)
     assert len(load(f"folder:{root}", data_dir).train) == 18
     with pytest.raises(ValueError, match="this version decodes some images in another way; --force"):
         prepare(f"folder:{root}", data_dir)
