@@ -17,7 +17,7 @@ import numpy as np
 from tasks.data.catalog import forget_dataset, register_dataset
 from tasks.data.prepared import Parts, new_folder, write_set
 from tasks.data.source import DatasetInfo
-from tasks.data.sources.folder import PREFIX
+from tasks.data.sources.folder import PREFIX, place
 from tasks.data.sources.stored import Stored
 
 CLASSES, DISJOINT = "planted", "planted_episodes"

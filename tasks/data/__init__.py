@@ -17,7 +17,6 @@ from tasks.data.batches import (
     shuffled_batches,
 )
 from tasks.data.catalog import (
-    Listed,
     check_batch_size,
     check_classifiable,
     check_disjoint,
@@ -30,7 +29,6 @@ from tasks.data.catalog import (
     domain_names,
     in_memory,
     is_prepared,
-    listed,
     load,
     load_disjoint,
     load_domains,
@@ -40,6 +38,7 @@ from tasks.data.catalog import (
 )
 from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
+from tasks.data.listed import Listed, listed
 from tasks.data.source import Contents, DatasetInfo, Preparation, Source
 from tasks.data.sources.memory import InMemory
 

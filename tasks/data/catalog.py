@@ -6,11 +6,9 @@ Every name has a Source (tasks.data.source), which says what the set can do; not
 from __future__ import annotations
 
 import functools
-import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from norms import plugins
 from norms.values import nearest
 from tasks.data.images import ImageData
 from tasks.data.lazy import FolderData
-from tasks.data.prepared import PARTS, read_manifest
+from tasks.data.prepared import PARTS
 from tasks.data.source import DatasetInfo, Preparation, Source, check_domain
 from tasks.data.sources import digits, fashion, glyphs
 from tasks.data.sources.downloads import DOWNLOADS, Torchvisions
@@ -103,60 +101,6 @@ def dataset_names() -> list[str]:
 def dataset_info(name: str) -> DatasetInfo:
     """What is known of a data set without reading it. Raises ValueError with the nearest name for an unknown one."""
     return _source(name).info(name)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of `data list`.
-
-    Args:
-        name: for `load`.
-        here: "yes", "no" or "damaged".
-        what: what it is; of a damaged set what is wrong with it.
-    """
-
-    name: str
-    here: str
-    what: str
-
-
-def listed(data_dir: Path) -> list[Listed]:
-    """Every named data set, then what else lies prepared in data_dir: folders of images. Arrays are not verified."""
-    lines = []
-    for name in dataset_names():
-        try:
-            here, what = ("yes" if is_prepared(name, data_dir) else "no"), str(dataset_info(name))
-        except ValueError as error:  # of one set; the others are listed all the same
-            here, what = "damaged", str(error)
-        lines.append(Listed(name, here, what))
-    return lines + [_listed_folder(folder, data_dir) for folder in _others(data_dir)]
-
-
-def _others(data_dir: Path) -> list[str]:
-    """Folders of data_dir that hold a prepared set under none of the fixed names."""
-    try:
-        return sorted(f for f in os.listdir(data_dir) if f not in _OURS and (data_dir / f / "manifest.json").is_file())
-    except OSError:
-        return []
-
-
-def _listed_folder(folder: str, data_dir: Path) -> Listed:
-    try:
-        manifest = read_manifest(folder, data_dir, folder)
-    except ValueError as error:
-        return Listed(folder, "damaged", str(error))
-    facts = [manifest["title"], manifest["kind"], f"{manifest['num_classes']} classes"]
-    if "size" in manifest:
-        facts.append(f"3x{manifest['size']}x{manifest['size']}")
-    if "source" in manifest:
-        facts.append(f"{manifest['source']['images']} images")
-    if domains := [domain for domain in manifest["domains"] if domain]:
-        facts.append(f"domains {', '.join(domains)}")
-    if "root" in manifest:
-        gone = "" if os.path.isdir(manifest["root"]) else ", which is gone"
-        facts.append(f"prepared from {manifest['root']}{gone}")
-    name = f"{PREFIX}{manifest['root']}" if manifest["name"].startswith(PREFIX) else manifest["name"]
-    return Listed(name, "yes", " · ".join(facts))
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:

@@ -71,11 +71,6 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
     )
 
 
-def listing_digest(root: Path) -> str:
-    """The manifest's digest of the images' paths and sizes, of a folder as it is now. Raises as list_folder."""
-    return _digest(list_folder(root).sizes)
-
-
 def file_digest(path: Path, last: int | None = None) -> str:
     """sha256 of a file, or of its last `last` bytes. Raises ValueError where it can not be read; names it."""
     try:

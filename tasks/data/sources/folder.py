@@ -2,7 +2,7 @@
 
 A prepared folder is found by the real path of its images. Where nothing was prepared from that path, it is found by the
 folder's name, as long as it can be nothing else: the path leads nowhere, or the prepared folder's own images are gone
-and those at the path have the same names and sizes. So a set stays known where its images were moved or removed, or
+and those at the path are the same. So a set stays known where its images were moved or removed, or
 where data_dir was copied to another machine; another folder of one name is another set.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 
 from tasks.base import NotPrepared
 from tasks.data import folders, lazy
-from tasks.data.origin import check_source, listing_digest
+from tasks.data.layout import list_folder
+from tasks.data.origin import check_source, source_facts
 from tasks.data.prepared import command, read_manifest, set_root
 from tasks.data.source import DatasetInfo, Preparation
 from tasks.data.sources.stored import Stored
@@ -50,7 +51,7 @@ class Folder(Stored):
     def open(self, name: str, data_dir: Path) -> lazy.FolderData:
         data = lazy.open_folder(name, data_dir, self.place(name, data_dir))
         root = folder_root(name)
-        if not data.train.root.is_dir() and root.is_dir():  # moved since: `place` compared names and sizes
+        if not data.train.root.is_dir() and root.is_dir():  # moved since: `place` compared them
             for part in (data.train, data.val, data.test):
                 part.root = root
         return data
@@ -177,17 +178,21 @@ def _is_of(manifest: dict[str, Any], root: Path) -> bool:
     """Whether a set that was prepared elsewhere can be taken for the one of the images in `root`."""
     if manifest.get("root") == str(root) or not root.exists():
         return True
-    listing = manifest.get("source", {}).get("listing")
-    return listing is not None and not os.path.isdir(manifest["root"]) and _listing(root) == listing
+    source = manifest.get("source", {})
+    if "listing" not in source or os.path.isdir(manifest["root"]):
+        return False
+    return _source_of(root, "content" in source) == source
 
 
 @functools.lru_cache(maxsize=64)
-def _listing(root: Path) -> str | None:
+def _source_of(root: Path, content: bool) -> dict[str, Any] | None:
+    """What a manifest would say of the images in `root`, or None where they are no set of images."""
     # once in a process: a plan of 10,000 runs asks for the same folder 10,000 times
     try:
-        return listing_digest(root)
+        facts: dict[str, Any] = source_facts(root, list_folder(root), content=content)["source"]
     except ValueError:
         return None
+    return facts
 
 
 def _layout(manifest: dict[str, Any]) -> str:

@@ -62,8 +62,10 @@ class InMemory(Source):
         class_names: Sequence[str] = (),
         licence: str = "its owner's",
     ):
-        if num_classes < 2 or (class_names and len(class_names) != num_classes):
-            raise ValueError(f"num_classes {num_classes}, {len(class_names)} class_names: 2 or more, a name for each")
+        if type(num_classes) is not int or num_classes < 2 or (class_names and len(class_names) != num_classes):
+            raise ValueError(
+                f"num_classes {shown(num_classes)}, {len(class_names)} class_names: 2 or more, a name for each"
+            )
         if kind not in ("real", "synthetic"):
             raise ValueError(f'kind "{kind}": allowed are real and synthetic')
         if isinstance(domains, str) or len(domains) == 1 or len(set(domains)) < len(domains):
@@ -148,7 +150,7 @@ class InMemory(Source):
                 shape = tuple(next(iter(shapes)))
                 if self._image_shape is not None and shape != tuple(self._image_shape):
                     raise ValueError(f"images are {shape}, image_shape says {tuple(self._image_shape)}")
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # torch's own for types that numpy lacks
                 raise ValueError(f'data set "{name}": {error}') from error
             self._held, self._checksum = held, _checksum(held, self._class_names)
         return self._held
@@ -166,7 +168,8 @@ class InMemory(Source):
         of = f' of domain "{domain}"' if domain else ""
         if not isinstance(given, Mapping) or sorted(given, key=str) != sorted(PARTS):
             found = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
-            raise ValueError(f"parts{of} are {', '.join(PARTS)}; given {cut(found, 100)}")
+            hint = "" if domain or not found else " (domains= names domains)"
+            raise ValueError(f"parts{of} are {', '.join(PARTS)}; given {cut(found, 100)}{hint}")
         parts = {part: self._split(given[part], f"the {part} part{of}") for part in PARTS}
         if pairs := same_images({part: split.images for part, split in parts.items()}):
             (later, i), (earlier, j), count = pairs[0]
@@ -181,19 +184,21 @@ class InMemory(Source):
     def _split(self, given: Any, part: str) -> Split:
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise ValueError(f"{part} is not (images, labels)")
-        images, labels = (torch.as_tensor(np.asarray(array)) if _is_array(array) else None for array in given)
-        if images is None or labels is None:
+        if not all(isinstance(array, np.ndarray | Tensor) for array in given):
             raise ValueError(f"{part} is not (images, labels) as numpy arrays or tensors")
-        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+        images, labels = (array.detach().cpu().numpy() if isinstance(array, Tensor) else array for array in given)
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
             raise ValueError(f"images of {part} are {_form(images)}; they must be uint8 (N, C, H, W), 0 to 255")
-        if labels.dtype != torch.int64 or labels.ndim != 1:
+        if labels.dtype != np.int64 or labels.ndim != 1:
             raise ValueError(f"labels of {part} are {_form(labels)}; they must be int64 (N,)")
         if len(labels) != len(images):
             raise ValueError(f"{part} has {len(images)} images and {len(labels)} labels")
         count = len(self._class_names)
         if odd := [label for label in (int(labels.min()), int(labels.max())) if not 0 <= label < count]:
             raise ValueError(f"{part} has a label {odd[0]}; with num_classes {count} they are 0 to {count - 1}")
-        return Split(images.clone().contiguous(), labels.clone().contiguous())
+        return Split(
+            torch.from_numpy(np.array(images, np.uint8, order="C")), torch.from_numpy(np.array(labels, np.int64))
+        )
 
     def _check_classes(self, parts: _Parts, of: str) -> None:
         found = {part: set(split.labels.tolist()) for part, split in parts.items()}
@@ -203,17 +208,14 @@ class InMemory(Source):
                 twice = min(c for c in every if sum(c in classes for classes in found.values()) > 1)
                 raise ValueError(f'few_shot: class "{self._class_names[twice]}" is in two parts')
             found = {"whole": every}
+        hint = "" if self._few_shot else "; every part needs every class (few_shot=True: no class is in two parts)"
         for part, classes in found.items():
             if absent := set(range(len(self._class_names))) - classes:
-                raise ValueError(f'the {part} part{of} has no image of class "{self._class_names[min(absent)]}"')
+                raise ValueError(f'the {part} part{of} has no image of class "{self._class_names[min(absent)]}"{hint}')
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
-
-
-def _form(array: Tensor) -> str:
-    return f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}"
+def _form(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape}"
 
 
 def _checksum(held: dict[str, _Parts], class_names: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from suite.cli import app
 from tasks.base import NotPrepared
 from tasks.data import checksum, decoding, folders, is_prepared, load, open_folder, prepare, swap
-from tasks.data.sources.folder import folder_root
 from tasks.data.prepared import new_folder
+from tasks.data.sources.folder import folder_root
 
 CLASSES = "train/a", "train/b", "test/a", "test/b"
 
