@@ -117,11 +117,11 @@ def _is_unpacked(kind: Any, root: Path) -> bool:
     """Whether every file of a packed archive lies unpacked in a root of torchvision, with its published md5."""
     from torchvision.datasets.utils import check_integrity
 
+    lists = [*kind.train_list, *kind.test_list]
+    if hasattr(kind, "meta"):
+        lists.append((kind.meta["filename"], kind.meta["md5"]))
     with contextlib.suppress(OSError):
-        return all(
-            check_integrity(str(root / kind.base_folder / file), md5)
-            for file, md5 in (*kind.train_list, *kind.test_list)
-        )
+        return all(check_integrity(str(root / kind.base_folder / file), md5) for file, md5 in lists)
     return False
 
 

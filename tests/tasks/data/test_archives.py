@@ -1,4 +1,5 @@
-"""`data prepare NAME --source DIR`: the publishers' archives from a folder, verified, nothing downloaded or written there."""
+"""`data prepare NAME --source DIR`: the publishers' archives from a folder, verified; nothing is downloaded
+or written there."""
 
 import hashlib
 import io
