@@ -149,10 +149,10 @@ def place(name: str, data_dir: Path) -> str:
     if (data_dir / usual).is_dir():
         return usual
     found: dict[str, tuple[str, str]] = {}  # checksum -> (folder, root) of the first with it
-    for other in _called(root.name, data_dir):
+    for other in _prepared(data_dir):
         with contextlib.suppress(ValueError, NotPrepared):  # damaged ones are somebody else's, or will be made again
             manifest = read_manifest(name, data_dir, other)
-            if _is_of(manifest, root):
+            if {root.name, given.name} & _names(manifest) and _is_of(manifest, root):
                 if manifest.get("root") == str(root):
                     return other
                 found.setdefault(manifest["checksum"], (other, manifest.get("root", "")))
@@ -165,13 +165,17 @@ def place(name: str, data_dir: Path) -> str:
     return next(iter(found.values()))[0] if found else usual
 
 
-def _called(called: str, data_dir: Path) -> list[str]:
-    """The prepared folders below data_dir whose images lay in a folder of this name."""
-    start = f"folder-{called}-"
+def _prepared(data_dir: Path) -> list[str]:
+    """The folders below data_dir of prepared `folder:PATH`s."""
     try:
-        return sorted(n for n in os.listdir(data_dir) if n.startswith(start) and len(n) == len(start) + 8)
+        return sorted(each for each in os.listdir(data_dir) if each.startswith("folder-"))
     except OSError:
         return []
+
+
+def _names(manifest: dict[str, Any]) -> set[str]:
+    """What a prepared folder is called: the last part of its path, and of the link by which it was prepared."""
+    return {Path(manifest.get("root", "")).name, Path(manifest["name"].removeprefix(PREFIX)).name} - {""}
 
 
 def _is_of(manifest: dict[str, Any], root: Path) -> bool:

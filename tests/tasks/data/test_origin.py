@@ -408,6 +408,15 @@ def test_two_copies_of_one_content_are_one(tmp_path, root, data_dir):
     assert checksum("folder:/nowhere/set", data_dir) == checksum(f"folder:{root}", data_dir)
 
 
+def test_a_link_by_which_a_folder_was_prepared_is_a_name_of_it(tmp_path, root):
+    (tmp_path / "cats").symlink_to(root)
+    prepare(f"folder:{tmp_path / 'cats'}", tmp_path / "data", size=6)
+    shutil.rmtree(root)
+    (tmp_path / "cats").unlink()
+    for name in ("cats", "set"):
+        assert len(load(f"folder:/nowhere/{name}", tmp_path / "data").test) == 20
+
+
 def test_names_that_begin_alike_are_told_apart(tmp_path, root, data_dir):
     prepare(f"folder:{make(tmp_path / 'set-12345678', *CLASSES, count=5)}", data_dir, size=6)
     assert len(load("folder:/nowhere/set", data_dir).test) == 20

@@ -367,3 +367,29 @@ def test_the_plugin_of_the_page_trains(tmp_path):
         make_norm("bn"), options, RunContext(torch.device("cpu"), seed=0, data_dir=NOWHERE, folder=tmp_path)
     )
     assert 0 <= outcome.metrics["top1"] <= 100
+
+
+# every task
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "options"),
+    [
+        ("classification", "plain", {"batch_size": 8}),
+        ("adversarial", "plain", {"batch_size": 8, "attack_images": 16}),
+        ("architecture_search", "plain", {"search_batch_size": 8, "retrain_batch_size": 8, "auxiliary_weight": 0}),
+        ("few_shot", "apart", {"way": 2, "shot": 1, "queries": 2}),
+        ("domain_adaptation", "styles", {"source": "photo", "target": "art", "batch_size": 8}),
+        ("domain_generalization", "styles", {"held_out": "art", "batch_size": 8}),
+    ],
+)
+def test_every_task_takes_a_set_of_its_kind(task, name, options):
+    put(name="plain")
+    put(disjoint(), name="apart", num_classes=6, few_shot=True)
+    put(
+        {d: whole(10 * i) for i, d in enumerate(("photo", "art", "sketch"))},
+        name="styles",
+        domains=("photo", "art", "sketch"),
+    )
+    task = tasks.get_task(task)
+    assert task.data_checksum(task.options(dataset=name, **options), NOWHERE) == checksum(name, NOWHERE)
