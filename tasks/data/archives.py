@@ -92,7 +92,10 @@ class Given:
             if found == md5:
                 return place
             damaged = damaged or f"{place} has md5 {found}, the published one is {md5}"
-        raise ValueError(damaged or f"{last} is missing: neither {path} nor {last} is there, nor below {self.name}/")
+        raise ValueError(
+            damaged
+            or f"{last} is missing: there is no {' or '.join(dict.fromkeys((path, last)))}, also not below {self.name}/"
+        )
 
     @contextlib.contextmanager
     def roots(self, kind: Any) -> Iterator[Callable[[str], Path]]:

@@ -22,7 +22,7 @@ from tasks.data.lazy import FolderData
 from tasks.data.prepared import PARTS
 from tasks.data.source import DatasetInfo, Preparation, Source, check_domain
 from tasks.data.sources import digits, fashion, glyphs
-from tasks.data.sources.downloads import DOWNLOADS, Torchvisions
+from tasks.data.sources.downloads import DOWNLOADS, TorchvisionSets
 from tasks.data.sources.folder import PREFIX, Folder, ImageNet, expanded
 from tasks.data.sources.joined import JOINED, JoinedSets
 
@@ -31,7 +31,7 @@ _OURS: dict[str, Source] = {
     "fashion_shifted": fashion.SHIFTED,
     "digits": digits.DIGITS,
     "glyphs": glyphs.GLYPHS,
-    **dict.fromkeys(DOWNLOADS, Torchvisions()),
+    **dict.fromkeys(DOWNLOADS, TorchvisionSets()),
     **dict.fromkeys(JOINED, JoinedSets()),
     "imagenet": ImageNet(),
 }

@@ -128,7 +128,7 @@ def prepare_download(name: str, data_dir: Path, *, source: Path | None = None, r
         write_set(folder, facts, {"": parts})
 
 
-class Torchvisions(Stored):
+class TorchvisionSets(Stored):
     """The sets in DOWNLOADS."""
 
     accepts = ("source",)

@@ -183,7 +183,7 @@ def _is_of(manifest: dict[str, Any], root: Path) -> bool:
     if manifest.get("root") == str(root) or not root.exists():
         return True
     source = manifest.get("source", {})
-    if "listing" not in source or os.path.isdir(manifest["root"]):
+    if "listing" not in source or os.path.isdir(manifest.get("root", "")):
         return False
     return _source_of(root, "content" in source) == source
 
