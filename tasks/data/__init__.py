@@ -38,7 +38,7 @@ from tasks.data.catalog import (
 )
 from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
-from tasks.data.listed import Listed, listed
+from tasks.data.listing import Listed, listed
 from tasks.data.source import Contents, DatasetInfo, Preparation, Source
 from tasks.data.sources.memory import InMemory
 
