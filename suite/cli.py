@@ -568,14 +568,7 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
     from suite.progress import columns
     from tasks import data
 
-    rows = [("name", "here", "what")]
-    for name in data.dataset_names():
-        what = str(data.dataset_info(name))
-        try:
-            here = "yes" if data.is_prepared(name, data_dir) else "no"
-        except ValueError as error:  # of one set; the others are listed all the same
-            here, what = "damaged", str(error)
-        rows.append((name, here, what))
+    rows = [("name", "here", "what"), *((each.name, each.here, each.what) for each in data.listed(data_dir))]
     print_lines(columns(rows))
 
 
@@ -583,7 +576,9 @@ def data_list(data_dir: DataDir = Path("data")) -> None:
 def data_prepare(
     name: Annotated[str, typer.Argument(help="A data set, see `data list`.")],
     data_dir: DataDir = Path("data"),
-    source: Annotated[Path | None, typer.Option(help="Where the images of a set lie that is not downloaded.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A folder with the images (imagenet) or the archives that it is read from.")
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
     force: Annotated[bool, typer.Option(help="Make it again; what is prepared stays until that is complete.")] = False,
 ) -> None:
@@ -591,6 +586,8 @@ def data_prepare(
     from tasks import data
 
     done = data.prepare(name, data_dir, source=source, size=size, force=force)
+    if done.layout:
+        print(f"note: {done.layout}", file=sys.stderr)
     for note in done.notes:
         print(f"warning: {note}", file=sys.stderr)
     if done.made:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tasks.data import catalog
-from tasks.data.downloads import DOWNLOADS, Download
+from tasks.data.catalog import forget_dataset, register_dataset
 from tasks.data.prepared import Parts, new_folder, write_set
+from tasks.data.source import DatasetInfo
+from tasks.data.sources.folder import PREFIX, place
+from tasks.data.sources.stored import Stored
 
 CLASSES, DISJOINT = "planted", "planted_episodes"
 DOMAINS = ("amber", "blue", "coral")
@@ -29,19 +32,37 @@ Hidden = Collection[tuple[str, str]]
 @contextlib.contextmanager
 def known(folder: Path) -> Iterator[dict[str, str]]:
     """Within the block the planted sets have names: kind ("classes", "domains", "disjoint") -> name."""
-    facts = {"licence": "none", "read": _unread}
-    sets = {
-        CLASSES: Download("planted", _COUNT, (3, _SIDE, _SIDE), _SIZES, **facts),  # type: ignore[arg-type]
-        DISJOINT: Download(
-            "planted", 3 * _COUNT, (3, _LARGER_SIDE, _LARGER_SIDE), _SIZES, disjoint_classes=True, **facts  # type: ignore[arg-type]
-        ),
-    }  # fmt: skip
-    DOWNLOADS.update(sets)
+    register_dataset(CLASSES, Planted("planted", _COUNT, _SIDE))
+    register_dataset(DISJOINT, Planted("planted", 3 * _COUNT, _LARGER_SIDE, is_few_shot=True))
     try:
         yield {"classes": CLASSES, "disjoint": DISJOINT, "domains": f"folder:{folder / 'planted_domains'}"}
     finally:
-        for name in sets:
-            del DOWNLOADS[name]
+        forget_dataset(CLASSES)
+        forget_dataset(DISJOINT)
+
+
+@dataclass(frozen=True)
+class Planted(Stored):
+    """A set that `plant` writes.
+
+    Args:
+        title: for tables.
+        num_classes: over all parts.
+        side: of its images, in pixels.
+        is_few_shot: its parts share no class.
+    """
+
+    title: str
+    num_classes: int
+    side: int
+    is_few_shot: bool = False
+
+    def info(self, name: str) -> DatasetInfo:
+        shape = 3, self.side, self.side
+        how = "planted"
+        return DatasetInfo(
+            name, self.title, "real", self.num_classes, shape, _SIZES, (), False, how, "none", self.is_few_shot
+        )
 
 
 def plant(data_dir: Path, kind: str, name: str, hidden: Hidden = ()) -> Path:
@@ -51,9 +72,9 @@ def plant(data_dir: Path, kind: str, name: str, hidden: Hidden = ()) -> Path:
     sets = {}
     for number, domain in enumerate(domains):
         parts: Parts = {}
-        for place, (part, count) in enumerate(_SIZES.items()):
-            first = place * _COUNT if kind == "disjoint" else 0
-            images, labels = _draw(count, side, 10 * number + place, first)
+        for position, (part, count) in enumerate(_SIZES.items()):
+            first = position * _COUNT if kind == "disjoint" else 0
+            images, labels = _draw(count, side, 10 * number + position, first)
             if (domain, part) in hidden:
                 labels = np.random.default_rng(99).permutation(labels)
             parts[part] = images, labels
@@ -68,7 +89,7 @@ def plant(data_dir: Path, kind: str, name: str, hidden: Hidden = ()) -> Path:
         "disjoint_classes": kind == "disjoint",
         "size": side,
     }
-    with new_folder(data_dir, catalog._folder(name)) as temporary:
+    with new_folder(data_dir, place(name, data_dir) if name.startswith(PREFIX) else name) as temporary:
         write_set(temporary, facts, sets)
     return data_dir
 
@@ -82,7 +103,3 @@ def _draw(count: int, side: int, seed: int, first: int) -> tuple[np.ndarray, np.
     for image, label in zip(images, labels, strict=True):
         image[:, :, width * label : width * (label + 1)] += np.uint8(120)
     return images, labels + first
-
-
-def _unread(root: Path) -> tuple[Parts, list[str]]:
-    raise ValueError("planted images are not downloaded")

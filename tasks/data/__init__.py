@@ -4,6 +4,7 @@ data = load("glyphs", data_dir, classes=600)       # -> ImageData(train, val, te
 domains = load_domains("digits", data_dir)         # -> {domain: ImageData}
 check_domains("digits", data_dir, domains)         # ValueError where they lack a class, before anything runs
 prepare("cifar10", data_dir)                       # the only call that downloads or decodes
+register_dataset("mine", InMemory(function, num_classes=10, title="Mine"))
 """
 
 from tasks.data.batches import (
@@ -16,8 +17,6 @@ from tasks.data.batches import (
     shuffled_batches,
 )
 from tasks.data.catalog import (
-    DatasetInfo,
-    Preparation,
     check_batch_size,
     check_classifiable,
     check_disjoint,
@@ -35,18 +34,26 @@ from tasks.data.catalog import (
     load_domains,
     open_folder,
     prepare,
+    register_dataset,
 )
 from tasks.data.images import ImageData, Split, shrink
 from tasks.data.lazy import FolderData, FolderImages, loaded_batches
+from tasks.data.listing import Listed, listed
+from tasks.data.source import Contents, DatasetInfo, Preparation, Source
+from tasks.data.sources.memory import InMemory
 
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "Contents",
     "DatasetInfo",
     "FolderData",
     "FolderImages",
     "ImageData",
+    "InMemory",
+    "Listed",
     "Preparation",
+    "Source",
     "Split",
     "augment",
     "check_batch_size",
@@ -62,6 +69,7 @@ __all__ = [
     "domain_names",
     "in_memory",
     "is_prepared",
+    "listed",
     "load",
     "load_disjoint",
     "load_domains",
@@ -70,6 +78,7 @@ __all__ = [
     "open_folder",
     "ordered_batches",
     "prepare",
+    "register_dataset",
     "shrink",
     "shuffled_batches",
 ]

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from tasks.data.layout import Listing
+from tasks.data.origin import file_digest
 from tasks.data.prepared import PARTS, Parts
-from tasks.data.sources import file_digest
 
 _LAST = 4096  # bytes
 Shared = dict[str, tuple[int, str, str]]
@@ -34,6 +36,19 @@ def same_bytes(listing: Listing, root: Path, sizes: dict[str, int]) -> Shared:
     images = _in_several(images, sizes.__getitem__)
     images = _in_several(images, lambda path: file_digest(root / path, _LAST))
     return _shared({p: [(file_digest(root / path), path) for path in images[p]] for p in PARTS})
+
+
+def same_images(images: Mapping[str, Tensor]) -> list[tuple[tuple[str, int], tuple[str, int], int]]:
+    """Of arrays, images uint8 (N, C, H, W) by part: ((later part, position), (earlier part, position), count) for each
+    two parts that share an image; the positions are of one such pair, the count is of the later part's images."""
+    keys = {p: [hashlib.sha256(image.tobytes()).digest() for image in images[p].numpy()] for p in PARTS}
+    first = {part: {key: i for i, key in reversed(list(enumerate(keys[part])))} for part in PARTS}
+    found = []
+    for earlier, later in itertools.combinations(PARTS, 2):
+        both = [(i, first[earlier][key]) for i, key in enumerate(keys[later]) if key in first[earlier]]
+        if both:
+            found.append(((later, both[0][0]), (earlier, both[0][1]), len(both)))
+    return found
 
 
 def _in_several(images: dict[str, list[str]], key: Callable[[str], Hashable]) -> dict[str, list[str]]:

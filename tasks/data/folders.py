@@ -20,8 +20,8 @@ from tasks.data.duplicates import Shared, same_bytes, same_pixels
 from tasks.data.images import channel_moments
 from tasks.data.layout import FolderListing, Listing, list_folder
 from tasks.data.lazy import FolderImages
+from tasks.data.origin import source_facts
 from tasks.data.prepared import PARTS, Parts, new_folder, write_manifest, write_set
-from tasks.data.sources import source_facts
 
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes of decoded images
 LARGEST_SIZE = 4096  # side of decoded images
@@ -65,6 +65,8 @@ def prepare_folder(
         "class_names": listing.class_names,
         "disjoint_classes": listing.disjoint_classes,
         "size": size,
+        "layout": listing.layout,
+        "cut": listing.cut,
         **source_facts(root, listing, content=in_memory),
     }
     with new_folder(data_dir, folder, replace=replace) as temporary:

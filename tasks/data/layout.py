@@ -1,14 +1,18 @@
 """What a folder of images holds, before any is decoded: classes, parts and domains, by the names below the root.
 
-Three layouts:
+Four layouts:
 
+- root/<class>/*: no parts and no domains, images at the first level below the root. Every class is cut 70 : 10 : 20
+  into train, val and test, so it needs 3 images at least.
 - root/<split>/<class>/*: splits are train (or training), test (or testing) and optionally val (or valid, validation).
   Without val, a tenth of every training class becomes val. With train and val only, val is the test part: ImageNet's
   convention. If no class is in two splits the set is a few-shot one (mini-ImageNet, CUB) and needs all three splits.
-- root/<domain>/<class>/*: any other names, two domains at least (Office-31, Office-Home, PACS), the same classes in
-  each. Every class of every domain is cut 70 : 10 : 20 into train, val and test.
+- root/<domain>/<class>/*: any other names, images at the second level, two domains at least (Office-31, Office-Home,
+  PACS), the same classes in each. Every class of every domain is cut 70 : 10 : 20 into train, val and test.
 - root/<domain>/<split>/<class>/*: domains that come with splits (VLCS, DomainNet), the same splits in each, used as in
   the first layout.
+
+A cut draws from no run's seed: it is fixed by a salt, and the manifest records both (see images.stratified).
 
 Hidden names are passed over at every level below the root: those that begin with a dot, and LITTER. Links to folders
 and files are followed; one to nothing is refused. An image deeper than its class folder is refused, also where every
@@ -26,6 +30,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +47,12 @@ LIKE_SPLITS = re.compile(
 )
 LITTER = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
 SPLIT_NAMES = ", ".join(SPLITS)
-LAYOUTS = "root/split/class/*, root/domain/class/* or root/domain/split/class/*"
+OF_CLASSES, OF_SPLITS, OF_DOMAINS = "root/class/*", "root/split/class/*", "root/domain/class/*"
+OF_DOMAINS_OF_SPLITS = "root/domain/split/class/*"
+LAYOUTS = f"{OF_SPLITS}, {OF_DOMAINS}, {OF_DOMAINS_OF_SPLITS} or {OF_CLASSES}"
 VALIDATION_FRACTION = 0.1
-DOMAIN_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
+WHOLE_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
+TRAIN_FRACTIONS = {"train": 1 - VALIDATION_FRACTION, "val": VALIDATION_FRACTION}
 
 Listing = dict[str, list[tuple[str, int]]]
 """part -> (path below the root, label) of every image, sorted by path"""
@@ -62,6 +70,9 @@ class FolderListing:
         disjoint_classes: the parts share no class.
         sizes: path below the root -> bytes, of every image.
         notes: what was understood but may not have been meant, each one line.
+        layout: which of the layouts above.
+        cut: how images of one folder were dealt out to parts: the rule, the fractions and the salt; None where the
+            folders say it.
     """
 
     class_names: list[str]
@@ -69,6 +80,8 @@ class FolderListing:
     disjoint_classes: bool
     sizes: dict[str, int]
     notes: list[str]
+    layout: str
+    cut: dict[str, Any] | None = None
 
 
 @dataclass
@@ -119,7 +132,7 @@ class _Tree:
         if kind == "domain":  # below a split they are classes, whatever their names
             self.check_like_splits(names, f"{top}/")
         found = {name: self.images(f"{top}/{name}") for name in names}
-        self._check_names(top, found)
+        self.check_names(top, found)
         empty = [name for name, images in found.items() if not images]
         allowed = f"allowed: {', '.join(sorted(SUFFIXES))}"
         if len(empty) == len(names) > 1:
@@ -134,14 +147,14 @@ class _Tree:
         for name in folders:
             if Path(name).suffix.lower() in SUFFIXES:
                 raise self.refusal(f'"{folder}/{name}" is a folder with an image\'s name')
-            deep = next(self._below(f"{folder}/{name}"), None)
+            deep = next(self.below(f"{folder}/{name}"), None)
             if deep is not None:
                 raise self.refusal(f'"{deep}" lies deeper than a class folder\'s images; expected {LAYOUTS}')
         paths = {f"{folder}/{name}": size for name, size in images.items()}
         self.sizes |= paths
         return list(paths)
 
-    def _below(self, folder: str) -> Iterator[str]:
+    def below(self, folder: str) -> Iterator[str]:
         """Images at any depth below a folder, each real folder once, however many links lead to it."""
         seen, left = set(), [folder]
         while left:
@@ -161,8 +174,8 @@ class _Tree:
                 f'"{above}{names[0]}" and the folders beside it look like splits; call those {SPLIT_NAMES}'
             )
 
-    def _check_names(self, top: str, classes: _Classes) -> None:
-        splits = [name for name in classes if name.lower() in SPLITS]
+    def check_names(self, top: str, classes: _Classes) -> None:
+        splits, above = _splits(list(classes)), f"{top}/" if top else ""
         if not splits:
             return
         if len(classes) < 3 or [name.lower() for name in splits] != ["train"] or not classes[splits[0]]:
@@ -170,16 +183,16 @@ class _Tree:
                 f" beside {_several([n for n in classes if n not in splits])}" if len(splits) < len(classes) else ""
             )
             raise self.refusal(
-                f'"{top}/{splits[0]}" has a split\'s name where a class stands{others}; expected {LAYOUTS}'
+                f'"{above}{splits[0]}" has a split\'s name where a class stands{others}; expected {LAYOUTS}'
             )
-        self.notes.append(f'"{top}/{splits[0]}" is taken for a class, not for a split')
+        self.notes.append(f'"{above}{splits[0]}" is taken for a class, not for a split')
 
 
 def list_folder(root: Path) -> FolderListing:
     """Look at a folder's layout.
 
     Raises:
-        ValueError: no such folder, or a layout that is not one of the three above; says what was found and expected.
+        ValueError: no such folder, or a layout that is not one of those above; says what was found and expected.
     """
     tree = _Tree(root)
     if not os.path.isdir(root):
@@ -190,12 +203,16 @@ def list_folder(root: Path) -> FolderListing:
         raise tree.refusal(f"no subfolders; expected {LAYOUTS}")
     tree.check_like_splits(tops, "")
     splits = _splits(tops)
+    if [name.lower() for name in splits] == ["train"] and len(tops) > 2 and _are_classes(tree, tops):
+        return _as_classes(tree, {top: tree.images(top) for top in tops})
     if splits and len(splits) < len(tops):
         raise tree.refusal(
             f"{_several(tops)} mixes splits ({SPLIT_NAMES}) with other names; expected splits only, or domains only"
         )
     if splits:
         return _as_splits(tree, {top: tree.classes(top, "split") for top in tops})
+    if _are_classes(tree, tops):
+        return _as_classes(tree, {top: tree.images(top) for top in tops})
     if len(tops) < 2:
         raise tree.refusal(f'one subfolder, "{tops[0]}"; expected splits ({SPLIT_NAMES}) or at least two domains')
     inner = {top: tree.entries(top)[0] for top in tops}
@@ -214,6 +231,27 @@ def list_folder(root: Path) -> FolderListing:
     return _as_domains_of_splits(tree, found)
 
 
+def _are_classes(tree: _Tree, tops: list[str]) -> bool:
+    """Whether the folders below the root are classes: some hold images, and no image lies deeper."""
+    found = {top: tree.entries(top) for top in tops}
+    if not any(images for _, images in found.values()):
+        return False
+    return not any(any(tree.below(f"{top}/{name}")) for top, (inner, _) in found.items() for name in inner)
+
+
+def _as_classes(tree: _Tree, classes: _Classes) -> FolderListing:
+    if len(classes) < 2:
+        raise tree.refusal(f'one class, "{next(iter(classes))}"; expected two or more')
+    tree.check_names("", classes)
+    for name, images in classes.items():
+        if len(images) < len(PARTS):
+            found = f"has {len(images)} images" if images else "has no image"
+            raise tree.refusal(f'class "{name}" {found}; a cut into {", ".join(PARTS)} needs {len(PARTS)} or more')
+    names = sorted(classes)
+    parts = _cut(_labelled(classes, names), WHOLE_FRACTIONS, "folder")
+    return _checked(tree, names, {"": parts}, OF_CLASSES, _rule(WHOLE_FRACTIONS, "folder"))
+
+
 def _as_splits(tree: _Tree, found: dict[str, _Classes]) -> FolderListing:
     splits = _by_part(tree, found)
     names = sorted({c for classes in splits.values() for c in classes})
@@ -221,8 +259,9 @@ def _as_splits(tree: _Tree, found: dict[str, _Classes]) -> FolderListing:
         if "val" not in splits:
             raise tree.refusal("train and test share no class (few-shot), so a val folder is needed")
         parts = {part: _labelled(classes, names) for part, classes in splits.items()}
-        return FolderListing(names, {"": parts}, True, tree.sizes, tree.notes)
-    return _checked(tree, names, {"": _parts(tree, splits, names, "folder")})
+        return FolderListing(names, {"": parts}, True, tree.sizes, tree.notes, OF_SPLITS)
+    cut = None if "val" in splits else _rule(TRAIN_FRACTIONS, "folder")
+    return _checked(tree, names, {"": _parts(tree, splits, names, "folder")}, OF_SPLITS, cut)
 
 
 def _as_domains_of_splits(tree: _Tree, found: dict[str, dict[str, _Classes]]) -> FolderListing:
@@ -238,13 +277,14 @@ def _as_domains_of_splits(tree: _Tree, found: dict[str, dict[str, _Classes]]) ->
             )
     names = _common_classes(tree, {domain: parts["train"] for domain, parts in splits.items()})
     domains = {domain: _parts(tree, parts, names, f"folder/{domain}", domain) for domain, parts in splits.items()}
-    return _checked(tree, names, domains)
+    cut = None if "val" in splits[first] else _rule(TRAIN_FRACTIONS, "folder/<domain>")
+    return _checked(tree, names, domains, OF_DOMAINS_OF_SPLITS, cut)
 
 
 def _as_domains(tree: _Tree, found: dict[str, _Classes]) -> FolderListing:
     names = _common_classes(tree, found)
-    domains = {d: _cut(_labelled(classes, names), DOMAIN_FRACTIONS, f"folder/{d}") for d, classes in found.items()}
-    return _checked(tree, names, domains)
+    domains = {d: _cut(_labelled(classes, names), WHOLE_FRACTIONS, f"folder/{d}") for d, classes in found.items()}
+    return _checked(tree, names, domains, OF_DOMAINS, _rule(WHOLE_FRACTIONS, "folder/<domain>"))
 
 
 def _by_part(tree: _Tree, found: dict[str, _Classes]) -> dict[str, _Classes]:
@@ -268,7 +308,7 @@ def _parts(tree: _Tree, splits: dict[str, _Classes], names: list[str], salt: str
             raise tree.refusal(f'class "{unknown[0]}" is in {part} but not in train{where}')
     parts = {part: _labelled(classes, names) for part, classes in splits.items()}
     if "val" not in parts:
-        parts |= _cut(parts["train"], {"train": 1 - VALIDATION_FRACTION, "val": VALIDATION_FRACTION}, salt)
+        parts |= _cut(parts["train"], TRAIN_FRACTIONS, salt)
     return parts
 
 
@@ -283,7 +323,7 @@ def _common_classes(tree: _Tree, found: dict[str, _Classes]) -> list[str]:
             odd = [c for c in classes if any(c not in others for others in found.values())]
             raise tree.refusal(
                 f'domain "{domain}" has no class folder "{lacking[0]}", which domain "{having}" has; '
-                "all domains need the same classes (root/class/* without splits is not a supported layout)"
+                f"all domains need the same classes (in {OF_CLASSES} no folder of images has folders beside it)"
                 f"{nearest(lacking[0], odd)}"
             )
     return names
@@ -299,7 +339,14 @@ def _cut(images: list[tuple[str, int]], fractions: dict[str, float], salt: str) 
     return {part: [images[i] for i in index] for part, index in where.items()}
 
 
-def _checked(tree: _Tree, names: list[str], domains: dict[str, Listing]) -> FolderListing:
+def _rule(fractions: dict[str, float], salt: str) -> dict[str, Any]:
+    """What a manifest says of a cut."""
+    return {"rule": "stratified by class", "fractions": fractions, "salt": salt}
+
+
+def _checked(
+    tree: _Tree, names: list[str], domains: dict[str, Listing], layout: str, cut: dict[str, Any] | None
+) -> FolderListing:
     if len(names) < 2:
         raise tree.refusal(f'one class, "{names[0]}"; expected two or more')
     for domain, parts in domains.items():
@@ -307,7 +354,7 @@ def _checked(tree: _Tree, names: list[str], domains: dict[str, Listing]) -> Fold
             if not parts[part]:
                 where = f'domain "{domain}" of ' if domain else ""
                 raise ValueError(f'{where}folder "{tree.root}": too few images per class to cut a {part} part')
-    return FolderListing(names, domains, False, tree.sizes, tree.notes)
+    return FolderListing(names, domains, False, tree.sizes, tree.notes, layout, cut)
 
 
 def _splits(names: list[str]) -> list[str]:

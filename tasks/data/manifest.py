@@ -136,7 +136,18 @@ def _mistake_of_source(manifest: dict[str, Any]) -> str | None:
         return "root or size can not be"
     if not isinstance(source, dict) or type(source.get("images")) is not int:
         return "source does not say how many images"
+    layout, cut = manifest.get("layout", ""), manifest.get("cut")
+    if type(layout) is not str or not (cut is None or _is_cut(cut)):
+        return "layout or cut can not be"
     return None
+
+
+def _is_cut(cut: Any) -> bool:
+    """Whether it says a rule, a salt, and a fraction for each part."""
+    if not isinstance(cut, dict) or not all(type(cut.get(key)) is str for key in ("rule", "salt")):
+        return False
+    fractions = cut.get("fractions")
+    return isinstance(fractions, dict) and all(type(share) in (int, float) for share in fractions.values())
 
 
 def _are_moments(pair: Any) -> bool:

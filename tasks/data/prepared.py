@@ -21,7 +21,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from norms.values import nearest
 from tasks.base import NotPrepared
 from tasks.data.decoding import DECODING
 from tasks.data.images import ImageData, Split, channel_moments, make_data
@@ -44,6 +43,7 @@ from tasks.data.manifest import (
     parse_manifest,
     read_regular,
 )
+from tasks.data.source import check_domain
 from tasks.data.swap import exchange
 
 _T = TypeVar("_T")
@@ -70,7 +70,7 @@ def new_folder(data_dir: Path, folder: str, *, replace: bool = False) -> Iterato
         ValueError: data_dir is no folder, can not be written to, or is full; names the path.
     """
     target = data_dir / folder
-    temporary = data_dir / f".preparing-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = _temporary(data_dir)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         _sweep(data_dir)
@@ -93,6 +93,21 @@ def new_folder(data_dir: Path, folder: str, *, replace: bool = False) -> Iterato
         if temporary.is_symlink():  # the place of the replaced set was a link: what it leads to is its owner's
             temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(data_dir: Path) -> Iterator[Path]:
+    """A folder on the disk of data_dir that is removed when the block ends, or by the next preparation after a kill."""
+    temporary = _temporary(data_dir)
+    temporary.mkdir(mode=0o700, parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(data_dir: Path) -> Path:
+    return data_dir / f".preparing-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _sweep(data_dir: Path) -> None:
@@ -138,6 +153,19 @@ def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, str]) -
     """manifest.json: the facts, the digests of `files`, and the checksum over both digests and format."""
     text = json.dumps({**facts, "format": FORMAT, "files": files, "checksum": content_checksum(files)}, indent=1)
     (folder / "manifest.json").write_text(text)
+
+
+def set_root(name: str, data_dir: Path, folder: str, root: Path) -> None:
+    """Let the manifest of a prepared set say that its images lie in `root` now; its checksum stays."""
+    path = data_dir / folder / "manifest.json"
+    text = json.dumps({**read_manifest(name, data_dir, folder), "root": str(root)}, indent=1)
+    temporary = path.with_name(f".manifest-{os.getpid()}.json")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{path}: can not be written: {error.strerror}") from error
 
 
 def read_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
@@ -234,22 +262,6 @@ def read_labels(name: str, data_dir: Path, folder: str, *, domain: str | None = 
     """part -> labels, int64 (N,), of one domain of a prepared set, verified; no image is read. Raises as read_set."""
     _, arrays = _read_arrays(name, data_dir, folder, domain, ("labels",))
     return {part: labels for part, (labels,) in arrays.items()}
-
-
-def check_domain(name: str, domain: str | None, domains: Sequence[str]) -> str:
-    """`domain`, where it is one of `domains`.
-
-    Raises:
-        ValueError: it is None or unknown; the message names those allowed, and the nearest.
-    """
-    if domain is None:
-        raise ValueError(
-            f'data set "{name}" has domains; give domain= one of {", ".join(domains)}, or use load_domains'
-        )
-    if domain not in domains:
-        allowed = ", ".join(domains) or "none, it has no domains"
-        raise ValueError(f'data set "{name}": unknown domain "{domain}"; allowed: {allowed}{nearest(domain, domains)}')
-    return domain
 
 
 def _whole(name: str, data_dir: Path, folder: str, read: Callable[[dict[str, Any]], _T]) -> tuple[dict[str, Any], _T]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.base import check_names
-from tasks.data import digits, fashion, glyphs
+from tasks.data.sources import digits, fashion, glyphs
 from tasks.data.store import BUILTIN, builtin_digest, write_arrays
 
 SOURCES = {

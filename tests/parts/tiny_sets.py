@@ -12,7 +12,7 @@ import numpy as np
 import torchvision
 from PIL import Image
 
-from tasks.data.downloads import DOWNLOADS
+from tasks.data.sources.downloads import DOWNLOADS
 
 TRAIN, TEST = 40, 20
 LABELS = {"train": np.arange(TRAIN) % 10, "test": np.arange(TEST) % 10}

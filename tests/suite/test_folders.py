@@ -70,6 +70,22 @@ def test_a_folder_that_was_moved_is_the_same_data_and_other_images_are_not(here)
     assert other.key != before.key
 
 
+def test_a_moved_folder_needs_no_preparation_and_neither_does_one_that_is_gone(here):
+    before = planned("folder:x/pets", here).runs
+    (here / "y").mkdir()
+    (here / "x" / "pets").rename(here / "y" / "pets")
+    assert planned("folder:y/pets", here).runs == before
+    shutil.rmtree(here / "y" / "pets")
+    for gone in ("folder:x/pets", "folder:y/pets", "folder:pets", "folder:/another/machine/pets"):
+        plan = planned(gone, here)
+        assert plan.runs == before
+    (here / "out").mkdir()
+    record = suite.Runner(data_dir=here / "data", folders=plan.folders)(
+        plan.runs[0], here / "out", lambda fraction: None
+    )
+    assert (record.status, record.reason) == ("ok", "")
+
+
 def test_a_link_gives_a_folder_another_name(here):
     (here / "cats").symlink_to(here / "x" / "pets")
     runs = planned(["folder:x/pets", "folder:cats", "folder:cats/"], here).runs

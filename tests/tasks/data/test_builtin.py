@@ -11,12 +11,12 @@ import torch
 
 from tasks.data import checksum, dataset_info, load, load_domains
 from tasks.data import store as store_module
-from tasks.data.digits import DOMAINS, cut_in_order, font_views
-from tasks.data.faces import FACE_FAMILIES, FACES, MADE_WITH
-from tasks.data.fashion import SHIFT, read_idx
-from tasks.data.glyphs import FEWEST_FACES, class_parts
 from tasks.data.images import channel_moments, random_words, shuffled_order, stratified, take_per_class
 from tasks.data.rebuild import main, rebuild
+from tasks.data.sources.digits import DOMAINS, cut_in_order, font_views
+from tasks.data.sources.faces import FACE_FAMILIES, FACES, MADE_WITH
+from tasks.data.sources.fashion import SHIFT, read_idx
+from tasks.data.sources.glyphs import FEWEST_FACES, class_parts
 from tasks.data.store import BUILTIN, builtin_digest, read_arrays, read_builtin, write_arrays
 
 NOWHERE = Path("/nonexistent")  # built-in sets must not look at the data folder
@@ -191,7 +191,7 @@ def test_a_damaged_built_in_file_stops_load(tmp_path, monkeypatch):
     content = (BUILTIN / "glyphs.npz").read_bytes()
     (tmp_path / "glyphs.npz").write_bytes(content[:-1])
     (tmp_path / "CHECKSUMS").write_text((BUILTIN / "CHECKSUMS").read_text())
-    monkeypatch.setattr("tasks.data.glyphs.read_builtin", lambda file: read_builtin(file, tmp_path))
+    monkeypatch.setattr("tasks.data.sources.glyphs.read_builtin", lambda file: read_builtin(file, tmp_path))
     with pytest.raises(ValueError, match="damaged"):
         load("glyphs", NOWHERE)
 

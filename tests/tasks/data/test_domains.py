@@ -11,7 +11,6 @@ from PIL import Image
 
 from tasks.base import NotPrepared
 from tasks.data import (
-    catalog,
     check_classifiable,
     check_disjoint,
     check_domains,
@@ -27,8 +26,9 @@ from tasks.data import (
     open_folder,
     prepare,
 )
-from tasks.data.downloads import DOWNLOADS, prepare_download
-from tasks.data.joined import JOINED
+from tasks.data.sources import downloads, joined
+from tasks.data.sources.downloads import DOWNLOADS, prepare_download
+from tasks.data.sources.joined import JOINED
 
 NAME = "mnist_usps_svhn"
 MEMBERS = ("mnist", "usps", "svhn")
@@ -66,7 +66,8 @@ def asked(monkeypatch, tmp_path):
         names.append(name)
         return prepare_download(name, data_dir, **options)
 
-    monkeypatch.setattr(catalog, "prepare_download", spy)
+    monkeypatch.setattr(joined, "prepare_download", spy)
+    monkeypatch.setattr(downloads, "prepare_download", spy)
     return names
 
 
@@ -197,7 +198,6 @@ def test_what_a_joined_set_can_not_do_is_said(data_dir):
         (lambda: load(NAME, data_dir, domian="mnist"), 'unknown option "domian"; allowed: domain, classes'),
         (lambda: open_folder(NAME, data_dir), "is not a folder of images: use load"),
         (lambda: prepare(NAME, data_dir, size=32), "takes no size"),
-        (lambda: prepare(NAME, data_dir, source=data_dir), "takes no source"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -252,7 +252,7 @@ def test_labels_are_those_of_the_parts_read_once_without_images(data_dir, monkey
     labels = domain_labels(NAME, data_dir)
     for domain, data in loaded.items():
         assert all(torch.equal(labels[domain][part], getattr(data, part).labels) for part in ("train", "val", "test"))
-    monkeypatch.setattr(catalog, "joined_labels", None)  # from here on nothing is read
+    monkeypatch.setattr(joined, "read_labels", None)  # from here on nothing is read
     assert domain_labels(NAME, data_dir) is labels
     check_domains(NAME, data_dir, MEMBERS)
 

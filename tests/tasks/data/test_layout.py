@@ -3,13 +3,15 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts.image_folders import image, make
 from PIL import Image
 
-from tasks.data import check_domains, folders, load, load_domains, open_folder, prepare
+from tasks.data import check_domains, checksum, folders, layout, load, load_domains, open_folder, prepare
+from tasks.data.images import stratified
 from tasks.data.layout import SPLITS, list_folder
 
 
@@ -282,3 +284,137 @@ def test_any_tree_is_a_set_without_split_names_and_hidden_files_or_refused(tmp_p
         assert "train" not in listing.class_names or listing.notes
     assert str(root) in message
     assert "\n" not in message
+
+
+# root/class/*
+
+
+def test_class_folders_without_splits_are_cut_and_the_cut_is_recorded(tmp_path):
+    root, name = make(tmp_path / "pets", "cat", "dog", "owl"), f"folder:{tmp_path / 'pets'}"
+    done = prepare(name, tmp_path / "data", size=6)
+    assert done.layout == (
+        'layout root/class/*: 3 classes; each class cut 70 : 10 : 20 into train, val, test (salt "folder")'
+    )
+    data = load(name, tmp_path / "data")
+    assert data.class_names == ("cat", "dog", "owl")
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    assert {p: part.labels.bincount().tolist() for p, part in parts.items()} == {
+        "train": [7] * 3,
+        "val": [1] * 3,
+        "test": [2] * 3,
+    }
+    (path,) = (tmp_path / "data").glob("*/manifest.json")
+    manifest = json.loads(path.read_text())
+    assert (manifest["layout"], manifest["cut"]["salt"], manifest["cut"]["rule"]) == (
+        "root/class/*",
+        "folder",
+        "stratified by class",
+    )
+    # the recorded rule, applied again, gives the same parts
+    cut = manifest["cut"]
+    labels = np.repeat([0, 1, 2], 10)
+    paths = np.array([f"{c}/{i}.png" for c in ("cat", "dog", "owl") for i in range(10)])
+    listing = list_folder(root)
+    for part, index in stratified(labels, cut["fractions"], cut["salt"]).items():
+        assert [p for p, _ in listing.domains[""][part]] == paths[index].tolist()
+
+
+def test_the_cut_is_part_of_the_checksum(tmp_path, monkeypatch):
+    make(tmp_path / "pets", "cat", "dog")
+    sums = set()
+    for fractions in ({"train": 0.7, "val": 0.1, "test": 0.2}, {"train": 0.6, "val": 0.2, "test": 0.2}):
+        monkeypatch.setattr(layout, "WHOLE_FRACTIONS", fractions)
+        prepare(f"folder:{tmp_path / 'pets'}", tmp_path / "data", size=6, force=True)
+        sums.add(checksum(f"folder:{tmp_path / 'pets'}", tmp_path / "data"))
+    assert len(sums) == 2
+
+
+def test_class_folders_too_large_for_memory_are_streamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 100)
+    make(tmp_path / "pets", "cat", "dog")
+    prepare(f"folder:{tmp_path / 'pets'}", tmp_path / "data", size=6)
+    data = open_folder(f"folder:{tmp_path / 'pets'}", tmp_path / "data")
+    assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        (
+            ("train/a", "train/b", "test/a", "test/b"),
+            "root/split/class/*: 2 classes; each class cut 90 : 10 into train, ",
+        ),
+        (
+            ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b"),
+            "root/split/class/*: 2 classes; parts as the fol",
+        ),
+        (
+            ("train/a", "train/b", "val/c", "val/d", "test/e", "test/f"),
+            "root/split/class/*: 6 classes; parts as the fol",
+        ),
+        (
+            ("p/a", "p/b", "q/a", "q/b"),
+            "root/domain/class/*: 2 classes in 2 domains; each class cut 70 : 10 : 20 into t",
+        ),
+        (
+            ("p/train/a", "p/train/b", "p/test/a", "q/train/a", "q/train/b", "q/test/b"),
+            "root/domain/split/class/*: 2 cla",
+        ),
+        (("bus", "car", "train"), "root/class/*: 3 classes"),
+        (("Train 1", "bus"), "root/class/*: 2 classes"),
+    ],
+)
+def test_the_layout_that_was_taken_is_told(tmp_path, classes, named):
+    root = make(tmp_path / "set", *classes)
+    assert prepare(f"folder:{root}", tmp_path / "data", size=6).layout.startswith(f"layout {named}")
+    assert prepare(f"folder:{root}", tmp_path / "data", size=6).layout.startswith(f"layout {named}")
+
+
+def test_a_class_of_trains_beside_other_classes_is_noted(tmp_path):
+    assert list_folder(make(tmp_path / "set", "bus", "car", "train")).notes == [
+        '"train" is taken for a class, not for a split'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("cat",), 'one class, "cat"; expected two or more'),
+        (("cat", "dog/x"), 'domain "cat" has no class folders'),
+        (("cat", "dog", "dog/puppies"), 'domain "cat" has no class folders'),
+        (("cat", "dog/a/b/c"), 'domain "cat" has no class folders'),
+        (("bus", "train"), "mixes splits .* with other names"),
+        (("train", "test"), 'split "test" has no class folders'),
+        (("bus", "car", "test"), "mixes splits"),
+        (("bus", "car", "test", "train"), "mixes splits"),
+        (("train2017", "val2017"), "look like splits"),
+    ],
+)
+def test_class_folders_of_mixed_depth_or_with_names_of_splits_are_refused(tmp_path, classes, message):
+    root = make(tmp_path / "root", *classes, count=3)
+    with pytest.raises(ValueError, match=message) as caught:
+        prepare(f"folder:{root}", tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "has no image"), (2, "has 2 images")])
+def test_a_class_that_can_not_be_in_every_part_is_named(tmp_path, count, message):
+    root = make(tmp_path / "root", "cat", "dog")
+    (root / "owl").mkdir()
+    make(root, "owl", count=count)
+    with pytest.raises(ValueError, match=f'class "owl" {message}; a cut into train, val, test needs 3 or more'):
+        prepare(f"folder:{root}", tmp_path / "data")
+
+
+def test_images_in_the_domains_folders_do_not_make_them_classes(tmp_path):
+    root = make(tmp_path / "root", *(f"{d}/{s}/{c}" for d in "pq" for s in ("train", "test") for c in "ab"), count=3)
+    for d in "pq":
+        image(root / d / "teaser.png", 5)
+    assert list_folder(root).layout == "root/domain/split/class/*"
+    other = make(tmp_path / "other", "p/a", "p/b", "q/a", "q/b", count=3)
+    for d in "pq":
+        image(other / d / "teaser.png", 5)
+    listing = list_folder(other)
+    assert listing.layout == "root/domain/class/*"
+    assert len(listing.notes) == 2

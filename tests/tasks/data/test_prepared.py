@@ -20,7 +20,6 @@ from tasks.data import (
     dataset_info,
     dataset_names,
     domain_names,
-    downloads,
     folders,
     is_prepared,
     lazy,
@@ -30,9 +29,10 @@ from tasks.data import (
     open_folder,
     prepare,
 )
-from tasks.data.downloads import DOWNLOADS
 from tasks.data.folders import list_folder
 from tasks.data.lazy import decode
+from tasks.data.sources import downloads
+from tasks.data.sources.downloads import DOWNLOADS
 
 
 class Fake:

@@ -138,7 +138,7 @@ def test_an_interrupted_download_heals(left, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "emnist", "usps", "omniglot"])
 def test_a_damaged_archive_is_named_and_never_opened(name, tmp_path, monkeypatch):
-    from tasks.data import downloads
+    from tasks.data.sources import downloads
 
     files = tiny(monkeypatch, tmp_path, name)
     for reader in ("read_gzip", "read_gzip_in_zip", "read_libsvm", "images_by_class"):

@@ -38,7 +38,8 @@ def check_source(name: str, root: Path, data_dir: Path, folder: str, manifest: d
     """
     if not os.path.isdir(root):
         raise ValueError(f'folder "{root}": no such folder')
-    if manifest["root"] != str(root.resolve()):
+    # where its own folder is gone, the images themselves say whether it was moved
+    if manifest["root"] != str(root.resolve()) and ("source" not in manifest or os.path.isdir(manifest["root"])):
         raise ValueError(
             f'data set "{name}" in {data_dir} was prepared from {manifest["root"]}, not from {root}; '
             "--force makes it again"

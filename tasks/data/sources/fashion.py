@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from norms.values import nearest
 from tasks.data.images import ImageData, Split, make_data, take_per_class
+from tasks.data.sources.builtin import Builtin, described
 from tasks.data.store import read_builtin
 
 FILE = "fashion_mnist_mini.npz"
@@ -128,3 +129,15 @@ def read_idx(path: Path) -> np.ndarray:
     if values.size != int(np.prod(shape)):
         raise ValueError(f"{path}: {values.size} values, its header says {shape}")
     return values.reshape(shape)
+
+
+MINI = Builtin(
+    described("fashion_mnist_mini", TITLE, "real", 10, 1, SIZES, "MIT"),
+    FILE,
+    load_fashion_mnist_mini,
+)
+SHIFTED = Builtin(
+    described("fashion_shifted", SHIFTED_TITLE, "real and synthetic", 10, 1, SIZES, "MIT", domains=SHIFT_DOMAINS),
+    FILE,
+    load_fashion_shifted,
+)

@@ -3,6 +3,7 @@ sets."""
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from typer.testing import CliRunner
 
 from suite.cli import app
 from tasks.base import NotPrepared
-from tasks.data import checksum, decoding, folders, is_prepared, load, open_folder, prepare, swap
-from tasks.data.catalog import folder_root
+from tasks.data import checksum, decoding, folders, is_prepared, listed, load, open_folder, prepare, swap
 from tasks.data.prepared import new_folder
+from tasks.data.sources.folder import folder_root
 
 CLASSES = "train/a", "train/b", "test/a", "test/b"
 
@@ -266,7 +267,7 @@ def test_the_decoding_is_part_of_a_large_sets_identity_only(tmp_path, root, monk
         for version in (2, 3):
             monkeypatch.setattr(folders, "DECODING", version)
             monkeypatch.setattr("tasks.data.prepared.DECODING", version)
-            monkeypatch.setattr("tasks.data.sources.DECODING", version)
+            monkeypatch.setattr("tasks.data.origin.DECODING", version)
             data_dir = tmp_path / f"{large} {version}"
             prepare(name, data_dir, size=6)
             found[large, version] = checksum(name, data_dir)
@@ -288,7 +289,7 @@ def test_a_large_set_of_an_older_decoding_is_to_be_made_again(tmp_path, root, mo
 
 
 def test_a_set_in_memory_of_another_decoding_is_used_and_said(root, data_dir, monkeypatch):
-    monkeypatch.setattr("tasks.data.sources.DECODING", 3)
+    monkeypatch.setattr("tasks.data.origin.DECODING", 3)
     assert len(load(f"folder:{root}", data_dir).train) == 18
     with pytest.raises(ValueError, match="this version decodes some images in another way; --force"):
         prepare(f"folder:{root}", data_dir)
@@ -336,3 +337,135 @@ def test_data_prepare_says_what_it_did(tmp_path, root):
         "has changed since it was prepared (41 images, was 40); --force makes it again"
     )
     assert failed.stdout == ""
+
+
+# a folder is its content, not its path
+
+
+def test_a_moved_folder_is_found_again_and_prepare_learns_its_place(tmp_path, root, data_dir):
+    before, moved = checksum(f"folder:{root}", data_dir), tmp_path / "elsewhere" / "set"
+    moved.parent.mkdir()
+    root.rename(moved)
+    name = f"folder:{moved}"
+    assert is_prepared(name, data_dir)
+    assert checksum(name, data_dir) == before
+    assert len(load(name, data_dir).test) == 20
+    assert not prepare(name, data_dir).made
+    assert json.loads(manifest_of(data_dir).read_text())["root"] == str(moved)
+    assert checksum(name, data_dir) == before
+    assert checksum(f"folder:{root}", data_dir) == before  # the path that the images had
+    grow(moved)
+    with pytest.raises(ValueError, match="has changed since it was prepared"):
+        prepare(name, data_dir)
+    assert prepare(name, data_dir, force=True).made
+    assert len(list(data_dir.iterdir())) == 1
+
+
+@pytest.mark.parametrize("spelt", ["folder:{}/nowhere/set", "folder:set", "folder:/another/machine/set"])
+def test_a_copied_data_folder_serves_where_the_images_never_were(tmp_path, root, data_dir, spelt, monkeypatch):
+    before = checksum(f"folder:{root}", data_dir)
+    data_dir.rename(tmp_path / "copied")
+    shutil.rmtree(root)
+    monkeypatch.chdir(tmp_path / "copied")
+    name = spelt.format(tmp_path)
+    assert checksum(name, tmp_path / "copied") == before
+    assert len(load(name, tmp_path / "copied").test) == 20
+    with pytest.raises(NotPrepared):
+        load("folder:/another/machine/sets", tmp_path / "copied")
+
+
+def test_another_folder_of_one_name_is_another_set(tmp_path, root, data_dir):
+    other = make(tmp_path / "b" / "set", *CLASSES, count=11)
+    with pytest.raises(NotPrepared):  # also while nobody prepared it
+        load(f"folder:{other}", data_dir)
+    root.rename(root.with_name("gone"))
+    with pytest.raises(NotPrepared):
+        load(f"folder:{other}", data_dir)
+    prepare(f"folder:{other}", data_dir, size=6)
+    assert checksum(f"folder:{other}", data_dir) != checksum(f"folder:{root}", data_dir)
+    with pytest.raises(
+        ValueError, match=r"does not exist, and folders of this name with different images are prepared: "
+    ) as e:
+        load("folder:/nowhere/set", data_dir)
+    assert str(root) in str(e.value)
+    assert str(other) in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_moved_folder_with_other_bytes_of_one_size_is_another_set(tmp_path, root, data_dir):
+    moved = tmp_path / "b" / "set"
+    moved.parent.mkdir()
+    root.rename(moved)
+    edit(moved)
+    with pytest.raises(NotPrepared):
+        load(f"folder:{moved}", data_dir)
+
+
+def test_two_copies_of_one_content_are_one(tmp_path, root, data_dir):
+    other = shutil.copytree(root, tmp_path / "b" / "set")
+    prepare(f"folder:{other}", data_dir, size=6)
+    assert len(list(data_dir.iterdir())) == 2
+    assert checksum("folder:/nowhere/set", data_dir) == checksum(f"folder:{root}", data_dir)
+
+
+def test_a_link_by_which_a_folder_was_prepared_is_a_name_of_it(tmp_path, root):
+    (tmp_path / "cats").symlink_to(root)
+    prepare(f"folder:{tmp_path / 'cats'}", tmp_path / "data", size=6)
+    shutil.rmtree(root)
+    (tmp_path / "cats").unlink()
+    for name in ("cats", "set"):
+        assert len(load(f"folder:/nowhere/{name}", tmp_path / "data").test) == 20
+
+
+def test_names_that_begin_alike_are_told_apart(tmp_path, root, data_dir):
+    prepare(f"folder:{make(tmp_path / 'set-12345678', *CLASSES, count=5)}", data_dir, size=6)
+    assert len(load("folder:/nowhere/set", data_dir).test) == 20
+    assert len(load("folder:/nowhere/set-12345678", data_dir).test) == 10
+
+
+def test_a_moved_large_set_is_decoded_from_its_new_place(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 0)
+    prepare(f"folder:{root}", tmp_path / "data", size=6)
+    prepare("imagenet", tmp_path / "data", source=root, size=6)
+    first = open_folder(f"folder:{root}", tmp_path / "data").train[0][0]
+    moved = tmp_path / "b" / "set"
+    moved.parent.mkdir()
+    root.rename(moved)
+    assert np.array_equal(open_folder(f"folder:{moved}", tmp_path / "data").train[0][0], first)
+    assert not prepare("imagenet", tmp_path / "data", source=moved).made
+    assert np.array_equal(open_folder("imagenet", tmp_path / "data").train[0][0], first)
+
+
+def test_data_list_shows_prepared_folders_and_damaged_ones(tmp_path, root, data_dir):
+    other = make(tmp_path / "pics", "p/a", "p/b", "q/a", "q/b")
+    prepare(f"folder:{other}", data_dir, size=6)
+    rows = {each.name: each for each in listed(data_dir)}
+    assert rows[f"folder:{root}"].here == "yes"
+    assert rows[f"folder:{root}"].what == f"set · real · 2 classes · 3x6x6 · 40 images · prepared from {root}"
+    assert "domains p, q" in rows[f"folder:{other}"].what
+    shutil.rmtree(other)
+    (damaged,) = data_dir.glob("folder-set-*")
+    (damaged / "manifest.json").write_text("{")
+    (data_dir / ".preparing-x").mkdir()
+    (data_dir / ".preparing-x" / "manifest.json").write_text("{")
+    shown = CliRunner().invoke(app, ["data", "list", "--data-dir", str(data_dir)]).stdout
+    assert "which is gone" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith(damaged.name)]
+    assert " damaged " in line
+    assert "preparing" not in shown
+    assert [line.split()[0] for line in shown.splitlines()[1:5]] == [
+        "fashion_mnist_mini",
+        "fashion_shifted",
+        "digits",
+        "glyphs",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fact", [{"layout": 3}, {"cut": "x"}, {"cut": {"rule": "r", "salt": "s", "fractions": {"a": "b"}}}]
+)
+def test_what_a_manifest_says_of_its_cut_is_not_believed(root, data_dir, fact):
+    path = manifest_of(data_dir)
+    path.write_text(json.dumps(json.loads(path.read_text()) | fact))
+    with pytest.raises(ValueError, match=r"damaged \(layout or cut"):
+        prepare(f"folder:{root}", data_dir)

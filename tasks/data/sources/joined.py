@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tasks.base import NotPrepared
 from tasks.data.images import ImageData, Split, make_data
-from tasks.data.prepared import PARTS, check_domain, command, is_written, read_labels, read_manifest, read_set
+from tasks.data.prepared import PARTS, command, is_written, read_labels, read_manifest, read_set
+from tasks.data.source import Contents, DatasetInfo, Preparation, Source, check_domain
+from tasks.data.sources.downloads import DOWNLOADS, prepare_download
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,54 @@ class Joined:
 
 
 JOINED = {"mnist_usps_svhn": Joined("MNIST, USPS and SVHN", ("mnist", "usps", "svhn"), tuple("0123456789"))}
+
+
+class JoinedSets(Source):
+    """The sets in JOINED."""
+
+    accepts = ("source",)
+    options = ("domain", "classes")
+
+    def info(self, name: str) -> DatasetInfo:
+        entry = JOINED[name]
+        members = [DOWNLOADS[m] for m in entry.members]
+        return DatasetInfo(
+            name,
+            entry.title,
+            "real",
+            len(entry.class_names),
+            (3, *members[0].image_shape[1:]),
+            {part: sum(m.sizes[part] for m in members) for part in members[0].sizes},
+            entry.members,
+            False,
+            command(name),
+            ", ".join(f"{m.licence} ({m.title})" for m in members),
+        )
+
+    def is_prepared(self, name: str, data_dir: Path) -> bool:
+        return not missing_members(name, data_dir)
+
+    def checksum(self, name: str, data_dir: Path) -> str:
+        return joined_checksum(name, data_dir)
+
+    def contents(self, name: str, data_dir: Path) -> Contents:
+        return Contents(JOINED[name].class_names, JOINED[name].members)
+
+    def labels(self, name: str, data_dir: Path, domain: str | None) -> dict[str, Tensor]:
+        member = check_domain(name, domain, JOINED[name].members)
+        joined_checksum(name, data_dir)  # names the joined set where a member is missing
+        return read_labels(member, data_dir, member)
+
+    def load(self, name: str, data_dir: Path, **options: Any) -> ImageData:
+        return load_joined(name, data_dir, **options)
+
+    def prepare(
+        self, name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None, force: bool = False
+    ) -> Preparation:
+        missing = JOINED[name].members if force else missing_members(name, data_dir)
+        for member in missing:
+            prepare_download(member, data_dir, source=source, replace=force)
+        return Preparation(bool(missing))
 
 
 def load_joined(name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None) -> ImageData:
@@ -62,12 +113,6 @@ def load_joined(name: str, data_dir: Path, *, domain: str | None = None, classes
         class_names=entry.class_names,
         moments=(data.mean * repeats, data.std * repeats),
     )
-
-
-def joined_labels(name: str, data_dir: Path) -> dict[str, dict[str, Tensor]]:
-    """domain -> part -> labels, int64 (N,); no image is read. Raises as load_joined."""
-    joined_checksum(name, data_dir)  # names the joined set where a member is missing
-    return {member: read_labels(member, data_dir, member) for member in JOINED[name].members}
 
 
 def missing_members(name: str, data_dir: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """torchvision's data sets: downloaded and decoded once by `prepare`, never at run time.
 
+Archives are downloaded, or taken from a folder that already holds them (`data prepare NAME --source DIR`).
 Every archive and every pickle is verified by its md5 before it is opened, by torchvision (CIFAR, SVHN, STL-10) or by
 tasks.data.archives (the others). CIFAR's batches are unpickled here, in `prepare`, and nowhere else: what runs read are
 plain arrays (see tasks.data.prepared). What was read is compared with what the set is known to hold before any of it
@@ -24,12 +25,26 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tasks.data.archives import fetched, images_by_class, read_gzip, read_gzip_in_zip, read_libsvm
+from norms.values import cut
+from tasks.data.archives import (
+    Archives,
+    Downloaded,
+    Given,
+    images_by_class,
+    read_gzip,
+    read_gzip_in_zip,
+    read_libsvm,
+)
 from tasks.data.images import stratified
-from tasks.data.prepared import PARTS, Parts, new_folder, write_set
+from tasks.data.prepared import PARTS, Parts, command, new_folder, write_set
+from tasks.data.source import DatasetInfo, Preparation
+from tasks.data.sources.stored import Stored
 
 VALIDATION_FRACTION = 0.1
 OMNIGLOT_VAL_ALPHABETS = 6
+
+
+_Reader = Callable[[Archives], tuple[Parts, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ class Download:
         image_shape: (C, H, W) after preparation.
         sizes: images by part, as published; "train" includes what becomes val.
         licence: as its publishers state it.
-        read: torchvision root folder -> (train and val) and test, or three parts where classes are disjoint.
+        read: archives -> (train and val) and test, or three parts where classes are disjoint.
     """
 
     title: str
@@ -50,7 +65,7 @@ class Download:
     image_shape: tuple[int, int, int]
     sizes: dict[str, int]
     licence: str
-    read: Callable[[Path], tuple[Parts, list[str]]]
+    read: _Reader
     disjoint_classes: bool = False
 
 
@@ -61,29 +76,40 @@ def _kind(name: str) -> Any:
     return getattr(torchvision.datasets, name)
 
 
-def prepare_download(name: str, data_dir: Path, *, replace: bool = False) -> None:
-    """Download (archives into data_dir/downloads, kept), compare with what is known of the set, write data_dir/name.
+def prepare_download(name: str, data_dir: Path, *, source: Path | None = None, replace: bool = False) -> None:
+    """Read the archives, compare with what is known of the set, write data_dir/name.
 
-    replace: take the place of a set that is there already; otherwise that one stays.
+    Args:
+        name, data_dir: as for `prepare`.
+        source: a folder that holds the archives; None: they are downloaded into data_dir/downloads, and kept.
+        replace: take the place of a set that is there already; otherwise that one stays.
 
     Raises:
-        ValueError: the download failed, or what was read is not the whole set; says why, and that nothing was left
-            half done.
+        ValueError: the download failed, an archive is not in `source` or has another md5, or what was read is not the
+            whole set; says why, and that nothing was left half done.
     """
     entry = DOWNLOADS[name]
-    root = data_dir / "downloads" / name
+    root = data_dir / "downloads" / name if source is None else source
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        parts, class_names = entry.read(root)
+        if source is None:
+            root.mkdir(parents=True, exist_ok=True)
+        elif not source.is_dir():
+            raise ValueError("no such folder")
+        parts, class_names = entry.read(Downloaded(root) if source is None else Given(source, name, data_dir))
     except Exception as error:  # a damaged file makes a reader raise whatever it likes, EOFError among them
         reason = " ".join(f"{type(error).__name__}: {error}".removeprefix("ValueError: ").split())
+        if source is not None:
+            raise ValueError(
+                f'data set "{name}" could not be read from {source}: {cut(reason, 400)}. Nothing of it was prepared'
+            ) from error
         raise ValueError(
-            f'data set "{name}" could not be downloaded or read: {reason[:240]}. '
-            f"Nothing of it was prepared; run the command again, or put the publisher's files into {root} yourself"
+            f'data set "{name}" could not be downloaded or read: {reason[:240]}. Nothing of it was prepared; '
+            f"run the command again, or put the publisher's files into {root} yourself"
         ) from error
     if mistake := _incomplete(entry, parts, class_names):
         raise ValueError(
-            f'data set "{name}" is not whole: {mistake}. Nothing of it was prepared; delete {root} and prepare it again'
+            f'data set "{name}" is not whole: {mistake}. Nothing of it was prepared; '
+            + (f"delete {root} and prepare it again" if source is None else f"it was read from {root}")
         )
     if not entry.disjoint_classes:
         images, labels = parts["train"]
@@ -100,6 +126,39 @@ def prepare_download(name: str, data_dir: Path, *, replace: bool = False) -> Non
     }
     with new_folder(data_dir, name, replace=replace) as folder:
         write_set(folder, facts, {"": parts})
+
+
+class TorchvisionSets(Stored):
+    """The sets in DOWNLOADS."""
+
+    accepts = ("source",)
+
+    def info(self, name: str) -> DatasetInfo:
+        entry = DOWNLOADS[name]
+        return DatasetInfo(
+            name,
+            entry.title,
+            "real",
+            entry.num_classes,
+            entry.image_shape,
+            entry.sizes,
+            (),
+            False,
+            command(name),
+            entry.licence,
+            entry.disjoint_classes,
+        )
+
+    def few_shot(self, name: str, data_dir: Path) -> bool:
+        return DOWNLOADS[name].disjoint_classes and super().few_shot(name, data_dir)
+
+    def prepare(
+        self, name: str, data_dir: Path, *, source: Path | None = None, size: int | None = None, force: bool = False
+    ) -> Preparation:
+        if not force and self.is_prepared(name, data_dir):
+            return Preparation(False)
+        prepare_download(name, data_dir, source=source, replace=force)
+        return Preparation(True)
 
 
 def _incomplete(entry: Download, parts: Parts, class_names: list[str]) -> str | None:
@@ -135,25 +194,25 @@ def _padded(images: np.ndarray) -> np.ndarray:
     return np.pad(images[:, None], ((0, 0), (0, 0), (2, 2), (2, 2)))
 
 
-def _mnist_like(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
+def _mnist_like(name: str) -> _Reader:
     """A reader of MNIST and the sets of its format: four compressed IDX files."""
 
-    def read(root: Path) -> tuple[Parts, list[str]]:
+    def read(archives: Archives) -> tuple[Parts, list[str]]:
         kind = _kind(name)
         arrays = []
         for file, md5 in kind.resources:  # images and labels of the training part, then of the test part
             urls = [mirror + file for mirror in kind.mirrors]
-            arrays.append(read_gzip(fetched(root / name / "raw" / file, urls, md5)))
+            arrays.append(read_gzip(archives.file(f"{name}/raw/{file}", urls, md5)))
         parts = {"train": (_padded(arrays[0]), arrays[1]), "test": (_padded(arrays[2]), arrays[3])}
         return parts, [str(c) for c in kind.classes]
 
     return read
 
 
-def _emnist(root: Path) -> tuple[Parts, list[str]]:
+def _emnist(archives: Archives) -> tuple[Parts, list[str]]:
     """The split "balanced" of EMNIST, which stores its images transposed."""
     kind = _kind("EMNIST")
-    archive = fetched(root / "EMNIST" / "raw" / kind.url.rpartition("/")[2], [kind.url], kind.md5)
+    archive = archives.file(f"EMNIST/raw/{kind.url.rpartition('/')[2]}", [kind.url], kind.md5)
     parts = {}
     for part in ("train", "test"):
         images, labels = (
@@ -164,50 +223,55 @@ def _emnist(root: Path) -> tuple[Parts, list[str]]:
     return parts, list(kind.classes_split_dict["balanced"])
 
 
-def _cifar(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
-    def read(root: Path) -> tuple[Parts, list[str]]:
+def _cifar(name: str) -> _Reader:
+    def read(archives: Archives) -> tuple[Parts, list[str]]:
         parts, names = {}, []
-        for part in ("train", "test"):
-            source = _kind(name)(str(root), train=part == "train", download=True)
-            parts[part] = (source.data.transpose(0, 3, 1, 2), np.array(source.targets))
-            names = list(source.classes)
+        kind = _kind(name)
+        with archives.roots(kind) as root:
+            for part in ("train", "test"):
+                source = kind(str(root(part)), train=part == "train", download=archives.downloads)
+                parts[part] = (source.data.transpose(0, 3, 1, 2), np.array(source.targets))
+                names = list(source.classes)
         return parts, names
 
     return read
 
 
-def _labelled(name: str) -> Callable[[Path], tuple[Parts, list[str]]]:
+def _labelled(name: str) -> _Reader:
     """A reader of SVHN and STL-10: `split=`, images already (N, C, H, W), labels in `.labels`."""
 
-    def read(root: Path) -> tuple[Parts, list[str]]:
+    def read(archives: Archives) -> tuple[Parts, list[str]]:
         parts, names = {}, [str(digit) for digit in range(10)]
-        for part in ("train", "test"):
-            source = _kind(name)(str(root), split=part, download=True)
-            parts[part] = (source.data, np.asarray(source.labels))
-            names = list(getattr(source, "classes", names))
+        kind = _kind(name)
+        with archives.roots(kind) as root:
+            for part in ("train", "test"):
+                source = kind(str(root(part)), split=part, download=archives.downloads)
+                parts[part] = (source.data, np.asarray(source.labels))
+                names = list(getattr(source, "classes", names))
         return parts, names
 
     return read
 
 
-def _usps(root: Path) -> tuple[Parts, list[str]]:
+def _usps(archives: Archives) -> tuple[Parts, list[str]]:
     parts = {}
     for part in ("train", "test"):
         url, file, md5 = _kind("USPS").split_list[part]
-        images, labels = read_libsvm(fetched(root / file, [url], md5))
+        images, labels = read_libsvm(archives.file(file, [url], md5))
         small = torch.from_numpy(images)[:, None].double()  # float64: exact, equal on every machine
         large = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
         parts[part] = (large.round().to(torch.uint8).numpy(), labels)
     return parts, [str(digit) for digit in range(10)]
 
 
-def _omniglot(root: Path) -> tuple[Parts, list[str]]:
+def _omniglot(archives: Archives) -> tuple[Parts, list[str]]:
     kind = _kind("Omniglot")
     names: list[str] = []
     found: dict[str, list[tuple[np.ndarray, int]]] = {part: [] for part in PARTS}
     for folder in ("images_background", "images_evaluation"):
         file = f"{folder}.zip"
-        archive = fetched(root / kind.folder / file, [f"{kind.download_url_prefix}/{file}"], kind.zips_md5[folder])
+        url = f"{kind.download_url_prefix}/{file}"
+        archive = archives.file(f"{kind.folder}/{file}", [url], kind.zips_md5[folder])
         pairs = [(character, _reduced(image)) for character, image in images_by_class(archive, folder)]
         characters = sorted({character for character, _ in pairs})
         val = sorted({character.split("/")[0] for character in characters})[-OMNIGLOT_VAL_ALPHABETS:]

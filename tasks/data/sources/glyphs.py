@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from norms.values import nearest
-from tasks.data.faces import FACE_FAMILIES, FACES, FAMILIES, covered, render
 from tasks.data.images import ImageData, Split, make_data
+from tasks.data.sources.builtin import Builtin, described
+from tasks.data.sources.faces import FACE_FAMILIES, FACES, FAMILIES, covered, render
 from tasks.data.store import read_builtin
 
 FILE = "glyphs.npz"
@@ -107,7 +108,7 @@ def class_parts(characters: tuple[str, ...]) -> list[str]:
 
 
 def rebuild_glyphs() -> dict[str, np.ndarray]:
-    """The arrays of FILE, rendered from matplotlib's faces (see tasks.data.faces)."""
+    """The arrays of FILE, rendered from matplotlib's faces (see tasks.data.sources.faces)."""
     coverage = {face: covered(face) for face in FACES}
     candidates = sorted({c for characters in coverage.values() for c in characters})
     drawn: dict[str, dict[int, np.ndarray]] = {}
@@ -156,3 +157,11 @@ def _check_families(test_family: str, val_family: str) -> None:
             )
     if test_family == val_family:
         raise ValueError(f'glyphs: "{test_family}" is given as test_family and as val_family; they must differ')
+
+
+GLYPHS = Builtin(
+    described("glyphs", DESCRIPTION, "synthetic", NUM_CLASSES, 1, SIZES, "fonts' licences", few_shot=True),
+    FILE,
+    load_glyphs,
+    few_shot_options={"split": "classes"},
+)
