@@ -663,7 +663,8 @@ def _show_tables(
     """
     import results
     from results.tables.build import render_all
-    from results.tables.render import tables_text, write_tables
+    from results.tables.text import tables_text
+    from results.tables.writing import write_tables
 
     df = results.load(folder, keys=keys)
     if df.empty and (others := sum(df.attrs["not_asked"].values())):

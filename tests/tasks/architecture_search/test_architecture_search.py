@@ -23,7 +23,7 @@ from results.frame import from_records
 from results.metrics import METRICS, primary_metric
 from results.record import RunRecord
 from results.store import read_record, record_files
-from results.tables.pivot import Grid
+from results.tables.pivot import Pivot
 from suite.plan import plan_config
 from suite.runner import Runner, run_one
 from tasks import get_task
@@ -787,7 +787,7 @@ def test_tables_hold_no_hole_where_the_two_norms_mix_differently():
         )
         for spec in runs
     )
-    grid = Grid(df, "bn")
+    grid = Pivot(df, "bn")
     assert len(grid.blocks) == 4
     assert grid.holes() == ({"ok": 7, "diverged": 0, "failed": 0, "skipped": 0, "missing": 0}, 7)
     cells = {(row, block): grid.cell(row, block, METRICS["top1"]) for row in grid.rows for block in grid.blocks}
