@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from results.declared import Declaration
-from results.frame import HELD_OUT, METHOD, distinct, metric_columns, natural
+from results.frame import ENDED, HELD_OUT, METHOD, distinct, metric_columns, natural
 from results.metrics import (
     GAIN,
     METRICS,
@@ -47,11 +47,13 @@ class Facts:
         task: its name.
         declared: what the results folder says of it.
         present: the metrics that its runs measured, in no order.
+        folded: the metric that has a part for each held-out domain, where the rows are folded over these.
     """
 
     task: str
     declared: Declaration
     present: frozenset[str]
+    folded: str = ""
 
     @property
     def always_shown(self) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ class Facts:
     @functools.cached_property
     def subject(self) -> str:
         """The metric that gains, single domains and the worst of them are of, measured or not."""
-        if asked := self.declared.headline or RANKS.get(self.task):
+        if asked := self.folded or self.declared.headline or RANKS.get(self.task):
             return asked
         known = (name for name in (TARGET, *METRICS, *self.declared.metrics) if name not in (GAIN, WORST))
         return next((name for name in known if name in self.present and self._ranks(name)), TARGET)
@@ -133,7 +135,9 @@ def task_facts(df: pd.DataFrame, task: str) -> Facts:
     part = df[df["task"] == task] if len(df) else df
     declared = Declaration.model_validate(df.attrs.get("tasks", {}).get(task, {}))
     present = frozenset(name for name in metric_columns(part) if part[name].notna().any())
-    return Facts(task, declared, present)
+    ends = [c for c in map(str, part.columns) if c.startswith(ENDED) and "/" in c]
+    folded = next((c.removeprefix(ENDED).partition("/")[0] for c in ends if part[c].notna().any()), "")
+    return Facts(task, declared, present, folded)
 
 
 def every_task(df: pd.DataFrame) -> dict[str, Facts]:

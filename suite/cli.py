@@ -212,7 +212,7 @@ def run(
     a_file = file.is_file()  # else a pipe, which nobody can read again
     jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
 
-    from results.store import record_files, write_versions
+    from results.store import record_files, write_tasks, write_versions
     from suite.estimate import Remaining, Steps, begun, left_to_do
     from suite.progress import Names, Progress
     from suite.runner import Runner
@@ -253,6 +253,7 @@ def run(
     unstored = write_skipped(folder, planned.skipped)
     try:
         write_versions(folder, everything, str(file.resolve()) if a_file else "")
+        write_tasks(folder, planned.told)
     except OSError as error:
         unstored.append(trouble(error))
     for line in unstored:
@@ -674,6 +675,8 @@ def _show_tables(
         )
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
+    if unread := df.attrs.get("unread"):
+        print(f"passed over, as if it was not there: {unread}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
     files, unwritten = [], ""
     try:
@@ -864,9 +867,10 @@ def _check_device(device: str) -> None:
 
 
 def _main_metrics(specs: Sequence[RunSpec]) -> dict[str, str]:
+    from suite.describing import headline
     from tasks import get_task
 
-    return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in specs)}
+    return {name: headline(get_task(name)) for name in dict.fromkeys(spec.task for spec in specs)}
 
 
 def _split(option: str, text: str | None) -> tuple[str, ...]:

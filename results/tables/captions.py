@@ -94,7 +94,8 @@ def _several_runs(pivot: Pivot, df: pd.DataFrame, shown: Mapping[str, Metric]) -
     if GAIN in shown and any(pivot.applies(block, shown[GAIN]) for block in pivot.blocks):
         subject = pivot.facts.metric(pivot.facts.subject)
         lines.append(
-            f"{shown[GAIN].title}: {subject.title} less that of the {_baseline(df)} run of the same norm, seed and options; a hole where that run is one."
+            f"{shown[GAIN].title}: {subject.title} less that of the {_baseline(df)} run of the same norm, seed and "
+            "options; a hole where that run is one."
         )
     return lines
 

@@ -78,6 +78,10 @@ class DomainAdaptation:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "target_top1"
+    validation = "val_top1"  # of the source: the target's labels choose nothing
+    always_shown = ("forward",)
+    folds_over = ""
 
     def setting(self, options: DomainAdaptationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape
@@ -97,6 +101,10 @@ class DomainAdaptation:
         described = datasets.dataset_info(options.dataset)
         classes = options.num_classes or described.num_classes or UNKNOWN_CLASSES
         return _refusal(norm, options, described.image_shape or UNKNOWN_SHAPE, classes)
+
+    def baseline(self, options: DomainAdaptationOptions) -> DomainAdaptationOptions | None:
+        """The source-only run of the same options: a gain is what adaptation adds to it."""
+        return None if options.method == "source_only" else options.source_only
 
     def steps(self, options: DomainAdaptationOptions, data_dir: Path) -> int:
         """Updates of a run."""
