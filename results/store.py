@@ -130,8 +130,11 @@ def read_versions(out: str | Path) -> Versions:
     return Versions(norm=norm, task=task, data=data, config=config if isinstance(config, str) else "")
 
 
-def write_tasks(out: str | Path, told: TaskNotes) -> None:
-    """Add what a plan says of its tasks to what earlier plans said. A file that says nothing readable is set aside.
+def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
+    """Add what a plan says of its tasks to what earlier plans said.
+
+    Returns:
+        A line, where the file said nothing readable and was set aside.
 
     Raises:
         OSError: the file, or its lock, can not be written.
@@ -140,11 +143,11 @@ def write_tasks(out: str | Path, told: TaskNotes) -> None:
     with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
         before, trouble = read_tasks(out)
         after = before.followed_by(told)
-        if trouble:
-            set_aside(file)
+        notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []
         # equal mappings may differ in their order, and what was planned last stands last
-        if (text := after.model_dump_json(by_alias=True, exclude_none=False)) != before.model_dump_json(by_alias=True):
+        if (text := after.model_dump_json(by_alias=True)) != before.model_dump_json(by_alias=True):
             files.write_text(file, text)
+    return notes
 
 
 def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:

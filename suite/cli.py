@@ -253,7 +253,7 @@ def run(
     unstored = write_skipped(folder, planned.skipped)
     try:
         write_versions(folder, everything, str(file.resolve()) if a_file else "")
-        write_tasks(folder, planned.told)
+        print_notes(write_tasks(folder, planned.told))
     except OSError as error:
         unstored.append(trouble(error))
     for line in unstored:
