@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from results.facts import Facts, every_task
-from results.frame import BASELINE, ENDED, METHOD, NORM_BATCH, metric_columns, natural
+from results.frame import BASELINE, ENDED, METHOD, NORM_BATCH, metric_columns
 from results.metrics import GAIN
-from results.rows import Run, current, option_columns, plain_records, value_text
+from results.rows import Run, current, natural, option_columns, plain_records, value_text
 from results.statistics import summarize
 
 SOURCE_ONLY = "source_only"
@@ -48,39 +48,40 @@ def with_gain(df: pd.DataFrame) -> pd.DataFrame:
     """
     df = current(df)
     facts = every_task(df)
-    named = BASELINE in df.columns and df[BASELINE].isin(df["key"]).any()
-    by_method = _METHOD in df.columns and df[_METHOD].eq(SOURCE_ONLY).any()
-    if not (named or by_method):
-        return df
-    subjects = {task: found.subject for task, found in facts.items() if found.subject in df.columns}
-    own = {task for task, found in facts.items() if GAIN in found.present and f"{ENDED}{GAIN}" not in df.columns}
     options = [c for c in option_columns(df) if c != _METHOD and c.removeprefix("option.") not in OF_METHODS]
-    more = [c for c in (_METHOD, BASELINE) if c in df.columns]
-    columns = dict.fromkeys([*more, *subjects.values(), *options])
+    ends = f"{ENDED}{GAIN}"
+    extra = [c for c in (_METHOD, BASELINE, GAIN, ends) if c in df.columns]
+    subjects = [found.subject for found in facts.values() if found.subject in df.columns]
+    columns = dict.fromkeys([*extra, *subjects, *options])
     runs = plain_records(df, ["task", "row", "seed", "status", "key", "finished", *columns])
     ages = sorted(runs, key=_age)
-    by_key = {(run["task"], run["row"], run["seed"], run["key"]): run for run in ages}
+    by_key = {_keyed(run, run["key"]): run for run in ages}
     by_place = {_place(run, options): run for run in ages if run.get(_METHOD) == SOURCE_ONLY}
+    comparing = {run["task"] for run in runs if _keyed(run, run.get(BASELINE)) in by_key}
     adapting = {run["task"] for run in by_place.values()}
     gains: list[tuple[float | None, str | None]] = []
     for run in runs:
-        subject, key = subjects.get(run["task"]), run.get(BASELINE)
-        if subject is None or run["task"] in own or key == "":
-            gains.append((None, None))
-        elif key is not None:
-            gains.append(_gain(run, by_key.get((run["task"], run["row"], run["seed"], key)), subject))
-        elif run.get(_METHOD) == SOURCE_ONLY or run["task"] not in adapting:
+        found, key = facts[run["task"]], run.get(BASELINE)
+        if found.task not in comparing | adapting or found.subject not in columns:  # it may measure a gain of its own
+            gains.append((run.get(GAIN), run.get(ends, run["status"] if GAIN in found.present else None)))
+        elif key == "" or (key is None and (run.get(_METHOD) == SOURCE_ONLY or found.task not in adapting)):
             gains.append((None, None))
         else:
-            gains.append(_gain(run, by_place.get(_place(run, options)), subject))
-    if all(end is None for _, end in gains) and own:
+            baseline = by_place.get(_place(run, options)) if key is None else by_key.get(_keyed(run, key))
+            gains.append(_gain(run, baseline, found.subject))
+    if not comparing | adapting or not subjects:
         return df
     return df.assign(
         **{
             GAIN: pd.Series([gain for gain, _ in gains], df.index, "float64"),
-            f"{ENDED}{GAIN}": pd.Series([status for _, status in gains], df.index, object),
+            ends: pd.Series([status for _, status in gains], df.index, object),
         }
     )
+
+
+def _keyed(run: Run, key: str | None) -> tuple[Any, ...]:
+    """Where a run that others are compared with is found: a gain is of one row and seed."""
+    return (run["task"], run["row"], run["seed"], key)
 
 
 def _gain(run: Run, baseline: Run | None, subject: str) -> tuple[float | None, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from results.declared import Declaration
-from results.frame import ENDED, HELD_OUT, METHOD, distinct, metric_columns, natural
+from results.frame import ENDED, HELD_OUT, METHOD, metric_columns
 from results.metrics import (
     GAIN,
     METRICS,
@@ -32,6 +32,7 @@ from results.metrics import (
     of_domain,
 )
 from results.record import DATASET
+from results.rows import distinct, natural
 
 ALWAYS_SHOWN = ("crafting_mode", "forward")
 """Options without whose value results can not be read."""
@@ -71,7 +72,7 @@ class Facts:
     @property
     def headline(self) -> str | None:
         """The metric that ranks norms, of those that some run measured; None where none of them has a direction."""
-        ranked = (self.declared.headline, RANKS.get(self.task), *self.sorted(self.present))
+        ranked = (self.declared.headline, RANKS.get(self.task), *self.in_order(self.present))
         return next((name for name in ranked if name in self.present and self._ranks(str(name))), None)
 
     @property
@@ -101,19 +102,21 @@ class Facts:
         base, _, domain = name.partition("/")
         if domain and (base in METRICS or base in self.declared.metrics):
             return of_domain(self._of_run(base), name)
-        if self.subject == TARGET or name not in (GAIN, self.worst):
-            return self._of_run(name)
-        subject = self._of_run(self.subject)
-        if name == GAIN:
+        subject, own = self._of_run(self.subject), self.declared.metrics
+        if name == GAIN and self.declared.headline not in (None, TARGET) and name not in own:
             said = f"{subject.title} less that of the run that it is compared with."
             unit = "points" if subject.unit == "%" else subject.unit
             return replace(subject, name=name, title="gain", unit=unit, description=said)
-        return replace(subject, name=name, title=f"worst {subject.title}", description="The worst over the domains.")
+        if name == self.worst and name not in METRICS and name not in own:
+            return replace(
+                subject, name=name, title=f"worst {subject.title}", description="The worst over the domains."
+            )
+        return self._of_run(name)
 
     def _of_run(self, name: str) -> Metric:
         return METRICS.get(name) or self.declared.metrics.get(name) or metric_or_plain(name)
 
-    def sorted(self, names: Iterable[str]) -> list[str]:
+    def in_order(self, names: Iterable[str]) -> list[str]:
         """Names of metrics in the order of tables: the vocabulary's, then the folder's, then all others; what is
         derived of the subject follows it."""
         order = {name: i for i, name in enumerate(dict.fromkeys((*METRICS, *self.declared.metrics)))}
@@ -147,4 +150,4 @@ def every_task(df: pd.DataFrame) -> dict[str, Facts]:
 
 def present_metrics(df: pd.DataFrame) -> list[str]:
     """The metrics that some run here measured, in the order of tables; of several tasks one after the other."""
-    return list(dict.fromkeys(name for facts in every_task(df).values() for name in facts.sorted(facts.present)))
+    return list(dict.fromkeys(name for facts in every_task(df).values() for name in facts.in_order(facts.present)))

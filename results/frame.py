@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,8 +20,9 @@ from typing import Any
 import pandas as pd
 
 from results.declared import TaskNotes
-from results.metrics import METRICS
+from results.metrics import GAIN, METRICS
 from results.record import RecordError, RunRecord, RunSpec
+from results.rows import natural
 from results.store import RECORD, Versions, read_record, read_tasks, read_versions, record_files
 from results.versions import NORM_BATCH, mark_stale
 
@@ -138,22 +138,6 @@ def load_history(
 def metric_columns(df: pd.DataFrame) -> list[str]:
     """The columns of a frame that hold metrics: those that are neither fixed nor prefixed."""
     return [str(c) for c in df.columns if c not in FIXED and not str(c).startswith(PREFIXES)]
-
-
-def natural(value: Any) -> tuple[Any, ...]:
-    """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
-    if is_nothing(value):
-        return (2,)
-    if isinstance(value, int | float):
-        return (0, value, str(value))
-    # of two numbers the one with more digits is larger; as int, one of thousands of digits could not be read
-    parts = re.split(r"0*(\d+)", str(value), flags=re.ASCII)
-    return (1, tuple((0, len(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)))
-
-
-def is_nothing(value: Any) -> bool:
-    """None, NaN or NA: how a frame says that there is no value."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
 def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFrame:
@@ -273,12 +257,13 @@ def _frame(
 def _declared(rows: Iterable[Mapping[str, Any]], told: TaskNotes) -> dict[str, Any]:
     """task -> what the version of it declares that takes part, as plain values.
 
-    Without the metrics that the vocabulary knows itself: pandas copies what is here with every part of a frame.
+    Without the metrics that the vocabulary knows itself: pandas copies what is here with every part of a frame. A
+    gain stays, since it says that it is the task's own.
     """
     tasks = {}
     for task, version in dict.fromkeys((row["task"], row["task_version"]) for row in rows if not row["stale"]):
         found = told.declaration(task, version)
-        own = {name: metric for name, metric in found.metrics.items() if name not in METRICS}
+        own = {name: metric for name, metric in found.metrics.items() if name not in METRICS or name == GAIN}
         plain = found.model_copy(update={"metrics": own}).model_dump(mode="json", exclude_defaults=True)
         if plain:
             tasks[task] = plain
@@ -393,8 +378,3 @@ def _finished(given: Any, file: Path | None, number: int) -> datetime:
         return found
     # not a time: the file's own stands in, as for records that name none
     return datetime.fromtimestamp(number, UTC) if given is None else _finished(None, file, number)
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """The different values in natural order, nothing (None, NaN) last."""
-    return sorted({None if is_nothing(v) else v for v in set(values)}, key=natural)

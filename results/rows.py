@@ -1,13 +1,14 @@
-"""The rows of a frame as plain mappings, and what an option's value is called."""
+"""The rows of a frame as plain mappings, and their values: their order, and what they are called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from results.frame import NORM_BATCH, is_nothing
+from results.versions import NORM_BATCH
 
 Run = dict[str, Any]
 """One row of a frame: column -> value, None for every kind of nothing."""
@@ -37,3 +38,24 @@ def value_text(option: str, value: Any) -> str:
     if value is None:
         return "SGD batch" if option == NORM_BATCH else "none"
     return str(value)
+
+
+def natural(value: Any) -> tuple[Any, ...]:
+    """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
+    if is_nothing(value):
+        return (2,)
+    if isinstance(value, int | float):
+        return (0, value, str(value))
+    # of two numbers the one with more digits is larger; as int, one of thousands of digits could not be read
+    parts = re.split(r"0*(\d+)", str(value), flags=re.ASCII)
+    return (1, tuple((0, len(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)))
+
+
+def is_nothing(value: Any) -> bool:
+    """None, NaN or NA: how a frame says that there is no value."""
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """The different values in natural order, nothing (None, NaN) last."""
+    return sorted({None if is_nothing(v) else v for v in set(values)}, key=natural)

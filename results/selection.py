@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from results.facts import Facts, present_metrics, task_facts
-from results.frame import BASELINE, distinct, natural
+from results.frame import BASELINE
 from results.metrics import Metric, metric, nearest
-from results.rows import Run, current, option_columns, plain_records
+from results.rows import Run, current, distinct, natural, option_columns, plain_records
 from results.statistics import summarize
 
 
@@ -114,7 +114,7 @@ def _baselines(runs: list[Run], keep: list[bool], others: list[str]) -> list[str
 
 
 def _subject(facts: Facts, metric_name: str | None) -> Metric:
-    task, name, measured = facts.task, metric_name or facts.validation, facts.sorted(facts.present)
+    task, name, measured = facts.task, metric_name or facts.validation, facts.in_order(facts.present)
     if name not in measured:
         if name not in facts.declared.metrics:
             metric(name)  # an unknown one is another mistake than one that no run here measured

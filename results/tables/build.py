@@ -31,9 +31,9 @@ from results import derived, selection
 from results import statistics as summary
 from results.escape import cut
 from results.facts import every_task, present_metrics, task_facts
-from results.frame import NORM_BATCH, distinct
+from results.frame import NORM_BATCH
 from results.metrics import Metric, metric, nearest
-from results.rows import current, option_columns, value_text
+from results.rows import current, distinct, option_columns, value_text
 from results.selection import select
 from results.tables.captions import pivot_caption
 from results.tables.csv import to_csv

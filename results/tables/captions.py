@@ -12,9 +12,9 @@ import pandas as pd
 from results import statistics as summary
 from results.derived import LARGEST, SOURCE_ONLY
 from results.escape import cut
-from results.frame import BASELINE, ENVIRONMENT, HELD_OUT, METHOD, distinct
+from results.frame import BASELINE, ENVIRONMENT, HELD_OUT, METHOD
 from results.metrics import GAIN, Metric, domain_of
-from results.rows import value_text
+from results.rows import distinct, value_text
 from results.tables.pivot import LONGEST_VALUE, Pivot
 from results.tables.table import Cell, Row, Table
 

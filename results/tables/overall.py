@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from results import statistics as summary
-from results.frame import natural
 from results.metrics import Metric
+from results.rows import natural
 from results.tables.captions import chosen, domains_name, evidence
 from results.tables.pivot import Pivot
 from results.tables.table import Cell, Column, Row, Table

@@ -14,9 +14,9 @@ import pandas as pd
 from results import statistics as summary
 from results.escape import cut
 from results.facts import task_facts
-from results.frame import ENDED, NORM_BATCH, distinct, natural
+from results.frame import ENDED, NORM_BATCH
 from results.metrics import Metric, domain_of
-from results.rows import Run, option_columns, plain_records, value_text
+from results.rows import Run, distinct, natural, option_columns, plain_records, value_text
 from results.tables.table import Cell, OptionTexts
 
 Block = tuple[Any, ...]
@@ -58,7 +58,7 @@ class Pivot:
     def __init__(self, df: pd.DataFrame, reference: str, always: str | None = None):
         self.task = str(df["task"].iloc[0])
         self.facts = task_facts(df, self.task)
-        names = self.facts.sorted(self.facts.present)
+        names = self.facts.in_order(self.facts.present)
         self.metrics = [self.facts.metric(name) for name in names]
         options = option_columns(df)
         # without any entry it is of another task

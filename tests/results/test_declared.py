@@ -351,3 +351,28 @@ def test_a_folder_that_says_nothing_has_the_frame_that_it_had(tmp_path):
     df = results.load(tmp_path)
     assert BASELINE not in df.columns
     assert not {"tasks", "unread"} & df.attrs.keys()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gain_that_a_task_measures_itself_is_its_own(again):
+    own = [run({}, v, n, metrics={"gain": v}) for n, v in (("bn", 0.25), ("gn", 0.5))]
+    metric = Metric("gain", "gain", "points", True, 1, 100.0)
+    told = notes()
+    told.tasks["mine"]["1"].metrics["gain"] = metric
+    adapted = [
+        r.model_copy(
+            update={
+                "spec": r.spec.model_copy(update={"task": "other", "task_options": {"method": m}}),
+                "metrics": {"target_top1": v},
+            }
+        )
+        for r, m, v in ((own[0], "source_only", 0.5), (own[0], "dann", 0.75))
+    ]
+    df = from_records([*own, *adapted], told=told)
+    df = derived.with_gain(df) if again else df
+    (mine, other, _) = render_all(df)
+    assert {row.label: cell.mean for row, cell in zip(mine.rows, column(mine, "gain").values(), strict=True)} == {
+        "bn": 0.25,
+        "gn": 0.5,
+    }
+    assert column(other, "gain")["method=dann", "bn"].mean == 0.25

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import results
 from results import record as records
-from results.frame import natural
 from results.record import RecordError, RunRecord, RunSpec, record_text
+from results.rows import natural
 from results.store import (
     RECORD,
     VERSIONS,
