@@ -10,7 +10,6 @@ import results
 import tasks
 from norms.protocol import SETTING_FIELDS
 from results.metrics import METRICS
-from suite.blocks import Overrides
 from suite.config import PlanError
 from suite.describing import declaration, headline
 from suite.environment import ROOT
@@ -169,16 +168,6 @@ def test_a_wrong_declaration_is_answered_in_one_line_before_anything_runs(monkey
     with pytest.raises(PlanError) as caught:
         planned()
     assert caught.value.lines == [f'task "{Fake.name}": {line}']
-
-
-def test_100_000_runs_with_baselines_are_planned_in_seconds(monkeypatch):
-    config = {
-        "norms": ["bn", "gn"],
-        "seeds": "0-24999",
-        "tasks": {"domain_adaptation": {"method": ["source_only", "mcd"]}},
-    }
-    told = plan_config(config, Overrides(many=True), tried=False).told
-    assert sum(key is not None for key in told.baselines.values()) == 50_000
 
 
 PLUGIN = """
