@@ -3,14 +3,14 @@
     import results
 
     df = results.load("runs/quick")  # one row per run: options, metrics, status, environment
-    part = results.in_every_norm_batch(df[df["task"] == "classification"])
+    part = results.in_every_norm_batch(df[df["task"] == df["task"].iloc[0]])
     print(part.groupby(["norm_label", "option.norm_batch_size"])["top1"].agg(["mean", "std", "count"]))
 
     tables = results.render_all(df)  # per task one table and its sweeps, then the overall ranking
     print(results.tables_text(tables))
     files = results.write_tables(tables, "tables", ["csv", "latex"])
 
-    part = df[df["task"] == "classification"]
+    part = df[df["task"] == df["task"].iloc[0]]
     print(results.to_markdown(results.task_table(part, metrics=["top1"])))
     print(results.to_latex(results.sweep_table(part, "norm_batch_size")))
 
@@ -40,8 +40,12 @@ if TYPE_CHECKING:
     from results.selection import select
     from results.store import read_record
     from results.tables.build import overall_table, render_all, sweep_table, task_table
-    from results.tables.render import tables_text, to_csv, to_latex, to_markdown, to_text, write_tables
+    from results.tables.csv import to_csv
+    from results.tables.latex import to_latex
+    from results.tables.markdown import to_markdown
     from results.tables.table import Table
+    from results.tables.text import tables_text, to_text
+    from results.tables.writing import write_tables
 
 __all__ = [
     "Metric",
@@ -74,9 +78,13 @@ _HOMES = {
     "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec"),
     "store": ("read_record",),
-    "tables.render": ("tables_text", "to_csv", "to_latex", "to_markdown", "to_text", "write_tables"),
     "selection": ("select",),
+    "tables.csv": ("to_csv",),
+    "tables.latex": ("to_latex",),
+    "tables.markdown": ("to_markdown",),
     "tables.table": ("Table",),
+    "tables.text": ("tables_text", "to_text"),
+    "tables.writing": ("write_tables",),
     "tables.build": ("overall_table", "render_all", "sweep_table", "task_table"),
 }
 

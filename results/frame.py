@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,8 +19,11 @@ from typing import Any
 
 import pandas as pd
 
+from results.declared import TaskNotes
+from results.metrics import GAIN, METRICS
 from results.record import RecordError, RunRecord, RunSpec
-from results.store import RECORD, Versions, read_record, read_versions, record_files
+from results.rows import natural
+from results.store import RECORD, Versions, read_record, read_tasks, read_versions, record_files
 from results.versions import NORM_BATCH, mark_stale
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
@@ -34,15 +36,18 @@ MADE_IN = ("torch", "device", "device_name", "cpu", "threads")
 FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "repeats", "stale", "file")
 ENDED = "status."
 """`status.<metric>`: how a metric of several runs ended (results.derived), since they may have ended differently."""
-PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.", ENDED)
+PREFIXES = ("option.", "norm.", "evidence.", "environment.", "selected.", "baseline.", ENDED)
 
 METHOD = "method"
 HELD_OUT = "held_out"
+BASELINE = "baseline.key"
+"""The column with the key of the run that a run's gain is over; "" where the plan says that it has none."""
 _YEARS = range(1970, 2262)  # beyond these, nanoseconds since 1970 leave 64 bits
 _GIVE = "give the --out folder of a run"
 _SHOWN = 5  # names in a message
 _SETTING_FIELDS = (NORM_BATCH, "num_domains", "image_shape")
-"""Norm options that a run's setting fills in; they do not make another row of a table (norms.registry)."""
+"""Norm options that a run's setting fills in, where the folder does not name them; they do not make another row of a
+table."""
 
 
 def load(
@@ -72,21 +77,32 @@ def load(
           what their surroundings differ in, of MADE_IN, separated by commas; "" where in nothing;
         - norm_version, task_version, data_checksum, seconds, file;
         - finished: the time in UTC, without a time zone (Excel knows none);
+        - baseline.key: key of the run that a gain is over, "" for a run that has none, None where the folder does not
+          say; without the column it says so of no run;
         - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
         - stale: of another version, or other data.
         `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n},
-        and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`.
+        and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
+        "tasks": {task: what the folder says of it (results.declared)}; "unread": why it says nothing, where a file
+        that should can not be read. The last two are there only where there is something to say.
 
     Raises:
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
     """
-    records, attrs, planned = _asked(folder, strict, keys)
-    return _current(_frame(records, planned), attrs, stale)
+    records, attrs, planned, told = _asked(folder, strict, keys)
+    return _current(_frame(records, planned, told), attrs, stale)
 
 
-def from_records(records: Iterable[RunRecord], stale: bool = False) -> pd.DataFrame:
-    """The frame of `load`, of records in memory; where they do not name their end, the last given counts as newest."""
-    return _current(_frame([(None, record.spec.key, record) for record in records]), {"damaged": []}, stale)
+def from_records(records: Iterable[RunRecord], stale: bool = False, told: TaskNotes | None = None) -> pd.DataFrame:
+    """The frame of `load`, of records in memory; where they do not name their end, the last given counts as newest.
+
+    Args:
+        records: of one folder, or as if they were.
+        stale: as `load`.
+        told: what the folder would say of its tasks.
+    """
+    found = _frame([(None, record.spec.key, record) for record in records], None, told or TaskNotes())
+    return _current(found, {"damaged": []}, stale)
 
 
 def load_history(
@@ -95,12 +111,12 @@ def load_history(
     """One row per run and epoch: task, norm, norm_label, row, seed, status, key, epoch and one column per quantity of
     the history. Join with `load` on "key" for options. Arguments and errors as `load`.
 
-    Epochs count from 1. Where a task records none (few_shot, whose rows are tenths of its steps), `epoch` numbers the
+    Epochs count from 1. Where a task records none (its rows may be tenths of its steps), `epoch` numbers the
     rows in their order, from 1 too.
     """
-    records, attrs, planned = _asked(folder, strict, keys)
+    records, attrs, planned, told = _asked(folder, strict, keys)
     keep = ["task", "norm", "norm_label", "row", "seed", "status", "key"]
-    df = _frame(records, planned)
+    df = _frame(records, planned, told)
     if not stale:
         df = df[~df["stale"]]
     runs = df[keep].to_dict("records")
@@ -124,22 +140,6 @@ def metric_columns(df: pd.DataFrame) -> list[str]:
     return [str(c) for c in df.columns if c not in FIXED and not str(c).startswith(PREFIXES)]
 
 
-def natural(value: Any) -> tuple[Any, ...]:
-    """A sort key under which numbers come by size, texts with numbers in them as people count, and None last."""
-    if is_nothing(value):
-        return (2,)
-    if isinstance(value, int | float):
-        return (0, value, str(value))
-    # of two numbers the one with more digits is larger; as int, one of thousands of digits could not be read
-    parts = re.split(r"0*(\d+)", str(value), flags=re.ASCII)
-    return (1, tuple((0, len(p), p) if i % 2 else (1, 0, p) for i, p in enumerate(parts)))
-
-
-def is_nothing(value: Any) -> bool:
-    """None, NaN or NA: how a frame says that there is no value."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
-
-
 def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFrame:
     attrs["stale"] = dict(Counter((df["task"] + " / " + df["norm"])[df["stale"]])) if len(df) else {}
     if not stale:
@@ -150,13 +150,16 @@ def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFra
 
 def _asked(
     folder: str | Path, strict: bool, keys: Collection[str] | None
-) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any], Versions | None]:
-    """The records below a folder, what is said of them, and what was planned last (the keys themselves, if given)."""
+) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any], Versions | None, TaskNotes]:
+    """The records below a folder, what is said of them, what was planned last (the keys themselves, if given), and what
+    the folder says of its tasks."""
     records, attrs = _read(folder, strict)
+    told, trouble = read_tasks(folder)
+    attrs |= {"unread": trouble} if trouble else {}
     if keys is None:
-        return records, attrs | {"not_asked": {}}, read_versions(folder)
+        return records, attrs | {"not_asked": {}}, read_versions(folder), told
     others = Counter(record.spec.task for _, key, record in records if key not in keys)
-    return [r for r in records if r[1] in keys], attrs | {"not_asked": dict(others)}, None
+    return [r for r in records if r[1] in keys], attrs | {"not_asked": dict(others)}, None, told
 
 
 def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
@@ -209,16 +212,27 @@ def _named(folders: Sequence[Path]) -> str:
     return ", ".join(f'"{folder}"' for folder in folders[:_SHOWN]) + more
 
 
-def _frame(records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versions | None = None) -> pd.DataFrame:
+def _frame(
+    records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versions | None, told: TaskNotes
+) -> pd.DataFrame:
     before = _before([record.spec for _, _, record in records])
-    rows = [_row(file, number, key, record, before) for number, (file, key, record) in enumerate(records)]
+    rows = [_row(file, number, key, record, before, told) for number, (file, key, record) in enumerate(records)]
     other_data = mark_stale(rows, [record.spec for _, _, record in records], planned)
     names = dict.fromkeys(FIXED)
     for row in rows:
         names.update(dict.fromkeys(row))
     options = sorted(n for n in names if n.startswith(PREFIXES))
     metrics = sorted(n for n in names if n not in FIXED and not n.startswith(PREFIXES))
-    rows.sort(key=lambda r: (r["task"], natural(r["row"]), *(natural(r.get(o)) for o in options), r["seed"], r["key"]))
+    ordering = [n for n in options if n != BASELINE]
+    rows.sort(
+        key=lambda r: (
+            r["task"],
+            natural(r["row"]),
+            *(natural(r.get(o)) for o in ordering),
+            r["seed"],
+            r["key"],
+        )
+    )
     ordered = [*IDENTITY, *options, *metrics, *(n for n in FIXED if n not in IDENTITY)]
     columns: dict[str, Any] = {}
     for name in ordered:
@@ -235,7 +249,25 @@ def _frame(records: Sequence[tuple[Path | None, str, RunRecord]], planned: Versi
     columns["repeats"] = columns["repeats"].astype(bool)
     df = pd.DataFrame(columns)
     df.attrs["other_data"] = other_data
+    if tasks := _declared(rows, told):
+        df.attrs["tasks"] = tasks
     return df
+
+
+def _declared(rows: Iterable[Mapping[str, Any]], told: TaskNotes) -> dict[str, Any]:
+    """task -> what the version of it declares that takes part, as plain values.
+
+    Without the metrics that the vocabulary knows itself: pandas copies what is here with every part of a frame. A
+    gain stays, since it says that it is the task's own.
+    """
+    tasks = {}
+    for task, version in dict.fromkeys((row["task"], row["task_version"]) for row in rows if not row["stale"]):
+        found = told.declaration(task, version)
+        own = {name: metric for name, metric in found.metrics.items() if name not in METRICS or name == GAIN}
+        plain = found.model_copy(update={"metrics": own}).model_dump(mode="json", exclude_defaults=True)
+        if plain:
+            tasks[task] = plain
+    return tasks
 
 
 def _before(specs: Iterable[RunSpec]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -256,12 +288,18 @@ def _before(specs: Iterable[RunSpec]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _row(
-    file: Path | None, number: int, key: str, record: RunRecord, before: Mapping[tuple[str, str], Mapping[str, Any]]
+    file: Path | None,
+    number: int,
+    key: str,
+    record: RunRecord,
+    before: Mapping[tuple[str, str], Mapping[str, Any]],
+    told: TaskNotes,
 ) -> dict[str, Any]:
     spec, environment, evidence = record.spec, dict(record.environment), dict(record.evidence)
     label = spec.norm_label or _label(spec.norm, spec.norm_options)
-    # A setting field counts as part of the row only where a person gave it, which shows in the label.
-    identity = {k: v for k, v in spec.norm_options.items() if k not in _SETTING_FIELDS or f"{k}=" in label}
+    # A setting field is part of the row only where a person gave it: the folder says so, or it shows in the label.
+    filled = {*(told.setting_fields or _SETTING_FIELDS)} - {*told.given.get(key, ())}
+    identity = {k: v for k, v in spec.norm_options.items() if k not in filled or f"{k}=" in label}
     return {
         "task": spec.task,
         "norm": spec.norm,
@@ -277,6 +315,7 @@ def _row(
             for k, v in ({**before.get((spec.task, spec.task_version), {}), **spec.task_options}).items()
         },
         **{f"norm.{k}": _plain(v) for k, v in spec.norm_options.items()},
+        **({BASELINE: told.baselines[key] or ""} if key in told.baselines else {}),
         **(record.metrics if record.status == "ok" else {}),
         **{name: str(evidence.pop(name, None) or "") for name in EVIDENCE},
         **{f"evidence.{k}": _plain(v) for k, v in evidence.items()},
@@ -339,8 +378,3 @@ def _finished(given: Any, file: Path | None, number: int) -> datetime:
         return found
     # not a time: the file's own stands in, as for records that name none
     return datetime.fromtimestamp(number, UTC) if given is None else _finished(None, file, number)
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """The different values in natural order, nothing (None, NaN) last."""
-    return sorted({None if is_nothing(v) else v for v in set(values)}, key=natural)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from results.escape import cut
@@ -210,35 +210,19 @@ _VOCABULARY = (
 METRICS: dict[str, Metric] = {m.name: m for m in _VOCABULARY}
 """Every known metric by name, in the order in which tables show them."""
 
-PRIMARY: dict[str, str] = {
-    "classification": "top1",
-    "architecture_search": "top1",
-    "adversarial": "robust_top1",
-    "few_shot": "acc_inductive",
-    "domain_adaptation": "target_top1",
-    "domain_generalization": "target_top1",
-}
-"""The metric that ranks norms in a task; a task that is not here is ranked by its first metric with a direction."""
+VALIDATION = ("val_pgd_top1", "val_acc", "val_top1")
+"""Metrics of validation data. Where a task does not declare its own, the first of these that it measured may choose a
+hyper-parameter."""
 
-VALIDATION: dict[str, str] = {
-    "classification": "val_top1",
-    "architecture_search": "val_top1",
-    "adversarial": "val_pgd_top1",
-    "few_shot": "val_acc",
-    "domain_adaptation": "val_top1",  # of the source: the target's labels choose nothing
-    "domain_generalization": "val_top1",
-}
-"""The metric that may choose a hyper-parameter in a task; it comes from validation data."""
+TARGET, GAIN, WORST = "target_top1", "gain", "worst_domain_top1"
 
-
-ALWAYS_SHOWN = frozenset({"crafting_mode", "forward"})
-"""Task options that stand in a table's headings even with one value, since results can not be read without them."""
+RANKS: dict[str, str] = {}
+"""Task -> the metric that ranks norms in it, as `add_metric` was told; a task's own declaration goes before."""
+VALIDATES: dict[str, str] = {}
+"""Task -> the metric that may choose hyper-parameters in it, likewise."""
 
 LONGEST_TITLE = 80
-"""Characters of a title that comes from a record and not from this vocabulary."""
-
-PER_DOMAIN = "target_top1/"
-"""What the names of the metrics of single held-out domains begin with; the domain follows."""
+"""Characters of a title that comes from a record or a results folder, and not from this vocabulary."""
 
 
 def metric(name: str) -> Metric:
@@ -254,8 +238,8 @@ def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | 
 
     Args:
         new: its name must be free (or hold an equal metric, so that a plugin may be loaded twice).
-        primary_of: the task that it ranks.
-        validation_of: the task in which it may choose hyper-parameters.
+        primary_of: a task that it ranks; one's own task says so itself (`headline` in tasks.base).
+        validation_of: a task in which it may choose hyper-parameters; likewise (`validation`).
 
     Raises:
         ValueError: the name is taken by another metric.
@@ -264,9 +248,9 @@ def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | 
         raise ValueError(f'metric "{new.name}" is already defined as {METRICS[new.name]}; choose another name')
     METRICS[new.name] = new
     if primary_of is not None:
-        PRIMARY[primary_of] = new.name
+        RANKS[primary_of] = new.name
     if validation_of is not None:
-        VALIDATION[validation_of] = new.name
+        VALIDATES[validation_of] = new.name
     return new
 
 
@@ -277,24 +261,20 @@ def metric_or_plain(name: str) -> Metric:
 
 
 def domain_of(name: str) -> str:
-    """The domain of a metric "target_top1/<domain>"; "" for any other metric."""
-    return name.removeprefix(PER_DOMAIN) if name.startswith(PER_DOMAIN) else ""
+    """The domain of a metric "<metric>/<domain>"; "" for any other metric."""
+    return name.partition("/")[2]
+
+
+def of_domain(base: Metric, name: str) -> Metric:
+    """The metric "<metric>/<domain>": `base` where a single domain is held out."""
+    domain = cut(domain_of(name), LONGEST_TITLE)
+    said = f"{base.title[:1].upper()}{base.title[1:]} where {domain} is held out."
+    return replace(base, name=name, title=domain, description=said)
 
 
 def _of_domain(name: str) -> Metric | None:
-    domain = domain_of(name)
-    if not domain:
-        return None
-    domain = cut(domain, LONGEST_TITLE)
-    return _percent(name, domain, f"Target top-1 where {domain} is held out.")
-
-
-def primary_metric(task: str, present: Iterable[str]) -> str | None:
-    """The metric that ranks norms in `task`, among those `present` in its records; None where none has a direction."""
-    present = list(present)
-    if PRIMARY.get(task) in present:
-        return PRIMARY[task]
-    return next((n for n in METRICS if n in present and METRICS[n].higher_is_better is not None), None)
+    base, _, domain = name.partition("/")
+    return of_domain(METRICS[base], name) if domain and base in METRICS else None
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from results.frame import NORM_BATCH, distinct, is_nothing
-from results.tables.pivot import option_columns, plain_records
+from results.frame import NORM_BATCH
+from results.rows import distinct, is_nothing, option_columns, plain_records
 
 
 def in_every_norm_batch(df: pd.DataFrame) -> pd.DataFrame:

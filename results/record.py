@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,13 +91,23 @@ class RunSpec(BaseModel):
         Raises:
             ValueError: an option, or a default in `newer`, is NaN or infinite, for which JSON has no word.
         """
+        return _digest(_canonical(self._content()))
+
+    def _content(self) -> dict[str, Any]:
+        """What the key is of, as plain values."""
         content = self.model_dump(mode="json", exclude={"norm_label", "newer"})
         options = content["task_options"]
         for option, default in self.newer.items():
             if option in options and _canonical(options[option]) == _canonical(default):
                 del options[option]
-        text = _canonical(content)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        return content
+
+    def keys(self, seeds: Iterable[int]) -> list[str]:
+        """The key of the same run with each of these seeds, in far less time than one by one."""
+        content = self._content()  # its text is in the order of its names
+        head = _canonical({name: value for name, value in content.items() if name < "seed"}).removesuffix("}")
+        tail = _canonical({name: value for name, value in content.items() if name > "seed"}).removeprefix("{")
+        return [_digest(f'{head},"seed":{int(seed)},{tail}') for seed in seeds]
 
     @property
     def further_norms(self) -> dict[str, tuple[str, str]]:
@@ -154,6 +165,10 @@ class RunRecord(BaseModel):
         if value != SCHEMA:
             raise ValueError(f"schema {value}; this version reads {SCHEMA}")
         return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _canonical(value: Any) -> str:

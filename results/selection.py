@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from results.frame import HELD_OUT, distinct, natural
-from results.metrics import VALIDATION, Metric, metric, metric_or_plain, nearest
+from results.facts import Facts, present_metrics, task_facts
+from results.frame import BASELINE
+from results.metrics import Metric, metric, nearest
+from results.rows import Run, current, distinct, natural, option_columns, plain_records
 from results.statistics import summarize
-from results.tables.pivot import Run, current, option_columns, plain_records, present_metrics
 
 
 def select(
@@ -27,7 +28,7 @@ def select(
     Args:
         df: from `results.load`.
         option: a task option, without prefix.
-        metric_name: None: the task's validation metric (`metrics.VALIDATION`, else "val_top1").
+        metric_name: None: the task's validation metric (results.facts).
         seeds: the selection seeds; None: the lower half of a task's seeds, at least one.
 
     Returns:
@@ -36,28 +37,32 @@ def select(
         metric, selection seeds and reported seeds.
 
     Raises:
-        ValueError: unknown option or metric (with the nearest); `held_out`; a task with fewer than two seeds, or with
-            no seed left to choose or to report; a metric without direction.
+        ValueError: unknown option or metric (with the nearest); an option that a task folds over; a task with
+            fewer than two seeds, or with no seed left to choose or to report; a metric without direction.
     """
     df = current(df)
     column = f"option.{option}"
     known = [c.removeprefix("option.") for c in option_columns(df)]
     if option not in known:
         raise ValueError(f'unknown option "{option}"; options: {", ".join(known)}{nearest(option, known)}')
-    if option == HELD_OUT:
-        raise ValueError(f"{option} can not be selected: what counts are all of its values, not the one that does best")
     kept = []
     stories: dict[str, dict[str, Any]] = {}
     for task in distinct(df["task"]):
         part = df[df["task"] == task].copy()
+        facts = task_facts(part, task)
+        if option == facts.folds_over and not part[column].isna().all():
+            raise ValueError(
+                f"{option} can not be selected: what counts are all of its values, not the one that does best"
+            )
         if len(distinct(part[column])) < 2 or not present_metrics(part):
             kept.append(part)
             continue
         choosing, reported = _split(task, option, part["seed"].tolist(), seeds)
-        subject = _subject(task, part, metric_name)
+        subject = _subject(facts, metric_name)
         others = [c for c in option_columns(part) if c != column]
         places: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-        runs = plain_records(part, ["row", "seed", "status", *others, column, subject.name])
+        baseline = [BASELINE] if BASELINE in part.columns else []
+        runs = plain_records(part, ["row", "seed", "status", "key", *others, column, subject.name, *baseline])
         for run in runs:
             places[_place(run, others)].append(run)
         chosen = {place: _choose(found, column, subject, choosing) for place, found in places.items()}
@@ -67,6 +72,8 @@ def select(
         )
         keep = [run["seed"] in reported and run[column] == v for run, (v, _) in zip(runs, values, strict=True)]
         part[column] = pd.Series([None] * len(part), part.index, object)  # chosen per norm: no setting any more
+        if baseline:
+            part[BASELINE] = pd.Series(_baselines(runs, keep, others), part.index, object)
         kept.append(part[keep])
         stories[task] = {"option": option, "metric": subject.name, "seeds": choosing, "reported": reported}
     result = pd.concat(kept, ignore_index=True)
@@ -91,12 +98,28 @@ def _split(task: str, option: str, present: Iterable[Any], seeds: Iterable[int] 
     return choosing, reported
 
 
-def _subject(task: str, part: pd.DataFrame, metric_name: str | None) -> Metric:
-    name = metric_name or VALIDATION.get(task, "val_top1")
-    measured = present_metrics(part)
-    subject = metric_or_plain(name) if name in measured else metric(name)
+def _baselines(runs: list[Run], keep: list[bool], others: list[str]) -> list[str | None]:
+    """The baseline of each run: its own may not be among those that are kept, since another value was chosen there.
+
+    It is then the kept run with its seed, in the place where the runs of its place have their baselines.
+    """
+    by_key = {run["key"]: run for run in runs}
+    kept = {(_place(run, others), run["seed"]): str(run["key"]) for run, k in zip(runs, keep, strict=True) if k}
+    places = {_place(run, others): _place(by_key[run[BASELINE]], others) for run in runs if run[BASELINE] in by_key}
+    found = []
+    for run in runs:
+        home = places.get(_place(run, others))
+        found.append(kept.get((home, run["seed"]), run[BASELINE]) if run[BASELINE] and home else run[BASELINE])
+    return found
+
+
+def _subject(facts: Facts, metric_name: str | None) -> Metric:
+    task, name, measured = facts.task, metric_name or facts.validation, facts.in_order(facts.present)
     if name not in measured:
+        if name not in facts.declared.metrics:
+            metric(name)  # an unknown one is another mistake than one that no run here measured
         raise ValueError(f'task "{task}" can not select by "{name}": not measured; measured: {", ".join(measured)}')
+    subject = facts.metric(name)
     if subject.higher_is_better is None:
         raise ValueError(f'task "{task}" can not select by "{name}": neither direction is better')
     return subject

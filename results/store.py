@@ -1,5 +1,6 @@
 """The files of runs: opened, locked, read and written here and nowhere else.
 
+`<out>/tasks.json` says what tables have to know of the tasks (results.declared).
 `<out>/versions.json` says which versions of norms and tasks, and which data, were planned last, and by which config.
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
 temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
@@ -20,11 +21,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from results import files
+from results.declared import TaskNotes
+from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
 
 VERSIONS = "versions.json"
+TASKS = "tasks.json"
 _KEY = re.compile(r"[0-9a-f]{24}")
 
 
@@ -125,6 +130,44 @@ def read_versions(out: str | Path) -> Versions:
     return Versions(norm=norm, task=task, data=data, config=config if isinstance(config, str) else "")
 
 
+def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
+    """Add what a plan says of its tasks to what earlier plans said.
+
+    Returns:
+        A line, where the file said nothing readable and was set aside.
+
+    Raises:
+        OSError: the file, or its lock, can not be written.
+    """
+    file = Path(out) / TASKS
+    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
+        before, trouble = read_tasks(out)
+        after = before.followed_by(told)
+        notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []
+        # equal mappings may differ in their order, and what was planned last stands last
+        if (text := after.model_dump_json(by_alias=True)) != before.model_dump_json(by_alias=True):
+            files.write_text(file, text)
+    return notes
+
+
+def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
+    """What the folder says of its tasks, and why it says nothing, in one line, where there is something unreadable."""
+    file = Path(out) / TASKS
+    try:
+        return TaskNotes.model_validate_json(files.read_bytes(file)), ""
+    except FileNotFoundError:
+        return TaskNotes(), ""
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = cut(".".join(map(str, first["loc"])), 80)
+        why = f"not what a plan says of its tasks ({where + ': ' if where else ''}{first['msg']})"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except (ValueError, RecursionError) as error:
+        why = f"not what a plan says of its tasks ({error})"
+    return TaskNotes(), str(RecordError(f"{file}: {why}"))
+
+
 def _mapping(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
@@ -188,14 +231,15 @@ def _folders(folder: Path, damaged: list[str]) -> Iterator[Path]:
 
 
 def set_aside(file: str | Path) -> Path:
-    """Rename a damaged record so that its run is repeated and the file can be looked at. Returns the new name.
+    """Rename a damaged record so that its run is repeated and the file can be looked at, or a damaged note of tasks.
+    Returns the new name.
 
     The name is a free one, reserved before the renaming, so that nothing is ever overwritten.
     """
     file = Path(file)
     folder = stat.S_ISDIR(os.lstat(file).st_mode)  # a folder takes the place of an empty folder only
     for number in itertools.count(1):
-        target = file.with_name(f"{RECORD}.damaged-{number}")
+        target = file.with_name(f"{file.name}.damaged-{number}")
         try:
             target.mkdir() if folder else target.touch(exist_ok=False)
         except FileExistsError:

@@ -140,7 +140,8 @@ def show_tables(
     """
     import results
     from results.tables.build import render_all
-    from results.tables.render import tables_text, write_tables
+    from results.tables.text import tables_text
+    from results.tables.writing import write_tables
 
     df = results.load(folder, keys=keys)
     if df.empty and (others := sum(df.attrs["not_asked"].values())):
@@ -150,6 +151,8 @@ def show_tables(
         )
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
+    if unread := df.attrs.get("unread"):
+        print(f"passed over, as if it was not there: {unread}", file=sys.stderr)
     rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
     files, unwritten = [], ""
     try:

@@ -15,6 +15,7 @@ Precedence of an option: options model < file < `--set`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,13 +24,16 @@ from typing import Any
 
 from norms.protocol import NormInfo
 from norms.registry import norm_info, resolve_norm_options
+from results.declared import TaskNotes
 from results.escape import one_line
 from results.record import RunSpec
-from suite.blocks import Block, Overrides, Reader
+from suite.blocks import Block, Norm, Overrides, Reader
 from suite.config import ManyRuns, PlanError, form_mistakes, read_config
+from suite.describing import Described, baseline, declaration
 from suite.folders import Folders
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
+from tasks.base import Task
 from tasks.options import NormChoice, Options, newer_options
 
 MOST_RUNS = 100_000
@@ -49,6 +53,7 @@ class Plan:
             have no checksum, and so not the keys with which they will be made.
         left_out: one line for each combination of options that make no setting (tasks.options.LeftOut).
         notes: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
+        told: what the results folder is told of the tasks and runs (suite.describing).
     """
 
     runs: list[RunSpec]
@@ -59,6 +64,7 @@ class Plan:
     missing: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    told: TaskNotes = field(default_factory=TaskNotes)
 
 
 def plan(
@@ -102,9 +108,10 @@ def plan_config(
     if mistakes := reader.mistakes + ([] if without_data else reader.missing):
         raise PlanError(mistakes)
     _check_size(blocks, overrides.many)
-    folders = Folders()
+    folders, described = Folders(), Described()
     with Trials(trial_seconds(overrides.timeout)) as trials:
-        runs, skipped = _expand(blocks, folders, trials.why_not if tried else lambda spec, options: None)
+        why_not = trials.why_not if tried else lambda spec, options: None
+        runs, skipped = _expand(blocks, folders, why_not, described, Path(data_dir))
     if mistakes := folders.mistakes(Path(data_dir)):
         raise PlanError(mistakes)
     missing = dict.fromkeys(line.partition(": ")[2] for line in reader.missing)  # without the task
@@ -117,6 +124,7 @@ def plan_config(
         tuple(missing),
         tuple(reader.left_out),
         tuple(trials.notes),
+        described.notes([*runs, *(spec for spec, _ in skipped)]),
     )
 
 
@@ -133,7 +141,11 @@ def _check_size(blocks: Sequence[Block], many: bool) -> None:
 
 
 def _expand(
-    blocks: Sequence[Block], folders: Folders, why_not: Callable[[RunSpec, Options], str | None]
+    blocks: Sequence[Block],
+    folders: Folders,
+    why_not: Callable[[RunSpec, Options], str | None],
+    described: Described,
+    data_dir: Path,
 ) -> tuple[list[RunSpec], list[tuple[RunSpec, str]]]:
     """Every setting x norm x seed once. Seeds are the outermost axis within a block, so that a grid that is stopped
     early leaves whole columns with fewer seeds rather than missing norms."""
@@ -142,29 +154,27 @@ def _expand(
     skipped: dict[tuple[str, int], tuple[RunSpec, str]] = {}
     for block in blocks:
         task = block.task
-        newer = newer_options(task.options)
         cells: dict[str, tuple[RunSpec, str | None]] = {}  # by the key that seed 0 has: a key takes time, so once each
-        for (options, checksum), norm in itertools.product(block.settings, block.norms):
-            options = _with_norm_batch(options, norm.info)
+        try:
+            declaration(task)
+            baselines = [_baseline(task, *setting, data_dir) for setting in block.settings]
+        except ValueError as error:
+            mistakes += str(error).splitlines()
+            continue
+        for (setting, compared), norm in itertools.product(zip(block.settings, baselines, strict=True), block.norms):
             try:
-                norm_options = resolve_norm_options(norm.name, norm.options, asdict(task.setting(options)))
+                spec, options = _cell(task, *setting, norm, folders)
             except ValueError as error:
                 mistakes += [f'task "{task.name}": {line}' for line in str(error).splitlines()]
                 continue
-            spec = RunSpec(
-                task=task.name,
-                norm=norm.name,
-                norm_options=norm_options,
-                task_options=folders.named(options.model_dump(mode="json")),
-                seed=0,
-                norm_version=str(norm.info.version),
-                task_version=task_version(task.name),
-                data_checksum=checksum,
-                norm_label=norm.label,
-                newer=newer,
-            )
-            if spec.key not in cells:
-                cells[spec.key] = spec, why_not(spec, options)
+            if (key := spec.key) in cells:
+                continue
+            cells[key] = spec, why_not(spec, options)
+            other = None
+            if compared is not None:
+                with contextlib.suppress(ValueError):  # a norm that no such run can have
+                    other, _ = _cell(task, *compared, norm, folders)
+            described.add(spec, norm, block.seeds, other)
         for seed, (cell, (spec, reason)) in itertools.product(block.seeds, cells.items()):
             spec = spec.model_copy(update={"seed": seed})
             if reason is None:
@@ -181,6 +191,34 @@ def _expand(
     if mistakes:
         raise PlanError(mistakes)
     return list(runs.values()), list(skipped.values())
+
+
+def _cell(task: Task, options: Options, checksum: str, norm: Norm, folders: Folders) -> tuple[RunSpec, Options]:
+    """The run of a setting and norm with seed 0, and its options. Raises ValueError for what the norm refuses."""
+    options = _with_norm_batch(options, norm.info)
+    spec = RunSpec(
+        task=task.name,
+        norm=norm.name,
+        norm_options=resolve_norm_options(norm.name, norm.options, asdict(task.setting(options))),
+        task_options=folders.named(options.model_dump(mode="json")),
+        seed=0,
+        norm_version=str(norm.info.version),
+        task_version=task_version(task.name),
+        data_checksum=checksum,
+        norm_label=norm.label,
+        newer=newer_options(task.options),
+    )
+    return spec, options
+
+
+def _baseline(task: Task, options: Options, checksum: str, data_dir: Path) -> tuple[Options, str] | None:
+    """The setting that one is compared with, with the checksum of its data. Raises as suite.describing.baseline."""
+    found = baseline(task, options)
+    if found is None:
+        return None
+    with contextlib.suppress(ValueError, OSError):  # data that can not serve it: nobody can make such a run
+        checksum = task.data_checksum(found, data_dir)
+    return found, checksum
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:

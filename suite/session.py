@@ -200,7 +200,7 @@ class Session:
         status: which runs are done and which are to do (suite.status.Status).
         names: short names of the runs (suite.progress.Names).
         keys: the keys of all runs of the plan, skipped ones included.
-        notes: a line about each plugin's text that `begin` could not keep; its runs are made all the same.
+        notes: lines of `begin`: a plugin's text that could not be kept, a tasks.json that was passed over.
         restated: records whose budget `begin` corrected.
 
     Raises:
@@ -258,9 +258,10 @@ class Session:
     @property
     def headlines(self) -> dict[str, str]:
         """task -> the metric that a finished run's line shows."""
+        from suite.describing import headline
         from tasks import get_task
 
-        return {name: get_task(name).metrics[0] for name in dict.fromkeys(spec.task for spec in self.plan.runs)}
+        return {name: headline(get_task(name)) for name in dict.fromkeys(spec.task for spec in self.plan.runs)}
 
     @cached_property
     def remaining(self) -> Remaining:
@@ -286,7 +287,7 @@ class Session:
         Raises:
             ValueError: the folder can not be made or written to.
         """
-        from results.store import write_versions
+        from results.store import write_tasks, write_versions
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -297,9 +298,10 @@ class Session:
         unstored = write_skipped(self.folder, self.plan.skipped)
         try:
             write_versions(self.folder, self.everything, "" if self.config is None else str(self.config.resolve()))
+            self.notes += write_tasks(self.folder, self.plan.told)
         except OSError as error:
             unstored.append(trouble(error))
-        self.notes = self.runner.keep_plugins(self.folder)
+        self.notes += self.runner.keep_plugins(self.folder)
         self.restated = restate_budget(self.status)
         return unstored
 

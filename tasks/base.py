@@ -170,6 +170,41 @@ class Telling(Task, Protocol):
         ...
 
 
+class Declaring(Task, Protocol):
+    """What a task can say of its results, for tables and progress; each of these may be absent.
+
+    A plan writes it into the results folder, so that tables need neither the task nor its plugin. Nothing of it takes
+    part in a run's key, so a task that declares more keeps its runs.
+
+    Attributes:
+        headline: the metric that ranks norms, that a finished run's line shows, and that gains are of. Absent: the
+            first of `metrics` with a direction.
+        validation: the metric that may choose hyper-parameters; it comes from validation data. Absent: the first of
+            val_pgd_top1, val_acc and val_top1 that the runs measured.
+        always_shown: options that stand in a table's headings even with one value, since results can not be read
+            without them. Absent: crafting_mode and forward.
+        deciding: options that others usually follow from; where an option follows from one of these, it stands in the
+            caption and not in every heading. Absent: dataset and method.
+        folds_over: the option whose values are held out one after the other, so that a result is the mean over all of
+            them; "" for none. Absent: held_out, where the task has such an option.
+    """
+
+    headline: str
+    validation: str
+    always_shown: tuple[str, ...]
+    deciding: tuple[str, ...]
+    folds_over: str
+
+    def baseline(self, options: Any) -> Any | None:
+        """Options of the run that a run with these options is compared with, norm and seed being the same.
+
+        The difference of their headline metrics is the metric `gain`. None where there is no such run, or where these
+        are its own options. Absent: the run with method "source_only" and otherwise the same options, where the task
+        has such a method. Reads no data.
+        """
+        ...
+
+
 def check_names(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
     """ValueError, one line per unknown name with the nearest allowed one."""
     from norms.values import nearest

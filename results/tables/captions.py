@@ -10,22 +10,23 @@ from typing import Any
 import pandas as pd
 
 from results import statistics as summary
-from results.derived import GAIN, LARGEST, SOURCE_ONLY, WORST
+from results.derived import LARGEST, SOURCE_ONLY
 from results.escape import cut
-from results.frame import ENVIRONMENT, distinct
-from results.metrics import Metric, domain_of
-from results.tables.pivot import LONGEST_VALUE, Grid, value_text
+from results.frame import BASELINE, ENVIRONMENT, HELD_OUT, METHOD
+from results.metrics import GAIN, Metric, domain_of
+from results.rows import distinct, value_text
+from results.tables.pivot import LONGEST_VALUE, Pivot
 from results.tables.table import Cell, Row, Table
 
 FLOAT_NOISE = 1e-3
 """Changes of logits, at most, that rounding in another order explains."""
 
 
-def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Iterable[Metric]) -> tuple[str, ...]:
-    """The sentences under a table of a grid's cells: spread, seeds, holes, marks, tests, common options, evidence.
+def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: Iterable[Metric]) -> tuple[str, ...]:
+    """The sentences under a table of a pivot's cells: spread, seeds, holes, marks, tests, common options, evidence.
 
     Args:
-        grid: the table's.
+        pivot: the table's.
         df: the single runs behind it.
         rows: the table's.
         shown: the metrics that the table shows.
@@ -33,8 +34,8 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
     cells = [cell for row in rows for cell in row.cells if cell is not None]
     usual = Table("", "", (), tuple(rows)).usual_n
     lines = []
-    seeds = sorted({seed for block in grid.blocks for seed in grid.seeds[block]})
-    one = "one seed a cell" if any(grid.domains.values()) else "one run a cell"
+    seeds = sorted({seed for block in pivot.blocks for seed in pivot.seeds[block]})
+    one = "one seed a cell" if any(pivot.domains.values()) else "one run a cell"
     spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else one
     less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
     other = " unless given" if any(c.seeds != usual for c in cells) else ""
@@ -42,14 +43,14 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
         lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
     else:
         lines.append(f"No run here has a value: the footnotes say why; {_list(seeds)}.")
-    lines += _several_runs(grid, {metric.name: metric for metric in shown})
-    count, total = grid.holes()
+    lines += _several_runs(pivot, df, {metric.name: metric for metric in shown})
+    count, total = pivot.holes()
     lines.append(
         f"Runs: {total}, of which {count['ok']} ok, {count['diverged']} diverged, {count['failed']} failed, "
         f"{count['skipped']} skipped, {count['missing']} missing."
     )
-    pairs = list(itertools.product(grid.rows, grid.blocks))
-    absent = sum(not grid.asked(row, block) for row, block in pairs)
+    pairs = list(itertools.product(pivot.rows, pivot.blocks))
+    absent = sum(not pivot.asked(row, block) for row, block in pairs)
     if absent:
         lines.append(
             f"Left out, without a current record: {absent} of {len(pairs)} pairs of norm and setting (not asked for "
@@ -57,43 +58,61 @@ def grid_caption(grid: Grid, df: pd.DataFrame, rows: Sequence[Row], shown: Itera
         )
     if any(c.best for c in cells):
         lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
-    if grid.reference is not None and len(grid.rows) > 1:
-        lines += _tests(grid.labels[grid.reference], cells)
-    if grid.surplus:
+    if pivot.reference is not None and len(pivot.rows) > 1:
+        lines += _tests(pivot.labels[pivot.reference], cells)
+    if pivot.surplus:
         lines.append(
-            f"{grid.surplus} records of a seed and setting that another one fills are left out (newest counts)."
+            f"{pivot.surplus} records of a seed and setting that another one fills are left out (newest counts)."
         )
-    if grid.fixed:
-        lines.append("Common: " + ", ".join(f"{k}={cut(v, LONGEST_VALUE)}" for k, v in grid.fixed) + ".")
-    for deciding, implied in grid.implied.items():
+    if pivot.fixed:
+        lines.append("Common: " + ", ".join(f"{k}={cut(v, LONGEST_VALUE)}" for k, v in pivot.fixed) + ".")
+    for deciding, implied in pivot.implied.items():
         for value in distinct(value for values in implied.values() for value in values):
             # null says that it is not used there
             used = {option: values[value] for option, values in implied.items() if values[value] is not None}
             if used:
                 own = ", ".join(f"{o}={cut(value_text(o, given), LONGEST_VALUE)}" for o, given in used.items())
                 lines.append(f"With {deciding}={cut(str(value), LONGEST_VALUE)}: {own}.")
-    return (*lines, *chosen(grid, df), *evidence(df))
+    return (*lines, *chosen(pivot, df), *evidence(df))
 
 
-def _several_runs(grid: Grid, shown: Mapping[str, Metric]) -> list[str]:
+def _several_runs(pivot: Pivot, df: pd.DataFrame, shown: Mapping[str, Metric]) -> list[str]:
     """How the values that need several runs are made."""
     lines = []
-    sets = dict.fromkeys(tuple(grid.domains[block]) for block in grid.blocks)
+    sets = dict.fromkeys(tuple(pivot.domains[block]) for block in pivot.blocks)
     texts = [f"{', '.join(domains)}: {len(domains)} run{'s' * (len(domains) > 1)}" for domains in sets if domains]
     if texts and not all(domain_of(name) for name in shown):
-        own = [f", {shown[WORST].title} is their lowest"] if WORST in shown else []
+        worst = pivot.facts.worst
+        end = "highest" if worst in shown and shown[worst].higher_is_better is False else "lowest"
+        own = [f", {shown[worst].title} is their {end}"] if worst in shown else []
         largest = " and ".join(shown[name].title for name in LARGEST if name in shown)
         own += [f", {largest} their largest"] if largest else []
         lines.append(
-            f"Each seed's value is the mean over the held-out domains ({'; '.join(texts)}){''.join(own)}; "
+            f"Each seed's value is the mean over the {domains_name(pivot)} ({'; '.join(texts)}){''.join(own)}; "
             "it needs all of these runs."
         )
-    if GAIN in shown and any(grid.applies(block, shown[GAIN]) for block in grid.blocks):
+    if GAIN in shown and any(pivot.applies(block, shown[GAIN]) for block in pivot.blocks):
+        subject = pivot.facts.metric(pivot.facts.subject)
         lines.append(
-            f"{shown[GAIN].title}: target top-1 less that of the {SOURCE_ONLY} run of the same norm, seed and options; "
-            "a hole where that run is one."
+            f"{shown[GAIN].title}: {subject.title} less that of the {_baseline(df)} run of the same norm, seed and "
+            "options; a hole where that run is one."
         )
     return lines
+
+
+def domains_name(pivot: Pivot) -> str:
+    """What a mean over the values of the option that a task folds over is a mean over."""
+    over = pivot.facts.folds_over
+    return "held-out domains" if over == HELD_OUT else f"values of {cut(over, LONGEST_VALUE)}"
+
+
+def _baseline(df: pd.DataFrame) -> str:
+    """What the runs that gains are over have in common: their method, where the folder names them by their keys."""
+    if BASELINE not in df.columns:
+        return SOURCE_ONLY
+    keys, column = {*df[BASELINE]} - {None, ""}, f"option.{METHOD}"
+    methods = distinct(df[column][df["key"].isin(keys)].tolist()) if column in df.columns else []
+    return cut(value_text(METHOD, methods[0]), LONGEST_VALUE) if len(methods) == 1 else "baseline"
 
 
 def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
@@ -131,16 +150,16 @@ def _test_name(pairs: Sequence[int]) -> str:
     return f"sign-flip test (exact up to {most} pairs, {sampled} beyond)"
 
 
-def chosen(grid: Grid, df: pd.DataFrame) -> list[str]:
+def chosen(pivot: Pivot, df: pd.DataFrame) -> list[str]:
     """What was selected, by which seeds, and what each norm got."""
-    story = df.attrs.get("selected", {}).get(grid.task)
+    story = df.attrs.get("selected", {}).get(pivot.task)
     if story is None:
         return []
     option = story["option"]
     got: dict[str, list[Any]] = {}
-    for row in grid.rows:
-        part = df[(df["task"] == grid.task) & (df["row"] == row)]
-        got[grid.labels[row]] = distinct(part[f"selected.{option}"].tolist())
+    for row in pivot.rows:
+        part = df[(df["task"] == pivot.task) & (df["row"] == row)]
+        got[pivot.labels[row]] = distinct(part[f"selected.{option}"].tolist())
     texts = [
         f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
     ]

@@ -7,30 +7,27 @@ stand in the block of every norm batch.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from results import statistics as summary
 from results.escape import cut
-from results.frame import ENDED, METHOD, NORM_BATCH, distinct, is_nothing, metric_columns, natural
-from results.metrics import ALWAYS_SHOWN, METRICS, PER_DOMAIN, Metric, domain_of, metric_or_plain
-from results.record import DATASET
-from results.tables.table import Cell, Setting
+from results.facts import task_facts
+from results.frame import ENDED, NORM_BATCH
+from results.metrics import Metric, domain_of
+from results.rows import Run, distinct, natural, option_columns, plain_records, value_text
+from results.tables.table import Cell, OptionTexts
 
 Block = tuple[Any, ...]
-Run = dict[str, Any]
 BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
 LONGEST_VALUE = 60
 """Characters of an option's value that are printed; CSV has all."""
 OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none of a task ended well.")
-DECIDING = (DATASET, METHOD)
-"""Options that others usually follow from."""
 
 
-class Grid:
+class Pivot:
     """One task's current runs.
 
     Args:
@@ -40,7 +37,8 @@ class Grid:
 
     Attributes:
         task: its name.
-        varying: the option columns with more than one value (and those of metrics.ALWAYS_SHOWN), in order; a block
+        facts: what is known of the task (results.facts).
+        varying: the option columns with more than one value (and those that are always shown), in order; a block
             holds their values.
         blocks: every block, in natural order.
         rows: identities of rows, the reference first, then by label.
@@ -52,19 +50,20 @@ class Grid:
         domains: block -> the held-out domains that its runs are folded from; none where they are single runs.
         metrics: the measured metrics in the vocabulary's order.
         fixed: (option, value) of the options with one value.
-        implied: the varying options that another one (of DECIDING) decides: one value for each of its values, whatever
-            else varies; the deciding option -> the implied one -> value of the one -> value of the other.
+        implied: the varying options that another one (of facts.deciding) decides: one value for each of its values,
+            whatever else varies; the deciding option -> the implied one -> value of the one -> value of the other.
         surplus: runs that a newer one of the same row, block and seed replaced.
     """
 
     def __init__(self, df: pd.DataFrame, reference: str, always: str | None = None):
         self.task = str(df["task"].iloc[0])
-        names = present_metrics(df)
-        self.metrics = [metric_or_plain(name) for name in names]
+        self.facts = task_facts(df, self.task)
+        names = self.facts.in_order(self.facts.present)
+        self.metrics = [self.facts.metric(name) for name in names]
         options = option_columns(df)
         # without any entry it is of another task
         ends = [c for c in map(str, df.columns) if c.startswith(ENDED) and df[c].notna().any()]
-        self.of_domains = [c.removeprefix(ENDED) for c in ends if c.startswith(f"{ENDED}{PER_DOMAIN}")]
+        self.of_domains = [c.removeprefix(ENDED) for c in ends if c.startswith(f"{ENDED}{self.facts.subject}/")]
         records = plain_records(df, [*FIELDS, *options, *names, *ends])
         others = [o for o in options if o != BATCH_COLUMN]
         # per setting: another norm that an option names may mix samples where the row's own does not
@@ -73,9 +72,9 @@ class Grid:
             alone = (r["row"], *(r[o] for o in others)) not in mixing
             r["repeats"] = bool(r["repeats"]) and BATCH_COLUMN in options and alone
         values = {o: distinct(r[o] for r in records if o != BATCH_COLUMN or not r["repeats"]) for o in options}
-        shown = {f"option.{name}" for name in ALWAYS_SHOWN} | {always}
+        shown = {f"option.{name}" for name in self.facts.always_shown} | {always}
         self.varying = [o for o in options if len(values[o]) > 1 or o in shown]
-        self.fixed: Setting = tuple(
+        self.fixed: OptionTexts = tuple(
             (name, value_text(name, values[o][0]))
             for o in options
             if o not in self.varying and values[o] and values[o][0] is not None
@@ -116,9 +115,9 @@ class Grid:
 
     def _implied(self) -> dict[str, dict[str, dict[Any, Any]]]:
         """deciding option -> implied option -> value of the one -> value of the other."""
-        columns = {f"option.{name}": name for name in DECIDING}
+        columns = {f"option.{name}": name for name in self.facts.deciding}
         found: dict[str, dict[str, dict[Any, Any]]] = {}
-        taken = {*columns, *(f"option.{name}" for name in ALWAYS_SHOWN)}
+        taken = {*columns, *(f"option.{name}" for name in self.facts.always_shown)}
         for column, name in columns.items():
             if column not in self.varying:
                 continue
@@ -252,45 +251,6 @@ def ended(run: Run, metric: str) -> str | None:
 def _why(run: Run, end: str | None) -> str:
     """The run's reason, if it is about this end."""
     return str(run["reason"] or "") if run["status"] in (end, "ok") else ""
-
-
-def current(df: pd.DataFrame) -> pd.DataFrame:
-    """The rows of current versions."""
-    return df[~df["stale"].astype(bool)] if "stale" in df.columns else df
-
-
-def option_columns(df: pd.DataFrame) -> list[str]:
-    """The `option.<name>` columns that hold anything, in alphabetical order."""
-    return sorted(c for c in map(str, df.columns) if c.startswith("option.") and not df[c].isna().all())
-
-
-def present_metrics(df: pd.DataFrame) -> list[str]:
-    """The metrics that some run here measured, in the vocabulary's order; single domains follow the worst one, metrics
-    that are not in the vocabulary all others."""
-    order = {name: i for i, name in enumerate(METRICS)}
-    order_of_domains = order["worst_domain_top1"] + 0.5
-
-    def place(name: str) -> tuple[Any, ...]:
-        domain = domain_of(name)
-        return (order_of_domains, natural(domain), name) if domain else (order.get(name, len(order)), (), name)
-
-    return sorted((name for name in metric_columns(df) if df[name].notna().any()), key=place)
-
-
-def plain_records(df: pd.DataFrame, columns: Sequence[str]) -> list[Run]:
-    """The frame's rows as mappings, with None for every kind of nothing."""
-    lists = [df[c].tolist() for c in columns]
-    for i, c in enumerate(columns):
-        if df[c].isna().any():
-            lists[i] = [None if is_nothing(v) else v for v in lists[i]]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
-
-
-def value_text(option: str, value: Any) -> str:
-    """An option's value as printed in a heading."""
-    if value is None:
-        return "SGD batch" if option == NORM_BATCH else "none"
-    return str(value)
 
 
 def without(block: Block, place: int | None) -> Block:

@@ -1,5 +1,5 @@
 """A finished table as a value: cells, columns, rows. What is in a cell is computed in results.statistics and
-results.tables.pivot, what it looks like is decided in results.tables.render.
+results.tables.pivot, what it looks like is decided by its format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from results.metrics import Metric
 
 HOLES = ("diverged", "failed", "skipped", "missing", "unmeasured")
 
-Setting = tuple[tuple[str, str], ...]
+OptionTexts = tuple[tuple[str, str], ...]
 """(option, value as text) pairs."""
 
 
@@ -81,7 +81,7 @@ class Column:
     metric: Metric
     title: str
     over: str = ""
-    setting: Setting = ()
+    setting: OptionTexts = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Row:
     label: str
     cells: tuple[Cell | None, ...]
     norm: str = ""
-    setting: Setting = ()
+    setting: OptionTexts = ()
     group: str = ""
     notes: tuple[str, ...] = ()
     equals: str = ""

@@ -76,6 +76,10 @@ class Adversarial:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "robust_top1"
+    validation = "val_pgd_top1"
+    always_shown = ("crafting_mode",)
+    folds_over = ""
 
     def setting(self, options: AdversarialOptions) -> Setting:
         return Setting(options.norm_batch, options.num_domains, datasets.dataset_info(options.dataset).image_shape)

@@ -98,6 +98,10 @@ class ArchitectureSearch:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "top1"
+    validation = "val_top1"
+    always_shown: tuple[str, ...] = ()
+    folds_over = ""
 
     def setting(self, options: ArchitectureSearchOptions) -> Setting:
         size = options.search_batch_size if options.genotype is None else options.retrain_batch_size

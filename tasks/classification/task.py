@@ -88,6 +88,10 @@ class Classification:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "top1"
+    validation = "val_top1"
+    always_shown: tuple[str, ...] = ()
+    folds_over = ""
 
     def setting(self, options: ClassificationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape

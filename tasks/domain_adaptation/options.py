@@ -20,6 +20,7 @@ OF_METHODS: dict[str, dict[str, Any]] = {
     "mcd": {"forward": "joint", "mcd_steps": 4},
 }
 """method -> its options beside the common ones, with defaults; options of other methods are null."""
+CONDITIONAL = {name for names in OF_METHODS.values() for name in names}
 
 
 class DomainAdaptationOptions(SupervisedOptions):
@@ -61,8 +62,7 @@ class DomainAdaptationOptions(SupervisedOptions):
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
-        conditional = {name for names in OF_METHODS.values() for name in names}
-        return handler(only_used(given, OF_METHODS[checked.method], conditional))
+        return handler(only_used(given, OF_METHODS[checked.method], CONDITIONAL))
 
     @model_validator(mode="after")
     def _two_domains(self) -> DomainAdaptationOptions:
@@ -71,6 +71,12 @@ class DomainAdaptationOptions(SupervisedOptions):
         if self.adabn_images < self.norm_batch:
             raise ValueError(f"adabn_images {self.adabn_images} is below the norm batch of {self.norm_batch} images")
         return self
+
+    @property
+    def source_only(self) -> DomainAdaptationOptions:
+        """These options without adaptation."""
+        common = {name: value for name, value in self if name not in CONDITIONAL}
+        return DomainAdaptationOptions(**{**common, "method": "source_only"})
 
     @property
     def num_domains(self) -> int:

@@ -76,6 +76,10 @@ class DomainAdaptation:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "target_top1"
+    validation = "val_top1"  # of the source: the target's labels choose nothing
+    always_shown = ("forward",)
+    folds_over = ""
 
     def setting(self, options: DomainAdaptationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape
@@ -103,6 +107,10 @@ class DomainAdaptation:
             {"joint": None if options.num_domains == 1 else options.forward == "joint"},
         )
         return refusal(norm, info, host)
+
+    def baseline(self, options: DomainAdaptationOptions) -> DomainAdaptationOptions | None:
+        """The source-only run of the same options: a gain is what adaptation adds to it."""
+        return None if options.method == "source_only" else options.source_only
 
     def steps(self, options: DomainAdaptationOptions, data_dir: Path) -> int:
         """Updates of a run."""

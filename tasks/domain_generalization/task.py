@@ -66,6 +66,10 @@ class DomainGeneralization:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "target_top1"
+    validation = "val_top1"
+    always_shown: tuple[str, ...] = ()
+    folds_over = "held_out"
 
     def setting(self, options: DomainGeneralizationOptions) -> Setting:
         shape = datasets.dataset_info(options.dataset).image_shape

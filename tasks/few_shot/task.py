@@ -77,6 +77,10 @@ class FewShot:
         "norm_parameters",
         "norm_buffers",
     )
+    headline = "acc_inductive"
+    validation = "val_acc"
+    always_shown: tuple[str, ...] = ()
+    folds_over = ""
 
     def setting(self, options: FewShotOptions) -> Setting:
         return Setting(options.norm_batch, 1, datasets.dataset_info(options.dataset).image_shape)

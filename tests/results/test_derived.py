@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from results import derived
 from results.frame import HELD_OUT, from_records, metric_columns
 from results.record import RunRecord, RunSpec
+from results.rows import current
 from results.tables import build as tables
-from results.tables.pivot import current
 
 SPREAD = st.randoms(use_true_random=False)
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import results
-from results.frame import distinct, from_records, metric_columns, natural
+from results.frame import from_records, metric_columns
 from results.record import RunRecord, RunSpec
+from results.rows import distinct, natural
 from results.store import RECORD, VERSIONS, record_files, run_folder, write_record, write_versions
 
 

@@ -3,7 +3,10 @@
 import pytest
 
 from results import metrics
-from results.metrics import METRICS, Metric, add_metric, domain_of, metric, metric_or_plain, primary_metric
+from results.declared import Declaration
+from results.facts import Facts
+from results.metrics import METRICS, Metric, add_metric, domain_of, metric, metric_or_plain
+from tasks import get_task, task_names
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_a_heading_says_unit_and_direction():
 def test_every_metric_is_described_under_its_own_name():
     assert all(name == m.name and m.title and m.description for name, m in METRICS.items())
     assert {"top1", "top1_recalibrated", "top1_recalibrated_plain", "val_top1", "train_top1"} < set(METRICS)
-    assert set(metrics.PRIMARY.values()) | set(metrics.VALIDATION.values()) <= set(METRICS)
+    assert {*metrics.VALIDATION, metrics.TARGET, metrics.GAIN, metrics.WORST} <= set(METRICS)
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
@@ -54,11 +57,11 @@ def test_an_unknown_metric_is_answered_with_the_nearest():
 
 def test_a_plugin_adds_a_metric_once(monkeypatch):
     monkeypatch.setattr(metrics, "METRICS", dict(METRICS))
-    monkeypatch.setattr(metrics, "PRIMARY", dict(metrics.PRIMARY))
+    monkeypatch.setitem(metrics.RANKS, "segmentation", "top1")
     new = Metric("miou", "mIoU", "%", True, 1, 100.0)
     assert add_metric(new, primary_of="segmentation") is add_metric(new)
     assert metrics.metric("miou").text(0.5) == "50.0"
-    assert primary_metric("segmentation", ["miou", "top1"]) == "miou"
+    assert facts("segmentation", "miou", "top1").headline == "miou"
     with pytest.raises(ValueError, match='metric "top1" is already defined'):
         add_metric(Metric("top1", "another"))
 
@@ -75,13 +78,32 @@ def test_a_metric_of_a_plugin_that_is_not_loaded_is_printed_without_direction():
     assert metric_or_plain("top1") is METRICS["top1"]
 
 
-def test_norms_are_ranked_by_the_tasks_metric_or_the_first_with_a_direction():
-    assert primary_metric("classification", ["test_loss", "top1"]) == "top1"
-    assert primary_metric("classification", ["norm_buffers", "test_loss", "val_top1"]) == "val_top1"
-    assert primary_metric("classification", ["norm_buffers"]) is None
-    for task in ("domain_adaptation", "domain_generalization"):
-        assert primary_metric(task, ["top1", "source_top1", "target_top1", "gain"]) == "target_top1"
-        assert metrics.VALIDATION[task] == "val_top1"
+def facts(task, *present, **declared):
+    return Facts(task, Declaration(**declared), frozenset(present))
+
+
+def test_norms_are_ranked_by_the_declared_metric_or_the_first_with_a_direction():
+    assert facts("t", "test_loss", "top1").headline == "top1"
+    assert facts("t", "norm_buffers", "test_loss", "val_top1").headline == "val_top1"
+    assert facts("t", "norm_buffers").headline is None
+    assert facts("t", "source_top1", "target_top1", "gain").headline == "target_top1"
+    assert facts("t", "source_top1", "top1", headline="source_top1").headline == "source_top1"
+    assert facts("t", "top1", headline="source_top1").headline == "top1", "not measured here"
+    assert facts("t", "top1", "norm_buffers", headline="norm_buffers").headline == "top1", "neither direction is better"
+
+
+def test_what_may_choose_comes_from_validation_data():
+    assert facts("t", "val_top1", "val_pgd_top1").validation == "val_pgd_top1"
+    assert facts("t", "val_acc", "top1").validation == "val_acc"
+    assert facts("t", "top1").validation == "val_top1"
+    assert facts("t", "val_top1", "val_pgd_top1", validation="val_top1").validation == "val_top1"
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_old_folders_have_the_headline_and_validation_that_the_task_declares(task):
+    value = get_task(task)
+    old = facts(task, *value.metrics)
+    assert (old.headline, old.validation) == (value.headline, value.validation)
 
 
 def test_a_single_domain_has_a_metric_of_its_own():

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import results
 from results import record as records
-from results.frame import natural
 from results.record import RecordError, RunRecord, RunSpec, record_text
+from results.rows import natural
 from results.store import (
     RECORD,
     VERSIONS,
@@ -31,7 +31,7 @@ from results.store import (
     run_folder,
     write_record,
 )
-from results.tables.render import FORMATS
+from results.tables.writing import FORMATS
 
 HOSTILE = "a\x1b[2J\u202eb\u200b\nc"
 """Clears the screen, turns what follows around, hides, and starts a line of its own."""

@@ -19,8 +19,11 @@ from results.frame import from_records
 from results.metrics import METRICS
 from results.record import RunRecord, RunSpec
 from results.tables import build as tables
-from results.tables.render import FORMATS, LATEX_ROWS, NARROWEST, tables_text, to_csv, to_text
+from results.tables.csv import to_csv
+from results.tables.latex import LATEX_ROWS
 from results.tables.table import Cell, Column, Row, Table
+from results.tables.text import NARROWEST, tables_text, to_text
+from results.tables.writing import FORMATS
 
 TOP1 = METRICS["top1"]
 

@@ -16,7 +16,7 @@ from norms.factory import factory_info
 from norms.layers.dual_bn import DualBatchNorm
 from norms.registry import make_norm, norm_info, norm_names, register
 from norms.situation import after_update, hold, predict
-from results.metrics import METRICS, PRIMARY, VALIDATION
+from results.metrics import METRICS
 from tasks import get_task
 from tasks.adversarial import task as adversarial
 from tasks.adversarial import training
@@ -39,7 +39,7 @@ def test_a_run_returns_the_declared_metrics_which_tables_know(tmp_path):
     assert get_task("adversarial") is TASK
     assert tuple(outcome.metrics) == TASK.metrics
     assert set(TASK.metrics) <= METRICS.keys()
-    assert {PRIMARY["adversarial"], VALIDATION["adversarial"]} <= set(TASK.metrics)
+    assert {TASK.headline, TASK.validation} <= set(TASK.metrics)
     m = outcome.metrics
     assert m["robust_top1"] <= min(m["fgsm_top1"], m["pgd_top1"], m["autoattack_top1"]) <= m["clean_top1"]
     evidence = outcome.evidence

@@ -20,10 +20,10 @@ from torch import nn
 from norms.factory import factory_info
 from norms.registry import norm_info, norm_names
 from results.frame import from_records
-from results.metrics import METRICS, primary_metric
+from results.metrics import METRICS
 from results.record import RunRecord
 from results.store import read_record, record_files
-from results.tables.pivot import Grid
+from results.tables.pivot import Pivot
 from suite.planning import plan_config
 from suite.runner import Runner, run_one
 from tasks import get_task
@@ -55,7 +55,7 @@ def test_every_declared_metric_is_returned_finite_and_nothing_else(name, tmp_pat
 
 def test_the_task_is_registered_and_ranked_by_retrained_accuracy():
     assert get_task("architecture_search") is TASK
-    assert primary_metric("architecture_search", TASK.metrics) == "top1"
+    assert TASK.headline == "top1"
 
 
 def test_the_artifacts_are_the_genotype_its_drawings_and_the_controls(tmp_path):
@@ -648,7 +648,7 @@ def test_tables_hold_no_hole_where_the_two_norms_mix_differently():
         )
         for spec in runs
     )
-    grid = Grid(df, "bn")
+    grid = Pivot(df, "bn")
     assert len(grid.blocks) == 4
     assert grid.holes() == ({"ok": 7, "diverged": 0, "failed": 0, "skipped": 0, "missing": 0}, 7)
     cells = {(row, block): grid.cell(row, block, METRICS["top1"]) for row in grid.rows for block in grid.blocks}

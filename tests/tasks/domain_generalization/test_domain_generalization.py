@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from norms.factory import factory_info
 from norms.registry import make_norm, norm_info, norm_names
 from norms.situation import situation
-from results.metrics import METRICS, PRIMARY, VALIDATION
+from results.metrics import METRICS
 from tasks import get_task
 from tasks.base import Diverged, RunContext
 from tasks.data.batches import normalize
@@ -207,9 +207,9 @@ def test_sources_of_equal_size_are_not_shuffled_alike(domains, tmp_path, monkeyp
     assert [p for p in purposes if p.startswith("order")] == ["order of mnist", "order of uci", "order of fonts"]
 
 
-def test_its_primary_and_validation_metrics_are_its_own():
-    assert PRIMARY[TASK.name] in TASK.metrics
-    assert VALIDATION[TASK.name] == "val_top1"
+def test_its_headline_and_validation_metrics_are_its_own():
+    assert TASK.headline in TASK.metrics
+    assert TASK.validation == "val_top1"
     assert get_task("domain_generalization") is TASK
 
 
