@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ import typer.core
 from results.escape import cut
 from suite import terminal
 from suite.console import display, fail, print_lines, print_notes, screen, shown
-from suite.environment import commit, cpu_count, export_threads, set_allocator
+from suite.environment import PLUGIN_GROUP, commit, cpu_count, export_threads, set_allocator
 from suite.forked import watched
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ data_app = typer.Typer(help="Data sets: what is here, and how to prepare the res
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with your own norms (repeatable).")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A file with your own norms, tasks, models, ... (repeatable).")
+]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared data sets.")]
 
 
@@ -197,13 +200,14 @@ def run(
         )
         given = read_config(config)  # once: a pipe has one end
         try:
-            planned = plan_config(given, overrides, data_dir, without_data=dry_run)
+            planned = plan_config(given, overrides, data_dir, without_data=dry_run, folder=find_config(config).parent)
         except ManyRuns as error:
             if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
                 raise
-            planned = plan_config(given, replace(overrides, many=True), data_dir, without_data=dry_run)
+            overrides, here = replace(overrides, many=True), find_config(config).parent
+            planned = plan_config(given, overrides, data_dir, without_data=dry_run, folder=here)
     idle = [file for file in plugin or () if not registered_by(file)]
-    print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
+    print_notes([f'plugin "{file}" registers nothing, so no run executes it' for file in idle])
     print_notes(planned.notes)
     folder = out if out is not None else Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
@@ -264,7 +268,7 @@ def run(
         device=device,
         threads=planned.threads,
         data_dir=data_dir.resolve(),
-        plugins=tuple(plugin or ()),
+        plugins=(*(plugin or ()), *planned.plugins),
         budget=planned.budget,
         commit=commit(),
         folders=planned.folders,
@@ -349,7 +353,9 @@ def debug(
     with terminal.as_they_are():
         own = load_plugins(plugin or ())
         plan = planned(config, _split("--norm", norm), _split("--task", task), seed, settings or (), own, data_dir)
-        runner = Runner(device, plan.threads, data_dir.resolve(), tuple(plugin or ()), folders=plan.folders)
+        runner = Runner(
+            device, plan.threads, data_dir.resolve(), (*(plugin or ()), *plan.plugins), folders=plan.folders
+        )
         return make(*choose(plan.runs), runner)
 
 
@@ -804,30 +810,15 @@ def _fact(check: Check) -> dict[str, Any]:
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files. All files that can not be loaded are reported at once.
-
-    A file that would end this process, or never returns, ends another one first.
-    """
-    if not files:
+    """The names of the norms in the user's files; installed plugins are loaded, too. All mistakes are reported at once."""
+    if not files and not entry_points(group=PLUGIN_GROUP):  # without torch
         return ()
-    from norms.registry import load_plugin
-    from suite.trial import survives
+    from suite.plugins import load_files, load_installed
 
-    names: list[str] = []
-    mistakes, here = [], Path.cwd()
-    for file in files:
-        try:
-            if ended := survives(lambda file=file: load_plugin(file)):  # type: ignore[misc]
-                mistakes.append(f'plugin "{file}": {ended} while it was imported')
-            else:
-                names += load_plugin(file)
-        except ValueError as error:
-            mistakes.append(str(error))
-        finally:
-            os.chdir(here)
-    if mistakes:
+    installed, given = load_installed(), load_files(files or ())
+    if mistakes := (*installed.mistakes, *given.mistakes):
         raise ValueError("\n".join(mistakes))
-    return tuple(dict.fromkeys(names))
+    return given.norms
 
 
 def _innermost(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from suite import yaml_core
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """The suite's own configs: in a checkout a link to the folder at its top, in an installed wheel a folder."""
 
-KEYS = ("budget", "norms", "seeds", "tasks", "threads")
+KEYS = ("budget", "norms", "plugins", "seeds", "tasks", "threads")
 MOST_SEEDS = 100_000
 LARGEST_FILE = 2**20
 """Bytes of a config; all of the suite's own together have 30,000."""

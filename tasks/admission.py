@@ -19,6 +19,8 @@ from torch.nn.parameter import is_lazy
 from norms.factory import NormFactory, factory_info
 from norms.protocol import NormInfo, equivalent
 from norms.situation import predict, situation
+from tasks.nets.guests import BuildModel, said
+from tasks.nets.models import guest
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
@@ -64,6 +66,7 @@ def refusal(
     shared: int,
     shape: tuple[int, int, int],
     network: tuple[Hashable, ...],
+    model: str = "",
 ) -> str | None:
     """Why a norm refuses a network (the text of its ValueError), or None; each question is asked once.
 
@@ -73,13 +76,16 @@ def refusal(
         shared: images that share statistics.
         shape: (C, H, W) of an image.
         network: whatever else the answer can depend on, the task's name first.
+        model: its name, where `tasks.nets.models.build_net` builds it. One that is not the suite's own may fail in any
+            way, which is an answer, too.
 
     Raises:
         MemoryError: there is not enough for the network.
     """
-    key = (norm.info, norm.build, json.dumps(norm.options, sort_keys=True), shared, shape, *network)
+    build = guest(model)
+    key = (norm.info, norm.build, json.dumps(norm.options, sort_keys=True), shared, shape, model, build, *network)
     if key not in _ANSWERS:
-        _ANSWERS[key] = _decide(norm, forward, shared, shape)
+        _ANSWERS[key] = _decide(norm, forward, shared, shape, build, model)
     return _ANSWERS[key]
 
 
@@ -87,13 +93,19 @@ _ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
 
 
 def _decide(
-    norm: NormFactory, forward: Callable[[str, int], None], shared: int, shape: tuple[int, int, int]
+    norm: NormFactory,
+    forward: Callable[[str, int], None],
+    shared: int,
+    shape: tuple[int, int, int],
+    build: BuildModel | None,
+    model: str,
 ) -> str | None:
     # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
     pair = min(shared, 2)
     if 2 * pair * math.prod(shape) <= FEW_VALUES:
-        with contextlib.suppress(ValueError, RuntimeError, MemoryError), _few_parameters():
+        undecided = (ValueError, RuntimeError, MemoryError) if build is None else (Exception,)
+        with contextlib.suppress(*undecided), _few_parameters():
             forward("cpu", pair)
             return None
     for device in ("meta", "cpu"):
@@ -106,9 +118,14 @@ def _decide(
                 raise MemoryError(str(error)) from error
             # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
             # too, is a defect and no reason to skip: the run is planned, fails, and says why.
-            continue
-        return None
-    return None
+            failed: Exception = error
+        except Exception as error:
+            if build is None:
+                raise
+            failed = error
+        else:
+            return None
+    return None if build is None else f'with model "{model}": {said(failed)}'
 
 
 @contextlib.contextmanager

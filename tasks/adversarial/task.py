@@ -30,6 +30,7 @@ from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.cost import PeakMemory, norm_sizes
 from tasks.data.images import ImageData, Split, shuffled_order
 from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluate, needs_domain
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 from tasks.third_party import check_installed
 
@@ -141,6 +142,7 @@ class Adversarial:
             "data": data.kind,
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "crafting_mode": options.crafting_mode,
             "train_images": len(data.train),
         }
@@ -237,7 +239,7 @@ def _refusal(norm: NormFactory, options: AdversarialOptions, shape: tuple[int, i
             check_attackable(net.eval(), torch.zeros(1, *shape, device=device))
 
     network = (TASK.name, options.model, options.width, options.slices, classes, options.deployed)
-    return refusal(norm, forward, options.shared, shape, network)
+    return refusal(norm, forward, options.shared, shape, network, options.model)
 
 
 def check_attackable(net: nn.Module, images: Tensor) -> None:

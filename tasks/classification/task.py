@@ -40,6 +40,7 @@ from tasks.evaluate import (
     recalibration_batches,
 )
 from tasks.loop import Loop, epoch_ends
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 from tasks.step import autocast, train_step
 
@@ -151,6 +152,7 @@ class Classification:
             "data": data.kind,
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "design": "norm batch < SGD batch" if options.slices > 1 else "norm batch = SGD batch",
             "augmentation": options.augmentation,
             "train_images": len(data.train),
@@ -311,4 +313,4 @@ def _refusal(
         try_forward(net, shape, options.slices, shared, device)
 
     network = (TASK.name, options.model, options.width, options.zero_init_last_gamma, options.slices, classes)
-    return refusal(norm, forward, options.shared, shape, network)
+    return refusal(norm, forward, options.shared, shape, network, options.model)

@@ -33,6 +33,7 @@ from tasks.domain_adaptation.selection import Prepare, choose, measure, observe,
 from tasks.domain_adaptation.training import train
 from tasks.evaluate import SHIFT_PROBE, composition_shift, keeps_stats, recalibrated, recalibration_batches
 from tasks.loop import Epoch
+from tasks.nets.guests import conversion
 
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
 """What planning assumes of a folder of images; a norm that refuses the true size then fails in its run."""
@@ -162,6 +163,7 @@ class DomainAdaptation:
             "data": kinds.pop() if len(kinds) == 1 else "real and synthetic",
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "train_images": len(source.train),
             "target_train_images": len(target.train) if options.num_domains == 2 else 0,
         }
@@ -250,4 +252,4 @@ def _refusal(
             predict(net, images)
 
     network = (TASK.name, options.model, options.width, options.slices, classes, options.forward)
-    return refusal(norm, forward, options.shared, shape, network)
+    return refusal(norm, forward, options.shared, shape, network, options.model)

@@ -32,6 +32,7 @@ from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.domain_generalization.training import Prepare, on_unseen, over_sources, parts_of, train
 from tasks.evaluate import SHIFT_PROBE, composition_shift
 from tasks.loop import Epoch
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 
 UNKNOWN_SHAPE, UNKNOWN_CLASSES = (3, 64, 64), 10
@@ -161,6 +162,7 @@ class DomainGeneralization:
             "data": " and ".join(sorted(kinds)),
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "constant_output": constant,
             "chosen_epochs": {"source_val": chosen + 1},
             "train_images": sum(len(data.train) for data in sources),
@@ -205,4 +207,4 @@ def _refusal(
         predict(net.eval(), images)
 
     network = (TASK.name, options.model, options.width, options.slices, classes, count)
-    return refusal(norm, forward, options.shared, shape, network)
+    return refusal(norm, forward, options.shared, shape, network, options.model)
