@@ -85,7 +85,7 @@ def registered(kind: str, name: str, registry: Registry) -> Plugin | None:
 
 
 def watch(kind: str, registry: Registry) -> None:
-    """What appears in this registry while a plugin is loaded is the plugin's, though nothing there says `registered`."""
+    """What appears in this registry while a plugin is loaded is its own, though nobody there says `registered`."""
     _REGISTRIES[kind] = _WATCHED[kind] = registry
 
 

@@ -1,8 +1,8 @@
 """Which records take part: versions and data are never mixed.
 
-Of a norm, of a task, of a plugin's model or optimizer and of the data under one name that version takes part which was planned last
-(`results.store.write_versions`), and where nothing says so, that of the record which finished last. In a task without
-the option `dataset` any option may name the data; the rule then holds for each setting by itself.
+Of a norm, of a task, of a plugin's model or optimizer and of the data under one name that version takes part which was
+planned last (`results.store.write_versions`), and where nothing says so, that of the record which finished last. In a
+task without the option `dataset` any option may name the data; the rule then holds for each setting by itself.
 """
 
 from __future__ import annotations

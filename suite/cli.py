@@ -810,7 +810,7 @@ def _fact(check: Check) -> dict[str, Any]:
 
 
 def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files; installed plugins are loaded, too. All mistakes are reported at once."""
+    """The names of the norms in the user's files; installed plugins are loaded, too. All mistakes are said at once."""
     if not files and not entry_points(group=PLUGIN_GROUP):  # without torch
         return ()
     from suite.plugins import load_files, load_installed

@@ -107,7 +107,7 @@ def plan_config(
     if mistakes := form_mistakes(config):
         raise PlanError(mistakes)
     overrides = overrides or Overrides()
-    installed, configured = load_installed(), load_configured(config, Path(folder))
+    installed, configured = load_installed(tried), load_configured(config, Path(folder), tried)
     reader = Reader(config, overrides, Path(data_dir))
     blocks = reader.blocks()
     of_plugins = [*installed.mistakes, *configured.mistakes]

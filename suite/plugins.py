@@ -46,28 +46,31 @@ class Loaded:
         return tuple(dict.fromkeys(names))
 
 
-def load_files(files: Iterable[str | Path]) -> Loaded:
-    """Load users' files; all that can not be loaded are named at once, a missing one with the nearest name."""
-    return _load((f'plugin "{file}"', functools.partial(_load_file, Path(file))) for file in files)
+def load_files(files: Iterable[str | Path], tried: bool = True) -> Loaded:
+    """Load users' files; all that can not be loaded are named at once, a missing one with the nearest name.
+
+    `tried`: another process imports each first (Linux), which may end in the place of this one.
+    """
+    return _load([(f'plugin "{file}"', functools.partial(_load_file, Path(file))) for file in files], tried)
 
 
-def load_installed() -> Loaded:
+def load_installed(tried: bool = True) -> Loaded:
     """Load the modules that installed packages offer as plugins; a line about one names its distribution."""
     found = sorted(metadata.entry_points(group=PLUGIN_GROUP), key=lambda entry: (entry.value, entry.name))
-    return _load((f'plugin "{_called(entry)}"', functools.partial(_load_entry, entry)) for entry in found)
+    return _load([(f'plugin "{_called(entry)}"', functools.partial(_load_entry, entry)) for entry in found], tried)
 
 
-def load_configured(config: Mapping[str, Any], folder: Path) -> Loaded:
+def load_configured(config: Mapping[str, Any], folder: Path, tried: bool = True) -> Loaded:
     """Load the files under `plugins:` of a config that lies in `folder`."""
     given = config.get("plugins", [])
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
         wrong = given if not isinstance(given, list) else next(file for file in given if not isinstance(file, str))
         return Loaded(mistakes=(f"plugins: a list of files is needed, relative to the config, not {kind(wrong)}",))
-    return load_files(folder / file for file in given)
+    return load_files([folder / file for file in given], tried)
 
 
-def _load(these: Iterable[tuple[str, Callable[[], Plugin]]]) -> Loaded:
+def _load(these: Iterable[tuple[str, Callable[[], Plugin]]], tried: bool) -> Loaded:
     from suite.trial import surroundings_kept, survives
 
     loaded: dict[Path, Plugin] = {}
@@ -75,7 +78,7 @@ def _load(these: Iterable[tuple[str, Callable[[], Plugin]]]) -> Loaded:
     for called, load in these:
         with surroundings_kept():
             try:
-                if ended := survives(load):
+                if tried and (ended := survives(load)):
                     mistakes.append(f"{called}: {ended} while it was imported")
                 else:
                     plugin = load()

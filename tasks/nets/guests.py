@@ -93,7 +93,9 @@ def _check_norms(net: nn.Module, model: str, norm: NormFactory) -> None:
     ours = [path for path, _ in norm_modules(net)]
     left = audit_norms(net).left
     if left:
-        raise ValueError(f'model "{model}" keeps a norm of its own: {left[0].path} is a {left[0].old}')
+        raise ValueError(
+            f'model "{model}" keeps norms of its own, {len(left)} in all: {left[0].path} is a {left[0].old}'
+        )
     if not ours:
         raise ValueError(f'model "{model}" has no norm of the factory that it got: norm(channels) builds one')
     for path in ours:
