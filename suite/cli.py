@@ -169,7 +169,7 @@ def run(
     export_threads(1)  # planning computes next to nothing; torch's pool of threads, once loaded, keeps its size
     from norms.plugins import registered_by
     from suite.blocks import Overrides
-    from suite.config import ManyRuns, find_config, read_config
+    from suite.config import ManyRuns, find_config, folder_of, read_config
     from suite.engine import execute, time_limit, write_skipped
     from suite.leaving import REQUESTS
     from suite.plan import plan_config
@@ -200,11 +200,11 @@ def run(
         )
         given = read_config(config)  # once: a pipe has one end
         try:
-            planned = plan_config(given, overrides, data_dir, without_data=dry_run, folder=find_config(config).parent)
+            planned = plan_config(given, overrides, data_dir, without_data=dry_run, folder=folder_of(config))
         except ManyRuns as error:
             if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
                 raise
-            overrides, here = replace(overrides, many=True), find_config(config).parent
+            overrides, here = replace(overrides, many=True), folder_of(config)
             planned = plan_config(given, overrides, data_dir, without_data=dry_run, folder=here)
     idle = [file for file in plugin or () if not registered_by(file)]
     print_notes([f'plugin "{file}" registers nothing, so no run executes it' for file in idle])

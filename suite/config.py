@@ -49,6 +49,12 @@ def find_config(path: str | Path) -> Path:
     return own if path.parent == Path("configs") and not path.exists() and own.is_file() else path
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder that paths in a config are relative to: its own, and the working folder where it comes by a pipe."""
+    file = find_config(path)
+    return Path() if file.is_fifo() or file.parts[:2] in (("/", "dev"), ("/", "proc")) else file.parent
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; `configs/NAME.yaml` is the suite's own where no such file is here.
 

@@ -28,7 +28,7 @@ from norms.registry import norm_info, resolve_norm_options
 from results.escape import one_line
 from results.record import RunSpec
 from suite.blocks import Block, Overrides, Reader
-from suite.config import ManyRuns, PlanError, find_config, form_mistakes, read_config
+from suite.config import ManyRuns, PlanError, folder_of, form_mistakes, read_config
 from suite.folders import Folders
 from suite.plugins import distinct, load_configured, load_installed
 from suite.trial import Trials, trial_seconds
@@ -89,9 +89,7 @@ def plan(
         ManyRuns: more than MOST_RUNS, and `overrides.many` is not set.
     """
     config = read_config(path)
-    return plan_config(
-        config, overrides, data_dir, without_data=without_data, tried=tried, folder=find_config(path).parent
-    )
+    return plan_config(config, overrides, data_dir, without_data=without_data, tried=tried, folder=folder_of(path))
 
 
 def plan_config(
