@@ -216,7 +216,7 @@ def test_a_plugins_model_is_asked_for_in_the_version_of_the_run(tmp_path):
     tasks.load_network(tmp_path / "run")
     file.write_text(MODEL.replace("norm(in_channels), ", "norm(in_channels), nn.ReLU(), "))
     load_plugin(file)
-    with pytest.raises(ValueError, match='made with version .* of model "kept_model", here is .*: make the run again'):
+    with pytest.raises(ValueError, match=r'made with version .* of model "kept_model", here is .*: make the run again'):
         tasks.load_network(tmp_path / "run")
     file.write_text("")
     load_plugin(file)
