@@ -24,7 +24,6 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,8 +33,9 @@ import typer.core
 from results.escape import cut
 from suite import terminal
 from suite.console import display, fail, print_lines, print_notes, screen, shown
-from suite.environment import PLUGIN_GROUP, commit, cpu_count, export_threads, set_allocator
+from suite.environment import commit, cpu_count, export_threads, set_allocator
 from suite.forked import watched
+from suite.plugins import load_plugins
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -193,7 +193,7 @@ def run(
             norms=_split("--norms", norms),
             seeds=seeds,
             settings=tuple(settings or ()),
-            plugin_norms=_load_plugins(plugin),
+            plugin_norms=load_plugins(plugin),
             threads=threads,
             many=yes,
             timeout=limit,
@@ -382,7 +382,7 @@ def tables(
 
     With --config, give the same --plugin and --data-dir as to `run`: code and data decide which runs are asked for.
     """
-    own = _load_plugins(plugin)  # their metrics count without --config, too
+    own = load_plugins(plugin)  # their metrics count without --config, too
     keys = _keys(configs, own, data_dir) if configs else None
     names = _split("--format", formats), _split("--metrics", metrics)
     df, _ = _show_tables(folder, *names, select, _split("--sweep", sweep), keys)
@@ -530,7 +530,7 @@ def convert_report(
     from norms.registry import make_norm, norm_label
     from suite.foreign import conversion_lines, convert_model
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     given = _parse_options(options)
     factory, label = make_norm(norm, **given), norm_label(norm, given)
     conversion = convert_model(model, factory, label, keep or ())
@@ -563,7 +563,7 @@ def list_norms(plugin: Plugins = None) -> None:
     from norms.registry import norm_info, norm_names, norm_option_defaults
     from suite.progress import columns
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     rows = [("name", "mixes samples", "statistics over", "keeps statistics", "needs", "options", "source")]
     for name in norm_names():
         info = norm_info(name)
@@ -581,7 +581,7 @@ def list_tasks(plugin: Plugins = None) -> None:
     from suite.progress import columns
     from tasks import get_task, task_names
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     for name in task_names():
         task = get_task(name)
         print(f"{name}: {', '.join(task.metrics)}")
@@ -599,11 +599,12 @@ def list_datasets(data_dir: DataDir = Path("data")) -> None:
 
 
 @list_app.command("metrics")
-def list_metrics() -> None:
+def list_metrics(plugin: Plugins = None) -> None:
     """Metrics: unit, direction, meaning."""
     from results import metrics
     from suite.progress import columns
 
+    load_plugins(plugin)
     rows = [("name", "unit", "better", "meaning")]
     for name in metrics.METRICS:
         metric = metrics.METRICS[name]
@@ -742,7 +743,7 @@ def _norms_to_check(norms: Sequence[str] | None, all_norms: bool, plugin: Sequen
     """Registered names. All that are unknown are reported at once."""
     from norms.registry import norm_info, norm_names
 
-    own = _load_plugins(plugin)
+    own = load_plugins(plugin)
     if all_norms and norms:
         raise ValueError(f"--all checks every norm; given {', '.join(norms)}, too")
     if plugin and not (own or norms or all_norms):
@@ -768,7 +769,7 @@ def _check_one_task(
     from tasks import get_task
     from tasks.conformance import Check, check_task, small_options
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     task = get_task(name)
     small = {**small_options(name), **options}
     shown = ", ".join(f"{key}={value}" for key, value in small.items()) or "its defaults"
@@ -807,18 +808,6 @@ def _check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[st
 def _fact(check: Check) -> dict[str, Any]:
     """A check in a JSON document, without the norm that it stands under."""
     return {key: value for key, value in asdict(check).items() if key != "norm"}
-
-
-def _load_plugins(files: Sequence[Path] | None) -> tuple[str, ...]:
-    """The names of the norms in the user's files; installed plugins are loaded, too. All mistakes are said at once."""
-    if not files and not entry_points(group=PLUGIN_GROUP):  # without torch
-        return ()
-    from suite.plugins import load_files, load_installed
-
-    installed, given = load_installed(), load_files(files or ())
-    if mistakes := (*installed.mistakes, *given.mistakes):
-        raise ValueError("\n".join(mistakes))
-    return given.norms
 
 
 def _innermost(error: BaseException) -> str:

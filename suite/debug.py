@@ -34,9 +34,10 @@ def load_plugins(files: Sequence[Path]) -> tuple[str, ...]:
     Raises:
         ValueError: a file can not be loaded.
     """
-    import suite.plugins  # noqa: F401 - it tells whose the metrics are
     from norms.plugins import load_plugin
+    from suite.plugins import watch_metrics
 
+    watch_metrics()
     names: list[str] = []
     for file in files:
         try:

@@ -6,7 +6,9 @@ from installed packages that offer the entry point `normsuite.plugins`:
     [project.entry-points."normsuite.plugins"]
     mine = "my_package.norms"        # a module; it is imported, and what it registers is there
 
-A file would end this process, or never return: on Linux another one imports it first (suite.trial.survives).
+A file may end its process, or never return: on Linux another one imports it first (suite.trial.survives).
+
+norms is imported where something is loaded, since it imports torch and `tables` must not wait for that.
 """
 
 from __future__ import annotations
@@ -17,19 +19,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from norms import plugins
-from norms.plugins import Plugin
-from norms.values import cut, nearest
 from results import metrics
-from suite.config import kind
+from results.escape import cut
 from suite.environment import PLUGIN_GROUP
 
-# results imports none of ours, so it is told here whose its metrics are
-plugins.watch("metric", lambda: metrics.METRICS)
-plugins.watch("primary metric", lambda: metrics.PRIMARY)
-plugins.watch("validation metric", lambda: metrics.VALIDATION)
+if TYPE_CHECKING:
+    from norms.plugins import Plugin
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,27 @@ class Loaded:
         """The names of the norms in them."""
         names = [name for plugin in self.plugins for what, name in plugin.names if what == "norm"]
         return tuple(dict.fromkeys(names))
+
+
+def load_plugins(files: Sequence[str | Path] | None) -> tuple[str, ...]:
+    """Load the user's files, and what installed packages offer; returns the names of the norms in the files.
+
+    Raises:
+        ValueError: plugins that can not be loaded, one line each.
+    """
+    installed, given = load_installed(), load_files(files or ())
+    if mistakes := (*installed.mistakes, *given.mistakes):
+        raise ValueError("\n".join(mistakes))
+    return given.norms
+
+
+def watch_metrics() -> None:
+    """results imports none of ours, so norms.plugins is told here where metrics are kept."""
+    from norms import plugins
+
+    plugins.watch("metric", lambda: metrics.METRICS)
+    plugins.watch("primary metric", lambda: metrics.PRIMARY)
+    plugins.watch("validation metric", lambda: metrics.VALIDATION)
 
 
 def load_files(files: Iterable[str | Path], tried: bool = True) -> Loaded:
@@ -62,6 +80,8 @@ def load_installed(tried: bool = True) -> Loaded:
 
 def load_configured(config: Mapping[str, Any], folder: Path, tried: bool = True) -> Loaded:
     """Load the files under `plugins:` of a config that lies in `folder`."""
+    from suite.config import kind
+
     given = config.get("plugins", [])
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
@@ -70,9 +90,12 @@ def load_configured(config: Mapping[str, Any], folder: Path, tried: bool = True)
     return load_files([folder / file for file in given], tried)
 
 
-def _load(these: Iterable[tuple[str, Callable[[], Plugin]]], tried: bool) -> Loaded:
+def _load(these: Sequence[tuple[str, Callable[[], Plugin]]], tried: bool) -> Loaded:
+    if not these:
+        return Loaded()
     from suite.trial import surroundings_kept, survives
 
+    watch_metrics()
     loaded: dict[Path, Plugin] = {}
     mistakes = []
     for called, load in these:
@@ -89,6 +112,9 @@ def _load(these: Iterable[tuple[str, Callable[[], Plugin]]], tried: bool) -> Loa
 
 
 def _load_file(file: Path) -> Plugin:
+    from norms import plugins
+    from norms.values import nearest
+
     try:
         return plugins.load(file)
     except ValueError as error:
@@ -101,6 +127,8 @@ def _load_file(file: Path) -> Plugin:
 def _load_entry(entry: metadata.EntryPoint) -> Plugin:
     if entry.attr or not entry.module:
         raise ValueError(f'plugin "{_called(entry)}": an entry point of {PLUGIN_GROUP} names a module, without ":"')
+    from norms import plugins
+
     return plugins.load_installed(entry.module, _release(entry))
 
 

@@ -72,12 +72,13 @@ class Runner:
 
     def __post_init__(self) -> None:
         from norms import plugins
-        from suite.plugins import distinct
+        from suite.plugins import distinct, watch_metrics
 
         def found(each: Path | Plugin) -> Plugin:
             return each if isinstance(each, plugins.Plugin) else plugins.loaded(each) or plugins.load(each)
 
         if self.plugins:
+            watch_metrics()
             object.__setattr__(self, "plugins", distinct([found(each) for each in self.plugins]))
 
     def keep_plugins(self, out: str | Path) -> list[str]:
