@@ -54,7 +54,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from norms.fuse import fuse
-from norms.registry import load_plugin, make_norm, norm_info, norm_names, register
+from norms.plugins import load_plugin
+from norms.registry import make_norm, norm_info, norm_names, register
 from norms.running import recalibrate
 from norms.situation import after_update, hold, predict
 

@@ -1,13 +1,15 @@
-"""Users' files of norms, tasks and metrics: executed once, whole or not at all, and never as a text that nobody read.
+"""Users' files of norms, tasks, models, ...: executed once, whole or not at all, and never as a text that nobody read.
 
-    load_plugin("my_norm.py")       reads the file, executes it, returns the names of its norms (norms.registry)
+    load_plugin("my_norm.py")       reads the file, executes it, returns the names of its norms
 
 What is executed is what was read (norms.source), so the version belongs to the text that runs. The files of its
 folder that a plugin imports are read with it, and importing one of their names anywhere afterwards gives that text.
-Each module has the `__file__` where it was found, for data that lie beside it.
+Each module has the `__file__` where it was found, for data that lie beside it. A module of an installed package
+(`load_installed`) is imported like any other; its version holds that of its distribution, too.
 
-A room that keeps things by name says so once per name (`registered`); from then on this module knows which plugin a
-name is of, takes a plugin's names away before it is loaded anew, and puts everything back where that fails.
+A room that keeps things by name says so once per name (`registered`), or is watched (`watch`: results, which imports
+none of ours, keeps metrics). From then on this module knows which plugin a name is of, takes a plugin's names away
+before it is loaded anew, and puts everything back where that fails.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import linecache
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -28,6 +32,7 @@ from norms.source import Module, Source, parse, read_source
 from norms.values import cut
 
 _PREFIX = "normsuite_plugin_"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _LONGEST = 300  # letters of an error's text in a message
 Registry = Callable[[], MutableMapping[str, Any]]
 
@@ -39,10 +44,14 @@ class Plugin:
     Attributes:
         source: what was executed.
         names: (kind, name) of what it registered: ("norm", "mine"), ("task", "segmentation").
+        module: of an installed package's plugin the name by which it is imported, else "".
+        release: "distribution==version" of that package, else "".
     """
 
     source: Source
     names: tuple[tuple[str, str], ...] = ()
+    module: str = ""
+    release: str = ""
 
     @property
     def file(self) -> Path:
@@ -50,11 +59,17 @@ class Plugin:
 
     @property
     def version(self) -> str:
-        return self.source.version
+        if not self.release:
+            return self.source.version
+        return hashlib.sha256(f"{self.release}\0{self.source.version}".encode()).hexdigest()[:16]
 
 
 _REGISTRIES: dict[str, Registry] = {}
+_WATCHED: dict[str, Registry] = {}
 _OF: dict[tuple[str, str], Plugin] = {}  # (kind, name) -> the plugin that registered it
+_UNDER: dict[
+    tuple[str, str], Any
+] = {}  # (kind, name) -> what a watched registry held before a plugin put its own there
 _offered: dict[tuple[str, str], Plugin] = {}
 _loading: Plugin | None = None
 
@@ -69,9 +84,74 @@ def registered(kind: str, name: str, registry: Registry) -> Plugin | None:
     return _loading
 
 
+def watch(kind: str, registry: Registry) -> None:
+    """What appears in this registry while a plugin is loaded is its own, though nobody there says `registered`."""
+    _REGISTRIES[kind] = _WATCHED[kind] = registry
+
+
+def check_free(kind: str, name: str, by: str, *, replace: bool, of_the_suite: bool) -> None:
+    """To be called where a name is taken: returns if it may be registered anew.
+
+    `replace` is for notebooks, where a cell is executed again: what a plugin or the suite itself has is not replaced,
+    since records would then name one thing and mean another.
+
+    Args:
+        kind: "norm", "task", "model", ...
+        name: what is to be registered.
+        by: who has the name, for the message; may be "".
+        replace: as the caller of register was told.
+        of_the_suite: the name is one of the suite's own.
+
+    Raises:
+        ValueError: the name stays with who has it.
+    """
+    may = not of_the_suite and plugin_of(kind, name) is None
+    if not (may and replace):
+        hint = "; replace=True replaces it" if may else ""
+        raise ValueError(f'{kind} "{name}" is already registered{f" by {by}" if by else ""}; choose another name{hint}')
+
+
+def check_name(kind: str, name: str) -> None:
+    """ValueError for what can not be a name in configs, keys and tables."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f'{kind} name "{name!s:.80}": lower case letters, digits and underscores, starting with a letter, '
+            "100 characters at most"
+        )
+
+
+def loading() -> bool:
+    """Whether a plugin is being loaded: who registers something is it."""
+    return _loading is not None
+
+
+@contextmanager
+def of_the_suite() -> Iterator[None]:
+    """What is registered within is no plugin's, even while one is being loaded that made us import it."""
+    global _loading
+    outer, _loading = _loading, None
+    try:
+        yield
+    finally:
+        _loading = outer
+
+
 def plugin_of(kind: str, name: str) -> Plugin | None:
     """The plugin that registered this, or None: the suite itself, or a program, did."""
     return _OF.get((kind, name))
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Execute a user's file of norms, tasks, models, ...; their version is that of the file's syntax tree.
+
+    Returns the names of the norms it registered (none, where the file adds other things). Loading the same file twice
+    is a no-op that returns the same names; loading it after an edit replaces what it registered before. Files of its
+    folder that it imports are part of it, and of its version.
+
+    Raises:
+        ValueError: the file is missing, fails to import or registers a name that is taken; nothing of it stays then.
+    """
+    return [name for kind, name in load(path).names if kind == "norm"]
 
 
 def load(path: str | Path) -> Plugin:
@@ -85,8 +165,8 @@ def load(path: str | Path) -> Plugin:
 
 def loaded(path: str | Path) -> Plugin | None:
     """The plugin as it was loaded last from this file, or None; the file is not looked at."""
-    plugin = getattr(sys.modules.get(_module_name(Path(path).resolve())), "__plugin__", None)
-    return plugin if isinstance(plugin, Plugin) else None
+    file = Path(path).resolve()
+    return next((plugin for plugin in _loaded() if plugin.file == file), None)
 
 
 def registered_by(path: str | Path) -> tuple[tuple[str, str], ...]:
@@ -97,10 +177,74 @@ def registered_by(path: str | Path) -> tuple[tuple[str, str], ...]:
 
 def loaded_here() -> dict[str, str]:
     """What has been loaded in this process: the file's name without .py (all of it, where two share one) -> version."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(_PREFIX)]
-    here = [module.__plugin__ for module in modules if hasattr(module, "__plugin__")]
+    here = _loaded()
     stems = [plugin.file.stem for plugin in here]
     return {p.file.stem if stems.count(p.file.stem) == 1 else str(p.file): p.version for p in here}
+
+
+def _loaded() -> list[Plugin]:
+    marks = [getattr(module, "__dict__", {}).get("__plugin__") for module in list(sys.modules.values())]
+    return [mark for mark in marks if isinstance(mark, Plugin)]
+
+
+def load_installed(module: str, release: str) -> Plugin:
+    """Import a module of an installed package as a plugin, once in a process.
+
+    Args:
+        module: its name, as an entry point gives it.
+        release: "distribution==version", which is part of the plugin's version.
+
+    Raises:
+        ValueError: it can not be found, read or imported, or registers a name that is taken; nothing of it stays then.
+    """
+    called = f"{module} of {release}"
+    spec = _spec_of(module)
+    if spec is None or not spec.has_location or spec.origin is None:
+        raise ValueError(f'plugin "{called}": no such module')
+    there = getattr(sys.modules.get(module), "__plugin__", None)
+    if isinstance(there, Plugin):
+        return there
+    plugin = Plugin(read_source(spec.origin), module=module, release=release)
+    if module in sys.modules:  # imported by a program before: what it registered then is its own all the same
+        for kind, name in _without_plugin(module):
+            _OF[kind, name] = plugin
+        return _named(plugin, sys.modules[module])
+
+    def execute() -> ModuleType:
+        modules, package = set(sys.modules), module.partition(".")[0]
+        try:
+            return importlib.import_module(module)
+        except BaseException:
+            for name in set(sys.modules) - modules:
+                if name.partition(".")[0] == package:
+                    del sys.modules[name]
+            raise
+
+    return _load(plugin, called, execute)
+
+
+def _spec_of(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where a module would be imported from; unlike importlib.util.find_spec it imports no package above it."""
+    name, spec, path = "", None, None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        if spec is not None and path is None:
+            return None
+        spec = next((each for finder in sys.meta_path if (each := finder.find_spec(name, path)) is not None), None)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
+
+
+def _without_plugin(module: str) -> list[tuple[str, str]]:
+    found = []
+    for kind, registry in _REGISTRIES.items():
+        for name, its in registry().items():
+            home = str(getattr(getattr(its, "build", its), "__module__", ""))
+            if (kind, name) not in _OF and (home == module or home.startswith(f"{module}.")):
+                found.append((kind, name))
+    return found
 
 
 def load_source(source: Source, called: str = "") -> Plugin:
@@ -110,33 +254,62 @@ def load_source(source: Source, called: str = "") -> Plugin:
         ValueError: it fails, registers a name that is taken, or imports a file beside it whose name another module
             has; nothing of it stays then.
     """
-    global _loading
     called = called or str(source.file)
     old = loaded(source.file)
     if old is not None and old.version == source.version:
         return old
-    outer, before, plugin = _loading, _State.now(), Plugin(source)
-    for kind, each in [key for key, its in _OF.items() if its.file == source.file]:
-        _REGISTRIES[kind]().pop(each, None)
-        del _OF[kind, each]
-    if old is not None:
-        _Beside.remove(old.source)
-    name = _module_name(source.file)
-    own = replace(source.modules[0], name=name)
-    _loading = plugin
-    try:
+
+    def execute() -> ModuleType:
+        if old is not None:
+            _Beside.remove(old.source)
+        name = _module_name(source.file)
+        own = replace(source.modules[0], name=name)
         _Beside.add(source, called)
         # before execution: pickling and dataclasses look their module up here
         module = sys.modules[name] = importlib.util.module_from_spec(_spec(own))
         _Loader(own).exec_module(module)
+        return module
+
+    return _load(Plugin(source), called, execute)
+
+
+def _load(plugin: Plugin, called: str, execute: Callable[[], ModuleType]) -> Plugin:
+    """Whole or not at all: what `execute` registers is the plugin's."""
+    global _loading
+    outer, before = _loading, _State.now()
+    _take_away(plugin.file)
+    watched = {kind: dict(get()) for kind, get in _WATCHED.items()}
+    _loading = plugin
+    try:
+        module = execute()
+        for kind, get in _WATCHED.items():
+            new = {name for name, its in get().items() if watched[kind].get(name) is not its}
+            _OF.update({(kind, name): plugin for name in new})
+            _UNDER.update({(kind, name): watched[kind][name] for name in new & watched[kind].keys()})
     except BaseException as error:
-        _Beside.remove(source)
+        if not plugin.module:
+            _Beside.remove(plugin.source)
         before.put_back(plugin)
         if isinstance(error, Exception | SystemExit):
             raise ValueError(f'plugin "{called}": {type(error).__name__}: {_one_line(error)}') from error
         raise
     finally:
         _loading = outer
+    return _named(plugin, module)
+
+
+def _take_away(file: Path) -> None:
+    """What a file has registered so far, and what stood in a watched registry before it did."""
+    for key in [key for key, its in _OF.items() if its.file == file]:
+        kind, name = key
+        _REGISTRIES[kind]().pop(name, None)
+        if key in _UNDER:
+            _REGISTRIES[kind]()[name] = _UNDER.pop(key)
+        del _OF[key]
+
+
+def _named(plugin: Plugin, module: ModuleType) -> Plugin:
+    """The plugin with the names of what is its own, which `module` then bears."""
     plugin = replace(plugin, names=tuple(key for key, its in _OF.items() if its == plugin))
     module.__dict__["__plugin__"] = plugin
     return plugin
@@ -148,6 +321,7 @@ class _State:
 
     registries: Mapping[str, Mapping[str, Any]]
     of: Mapping[tuple[str, str], Plugin]
+    under: Mapping[tuple[str, str], Any]
     beside: Mapping[str, Module]
     modules: Mapping[str, ModuleType]
 
@@ -158,15 +332,21 @@ class _State:
             for name, module in list(sys.modules.items())
             if name.startswith(_PREFIX) or isinstance(getattr(module, "__loader__", None), _Loader)
         }
-        return cls({kind: dict(get()) for kind, get in _REGISTRIES.items()}, dict(_OF), dict(_Beside.known), mine)
+        return cls(
+            {kind: dict(get()) for kind, get in _REGISTRIES.items()}, dict(_OF), dict(_UNDER), dict(_Beside.known), mine
+        )
 
     def put_back(self, failed: Plugin) -> None:
         for kind, get in _REGISTRIES.items():
-            others = {name: its for name, its in get().items() if _OF.get((kind, name)) != failed}
-            _replace(get(), self.registries.get(kind, others))
+            before = self.registries.get(kind, {})
+            # what was registered beside it stays: a part of the suite that it was the first to import
+            others = {} if kind in _WATCHED else get()
+            others = {name: its for name, its in others.items() if _OF.get((kind, name)) != failed}
+            _replace(get(), {**before, **others})
         _replace(_OF, self.of)
+        _replace(_UNDER, self.under)
         _replace(_Beside.known, self.beside)
-        sys.modules.pop(_module_name(failed.file), None)
+        sys.modules.pop(failed.module or _module_name(failed.file), None)
         sys.modules.update(self.modules)
 
 
@@ -180,7 +360,10 @@ def load_offered(kind: str, name: str) -> bool:
     plugin = _offered.pop((kind, name), None)
     if plugin is None or loaded(plugin.file) is not None:
         return False
-    load_source(plugin.source)
+    if plugin.module:
+        load_installed(plugin.module, plugin.release)
+    else:
+        load_source(plugin.source)
     return True
 
 

@@ -20,7 +20,6 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from torch import nn
 from norms import layers, plugins
 from norms.constructor import CONTRACT, constructor_parameters, options_model
 from norms.factory import Layers, NormFactory
+from norms.plugins import load_plugin as load_plugin
 from norms.protocol import AXES, NEEDS, SETTING_FIELDS, VARIANCES, NormInfo
 from norms.values import nearest, shown
 
@@ -52,12 +52,14 @@ def register(
     mixes_samples: bool,
     keeps_stats: bool,
     version: int | str = 1,
+    replace: bool = False,
     **facts: Any,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Class decorator: put a normalization layer into the registry under `name`.
 
     The class is called as `cls(num_channels, *, affine=True, **options)`; every option has a default and an annotation.
-    `device` and `dtype` are passed where the constructor names them, else applied around and after it.
+    `device` and `dtype` are passed where the constructor names them, else applied around and after it. `replace=True`
+    is for notebooks, where a cell is executed again: what was registered at the prompt, or by a program, is replaced.
 
     Raises:
         ValueError: the name is malformed or taken, a fact is unknown, or an option has no default.
@@ -82,10 +84,11 @@ def register(
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         file = _file_of(build)
+        if plugins.loading():
+            _import_builtin()  # whose names are taken, though nobody may have asked for one so far
         if name in _REGISTRY:
-            raise ValueError(
-                f'norm "{name}" is already registered by {_REGISTRY[name].file}; {file} must choose another name'
-            )
+            of_the_suite = _REGISTRY[name].build.__module__.startswith("norms.layers.")
+            plugins.check_free("norm", name, _REGISTRY[name].file, replace=replace, of_the_suite=of_the_suite)
         parameters = constructor_parameters(build)
         if "affine" not in parameters:
             raise ValueError(f'norm "{name}": its constructor must accept affine=True')
@@ -190,20 +193,6 @@ def make_norm(name: str, **options: Any) -> NormFactory:
     return NormFactory(Layers(entry.info, entry.build, resolve_norm_options(name, options)))
 
 
-def load_plugin(path: str | Path) -> list[str]:
-    """Execute a user's file of registered norms; their version is that of the file's syntax tree.
-
-    Returns the names it registered (none, where the file adds other things than norms). Loading the same file twice is
-    a no-op that returns the same names; loading it after an edit replaces what it registered before. Files of its
-    folder that it imports are part of it, and of its version.
-
-    Raises:
-        ValueError: the file is missing, fails to import or registers a name that is taken; nothing of it stays then.
-    """
-    _import_builtin()  # first, so that none of them is taken for the plugin's
-    return [name for kind, name in plugins.load(path).names if kind == "norm"]
-
-
 def _entry(name: str) -> _Entry:
     _import_builtin()
     if name not in _REGISTRY and not plugins.load_offered("norm", name):
@@ -222,5 +211,6 @@ def _file_of(build: Callable[..., nn.Module]) -> str:
 def _import_builtin() -> None:
     """Import every file of norms/layers, which registers its norms."""
     # Imported here and not at the top: the layers' files import this one to register themselves.
-    for file in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
-        importlib.import_module(file.name)
+    with plugins.of_the_suite():  # a plugin that is being loaded may be the first to ask
+        for file in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
+            importlib.import_module(file.name)

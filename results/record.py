@@ -58,6 +58,9 @@ class RunSpec(BaseModel):
     `newer` names the task's options that came after records had been made, each with the default that means what runs
     did before it existed. An option that has this value is left out of the key: a record that lacks it, one that has
     it, and a plan of today share a key. `newer` itself takes no part in it.
+
+    `parts` names what a plugin registered besides norm and task: option -> "name@version" of a model or an optimizer.
+    It is part of the key where there are any.
     """
 
     # "constants": pydantic would else turn NaN and infinity into null, and two different specs would share a key
@@ -73,13 +76,15 @@ class RunSpec(BaseModel):
     data_checksum: str
     norm_label: str = ""
     newer: dict[str, Any] = Field(default_factory=dict)
+    parts: dict[str, str] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without an empty `newer`, so that older records are still written as they stand on disk."""
+        """Without empty `newer` and `parts`, so that older records are still written as they stand on disk."""
         found: dict[str, Any] = handler(self)
-        if not self.newer:
-            found.pop("newer", None)
+        for name in ("newer", "parts"):
+            if not found.get(name):
+                found.pop(name, None)
         return found
 
     @property
@@ -108,6 +113,12 @@ class RunSpec(BaseModel):
         head = _canonical({name: value for name, value in content.items() if name < "seed"}).removesuffix("}")
         tail = _canonical({name: value for name, value in content.items() if name > "seed"}).removeprefix("{")
         return [_digest(f'{head},"seed":{int(seed)},{tail}') for seed in seeds]
+
+    @property
+    def part_versions(self) -> dict[str, str]:
+        """ "option name" of each of `parts` -> its version."""
+        split = {option: part.rpartition("@") for option, part in self.parts.items()}
+        return {f"{option} {name}": version for option, (name, _, version) in split.items()}
 
     @property
     def further_norms(self) -> dict[str, tuple[str, str]]:
@@ -212,7 +223,15 @@ def parse_record(file: str | Path, content: bytes) -> RunRecord:
     except ValueError as error:  # of json, and of the key
         raise RecordError(f"{file}: not a run record ({error})") from error
     spec = record.spec
-    mappings = (spec.task_options, spec.newer, spec.norm_options, record.metrics, record.environment, record.evidence)
+    mappings = (
+        spec.task_options,
+        spec.newer,
+        spec.parts,
+        spec.norm_options,
+        record.metrics,
+        record.environment,
+        record.evidence,
+    )
     most = max(map(len, (*mappings, *record.history)))
     if most > MOST_ENTRIES:
         raise RecordError(f"{file}: not a run record (a mapping of {most} entries; {MOST_ENTRIES} are allowed)")

@@ -70,6 +70,7 @@ class Versions(TypedDict):
 
     Keys:
         norm, task: name -> version.
+        part: "option name" of a plugin's model or optimizer -> version.
         data: task -> data set -> checksums; of several where other options decide, too. A task without the option
             `dataset` has "" for its data set.
         config: path of the config file; "" where none was given.
@@ -77,6 +78,7 @@ class Versions(TypedDict):
 
     norm: dict[str, str]
     task: dict[str, str]
+    part: dict[str, str]
     data: dict[str, dict[str, list[str]]]
     config: str
 
@@ -102,6 +104,7 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
             versions["norm"][spec.norm] = spec.norm_version
             versions["task"][spec.task] = spec.task_version
             versions["norm"].update(spec.further_norms.values())
+            versions["part"].update(spec.part_versions)
             data.setdefault((spec.task, dataset_of(spec)), set()).add(spec.data_checksum)
         for (task, dataset), checksums in data.items():
             versions["data"].setdefault(task, {})[dataset] = sorted(checksums)
@@ -122,12 +125,12 @@ def read_versions(out: str | Path) -> Versions:
         for task, sets in _mapping(found.get("data")).items()
         if isinstance(sets, dict)
     }
-    norm, task = (
+    norm, task, part = (
         {k: str(v) for k, v in _mapping(found.get(kind)).items() if isinstance(v, str | int)}
-        for kind in ("norm", "task")
+        for kind in ("norm", "task", "part")
     )
     config = found.get("config")
-    return Versions(norm=norm, task=task, data=data, config=config if isinstance(config, str) else "")
+    return Versions(norm=norm, task=task, part=part, data=data, config=config if isinstance(config, str) else "")
 
 
 def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:

@@ -1,8 +1,8 @@
 """Which records take part: versions and data are never mixed.
 
-Of a norm, of a task and of the data under one name that version takes part which was planned last
-(`results.store.write_versions`), and where nothing says so, that of the record which finished last. In a task without
-the option `dataset` any option may name the data; the rule then holds for each setting by itself.
+Of a norm, of a task, of a plugin's model or optimizer and of the data under one name that version takes part which was
+planned last (`results.store.write_versions`), and where nothing says so, that of the record which finished last. In a
+task without the option `dataset` any option may name the data; the rule then holds for each setting by itself.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def _mark_versions(rows: list[dict[str, Any]], specs: Sequence[RunSpec], planned
         (planned["task"] if planned else {}, [[(s.task, s.task_version)] for s in specs]),
         # the norms that task options name are norms of the run like its own
         (planned["norm"] if planned else {}, [[(s.norm, s.norm_version), *s.further_norms.values()] for s in specs]),
+        (planned["part"] if planned else {}, [[*s.part_versions.items()] for s in specs]),
     ]
     for last, found in noted:
         # per run (of what, version) pairs: it stays if it has the kept version of each

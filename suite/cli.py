@@ -62,7 +62,9 @@ data_app = typer.Typer(help="Data sets: what is here, and how to prepare the res
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with your own norms (repeatable).")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A file with your own norms, tasks, models, ... (repeatable).")
+]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared data sets.")]
 
 
@@ -162,7 +164,7 @@ def run(
     from norms.plugins import registered_by
     from results.store import record_files
     from suite import status
-    from suite.config import ManyRuns, find_config, read_config
+    from suite.config import ManyRuns, find_config, folder_of, read_config
     from suite.engine import time_limit
     from suite.leaving import as_interrupts
     from suite.progress import Progress
@@ -187,6 +189,7 @@ def run(
         "timeout": timeout,
         "data_dir": data_dir,
         "without_data": dry_run,
+        "folder": folder_of(config),
     }
     given = read_config(config)  # once: a pipe has one end
     try:
@@ -196,7 +199,7 @@ def run(
             raise
         planned = plan(given, many=True, **asked)
     idle = [file for file in plugin or () if not registered_by(file)]
-    print_notes([f'plugin "{file}" registers no norm and no task, so no run executes it' for file in idle])
+    print_notes([f'plugin "{file}" registers nothing, so no run executes it' for file in idle])
     print_notes(planned.notes)
     file = find_config(config)
     a_file = file.is_file()  # else a pipe, which nobody can read again
@@ -299,7 +302,9 @@ def debug(
     with terminal.as_they_are():
         own = load_plugins(plugin or ())
         plan = planned(config, _split("--norm", norm), _split("--task", task), seed, settings or (), own, data_dir)
-        runner = Runner(device, plan.threads, data_dir.resolve(), tuple(plugin or ()), folders=plan.folders)
+        runner = Runner(
+            device, plan.threads, data_dir.resolve(), (*(plugin or ()), *plan.plugins), folders=plan.folders
+        )
         return make(*choose(plan.runs), runner)
 
 
@@ -549,11 +554,12 @@ def list_datasets(data_dir: DataDir = Path("data")) -> None:
 
 
 @list_app.command("metrics")
-def list_metrics() -> None:
+def list_metrics(plugin: Plugins = None) -> None:
     """Metrics: unit, direction, meaning."""
     from results import metrics
     from suite.progress import columns
 
+    load_plugins(plugin)
     rows = [("name", "unit", "better", "meaning")]
     for name in metrics.METRICS:
         metric = metrics.METRICS[name]

@@ -19,7 +19,7 @@ from suite import yaml_core
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """The suite's own configs: in a checkout a link to the folder at its top, in an installed wheel a folder."""
 
-KEYS = ("budget", "norms", "seeds", "tasks", "threads")
+KEYS = ("budget", "norms", "plugins", "seeds", "tasks", "threads")
 MOST_SEEDS = 100_000
 LARGEST_FILE = 2**20
 """Bytes of a config; all of the suite's own together have 30,000."""
@@ -47,6 +47,12 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     own = CONFIGS / path.name
     return own if path.parent == Path("configs") and not path.exists() and own.is_file() else path
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder that paths in a config are relative to: its own, and the working folder where it comes by a pipe."""
+    file = find_config(path)
+    return Path() if file.is_fifo() or file.parts[:2] in (("/", "dev"), ("/", "proc")) else file.parent
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -34,8 +34,10 @@ def load_plugins(files: Sequence[Path]) -> tuple[str, ...]:
     Raises:
         ValueError: a file can not be loaded.
     """
-    from norms.registry import load_plugin
+    from norms.plugins import load_plugin
+    from suite.plugins import watch_metrics
 
+    watch_metrics()
     names: list[str] = []
     for file in files:
         try:

@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOCATOR_SWITCH = "NORMSUITE_ALLOCATOR"
 """Environment variable; "system" leaves the allocator as it is (used by the benchmark that shows the difference)."""
 
+PLUGIN_GROUP = "normsuite.plugins"
+"""The entry points of installed packages whose modules are loaded as plugins (suite.plugins)."""
+
 # malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _allocator = "system"  # what set_allocator reached; a forked worker inherits it with the memory it describes

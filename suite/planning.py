@@ -9,6 +9,7 @@ of mappings (blocks), each with its own grid; an entry may carry its own `norms:
     seeds: 0-4
     tasks:
       classification: {dataset: fashion_mnist_mini, norm_batch_size: [2, 64]}
+    plugins: [my_norm.py]            # files beside the config, with what it names that the suite has not
 
 Precedence of an option: options model < file < `--set`.
 """
@@ -22,15 +23,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from norms.plugins import Plugin
 from norms.protocol import NormInfo
 from norms.registry import norm_info, resolve_norm_options
 from results.declared import TaskNotes
 from results.escape import one_line
 from results.record import RunSpec
 from suite.blocks import Block, Norm, Overrides, Reader
-from suite.config import ManyRuns, PlanError, form_mistakes, read_config
+from suite.config import ManyRuns, PlanError, folder_of, form_mistakes, read_config
 from suite.describing import Described, baseline, declaration
 from suite.folders import Folders
+from suite.plugins import distinct, load_configured, load_installed
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
 from tasks.base import Task
@@ -54,6 +57,8 @@ class Plan:
         left_out: one line for each combination of options that make no setting (tasks.options.LeftOut).
         notes: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
         told: what the results folder is told of the tasks and runs (suite.describing).
+        plugins: those of the config and of installed packages, for the Runner; those that were loaded before are not
+            here.
     """
 
     runs: list[RunSpec]
@@ -65,6 +70,7 @@ class Plan:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     told: TaskNotes = field(default_factory=TaskNotes)
+    plugins: tuple[Plugin, ...] = ()
 
 
 def plan(
@@ -75,7 +81,7 @@ def plan(
     without_data: bool = False,
     tried: bool = True,
 ) -> Plan:
-    """Read a config file and expand it. Plugins must be loaded before.
+    """Read a config file and expand it. Its own plugins and those of installed packages are loaded; others must be.
 
     Args:
         path: of the file.
@@ -88,7 +94,8 @@ def plan(
         PlanError: every mistake of the file and the overrides, one line each with the nearest known name.
         ManyRuns: more than MOST_RUNS, and `overrides.many` is not set.
     """
-    return plan_config(read_config(path), overrides, data_dir, without_data=without_data, tried=tried)
+    config = read_config(path)
+    return plan_config(config, overrides, data_dir, without_data=without_data, tried=tried, folder=folder_of(path))
 
 
 def plan_config(
@@ -98,14 +105,17 @@ def plan_config(
     *,
     without_data: bool = False,
     tried: bool = True,
+    folder: str | Path = "",
 ) -> Plan:
-    """Expand a config that is already a mapping; see `plan`."""
+    """Expand a config that is already a mapping; see `plan`. Its `plugins:` are relative to `folder`."""
     if mistakes := form_mistakes(config):
         raise PlanError(mistakes)
     overrides = overrides or Overrides()
+    installed, configured = load_installed(tried), load_configured(config, Path(folder), tried)
     reader = Reader(config, overrides, Path(data_dir))
     blocks = reader.blocks()
-    if mistakes := reader.mistakes + ([] if without_data else reader.missing):
+    of_plugins = [*installed.mistakes, *configured.mistakes]
+    if mistakes := of_plugins + reader.mistakes + ([] if without_data else reader.missing):
         raise PlanError(mistakes)
     _check_size(blocks, overrides.many)
     folders, described = Folders(), Described()
@@ -125,6 +135,7 @@ def plan_config(
         tuple(reader.left_out),
         tuple(trials.notes),
         described.notes([*runs, *(spec for spec, _ in skipped)]),
+        distinct([*installed.plugins, *configured.plugins]),
     )
 
 

@@ -48,8 +48,9 @@ class Runner:
         device: a torch device, "cpu" or "cuda:0".
         threads: threads per run; changes results in the last digits, so it is recorded.
         data_dir: folder of prepared data sets.
-        plugins: files of the user's own norms and tasks, as they were loaded here before, else as they are now: runs
-            execute this text, whatever becomes of the files. A run loads those whose norms or task it asks for.
+        plugins: the user's own files, as they were loaded here before, else as they are now, and Plan.plugins: runs
+            execute this text, whatever becomes of the files. A run loads those of whose norms, task, model, optimizer
+            or data set it asks for.
         budget: "reduced" | "full", for the caption of tables.
         commit: of the checkout, asked once by the planning process.
         folders: Plan.folders, data sets "folder:NAME" -> "folder:PATH" here; without it NAME is a path.
@@ -71,19 +72,14 @@ class Runner:
 
     def __post_init__(self) -> None:
         from norms import plugins
-        from norms.registry import load_plugin
+        from suite.plugins import distinct, watch_metrics
 
         def found(each: Path | Plugin) -> Plugin:
-            if isinstance(each, plugins.Plugin):
-                return each
-            if plugins.loaded(each) is None:
-                load_plugin(each)
-            plugin = plugins.loaded(each)
-            assert plugin is not None
-            return plugin
+            return each if isinstance(each, plugins.Plugin) else plugins.loaded(each) or plugins.load(each)
 
         if self.plugins:
-            object.__setattr__(self, "plugins", tuple(map(found, self.plugins)))
+            watch_metrics()
+            object.__setattr__(self, "plugins", distinct([found(each) for each in self.plugins]))
 
     def keep_plugins(self, out: str | Path) -> list[str]:
         """Leave the plugins' texts in `<out>/plugins/<file>-<version>/`, for who asks what a record's version was.
@@ -222,21 +218,22 @@ def attempt(
     from suite.folders import located
     from tasks import get_task, task_version
     from tasks.base import RunContext
+    from tasks.options import plugin_parts
 
     plugins.offer(plugin for plugin in runner.plugins if isinstance(plugin, plugins.Plugin))
     task = get_task(spec.task)
-    for what, planned, loaded in (
+    _as_planned(
         *(
             (f'norm "{name}"', version, str(norm_info(name).version))
             for name, version in ((spec.norm, spec.norm_version), *spec.further_norms.values())
         ),
         (f'task "{spec.task}"', spec.task_version, task_version(spec.task)),
-    ):
-        if planned != loaded:
-            raise RuntimeError(
-                f"{what} changed after planning: version {planned} was planned, {loaded} is here; run again"
-            )
+    )
     options = task.options.model_validate(located(spec.task_options, runner.folders))
+    here = plugin_parts(options)
+    _as_planned(
+        *((option, spec.parts.get(option, "none"), here.get(option, "none")) for option in {**spec.parts, **here})
+    )
     journal.total = task_steps(task, options, runner.data_dir)
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
@@ -258,6 +255,15 @@ def attempt(
         "artifacts": [*outcome.artifacts, *(_keep(spec, outcome.trained, folder) if runner.keep_weights else [])],
         "evidence": outcome.evidence,
     }
+
+
+def _as_planned(*versions: tuple[str, str, str]) -> None:
+    """RuntimeError for the first (what, version planned, version here) whose versions differ."""
+    for what, planned, here in versions:
+        if planned != here:
+            raise RuntimeError(
+                f"{what} changed after planning: version {planned} was planned, {here} is here; run again"
+            )
 
 
 def _keep(spec: RunSpec, trained: Trained | None, folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite import engine
 from suite.blocks import Overrides
-from suite.config import PlanError, find_config, read_config
+from suite.config import PlanError, find_config, folder_of, read_config
 from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
@@ -59,6 +59,7 @@ def plan(
     data_dir: str | Path = "data",
     many: bool = False,
     without_data: bool = False,
+    folder: str | Path | None = None,
 ) -> Plan:
     """The runs that a config asks for, and those that it skips with the reasons. Nothing is made or written.
 
@@ -76,6 +77,8 @@ def plan(
         data_dir: folder of prepared data sets.
         many: more than 100,000 runs are meant.
         without_data: data that is not here stands in `Plan.missing` and is no mistake.
+        folder: the folder to which a mapping's `plugins:` are relative; None: the working folder. A file's are relative
+            to the file.
 
     Raises:
         PlanError: every mistake of the config and of what was given beside it, one line each (a ValueError).
@@ -94,7 +97,8 @@ def plan(
             timeout=time_limit(timeout),
         )
         given = config if isinstance(config, Mapping) else read_config(config)
-        planned = plan_config(given, overrides, data_dir, without_data=without_data)
+        beside = folder or (Path() if isinstance(config, Mapping) else folder_of(config))
+        planned = plan_config(given, overrides, data_dir, without_data=without_data, folder=beside)
     refuse_what_workers_lack(planned.runs)
     return planned
 
@@ -242,7 +246,7 @@ class Session:
             device=device,
             threads=planned.threads,
             data_dir=self.data_dir.resolve(),
-            plugins=tuple(map(Path, plugins)),
+            plugins=(*map(Path, plugins), *planned.plugins),
             budget=planned.budget,
             commit=commit(),
             folders=planned.folders,
@@ -336,7 +340,7 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     mistakes: list[str] = []
     for config in configs:
         try:
-            planned = plan_config(read_config(config), overrides, data_dir)
+            planned = plan_config(read_config(config), overrides, data_dir, folder=folder_of(config))
         except PlanError as error:
             mistakes += error.lines
         else:

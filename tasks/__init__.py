@@ -18,6 +18,8 @@ Names
     task_names(), get_task(name)    the tasks there are
     task_version(name)              of a task of the suite its own number, of a plugin's the plugin's version
     register_task(task)             adds one of yours; a file with it is loaded by --plugin
+    register_model(name)            the decorator that adds a network of yours, a function of a norm factory
+    register_optimizer(name)        the decorator that adds an optimizer of yours
     load_network(folder)            the network of a run that was made with --keep-weights, and what prepares images
 The contract (tasks.base)
     Task                  name, version, options, metrics, and the methods setting, data_checksum, why_not, run
@@ -30,12 +32,13 @@ The contract (tasks.base)
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.base import Diverged, Outcome, RunContext, Setting, Task
+    from tasks.nets.models import register_model
     from tasks.options import Options
+    from tasks.schedule import register_optimizer
     from tasks.weights import load_network
 
 __all__ = [
@@ -47,12 +50,20 @@ __all__ = [
     "Task",
     "get_task",
     "load_network",
+    "register_model",
+    "register_optimizer",
     "register_task",
     "task_names",
     "task_version",
 ]
 
 _CONTRACT = ("Diverged", "Options", "Outcome", "RunContext", "Setting", "Task")
+_HOMES = {
+    "load_network": "tasks.weights",
+    "register_model": "tasks.nets.models",
+    "register_optimizer": "tasks.schedule",
+    **dict.fromkeys(_CONTRACT, "tasks.base"),
+}
 _MODULES = {
     "classification": "tasks.classification.task",
     "architecture_search": "tasks.architecture_search.task",
@@ -61,7 +72,6 @@ _MODULES = {
     "domain_adaptation": "tasks.domain_adaptation.task",
     "domain_generalization": "tasks.domain_generalization.task",
 }
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _TASKS: dict[str, Task] = {}
 
 
@@ -94,17 +104,21 @@ def task_version(name: str) -> str:
     return str(task.version) if plugin is None else plugin.version
 
 
-def register_task(task: Task) -> Task:
+def register_task(task: Task, *, replace: bool = False) -> Task:
     """Add a task of one's own; a plugin that is loaded again replaces its own.
+
+    Args:
+        task: its value, see tasks.base.Task.
+        replace: replace one that was registered at the prompt, or by a program; for notebooks.
 
     Raises:
         ValueError: the name is malformed or taken, or a metric's name is malformed.
     """
     _check_names(task)
-    if task.name in task_names():
-        raise ValueError(f'task "{task.name}" is already registered; choose another name')
     from norms import plugins
 
+    if task.name in task_names():
+        plugins.check_free("task", task.name, "", replace=replace, of_the_suite=task.name in _MODULES)
     plugins.registered("task", task.name, lambda: _TASKS)
     _TASKS[task.name] = task
     return task
@@ -114,20 +128,15 @@ def _check_names(task: Task) -> None:
     """Names become folders, columns and headings; the rule is that of norms."""
     if isinstance(task.metrics, str) or not task.metrics:
         raise ValueError(f'task "{task.name!s:.80}": metrics are a tuple of names, one or more; given {task.metrics!r}')
+    from norms import plugins
+
     for what, name in (("task", task.name), *(("metric", metric) for metric in task.metrics)):
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(
-                f'{what} name "{name!s:.80}": lower case letters, digits and underscores, starting with a letter, '
-                "100 characters at most"
-            )
+        plugins.check_name(what, name)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CONTRACT:  # tasks.base imports torch, which the names of tasks do not need
-        value = globals()[name] = getattr(importlib.import_module("tasks.base"), name)
-        return value
-    if name == "load_network":
-        value = globals()[name] = importlib.import_module("tasks.weights").load_network
+    if name in _HOMES:  # tasks.base imports torch, which the names of tasks do not need
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

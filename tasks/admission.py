@@ -23,6 +23,8 @@ from norms.factory import NormFactory, factory_info
 from norms.protocol import NormInfo, equivalent
 from norms.situation import predict, situation
 from tasks import data as datasets
+from tasks.nets.guests import said
+from tasks.nets.models import guest
 
 FEW_VALUES = 50_000
 """Planning tries a norm on images of at most so many values with real zeros, else on the meta device."""
@@ -81,6 +83,11 @@ class Host:
     forward: Callable[..., None] = in_both_modes
     told: Mapping[str, Hashable] = field(default_factory=dict)
 
+    @property
+    def model(self) -> str:
+        """The name of the network, where `tasks.nets.models.build_net` builds it."""
+        return str(self.network.get("model", ""))
+
 
 def refusal(norm: NormFactory, info: NormInfo, host: Host) -> str | None:
     """None if the norm can serve in this network, else the reason in one line.
@@ -98,7 +105,8 @@ def refusal(norm: NormFactory, info: NormInfo, host: Host) -> str | None:
     own = json.dumps(norm.options, sort_keys=True)
     network, told = (tuple(sorted(each.items())) for each in (host.network, host.told))
     slices = min(host.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
-    key = (norm.info, norm.build, own, host.build, network, host.shape, host.norm_batch, slices, host.forward, told)
+    batch = (host.shape, host.norm_batch, slices)
+    key = (norm.info, norm.build, own, host.build, network, guest(host.model), batch, host.forward, told)
     if key not in _ANSWERS:
         _ANSWERS[key] = _decide(norm, replace(host, slices=slices))
     return _ANSWERS[key]
@@ -136,6 +144,9 @@ _ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
 
 
 def _decide(norm: NormFactory, host: Host) -> str | None:
+    # a model that is not the suite's own may fail in any way, which is an answer, too
+    foreign = guest(host.model) is not None
+
     def ask(device: str, norm_batch: int) -> None:
         net = host.build(norm=norm, device=device, **host.network)
         images = torch.zeros(host.slices * norm_batch, *host.shape, device=device)
@@ -145,7 +156,8 @@ def _decide(norm: NormFactory, host: Host) -> str | None:
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.
     pair = min(host.norm_batch, 2)
     if 2 * pair * math.prod(host.shape) <= FEW_VALUES:
-        with contextlib.suppress(ValueError, RuntimeError, MemoryError), _few_parameters():
+        undecided = (Exception,) if foreign else (ValueError, RuntimeError, MemoryError)
+        with contextlib.suppress(*undecided), _few_parameters():
             ask("cpu", pair)
             return None
     for device in ("meta", "cpu"):
@@ -158,9 +170,14 @@ def _decide(norm: NormFactory, host: Host) -> str | None:
                 raise MemoryError(str(error)) from error
             # A layer that looks at values can not run on the meta device: decide with real zeros. What fails there,
             # too, is a defect and no reason to skip: the run is planned, fails, and says why.
-            continue
-        return None
-    return None
+            failed: Exception = error
+        except Exception as error:
+            if not foreign:
+                raise
+            failed = error
+        else:
+            return None
+    return f'with model "{host.model}": {said(failed)}' if foreign else None
 
 
 @contextlib.contextmanager

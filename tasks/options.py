@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
+from norms import plugins
 from norms.factory import NormFactory
 from norms.protocol import SETTING_FIELDS
 from norms.registry import make_norm, norm_info, norm_label, resolve_norm_options
@@ -85,6 +86,25 @@ def newer_options(options: type[BaseModel]) -> dict[str, Any]:
         for name, field in options.model_fields.items()
         if any(isinstance(mark, Newer) for mark in field.metadata)
     }
+
+
+PARTS = ("model", "optimizer")
+"""What an option may name that a plugin registers: one of this name, or whose name ends in it ("search_optimizer")."""
+
+
+def plugin_parts(options: BaseModel) -> dict[str, str]:
+    """option -> "name@version" of the models and optimizers that options name and a plugin registered.
+
+    Runs with them depend on the plugin's text, so that it is part of their key (results.record.RunSpec). Data sets are
+    not here: the checksum of the data is part of it already.
+    """
+    found = {}
+    for option, name in options:
+        kind = option.rpartition("_")[2]
+        plugin = plugins.plugin_of(kind, name) if kind in PARTS and isinstance(name, str) else None
+        if plugin is not None:
+            found[option] = f"{name}@{plugin.version}"
+    return found
 
 
 class LeftOut(ValueError):

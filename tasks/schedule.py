@@ -3,18 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from norms import plugins
 from norms.protocol import norm_modules
+from norms.values import nearest
 
 Schedule = Literal["cosine", "onecycle", "constant", "steps"]
 MILESTONES = (0.5, 0.75)
 """Of the schedule "steps": He et al. 2015 for CIFAR-10."""
 BETAS = (0.9, 0.999)
+OPTIMIZERS = ("sgd", "adamw")
+"""The suite's own."""
+
+BuildOptimizer = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+_REGISTERED: dict[str, BuildOptimizer] = {}
+
+
+def register_optimizer(name: str, *, replace: bool = False) -> Callable[[BuildOptimizer], BuildOptimizer]:
+    """Decorator of a function `(groups, learning_rate) -> torch.optim.Optimizer`: `optimizer: NAME` then trains by it.
+
+    The function gets the two groups that ours get (`parameter_groups`: with and without weight decay, one of them where
+    the other is empty) and the peak learning rate. The loop sets `lr` of every group before each step, and calls
+    `step()` without a closure once the gradients are there.
+
+    Args:
+        name: lower case letters, digits and underscores.
+        replace: replace one that was registered at the prompt, or by a program; for notebooks.
+
+    Raises:
+        ValueError: the name is malformed or taken.
+    """
+    plugins.check_name("optimizer", name)
+
+    def add(build: BuildOptimizer) -> BuildOptimizer:
+        if name in OPTIMIZERS or name in _REGISTERED:
+            plugins.check_free("optimizer", name, "", replace=replace, of_the_suite=name in OPTIMIZERS)
+        plugins.registered("optimizer", name, lambda: _REGISTERED)
+        _REGISTERED[name] = build
+        return build
+
+    return add
+
+
+def check_optimizer(name: str) -> str:
+    """The name itself. Raises ValueError, with the nearest, for an unknown one."""
+    if name not in OPTIMIZERS and name not in _REGISTERED and not plugins.load_offered("optimizer", name):
+        known = (*OPTIMIZERS, *_REGISTERED)
+        raise ValueError(f'unknown optimizer "{name}"; optimizers: {", ".join(known)}{nearest(name, known)}')
+    return name
+
+
+def registered_optimizer(
+    name: str, net: nn.Module, *, learning_rate: float, weight_decay: float, norm_weight_decay: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer that a user registered, over `parameter_groups`.
+
+    Raises:
+        ValueError: an unknown name; what the function returns is no optimizer, or does not move every parameter.
+    """
+    check_optimizer(name)
+    groups = parameter_groups(net, weight_decay, norm_weight_decay)
+    wanted = {id(parameter) for group in groups for parameter in group["params"]}
+    optimizer = _REGISTERED[name](groups, learning_rate)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f'optimizer "{name}" returned a {type(optimizer).__name__}; a torch.optim.Optimizer is needed')
+    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if moved != wanted:
+        raise ValueError(f'optimizer "{name}" moves {len(moved & wanted)} of the {len(wanted)} parameters that it got')
+    return optimizer
 
 
 def parameter_groups(net: nn.Module, weight_decay: float, norm_weight_decay: bool = False) -> list[dict[str, Any]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import ModelWrapValidatorHandler, model_validator
+from pydantic import AfterValidator, ModelWrapValidatorHandler, model_validator
 from torch import nn
 
 from tasks.data import Augmentation
@@ -26,7 +26,16 @@ from tasks.options import (
     divisors,
     newer_options,
 )
-from tasks.schedule import BETAS, MILESTONES, Schedule, adamw, learning_rate_at, sgd
+from tasks.schedule import (
+    BETAS,
+    MILESTONES,
+    Schedule,
+    adamw,
+    check_optimizer,
+    learning_rate_at,
+    registered_optimizer,
+    sgd,
+)
 from tasks.step import Precision, StepOptions
 
 REFERENCE_BATCH = 128
@@ -39,7 +48,7 @@ class SupervisedOptions(Options):
     Attributes:
         dataset: a name from `run_suite.py data list`; of `digits` its domain mnist.
         num_classes: use the first so many classes only; None: all.
-        model: one of tasks.nets.models.MODELS.
+        model: one of tasks.nets.models.MODELS, one that a plugin registered, or timm:NAME.
         width: channels of the first stage of our own nets; None: the model's own.
         epochs: passes over the training part; its last images that fill no batch are left out of each.
         max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
@@ -47,8 +56,9 @@ class SupervisedOptions(Options):
         norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
         learning_rate: the schedule's peak, per 128 images.
         scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
-        optimizer: "sgd", or "adamw" (Loshchilov & Hutter 2019), whose decay is decoupled from the gradient.
-        momentum: of sgd, Nesterov; 0.9, whatever was given, for adamw.
+        optimizer: "sgd", "adamw" (Loshchilov & Hutter 2019), whose decay is decoupled from the gradient, or one that a
+            plugin registered (tasks.schedule.register_optimizer).
+        momentum: of sgd, Nesterov; 0.9, whatever was given, for any other.
         betas: of adamw; null: (0.9, 0.999), or it is not adamw.
         weight_decay: of weights; never of biases.
         norm_weight_decay: decay every parameter of every norm, too.
@@ -75,7 +85,7 @@ class SupervisedOptions(Options):
     momentum: Fraction[float] = 0.9
     weight_decay: NotNegative[float] = 5e-4
     norm_weight_decay: bool = False
-    optimizer: Annotated[Literal["sgd", "adamw"], NEWER] = "sgd"
+    optimizer: Annotated[str, AfterValidator(check_optimizer), NEWER] = "sgd"
     betas: Annotated[Betas | None, NEWER] = None
     schedule: Schedule = "cosine"
     warmup: Fraction[float] = 0.1
@@ -94,7 +104,8 @@ class SupervisedOptions(Options):
         checked = handler(given)  # what is not used may not be wrong either
         if not isinstance(given, dict):
             return checked
-        unused = {"momentum"} if checked.optimizer == "adamw" else {"betas"}
+        used_by = {"momentum": "sgd", "betas": "adamw"}
+        unused = {option for option, optimizer in used_by.items() if checked.optimizer != optimizer}
         if checked.betas == BETAS:
             unused.add("betas")
         spelt_out = "milestones" not in newer_options(cls)  # a task's own field, which its records hold
@@ -144,6 +155,8 @@ class SupervisedOptions(Options):
         groups: dict[str, Any] = {"weight_decay": self.weight_decay, "norm_weight_decay": self.norm_weight_decay}
         if self.optimizer == "adamw":
             return adamw(net, learning_rate=self.peak_learning_rate, betas=self.betas or BETAS, **groups)
+        if self.optimizer != "sgd":
+            return registered_optimizer(self.optimizer, net, learning_rate=self.peak_learning_rate, **groups)
         return sgd(net, learning_rate=self.peak_learning_rate, momentum=self.momentum, **groups)
 
     def rate(self, progress: float) -> float:

@@ -57,7 +57,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Callable[[Tensor], Tens
         weights = dict(tensors_in(file))
     except Exception as error:  # of zip, of json, of torch: each has its own
         raise ValueError(f'"{file}": not the weights of a run ({_one_line(error)})') from error
-    build = _builder(file, task, version, norms, norm)
+    build = _builder(file, task, version, norms, norm, _parts(spec))
     try:
         with forked_generators(torch.device("cpu")):
             net, prepare = build(norm_options, task_options, facts)
@@ -113,13 +113,16 @@ def _weights_file(folder: Path) -> Path:
     raise ValueError(f'"{folder}" has no {WEIGHTS}; the folder of a run is needed, OUT/runs/TASK/NORM/KEY')
 
 
-def _builder(file: Path, name: str, version: str, norms: Mapping[str, str], norm: str) -> Callable[..., Any]:
+def _builder(
+    file: Path, name: str, version: str, norms: Mapping[str, str], norm: str, parts: Mapping[str, str]
+) -> Callable[..., Any]:
     """(norm_options, task_options, facts) -> what Task.network gives, if all versions are those of the run."""
     from norms.registry import make_norm, norm_info
     from tasks import get_task, task_version
 
     asked = [(f'task "{name}"', version, lambda: task_version(name))]
     asked += [(f'norm "{n}"', v, lambda n=n: str(norm_info(n).version)) for n, v in norms.items()]  # type: ignore[misc]
+    asked += [(part, v, lambda part=part: _part_version(part)) for part, v in parts.items()]  # type: ignore[misc]
     for what, made, here in asked:
         try:
             found = here()
@@ -141,6 +144,25 @@ def _further_norms(task_options: Mapping[str, Any]) -> dict[str, str]:
     """name -> version of the norms that task options name (tasks.options.NormChoice)."""
     choices = [v for v in task_options.values() if isinstance(v, Mapping) and {"name", "version"} <= v.keys()]
     return {str(choice["name"]): str(choice["version"]) for choice in choices}
+
+
+def _parts(spec: Mapping[str, Any]) -> dict[str, str]:
+    """'model "mine"' -> version of what a plugin registered (results.record.RunSpec.parts)."""
+    found = {}
+    for option, part in dict(spec.get("parts", {})).items():
+        name, _, version = str(part).rpartition("@")
+        found[f'{option.rpartition("_")[2]} "{name}"'] = version
+    return found
+
+
+def _part_version(part: str) -> str:
+    from norms import plugins
+
+    kind, _, name = part.partition(" ")
+    plugin = plugins.plugin_of(kind, name.strip('"'))
+    if plugin is None:
+        raise ValueError("no plugin has registered it")
+    return plugin.version
 
 
 def _regular(file: Path) -> Path:

@@ -18,9 +18,14 @@ def registries_as_before() -> Iterator[None]:
     """What a test registers or loads is gone after it: others of the same process go over all norms and tasks."""
     import tasks
     from norms import plugins, registry
+    from results import metrics
+    from tasks import schedule
+    from tasks.nets import models
 
     registry.norm_names()  # the built-in ones first
-    norms, known, modules = dict(registry._REGISTRY), dict(tasks._TASKS), set(sys.modules)
+    registries = (registry._REGISTRY, tasks._TASKS, models._REGISTERED, schedule._REGISTERED)
+    registries += (metrics.METRICS, metrics.PRIMARY, metrics.VALIDATION, plugins._OF, plugins._UNDER)
+    befores, modules = [dict(each) for each in registries], set(sys.modules)
     beside = dict(plugins._Beside.known)
     yield
     for name in set(sys.modules) - modules:
@@ -28,7 +33,7 @@ def registries_as_before() -> Iterator[None]:
             del sys.modules[name]
     plugins._Beside.known.clear()
     plugins._Beside.known.update(beside)
-    for registered, before in ((registry._REGISTRY, norms), (tasks._TASKS, known)):
+    for registered, before in zip(registries, befores, strict=True):
         registered.clear()
         registered.update(before)
 

@@ -32,6 +32,7 @@ from tasks.cost import PeakMemory
 from tasks.data.images import ImageData, Split, shuffled_order
 from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluate, needs_domain
 from tasks.inputs import Prepare, facts_of
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 from tasks.third_party import check_installed
 
@@ -149,6 +150,7 @@ class Adversarial:
             "data": data.kind,
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "crafting_mode": options.crafting_mode,
             "train_images": len(data.train),
         }

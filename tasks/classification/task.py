@@ -41,6 +41,7 @@ from tasks.evaluate import (
 )
 from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Loop, epoch_ends
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 from tasks.step import autocast, train_step
 
@@ -150,6 +151,7 @@ class Classification:
             "data": data.kind,
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "design": "norm batch < SGD batch" if options.slices > 1 else "norm batch = SGD batch",
             "augmentation": options.augmentation,
             "train_images": len(data.train),

@@ -33,6 +33,7 @@ from tasks.domain_adaptation.training import train
 from tasks.evaluate import SHIFT_PROBE, composition_shift, keeps_stats, recalibrated, recalibration_batches
 from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Epoch
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 
 
@@ -164,6 +165,7 @@ class DomainAdaptation:
             "data": kinds.pop() if len(kinds) == 1 else "real and synthetic",
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "train_images": len(source.train),
             "target_train_images": len(target.train) if options.num_domains == 2 else 0,
         }

@@ -32,6 +32,7 @@ from tasks.domain_generalization.training import on_unseen, over_sources, parts_
 from tasks.evaluate import SHIFT_PROBE, composition_shift
 from tasks.inputs import Prepare, facts_of, preparation
 from tasks.loop import Epoch
+from tasks.nets.guests import conversion
 from tasks.nets.models import build_net
 
 
@@ -153,6 +154,7 @@ class DomainGeneralization:
             "data": " and ".join(sorted(kinds)),
             "selection": "last epoch",
             "equals": equivalent(net),
+            **conversion(net),
             "constant_output": constant,
             "chosen_epochs": {"source_val": chosen + 1},
             "train_images": sum(len(data.train) for data in sources),

@@ -8,12 +8,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
 from norms import plugins, registry
-from norms.registry import load_plugin, make_norm, norm_info, norm_names
+from norms.registry import load_plugin, make_norm, norm_info, norm_names, register
 from norms.source import LARGEST, parse, read_source, tree_hash
 
 ROOT = Path(registry.__file__).parent
@@ -183,7 +184,7 @@ def test_a_later_import_gives_the_text_that_was_read(write, monkeypatch):
     monkeypatch.syspath_prepend(str(file.parent))
     load_plugin(file)
     other.write_text("RATE = 6\n")
-    assert make_norm("mine")(1)(__import__("torch").ones(1, 1)).item() == 5
+    assert make_norm("mine")(1)(torch.ones(1, 1)).item() == 5
 
 
 def test_two_files_of_one_name_are_refused(write):
@@ -264,6 +265,51 @@ def test_a_task_has_its_plugins_version_and_is_replaced_by_an_edit(write):
     assert "own_task" not in tasks.task_names()
     with pytest.raises(ValueError, match='"classification" is already registered'):
         load_plugin(write(TASK.replace("own_task", "classification"), "taken.py"))
+
+
+NAMED = {"source": "test", "mixes_samples": False, "keeps_stats": False}
+
+
+def test_a_class_is_defined_again_with_replace_and_no_plugins_or_the_suites_is(write):
+    class Mine(torch.nn.Module):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__()
+
+    class Again(Mine):
+        pass
+
+    register(name="celled", **NAMED)(Mine)
+    with pytest.raises(ValueError, match=r'"celled" is already registered by .*; replace=True replaces it$'):
+        register(name="celled", **NAMED)(Again)
+    register(name="celled", replace=True, **NAMED)(Again)
+    assert type(make_norm("celled")(4)) is Again
+    load_plugin(write(PLUGIN))
+    for name in ("mine", "bn"):
+        with pytest.raises(ValueError, match=rf'"{name}" is already registered by .*choose another name$'):
+            register(name=name, replace=True, **NAMED)(Again)
+    taken = write(PLUGIN.replace('"mine"', '"mine", replace=True'), "other.py")
+    with pytest.raises(ValueError, match='"mine" is already registered by'):
+        load_plugin(taken)
+    assert make_norm("mine").options["rate"] == 2
+
+
+def test_a_watched_registrys_names_are_the_plugins_and_what_it_covered_comes_back(write, monkeypatch):
+    shelf = {"ours": 1}
+    monkeypatch.setattr(plugins, "_WATCHED", {})
+    monkeypatch.setattr(plugins, "_REGISTRIES", dict(plugins._REGISTRIES))
+    plugins.watch("thing", lambda: shelf)
+    monkeypatch.setattr(sys, "shelf_of_the_test", shelf, raising=False)
+    put = "import sys\nsys.shelf_of_the_test.update(ours={}, mine={})\n"
+    file = write(put.format(2, 3))
+    load_plugin(file)
+    assert plugins.registered_by(file) == (("thing", "ours"), ("thing", "mine"))
+    file.write_text(put.format(4, 5) + "raise KeyError")
+    with pytest.raises(ValueError, match="KeyError"):
+        load_plugin(file)
+    assert shelf == {"ours": 2, "mine": 3}
+    file.write_text("x = 1\n")
+    load_plugin(file)
+    assert shelf == {"ours": 1}
 
 
 # --- files as they are ------------------------------------------------------------------------------------------------

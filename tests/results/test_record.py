@@ -254,11 +254,11 @@ def test_results_imports_no_torch_and_records_no_pandas():
     assert done.stdout.strip() == "[]"
 
 
-NOTHING = {"norm": {}, "task": {}, "data": {}, "config": ""}
+NOTHING = {"norm": {}, "task": {}, "part": {}, "data": {}, "config": ""}
 
 
 def test_what_was_planned_last_is_noted_with_its_data(tmp_path):
-    plain = {"norm": {"bgn": "1"}, "task": {"classification": "1"}, "config": "a.yaml"}
+    plain = {"norm": {"bgn": "1"}, "task": {"classification": "1"}, "part": {}, "config": "a.yaml"}
     write_versions(tmp_path, [spec(), spec(data_checksum="abd", seed=1)], "a.yaml")
     assert read_versions(tmp_path) == plain | {"data": {"classification": {"made_up": ["abc", "abd"]}}}
     write_versions(tmp_path, [spec(), spec(task_options={"dataset": "other"}), spec(task="mine", task_options={})])

@@ -988,7 +988,7 @@ def test_a_plugin_reaches_no_run_that_does_not_ask_for_it(suite, tmp_path):
 def test_a_plugin_that_no_run_asks_for_is_named(suite, config, tmp_path):
     (tmp_path / "idle.py").write_text("x = 1\n")
     code, _, err = suite("run", config, "--plugin", "idle.py", "--dry-run")
-    assert (code, err) == (0, ['note: plugin "idle.py" registers no norm and no task, so no run executes it'])
+    assert (code, err) == (0, ['note: plugin "idle.py" registers nothing, so no run executes it'])
 
 
 @pytest.mark.parametrize(("where", "end"), [("forward", "os._exit(0)"), ("constructor", "sys.exit(0)")])

@@ -18,6 +18,7 @@ from suite.runner import Runner, run_one
 from tasks.base import Outcome
 from tasks.data.reading import in_order
 from tasks.evaluate import EVALUATION_BATCH, evaluate
+from tasks.options import plugin_parts
 from tasks.weights import LARGEST_NOTE, MEMBER, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "data")
@@ -191,6 +192,35 @@ def test_a_plugins_norm_is_asked_for_and_found_once_it_is_loaded(tmp_path):
     tasks.load_network(tmp_path / "run")
     del registry._REGISTRY["kept_mine"]
     with pytest.raises(ValueError, match=r'"kept_mine" of the run is not here: .*norms.load_plugin\(FILE\)'):
+        tasks.load_network(tmp_path / "run")
+
+
+MODEL = """
+from torch import nn
+from tasks import register_model
+
+@register_model("kept_model")
+def build(norm, num_classes, in_channels):
+    return nn.Sequential(norm(in_channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes))
+"""
+
+
+def test_a_plugins_model_is_asked_for_in_the_version_of_the_run(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text(MODEL)
+    load_plugin(file)
+    of_model = spec(model="kept_model", width=None)
+    parts = plugin_parts(tasks.get_task("classification").options(**of_model.task_options))
+    record = kept(tmp_path / "run", of_model.model_copy(update={"parts": parts}), plugins=(file,))
+    assert record.status == "ok", record.reason
+    tasks.load_network(tmp_path / "run")
+    file.write_text(MODEL.replace("norm(in_channels), ", "norm(in_channels), nn.ReLU(), "))
+    load_plugin(file)
+    with pytest.raises(ValueError, match=r'made with version .* of model "kept_model", here is .*: make the run again'):
+        tasks.load_network(tmp_path / "run")
+    file.write_text("")
+    load_plugin(file)
+    with pytest.raises(ValueError, match=r'model "kept_model" of the run is not here: .*norms.load_plugin\(FILE\)'):
         tasks.load_network(tmp_path / "run")
 
 

@@ -1,0 +1,69 @@
+"""docs/your-norm.md and docs/your-task.md: a stranger who copies the files and types the commands gets tables."""
+
+import re
+import sys
+
+import pytest
+
+from suite import cli
+from suite.environment import ROOT
+
+FILE = re.compile(r"^`(\w+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^    python run_suite\.py (.*)$", re.MULTILINE)
+TINY = {
+    "my_model.py": "--norms bn --seeds 0 --set classification.norm_batch_size=64 --set classification.max_steps=2",
+    "my_optimizer.py": "--norms bn --seeds 0 --set classification.norm_batch_size=64 --set classification.max_steps=2",
+    "my_task.yaml": "--norms bn,ln --seeds 0 --set first_steps.max_steps=2",
+    "my_norm.py": "--norms rms_sample --seeds 0 --tasks classification --set classification.max_steps=2 "
+    "--set classification.model=resnet8 --set classification.width=4",
+}
+
+
+def page(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return dict(FILE.findall(text)), COMMAND.findall(text)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "set_allocator", lambda: None)
+
+    def call(command):
+        monkeypatch.setattr(sys, "argv", ["run_suite.py", *command.split()])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capsys.readouterr()
+        return caught.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["your-norm.md", "your-task.md"])
+def test_every_plugin_of_the_docs_is_short_and_has_its_command(name):
+    files, commands = page(name)
+    for file, text in files.items():
+        assert len([line for line in text.splitlines() if line.strip()]) <= 28, file
+        assert any(file in asked for asked in (*commands, *files.values())), file
+    assert {part for command in commands for part in command.split() if part.endswith(".py")} <= set(files)
+
+
+CASES = [(name, command) for name in ("your-norm.md", "your-task.md") for command in page(name)[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    # `check` of this norm is also that of README, which is checked as a function (tests/test_project.py)
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1].startswith("check ") else []) for case in CASES],
+)
+def test_every_command_of_the_docs_does_what_it_says(call, tmp_path, name, command):
+    files, _ = page(name)
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    tiny = next((more for file, more in TINY.items() if file in command), "") if command.startswith("run ") else ""
+    kept = re.sub(r"--norms \S+ ", "", command) if tiny else command
+    code, out, err = call(f"{kept} {tiny}")
+    assert (code, err) == (0, ""), out
+    if tiny:
+        assert re.search(r"^\d ok, 0 skipped, 0 already done$", out, re.MULTILINE)
+        assert ("first loss (nats) ↓" in out) == ("my_metric.py" in command)
