@@ -37,7 +37,7 @@ from suite.plugins import distinct, load_configured, load_installed
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
 from tasks.base import Task
-from tasks.options import NormChoice, Options, newer_options
+from tasks.options import NormChoice, Options, newer_options, plugin_parts
 
 MOST_RUNS = 100_000
 """Runs that are planned without a question."""
@@ -218,6 +218,7 @@ def _cell(task: Task, options: Options, checksum: str, norm: Norm, folders: Fold
         data_checksum=checksum,
         norm_label=norm.label,
         newer=newer_options(task.options),
+        parts=plugin_parts(options),
     )
     return spec, options
 

@@ -20,11 +20,13 @@ def registries_as_before() -> Iterator[None]:
     from norms import plugins, registry
     from results import metrics
     from tasks import schedule
+    from tasks.data import catalog
     from tasks.nets import models
 
     registry.norm_names()  # the built-in ones first
     registries = (registry._REGISTRY, tasks._TASKS, models._REGISTERED, schedule._REGISTERED)
-    registries += (metrics.METRICS, metrics.PRIMARY, metrics.VALIDATION, plugins._OF, plugins._UNDER)
+    registries += (metrics.METRICS, metrics.RANKS, metrics.VALIDATES, plugins._OF, plugins._UNDER)
+    registries += (catalog._SOURCES, catalog._PLACES)
     befores, modules = [dict(each) for each in registries], set(sys.modules)
     beside = dict(plugins._Beside.known)
     yield

@@ -303,21 +303,21 @@ def test_models_and_optimizers_of_a_plugin_are_loaded_where_a_run_asks_for_them(
 def test_a_plugins_metric_is_replaced_by_an_edit_and_gone_with_the_plugin(write):
     file = write(METRIC)
     load_files([file])
-    assert (metric("own_metric").unit, metrics.PRIMARY["classification"]) == ("points", "own_metric")
+    assert (metric("own_metric").unit, metrics.RANKS["classification"]) == ("points", "own_metric")
     file.write_text(METRIC.replace("points", "%"))
     assert load_files([file]).mistakes == ()
     assert metric("own_metric").unit == "%"
     file.write_text(METRIC.replace("points", "s") + "raise RuntimeError('late')")
     (line,) = load_files([file]).mistakes
     assert line.endswith("RuntimeError: late")
-    assert (metric("own_metric").unit, metrics.PRIMARY["classification"]) == ("%", "own_metric")
+    assert (metric("own_metric").unit, metrics.RANKS["classification"]) == ("%", "own_metric")
     new = write(METRIC.replace("own_metric", "half") + "raise RuntimeError('late')", "half.py")
     load_files([new])
     assert "half" not in METRICS
     file.write_text("")
     load_files([file])
     assert "own_metric" not in METRICS
-    assert metrics.PRIMARY["classification"] == "top1"
+    assert "classification" not in metrics.RANKS
 
 
 # --- a grid runs a snapshot -------------------------------------------------------------------------------------------
