@@ -26,8 +26,8 @@ from tasks.few_shot import training
 from tasks.few_shot.episodic import batch_statistics, forward_inductive, forward_together
 from tasks.few_shot.evaluation import Accuracy, Pool, evaluate_episodes
 from tasks.few_shot.heads import imprinted, prototypical
-from tasks.few_shot.maml import Maml
-from tasks.few_shot.networks import build_few_shot_net
+from tasks.few_shot.maml import Maml, learner, maml_step
+from tasks.few_shot.networks import build, build_few_shot_net, outputs
 from tasks.few_shot.task import TASK, FewShotOptions
 from tasks.options import LeftOut, newer_options
 from tasks.step import train_step
@@ -269,7 +269,7 @@ def test_tasknorm_tells_separable_classes_apart(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_divergence_with_a_context_is_a_result_too(method, tmp_path, monkeypatch):
-    real = training.build
+    real = build
 
     def spoiled(*arguments, **where):
         net = real(*arguments, **where)
@@ -383,9 +383,7 @@ def test_every_norm_gets_the_same_weights_training_and_test_episodes(tmp_path, m
     weights = [
         {
             k: v
-            for k, v in training.build(norm(n), spec, SHAPE, 3, generator=context(tmp_path).generator)
-            .state_dict()
-            .items()
+            for k, v in build(norm(n), spec, SHAPE, 3, generator=context(tmp_path).generator).state_dict().items()
             if "conv" in k
         }
         for n in ("bn", "ln")
@@ -407,7 +405,7 @@ def test_divergence_is_a_result_that_names_the_step(tmp_path):
 
 @pytest.mark.parametrize("method", ["maml", "prototypical"])
 def test_logits_that_are_not_finite_diverge_and_are_no_accuracy_at_chance(method, tmp_path, monkeypatch):
-    net_step = training.maml_step if method == "maml" else training.prototypical_step
+    net_step = maml_step if method == "maml" else training.prototypical_step
 
     def spoil(net, *arguments, **facts):
         loss, correct = net_step(net, *arguments, **facts)
@@ -577,9 +575,9 @@ def test_the_gradient_of_an_update_is_clipped(method, tmp_path):
             spec.model_dump() | {"steps": 1, "schedule": "constant", "test_episodes": 2, "val_episodes": 2}
         )
         data, run = planted(), context(tmp_path)
-        net = training.build(norm("gn"), spec, data.image_shape, training.outputs(data, spec), generator=run.generator)
+        net = build(norm("gn"), spec, data.image_shape, outputs(data, spec), generator=run.generator)
         before = torch.cat([p.detach().clone().flatten() for p in net.parameters()])
-        training.train(net, training.learner(net, spec), data, spec, run, PeakMemory(torch.device("cpu")))
+        training.train(net, learner(net, spec), data, spec, run, PeakMemory(torch.device("cpu")))
         return float((torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm())
 
     assert moved() > 1e-2
@@ -591,7 +589,7 @@ def test_compile_compiles_the_embedding_and_is_refused_for_maml(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     for method in ("prototypical", "imprinting"):
         for wanted in (False, True):
-            training.build(norm("bn"), options(method=method, compile=wanted), SHAPE, 3)
+            build(norm("bn"), options(method=method, compile=wanted), SHAPE, 3)
     assert compiled == ["Conv4", "Conv4"]
     with pytest.raises(ValidationError, match=r"method maml trains clones .* compile: false") as caught:
         options(method="maml", compile=True)

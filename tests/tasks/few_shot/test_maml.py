@@ -13,9 +13,8 @@ from norms.protocol import norm_modules
 from norms.registry import make_norm
 from tasks.data.episodes import Episode, query_pool
 from tasks.data.images import Split
-from tasks.few_shot import training
 from tasks.few_shot.evaluation import Pool
-from tasks.few_shot.maml import Maml, StepStatistics
+from tasks.few_shot.maml import Maml, StepStatistics, learner, maml_step
 from tasks.few_shot.options import FewShotOptions
 from tasks.nets.blocks import conv_norm_act
 
@@ -146,7 +145,7 @@ def trained(name, options, kind, progress):
     runner = maml(net, statistics=kind)
     optimizer = torch.optim.SGD(net.parameters(), 0.5)
     for seed in (0, 1):
-        training.maml_step(runner, optimizer, [task(seed)], progress=progress)
+        maml_step(runner, optimizer, [task(seed)], progress=progress)
     steps = range(STEPS + 1)
     kept = []
     for step in steps:
@@ -287,7 +286,7 @@ def test_evaluation_is_adaptation_and_then_queries_in_either_way(statistics_of, 
 
 def test_the_options_of_a_run_reach_its_learner():
     made = [
-        training.learner(network(), FewShotOptions(method="maml", order=order, inner_statistics=kind, inner_steps=7))
+        learner(network(), FewShotOptions(method="maml", order=order, inner_statistics=kind, inner_steps=7))
         for order, kind in (("first", "shared"), ("second", "per_step"))
     ]
     assert [(m.first_order, m.statistics, m.steps, m.sets is None) for m in made] == [
@@ -295,4 +294,4 @@ def test_the_options_of_a_run_reach_its_learner():
         (False, "per_step", 7, False),
     ]
     assert len(made[1].sets.sets) == 8
-    assert training.learner(network(), FewShotOptions()) is None
+    assert learner(network(), FewShotOptions()) is None
