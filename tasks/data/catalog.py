@@ -29,7 +29,6 @@ from tasks.data.prepared import (
     check_domain,
     command,
     is_written,
-    read_index,
     read_labels,
     read_manifest,
     read_set,
@@ -384,16 +383,22 @@ def in_memory(name: str, data_dir: Path) -> bool:
     return "index.json" not in read_manifest(name, data_dir, _folder(name))["files"]
 
 
-def open_folder(name: str, data_dir: Path) -> lazy.FolderData:
-    """A folder too large for memory (ImageNet), decoded while it is read; batches by `loaded_batches`.
+def open_folder(
+    name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None, workers: int | None = None
+) -> lazy.FolderData:
+    """A folder too large for memory (ImageNet), decoded while it is read; batches by tasks.data.reading.
+
+    Args:
+        name, data_dir, domain, classes: as of `load`.
+        workers: processes that decode; None: tasks.data.reading's.
 
     Raises:
-        NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`.
+        NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`; as lazy.open_folder.
     """
     _check_name(name)
     if _fixed(name):
         raise ValueError(f'data set "{name}" is not a folder of images: use load')
-    return lazy.open_folder(name, data_dir, _folder(name))
+    return lazy.open_folder(name, data_dir, _folder(name), domain=domain, classes=classes, workers=workers)
 
 
 def check_classifiable(name: str, data_dir: Path, classes: int | None = None) -> None:
@@ -417,8 +422,6 @@ def check_classifiable(name: str, data_dir: Path, classes: int | None = None) ->
             )
         if manifest["domains"] != [""]:
             raise ValueError(_one_domain(name, manifest["domains"]))
-        if classes is not None and "index.json" in manifest["files"]:
-            raise ValueError(f'data set "{name}" is too large for memory and has all its classes or none')
     _check_classes(name, count, classes)
 
 
@@ -483,13 +486,8 @@ def _class_counts(name: str, data_dir: Path, classes: int | None, content: str) 
         data = load(name, data_dir)
         labels, count = {part: getattr(data, part).labels for part in PARTS}, data.num_classes
     else:
-        manifest, folder = read_manifest(name, data_dir, _folder(name)), _folder(name)
-        count = manifest["num_classes"]
-        if "index.json" in manifest["files"]:
-            _, index = read_index(name, data_dir, folder)
-            labels = {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
-        else:
-            labels = read_labels(name, data_dir, folder)
+        count = read_manifest(name, data_dir, _folder(name))["num_classes"]
+        labels = read_labels(name, data_dir, _folder(name))
     counts = {part: torch.bincount(labels[part], minlength=count)[:classes] for part in PARTS}
     for part, of_classes in counts.items():
         if not of_classes.any():

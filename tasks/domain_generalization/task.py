@@ -27,7 +27,7 @@ from tasks.admission import lacking, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.cost import PeakMemory, norm_sizes
 from tasks.data.batches import normalize
-from tasks.data.images import ImageData, channel_moments
+from tasks.data.reading import Data, first, moments_of, opened
 from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.domain_generalization.training import Prepare, on_unseen, over_sources, parts_of, train
 from tasks.evaluate import SHIFT_PROBE, composition_shift
@@ -104,14 +104,13 @@ class DomainGeneralization:
         return net, _preparation(facts["mean"], facts["std"], options)
 
     def run(self, norm: NormFactory, options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
-        def load(domain: str) -> ImageData:
-            data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
-            return data.to(context.device)
+        def load(domain: str) -> Data:
+            return opened(options.dataset, context, domain=domain, classes=options.num_classes)
 
         sources, held_out = [load(domain) for domain in options.sources], load(options.held_out)
-        mean, std = channel_moments(torch.cat([data.train.images.cpu() for data in sources]))
+        mean, std = moments_of(sources)
 
-        prepare = _preparation(mean, std, options)
+        prepare = _preparation(mean, std, options, context.device)
         memory = PeakMemory(context.device)
         facts = {
             "num_classes": held_out.num_classes,
@@ -150,7 +149,7 @@ class DomainGeneralization:
             "target_top1_source_val": history[chosen]["target_top1"],
             "source_top1": of_sources,
             "val_top1": history[-1]["val_top1"],
-            "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE]), precision),
+            "composition_shift": composition_shift(net, prepare(first(held_out.test, SHIFT_PROBE).images), precision),
             "step_seconds": loop.clock.median(),
             "peak_memory_mb": loop.peak,
             "norm_parameters": float(parameters),
@@ -180,9 +179,16 @@ def _build(
     return options.ready(net)
 
 
-def _preparation(mean: Sequence[float], std: Sequence[float], options: DomainGeneralizationOptions) -> Prepare:
+def _preparation(
+    mean: Sequence[float],
+    std: Sequence[float],
+    options: DomainGeneralizationOptions,
+    device: torch.device | None = None,
+) -> Prepare:
+    """device: where images go; None: where they are."""
+
     def prepare(images: Tensor) -> Tensor:
-        return normalize(images, mean, std).contiguous(memory_format=options.memory_format)
+        return normalize(images.to(device or images.device), mean, std).contiguous(memory_format=options.memory_format)
 
     return prepare
 
