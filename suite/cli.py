@@ -137,6 +137,13 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Threads per run; recorded, since results depend on it.  [default: 1]")
     ] = None,
+    loader_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes of a run that decode images too many for memory; no result depends on it.  [default: one "
+            "for each core, at most 4]"
+        ),
+    ] = None,
     timeout: Annotated[
         str | None, typer.Option(help="Time a run may take: seconds, or 90s, 5m, 2h, 1d.  [default: no limit]")
     ] = None,
@@ -172,10 +179,15 @@ def run(
     from suite.plan import plan_config
     from suite.trackers import check_trackers
     from suite.trial import surroundings_kept
+    from tasks.data.lazy import MOST_WORKERS
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{option} {value}: 1 or more is needed")
+    if loader_workers is not None and not 0 <= loader_workers <= MOST_WORKERS:
+        raise ValueError(
+            f"--loader-workers {loader_workers}: 0 to {MOST_WORKERS} are allowed; 0 decodes in the run's own process"
+        )
     try:
         limit = time_limit(timeout)
         every = time_limit(checkpoint_every, "checkpoint-every") or math.inf
@@ -271,6 +283,7 @@ def run(
         checkpoint_every=every,
         trackers=trackers,
         keep_weights=keep_weights,
+        loader_workers=loader_workers,
     )
     print_notes(runner.keep_plugins(folder))
     counts: Counter[str] = Counter()
@@ -536,7 +549,7 @@ def convert_report(
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
-    """Timings as ratios: layers, training steps, checkpoints, the loop, the allocator, scale."""
+    """Timings as ratios: layers, training steps, checkpoints, the loop, images read, the allocator, scale."""
     from norms.values import nearest
     from suite.bench.timings import BENCHMARKS
 

@@ -24,6 +24,7 @@ from tasks.adversarial.ensemble import PARTS
 from tasks.adversarial.task import TASK, AdversarialOptions
 from tasks.adversarial.training import adversarial_step, build, craft, draw_start, facts_of, scaled
 from tasks.base import Diverged, RunContext
+from tasks.data import reading
 from tasks.data.images import Split, make_data
 from tasks.options import newer_options
 from tasks.schedule import learning_rate_at, sgd
@@ -83,7 +84,8 @@ def data(monkeypatch):
         ),
         "checksum": lambda name, folder: "0" if name == "planted" else real.checksum(name, folder),
     }
-    monkeypatch.setattr(adversarial, "datasets", SimpleNamespace(**replaced))
+    for module in (adversarial, reading):
+        monkeypatch.setattr(module, "datasets", SimpleNamespace(**replaced))
     return value
 
 
