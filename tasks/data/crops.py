@@ -5,8 +5,7 @@ that of torchvision's RandomResizedCrop: sides rounded to pixels, ten attempts, 
 largest central crop of an allowed aspect; then resized, bilinear with antialias. What differs:
 
 - Draws are the caller's: one seed makes the crops of one batch, so that they depend on no process and no batch before.
-- A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where the crop still has `size` pixels a side; its corners are
-  then rounded to pixels of the smaller image.
+- A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where the crop still has `size` pixels a side.
 - The crop is mirrored as it is cut, every second on average: RandomHorizontalFlip.
 """
 

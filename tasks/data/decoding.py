@@ -230,11 +230,13 @@ def _middle(rgb: Image.Image, size: int) -> np.ndarray:
 
 def _cropped(rgb: Image.Image, size: int, box: Box, full: tuple[int, int], mirrored: bool) -> np.ndarray:
     """A box of an image of `full` pixels, of which `rgb` is the whole at the same or a smaller size."""
-    x, y = rgb.width / full[0], rgb.height / full[1]
-    left, top, right, bottom = round(box[0] * x), round(box[1] * y), round(box[2] * x), round(box[3] * y)
+    left, right = (box[side] * rgb.width / full[0] for side in (0, 2))
+    top, bottom = (box[side] * rgb.height / full[1] for side in (1, 3))
+    x, y = math.floor(left), math.floor(top)
     # cut before it is resized, so that nothing from outside is mixed in
-    cut = rgb.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    square = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR), np.uint8).transpose(2, 0, 1)
+    cut = rgb.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    inside = (left - x, top - y, right - x, bottom - y)
+    square = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR, box=inside), np.uint8).transpose(2, 0, 1)
     return (square[:, :, ::-1] if mirrored else square).copy()
 
 

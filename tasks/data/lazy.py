@@ -8,6 +8,7 @@ process. All other augmentation is done in batches on the device, from the run's
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,12 +188,14 @@ def read_chunks(
     # workers only decode, so a plain fork is safe where the platform's libraries bear it.
     workers = min(workers, len(chunks) - skip)
     start = "fork" if workers and sys.platform == "linux" else None
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_sampler=asked(),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=start,
-        generator=torch.Generator(),  # it draws when it starts; nobody's numbers may depend on that
-    )
-    return iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: as was asked
+        loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=asked(),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=start,
+            generator=torch.Generator(),  # it draws when it starts; nobody's numbers may depend on that
+        )
+        return iter(loader)
