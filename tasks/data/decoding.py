@@ -55,13 +55,14 @@ _TURNS = {
 }
 
 
-def decode(path: Path, size: int, crop: Crop | None = None) -> np.ndarray:
+def decode(path: Path, size: int, crop: Crop | None = None, shorter: int | None = None) -> np.ndarray:
     """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept; or a crop of it.
 
     Args:
         path: of the file.
         size: of both sides, in pixels.
         crop: of the whole image, resized (bilinear, with antialias) whatever its sides; None: the middle.
+        shorter: what the shorter side is resized to before the middle is cut; None: `size`.
 
     Raises:
         ValueError: the file is not an image that is read, by the rules above; names it.
@@ -70,8 +71,13 @@ def decode(path: Path, size: int, crop: Crop | None = None) -> np.ndarray:
         # Pillow warns about files (damaged EXIF, large images); what a file becomes must not depend on who listens
         with warnings.catch_warnings(), regular_file(path) as file:
             warnings.simplefilter("ignore")
-            rgb, full = _read(file, size, crop)
-            return _middle(rgb, size) if crop is None else _cropped(rgb, size, crop.box(*full), full, crop.mirrored)
+            shorter = shorter or size
+            rgb, full = _read(file, size if crop else shorter, crop)
+            return (
+                _middle(rgb, size, shorter)
+                if crop is None
+                else _cropped(rgb, size, crop.box(*full), full, crop.mirrored)
+            )
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, struct.error and KeyError among them
         raise ValueError(f"{path}: can not be decoded as an image: {reason(error)}") from error
 
@@ -213,9 +219,10 @@ def _to_8_bit(values: np.ndarray, full: int) -> np.ndarray:
     return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
 
 
-def _middle(rgb: Image.Image, size: int) -> np.ndarray:
-    scale = size / min(rgb.size)
-    width, height = (max(size, round(side * scale)) for side in rgb.size)
+def _middle(rgb: Image.Image, size: int, shorter: int | None = None) -> np.ndarray:
+    shorter = shorter or size
+    scale = shorter / min(rgb.size)
+    width, height = (max(shorter, round(side * scale)) for side in rgb.size)
     left, top = (width - size) // 2, (height - size) // 2
     if width * height <= LARGEST_RESIZED:
         resized = rgb.resize((width, height), Image.Resampling.BILINEAR)

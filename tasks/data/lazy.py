@@ -22,12 +22,16 @@ from tasks.data.crops import Crop, draw_crops
 from tasks.data.decoding import decode
 from tasks.data.prepared import PARTS, check_domain, read_index
 
+SHORTER = 256 / 224
+"""The shorter side of an image in sides of the middle that is cut from it where no crop is drawn: how ImageNet's
+classifiers are evaluated."""
 MOST_WORKERS = 256
 """Processes that may be asked for: more than any machine has cores for one run."""
 
 
 class FolderImages(Dataset[tuple[Tensor, int]]):
-    """Lazily decoded images: item i is (uint8 (3, size, size), label); item (i, crop) is a crop of the whole image.
+    """Lazily decoded images: item i is (uint8 (3, size, size), label), the middle of an image whose shorter side was
+    resized to SHORTER sides; item (i, crop) is a crop of the whole image.
 
     Args:
         root: the folder.
@@ -50,7 +54,8 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         path = self.root / self.paths[place]
         if not path.is_file() or path.stat().st_size != self._bytes[place]:
             raise ValueError(f"{path}: missing or changed since the folder was prepared; prepare it again with --force")
-        return torch.from_numpy(decode(path, self.size, crop)), int(self.labels[place])
+        image = decode(path, self.size, crop, round(self.size * SHORTER))
+        return torch.from_numpy(image), int(self.labels[place])
 
     def labelled(self, label: int) -> FolderImages:
         """The same images, all with this label."""

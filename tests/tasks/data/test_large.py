@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from norms.registry import make_norm
 from tasks import get_task
 from tasks.base import RunContext
-from tasks.data import folders, load_domains, open_folder, prepare
+from tasks.data import folders, lazy, load_domains, open_folder, prepare
 from tasks.data.batches import CROP_AREA, CROP_ASPECT, CROP_ATTEMPTS
 from tasks.data.crops import Crop, draw_crops
 from tasks.data.decoding import _read, decode, regular_file
@@ -45,6 +45,14 @@ def folder(root, names, count, size=(20, 16), seed=0):
         for i in range(count):
             picture(*size, seed=seed + 1000 * number + i).save(root / name / f"{i}.png")
     return f"folder:{root}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoded_alike():
+    """Images that are read and images in memory have one middle here, so that their numbers can be compared."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(lazy, "SHORTER", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +159,16 @@ def test_one_pixel_and_thin_images_are_cropped(tmp_path):
         Image.new("RGB", size, (9, 8, 7)).save(tmp_path / f"{number}.jpg", quality=100)
         for crop in draw_crops(20, number):
             assert np.abs(decode(tmp_path / f"{number}.jpg", 8, crop).astype(int) - [[[9]], [[8]], [[7]]]).max() < 4
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (224, 224), (80, 300)])
+def test_evaluation_is_the_published_middle(tmp_path, monkeypatch, width, height):
+    monkeypatch.setattr(lazy, "SHORTER", 256 / 224)
+    path = tmp_path / "x.png"
+    picture(width, height).save(path)
+    image, _ = lazy.FolderImages(tmp_path, [("x.png", 0, path.stat().st_size)], 224)[0]
+    expected = TF.center_crop(TF.resize(Image.open(path), [256], InterpolationMode.BILINEAR), [224, 224])
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).mean() < 3  # a row's rounding
 
 
 # Batches
