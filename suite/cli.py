@@ -134,6 +134,13 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="Threads per run; recorded, since results depend on it.  [default: 1]")
     ] = None,
+    loader_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes of a run that decode images too many for memory; no result depends on it.  [default: one "
+            "for each core, at most 4]"
+        ),
+    ] = None,
     timeout: Annotated[
         str | None, typer.Option(help="Time a run may take: seconds, or 90s, 5m, 2h, 1d.  [default: no limit]")
     ] = None,
@@ -168,7 +175,7 @@ def run(
     from suite.engine import time_limit
     from suite.leaving import as_interrupts
     from suite.progress import Progress
-    from suite.session import Session, plan
+    from suite.session import Session, check_loader_workers, plan
     from suite.trackers import check_trackers
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
@@ -178,6 +185,7 @@ def run(
         time_limit(timeout)
         time_limit(checkpoint_every, "checkpoint-every")
         check_device(device)
+        check_loader_workers(loader_workers)
     check_trackers(tracker or ())
     asked: dict[str, Any] = {
         "tasks": _split("--tasks", tasks),
@@ -217,6 +225,7 @@ def run(
             retry=retry,
             keep_weights=keep_weights,
             trackers=tuple(tracker or ()),
+            loader_workers=loader_workers,
         )
     folder, names, todo = session.folder, session.names, session.status.todo
     if out is None:
@@ -497,7 +506,7 @@ def convert_report(
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
 ) -> None:
-    """Timings as ratios: layers, training steps, checkpoints, the loop, the allocator, scale."""
+    """Timings as ratios: layers, training steps, checkpoints, the loop, images read, the allocator, scale."""
     from norms.values import nearest
     from suite.bench.timings import BENCHMARKS
 

@@ -57,6 +57,8 @@ class Runner:
         checkpoint_every: seconds between two checkpoints of a run; None: none at all.
         keep_weights: the trained network of a run that is ok stays beside its record.
         trackers: names of suite.trackers.TRACKERS that hear each run.
+        loader_workers: processes of a run that decode images which are not held in memory; None: as the data chooses.
+            Recorded where it is given, though no number depends on it.
     """
 
     device: str = "cpu"
@@ -69,6 +71,7 @@ class Runner:
     checkpoint_every: float | None = None
     keep_weights: bool = False
     trackers: tuple[str, ...] = ()
+    loader_workers: int | None = None
 
     def __post_init__(self) -> None:
         from norms import plugins
@@ -136,6 +139,8 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     def record(result: dict[str, Any]) -> RunRecord:
         evidence = {"budget": runner.budget, **result.pop("evidence", {})}
         own: dict[str, Any] = {"plugins": loaded_here()}  # what could reach into this run, whatever it asked for
+        if runner.loader_workers is not None:
+            own["loader_workers"] = runner.loader_workers
         seconds = time.perf_counter() - start
         if checkpoints is not None and checkpoints.note is not None:
             own["parts"] = checkpoints.parts("the end")
@@ -238,7 +243,14 @@ def attempt(
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
     context = RunContext(
-        torch.device(runner.device), spec.seed, runner.data_dir, folder, report, journal, runner.keep_weights
+        torch.device(runner.device),
+        spec.seed,
+        runner.data_dir,
+        folder,
+        report,
+        journal,
+        runner.keep_weights,
+        runner.loader_workers,
     )
     outcome = task.run(norm, options, context)
     wrong = sorted(set(task.metrics) ^ set(outcome.metrics))

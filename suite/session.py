@@ -121,6 +121,7 @@ def run(
     retry: bool = False,
     keep_weights: bool = False,
     trackers: Sequence[str] = (),
+    loader_workers: int | None = None,
     many: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> DataFrame:
@@ -139,6 +140,7 @@ def run(
         retry: make failed runs again.
         keep_weights: keep the trained network of each run that is ok, as weights.pt.
         trackers: also log every run there; "tensorboard" is known.
+        loader_workers: processes of a run that decode images too many for memory; None: one for each core, at most 4.
         on_event: told about every start, progress and end (suite.Event); None: a line per finished run on stdout.
 
     Returns:
@@ -177,6 +179,7 @@ def run(
         retry=retry,
         keep_weights=keep_weights,
         trackers=trackers,
+        loader_workers=loader_workers,
     )
     session.begin()
     progress = Progress(
@@ -198,7 +201,8 @@ class Session:
         planned: of `plan`.
         folder: of results; made by `begin`.
         config: the file that was planned, for a note in the folder; None: there is none that could be read again.
-        jobs, plugins, timeout, checkpoint_every, device, data_dir, retry, keep_weights, trackers: as of `run`.
+        jobs, plugins, timeout, checkpoint_every, device, data_dir, retry, keep_weights, trackers,
+            loader_workers: as of `run`.
 
     Attributes:
         status: which runs are done and which are to do (suite.status.Status).
@@ -208,7 +212,7 @@ class Session:
         restated: records whose budget `begin` corrected.
 
     Raises:
-        ValueError: an unknown device or tracker, jobs below 1, a time that is none, a folder that is a file.
+        ValueError: an unknown device or tracker, a number out of range, a time that is none, a folder that is a file.
     """
 
     def __init__(
@@ -226,11 +230,13 @@ class Session:
         retry: bool = False,
         keep_weights: bool = False,
         trackers: Sequence[str] = (),
+        loader_workers: int | None = None,
     ):
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs {jobs}: 1 or more is needed")
         check_device(device)
         check_trackers(trackers)
+        check_loader_workers(loader_workers)
         self.plan, self.folder, self.config = planned, Path(folder), config
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
@@ -253,6 +259,7 @@ class Session:
             checkpoint_every=time_limit(checkpoint_every, "checkpoint-every") or math.inf,
             trackers=tuple(dict.fromkeys(trackers)),
             keep_weights=keep_weights,
+            loader_workers=loader_workers,
         )
 
     @property
@@ -326,6 +333,16 @@ class Session:
             timeout=self.timeout,
             retry=self.retry,
             on_event=on_event,
+        )
+
+
+def check_loader_workers(number: int | None) -> None:
+    """ValueError for a number of decoding processes that no machine has."""
+    from tasks.data.lazy import MOST_WORKERS
+
+    if number is not None and not 0 <= number <= MOST_WORKERS:
+        raise ValueError(
+            f"loader-workers {number}: 0 to {MOST_WORKERS} are allowed; 0 decodes in the run's own process"
         )
 
 

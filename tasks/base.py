@@ -98,6 +98,8 @@ class RunContext:
         report: called with the finished fraction in [0, 1], as often as convenient.
         journal: the state of this run, which it goes on from after an interruption (tasks.journal).
         keep_weights: the outcome shall hold the trained network.
+        loader_workers: processes that decode images which are not held in memory; None: as tasks.data.reading chooses.
+            No result depends on it.
     """
 
     device: torch.device
@@ -107,6 +109,7 @@ class RunContext:
     report: Callable[[float], None] = lambda fraction: None
     journal: Journal = field(default_factory=Journal)
     keep_weights: bool = False
+    loader_workers: int | None = None
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator seeded from (seed, purpose) alone, so that no draw depends on which norm or part drew before.

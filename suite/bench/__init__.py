@@ -3,5 +3,6 @@
 timings.py      every benchmark by name
 rivals.py       bare loops that the suite's are compared with
 bookkeeping.py  checkpoints and the loop
+reading.py      images that are decoded while they are read, per second
 timing.py       how two things are timed in one run
 """

@@ -30,7 +30,7 @@ from norms.registry import make_norm, norm_info, norm_names, norm_option_default
 from norms.situation import situation
 from results.record import RunRecord, RunSpec
 from results.store import write_record
-from suite.bench import bookkeeping, rivals
+from suite.bench import bookkeeping, reading, rivals
 from suite.bench.timing import alternate, ratio
 from suite.environment import ALLOCATOR_SWITCH, ROOT, set_allocator
 
@@ -485,6 +485,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
     "episodes": rivals.episodes,
     "checkpoints": bookkeeping.checkpoints,
     "loop": bookkeeping.loop,
+    "data": reading.data,
     "allocator": allocator,
     "engine": engine,
     "jobs": jobs,

@@ -29,7 +29,8 @@ from tasks.adversarial.options import CLEAN, AdversarialOptions
 from tasks.adversarial.training import in_order, scaled, train
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.cost import PeakMemory
-from tasks.data.images import ImageData, Split, shuffled_order
+from tasks.data.images import Split, shuffled_order
+from tasks.data.reading import Data, Part, opened, select
 from tasks.evaluate import SHIFT_PROBE, composition_shift, evaluate, needs_domain
 from tasks.inputs import Prepare, facts_of
 from tasks.nets.guests import conversion
@@ -90,7 +91,6 @@ class Adversarial:
         if options.autoattack:
             check_installed("torchattacks", "adversarial: autoattack")
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
-        _check_in_memory(options.dataset, data_dir)
         counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)
         options.check_classes(len(counts["train"]))
         for option, given, what, available in (
@@ -134,8 +134,7 @@ class Adversarial:
         return net, lambda images: scaled(images, options)
 
     def run(self, norm: NormFactory, options: AdversarialOptions, context: RunContext) -> Outcome:
-        _check_in_memory(options.dataset, context.data_dir)
-        data = datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
+        data = opened(options.dataset, context, classes=options.num_classes)
         memory = PeakMemory(context.device)
         facts = facts_of(data)
         net = build(norm, options, facts, context.device, context.generator)
@@ -162,14 +161,15 @@ TASK = Adversarial()
 
 
 def _measure(
-    net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext
+    net: nn.Module, data: Data, options: AdversarialOptions, context: RunContext
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics that are measured after the last epoch, and their evidence."""
     attacks = options.attacks(data.num_classes)
-    test, val = (_chosen(part, name, options) for part, name in ((data.test, "test"), (data.val, "val")))
+    parts: tuple[tuple[Part, str], ...] = ((data.test, "test"), (data.val, "val"))
+    test, val = (_chosen(part, name, options).to(context.device) for part, name in parts)
     deployed, precision, once = options.deployed, options.precision, context.journal.once
     # before the attacks: it names the layers where something is not finite
-    final = evaluate(net, in_order(test, options), precision, "test", deployed)
+    final = evaluate(net, in_order(test, options, context.device), precision, "test", deployed)
     found = evaluate_robustness(
         net, scaled(test.images, options), test.labels, attacks, context.generator, options.told_deployed, once
     )
@@ -195,7 +195,9 @@ def _measure(
     }
     evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
     if options.num_domains == 2 and needs_domain(net):
-        evidence["clean_branch_top1"] = evaluate(net, in_order(test, options), precision, "test, clean", CLEAN).top1
+        evidence["clean_branch_top1"] = evaluate(
+            net, in_order(test, options, context.device), precision, "test, clean", CLEAN
+        ).top1
     return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
 
 
@@ -223,15 +225,10 @@ def _effort(part: str, options: AdversarialOptions, targets: int) -> str:
     return f"{steps}, {targets} targets" if part.endswith("_t") else steps
 
 
-def _chosen(part: Split, name: str, options: AdversarialOptions) -> Split:
+def _chosen(part: Part, name: str, options: AdversarialOptions) -> Split:
     """The images that are attacked: a choice that depends on nothing but their number, in stored order."""
     order = shuffled_order(len(part), f"attacked {name} images")[: options.attack_images]
-    return part.select(torch.from_numpy(order).sort().values.to(part.labels.device))
-
-
-def _check_in_memory(dataset: str, data_dir: Path) -> None:
-    if not datasets.in_memory(dataset, data_dir):
-        raise ValueError(f'data set "{dataset}" is too large for memory, and adversarial needs one that fits')
+    return select(part, torch.from_numpy(order).sort().values)
 
 
 def forward_and_attack(net: nn.Module, images: Tensor, slices: int, *, domain: int | None) -> None:

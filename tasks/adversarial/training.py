@@ -14,9 +14,9 @@ from tasks.adversarial.pgd import cross_entropy, pgd, uniform_start
 from tasks.adversarial.trades import divergence, normal_start, trades_step
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment, ordered_batches
-from tasks.data.images import ImageData, Split
-from tasks.data.reading import stream
+from tasks.data.batches import augment
+from tasks.data.reading import Data, Part, left_to_augment, stream
+from tasks.data.reading import in_order as stored
 from tasks.evaluate import EVALUATION_BATCH, evaluate
 from tasks.loop import Loop, epoch_ends
 from tasks.step import told, train_step
@@ -84,13 +84,12 @@ def adversarial_step(
     return train_step(net, optimizer, examples, labels, options.told, **place)
 
 
-def train(
-    net: nn.Module, data: ImageData, options: AdversarialOptions, context: RunContext, memory: PeakMemory
-) -> Loop:
+def train(net: nn.Module, data: Data, options: AdversarialOptions, context: RunContext, memory: PeakMemory) -> Loop:
     """Train `net` in place; the journal gets one row per epoch."""
     optimizer = options.trained_by(net)
     augmentation, starts = context.generator("augmentation"), context.generator("starts")
-    batches = stream(data.train, options.batch_size, context.generator("order"))
+    batches = stream(data.train, options.batch_size, context.generator("order"), options.augmentation)
+    left = left_to_augment(data.train, options.augmentation)
     total = options.total_steps(len(data.train))
     loop = Loop(
         context,
@@ -102,7 +101,8 @@ def train(
     )
     for epoch in loop.epochs():
         for step, (images, labels) in epoch.steps(batches):
-            images = scaled(augment(images, augmentation, options.augmentation), options)
+            images, labels = images.to(context.device), labels.to(context.device)
+            images = scaled(augment(images, augmentation, left), options)
             start = None if options.method == "standard" else draw_start(images, options, starts)
             with step:
                 loss, right = adversarial_step(
@@ -110,7 +110,7 @@ def train(
                 )
             step.saw(len(labels), right, train_loss=loss)
         what = f"validation after step {loop.step}"
-        val = evaluate(net, in_order(data.val, options), options.precision, what, options.deployed)
+        val = evaluate(net, in_order(data.val, options, context.device), options.precision, what, options.deployed)
         epoch.row["val_top1"] = val.top1
     return loop
 
@@ -120,6 +120,7 @@ def scaled(images: Tensor, options: AdversarialOptions) -> Tensor:
     return (images.float() / 255).contiguous(memory_format=options.memory_format)
 
 
-def in_order(part: Split, options: AdversarialOptions) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(part: Part, options: AdversarialOptions, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches for evaluation, images in [0, 1]."""
-    return ((scaled(images, options), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+    batches = stored(part, EVALUATION_BATCH)
+    return ((scaled(images.to(device), options), labels.to(device)) for images, labels in batches)

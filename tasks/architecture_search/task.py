@@ -338,7 +338,10 @@ def _host(
 
 def _load(dataset: str, data_dir: Path, classes: int | None, size: int | None) -> ImageData:
     if not datasets.in_memory(dataset, data_dir):
-        raise ValueError(f'data set "{dataset}" is too large for memory, and architecture_search needs one that fits')
+        raise ValueError(
+            f'data set "{dataset}" is too large for memory, and architecture_search needs one that fits; '
+            "prepare it with a smaller --size and --force"
+        )
     data = datasets.load(dataset, data_dir, classes=classes)
     return data if size is None else shrink(data, size)
 

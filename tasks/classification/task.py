@@ -25,9 +25,7 @@ from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.classification.options import ClassificationOptions
 from tasks.cost import PeakMemory
 from tasks.data.batches import augment
-from tasks.data.images import ImageData
-from tasks.data.lazy import FolderData
-from tasks.data.reading import Part, by_class, in_order, select, stream
+from tasks.data.reading import Data, Part, augmented, by_class, first, in_order, left_to_augment, opened, select, stream
 from tasks.data.stream import Stream
 from tasks.evaluate import (
     EVALUATION_BATCH,
@@ -49,7 +47,6 @@ TRAIN_PROBE = 2000
 """Training images, at most, that `train_top1` is measured on."""
 UNKNOWN_SHAPE = (3, 224, 224)
 """The shape that planning assumes of a folder of images."""
-Data = ImageData | FolderData
 
 
 class Classification:
@@ -101,8 +98,6 @@ class Classification:
     def data_checksum(self, options: ClassificationOptions, data_dir: Path) -> str:
         """Identity of the data. Raises ValueError where these options can not be run on it."""
         datasets.check_classifiable(options.dataset, data_dir, options.num_classes)
-        if options.single_class_groups is not None and not datasets.in_memory(options.dataset, data_dir):
-            raise ValueError(f'single_class_groups: data set "{options.dataset}" is not held in memory')
         counts = datasets.class_counts(options.dataset, data_dir, options.num_classes)["train"]
         if options.batch_size > (train := int(counts.sum())):
             raise ValueError(
@@ -136,7 +131,7 @@ class Classification:
         return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: ClassificationOptions, context: RunContext) -> Outcome:
-        data = _open(options, context)
+        data = opened(options.dataset, context, classes=options.num_classes)
         memory = PeakMemory(context.device)
         facts = facts_of(data)
         net = _build(norm, options, facts, device=context.device, generator=context.generator)
@@ -172,7 +167,7 @@ def _build(norm: NormFactory, options: ClassificationOptions, facts: Mapping[str
 def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: RunContext, memory: PeakMemory) -> Loop:
     """Train `net` in place; the journal gets one row per epoch."""
     optimizer = options.trained_by(net)
-    augmentation = context.generator("augmentation")
+    augmentation, left = context.generator("augmentation"), left_to_augment(data.train, options.augmentation)
     batches = _stream(data.train, options, context.generator("order"))
     prepare = preparation(data.mean, data.std, options.memory_format)
     total = options.total_steps(len(data.train))
@@ -188,7 +183,7 @@ def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: 
     for epoch in loop.epochs():
         for step, (images, labels) in epoch.steps(batches):
             images, labels = images.to(context.device), labels.to(context.device)
-            images = prepare(augment(images, augmentation, options.augmentation))
+            images = prepare(augment(images, augmentation, left))
             with step:
                 loss, right = train_step(
                     net, optimizer, images, labels, options.told, progress=step.progress, step=step.number
@@ -204,8 +199,8 @@ def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: 
 
 def _stream(part: Part, options: ClassificationOptions, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
     if options.single_class_groups is None:
-        return stream(part, options.batch_size, order)
-    return by_class(part, options.batch_size, options.single_class_groups, order)
+        return stream(part, options.batch_size, order, options.augmentation)
+    return by_class(part, options.batch_size, options.single_class_groups, order, options.augmentation)
 
 
 @torch.no_grad()
@@ -220,8 +215,7 @@ def _sorted_pass(
     labels = part.labels.cpu()
     whole = labels.argsort(stable=True)[: len(labels) // options.norm_batch * options.norm_batch]
     draws = context.generator("augmentation of the final pass")
-    for index in whole.split(options.norm_batch):
-        images = augment(select(part, index).images.to(context.device), draws, options.augmentation)
+    for images in augmented(part, whole.split(options.norm_batch), options.augmentation, draws, context.device):
         with autocast(context.device, options.precision):
             net(prepare(images))
 
@@ -237,7 +231,7 @@ def _measure(
 
     final = measured(net, data.test, "test")
     probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
-    mates = select(data.test, torch.arange(min(SHIFT_PROBE, len(data.test)))).to(context.device)
+    mates = first(data.test, SHIFT_PROBE).to(context.device)
     metrics = {
         "top1": final.top1,
         "test_loss": final.loss,
@@ -250,23 +244,14 @@ def _measure(
     if keeps_stats(net):
         count, group = recalibration_batches(min(options.recalibration_images, len(data.train)), options.norm_batch)
         chosen = torch.randperm(len(data.train), generator=context.generator("recalibration"))[:count]
-        images = select(data.train, chosen).to(context.device).images
         for name, kind in (("top1_recalibrated", options.augmentation), ("top1_recalibrated_plain", "none")):
             draws = context.generator("recalibration augmentation")
-            batches = (prepare(augment(part, draws, kind)) for part in images.split(group))
+            seen = augmented(data.train, chosen.split(group), kind, draws, context.device)
+            batches = (prepare(images) for images in seen)
             mended = recalibrated(net, batches, group // options.norm_batch, options.precision)
             metrics[name] = measured(mended, data.test, f"test, {name}").top1
         evidence["recalibration_images"] = count
     return metrics, evidence
-
-
-def _open(options: ClassificationOptions, context: RunContext) -> Data:
-    """The data set: on the run's device where it fits into memory, else decoded while it is read."""
-    if datasets.in_memory(options.dataset, context.data_dir):
-        return datasets.load(options.dataset, context.data_dir, classes=options.num_classes).to(context.device)
-    if options.num_classes is not None:
-        raise ValueError(f'data set "{options.dataset}" is too large for memory and has all its classes or none')
-    return datasets.open_folder(options.dataset, context.data_dir)
 
 
 def _in_order(part: Part, prepare: Prepare, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

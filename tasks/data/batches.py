@@ -66,18 +66,33 @@ def single_class_batches(
 
     Args:
         split: what to draw from.
-        batch_size: B, in images; `groups` divides it.
-        groups: single-class groups in a batch.
-        generator: draws the order of the images of each class, then the order of all groups.
+        batch_size, groups, generator: as in single_class_order.
         skip: batches to leave out at the start; they are not read.
 
     Raises:
-        ValueError: at once, where `groups` does not divide batch_size or the images fill no batch.
+        ValueError: at once, as single_class_order.
+    """
+    order = single_class_order(split.labels, batch_size, groups, generator)
+    chunks = order.to(split.labels.device)[skip:]
+    return ((split.images[index], split.labels[index]) for index in chunks)
+
+
+def single_class_order(labels: Tensor, batch_size: int, groups: int, generator: torch.Generator) -> Tensor:
+    """Which images stand in the batches of one epoch of single_class_batches: int64 (batches, B), on the CPU.
+
+    Args:
+        labels: (N,).
+        batch_size: B, in images; `groups` divides it.
+        groups: single-class groups in a batch.
+        generator: draws the order of the images of each class, then the order of all groups.
+
+    Raises:
+        ValueError: `groups` does not divide batch_size, or the images fill no batch.
     """
     if groups < 1 or batch_size % groups:
         raise ValueError(f"{groups} single-class groups do not divide a batch of {batch_size}")
     size = batch_size // groups
-    labels = split.labels.cpu()
+    labels = labels.cpu()
     order = torch.randperm(len(labels), generator=generator, device=generator.device).cpu()
     whole = []
     for label in labels.unique():
@@ -88,8 +103,7 @@ def single_class_batches(
     if len(drawn) < groups:
         raise ValueError(f"no batch: {len(drawn)} groups of {size} images of one class, {groups} in a batch")
     batches = drawn[: len(drawn) // groups * groups].view(-1, groups, size)
-    chunks = batches.transpose(1, 2).flatten(1).to(split.labels.device)[skip:]
-    return ((split.images[index], split.labels[index]) for index in chunks)
+    return batches.transpose(1, 2).flatten(1)
 
 
 def single_class_count(labels: Tensor, batch_size: int, groups: int) -> int:

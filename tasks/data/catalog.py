@@ -266,13 +266,21 @@ def in_memory(name: str, data_dir: Path) -> bool:
     return _source(name).in_memory(name, data_dir)
 
 
-def open_folder(name: str, data_dir: Path) -> FolderData:
-    """A folder too large for memory (ImageNet), decoded while it is read; batches by `loaded_batches`.
+def open_folder(
+    name: str, data_dir: Path, *, domain: str | None = None, classes: int | None = None, workers: int | None = None
+) -> FolderData:
+    """A folder too large for memory (ImageNet), decoded while it is read; batches by tasks.data.reading.
+
+    Args:
+        name, data_dir, domain, classes: as of `load`.
+        workers: processes that decode; None: tasks.data.reading's.
 
     Raises:
-        NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`.
+        NotPrepared, or ValueError: not a folder, damaged, or small enough for `load`; as lazy.open_folder.
     """
-    return _source(name).open(name, data_dir)
+    source = _source(name)
+    options = {"domain": domain, "classes": classes} if domain is not None else {"classes": classes}
+    return source.open(name, data_dir, workers=workers, **options)
 
 
 def check_classifiable(name: str, data_dir: Path, classes: int | None = None) -> None:
@@ -290,8 +298,6 @@ def check_classifiable(name: str, data_dir: Path, classes: int | None = None) ->
         )
     if contents.domains and not contents.default_domain:
         raise ValueError(f'data set "{name}" has domains ({", ".join(contents.domains)}); one without is needed')
-    if classes is not None and not source.in_memory(name, data_dir):
-        raise ValueError(f'data set "{name}" is too large for memory and has all its classes or none')
     _check_classes(name, len(contents.class_names), classes)
 
 

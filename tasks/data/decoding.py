@@ -16,6 +16,7 @@ files of several pages the first image counts. Everything else is refused by a V
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import warnings
@@ -26,6 +27,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from tasks.data.crops import Box, Crop
 
 DECODING = 2  # raised when some file is decoded in another way: it enters the checksum of lazily decoded sets
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # a fixed list: Pillow's others start Ghostscript (EPS)
@@ -39,6 +43,7 @@ _WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # TIFF tags
 _WHITE_IS_ZERO = 0
+_SIDEWAYS = 5  # orientations from here on exchange width and height
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,8 +55,14 @@ _TURNS = {
 }
 
 
-def decode(path: Path, size: int) -> np.ndarray:
-    """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept.
+def decode(path: Path, size: int, crop: Crop | None = None, shorter: int | None = None) -> np.ndarray:
+    """An image file as uint8 (3, size, size): RGB, shorter side resized (bilinear), middle kept; or a crop of it.
+
+    Args:
+        path: of the file.
+        size: of both sides, in pixels.
+        crop: of the whole image, resized (bilinear, with antialias) whatever its sides; None: the middle.
+        shorter: what the shorter side is resized to before the middle is cut; None: `size`.
 
     Raises:
         ValueError: the file is not an image that is read, by the rules above; names it.
@@ -60,7 +71,13 @@ def decode(path: Path, size: int) -> np.ndarray:
         # Pillow warns about files (damaged EXIF, large images); what a file becomes must not depend on who listens
         with warnings.catch_warnings(), regular_file(path) as file:
             warnings.simplefilter("ignore")
-            return _middle(_read(file, size), size)
+            shorter = shorter or size
+            rgb, full = _read(file, size if crop else shorter, crop)
+            return (
+                _middle(rgb, size, shorter)
+                if crop is None
+                else _cropped(rgb, size, crop.box(*full), full, crop.mirrored)
+            )
     except Exception as error:  # Pillow raises a dozen kinds for damaged files, struct.error and KeyError among them
         raise ValueError(f"{path}: can not be decoded as an image: {reason(error)}") from error
 
@@ -81,19 +98,37 @@ def regular_file(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def _read(file: BufferedReader, size: int) -> Image.Image:
-    """The first image of a file, RGB of 8 bits and turned the right way up."""
+def _read(file: BufferedReader, size: int, crop: Crop | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The first image of a file, RGB of 8 bits and turned the right way up, perhaps at a fraction of its size that is
+    enough for `size` pixels a side; and its own size."""
     with Image.open(file, formats=FORMATS) as image:
         _check_size(*image.size)
         tags = getattr(image, "tag_v2", {})
         _check_size(tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))  # a small TIFF may lie in a huge tile
         raw_mode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
-        image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that would be thrown away
+        stored = image.size
+        # lets the JPEG decoder skip detail that would be thrown away
+        image.draft("RGB", (size, size) if crop is None else _enough(image, size, crop))
         image.load()
-        _check_size(*image.size)  # a GIF's first frame may be larger than its header says
+        if not isinstance(image, JpegImageFile):
+            stored = image.size  # a GIF's first frame may be larger than its header says
+            _check_size(*stored)
         rgb = _rgb(image, raw_mode)
-        turn = _TURNS.get(_orientation(image))  # after loading: Pillow turns a TIFF by itself and drops the tag
-    return rgb if turn is None else rgb.transpose(turn)
+        orientation = _orientation(image)  # after loading: Pillow turns a TIFF by itself and drops the tag
+    turn = _TURNS.get(orientation)
+    if turn is None:
+        return rgb, stored
+    return rgb.transpose(turn), stored[::-1] if orientation >= _SIDEWAYS else stored
+
+
+def _enough(image: Image.Image, size: int, crop: Crop) -> tuple[int, int]:
+    """The smallest size of a JPEG, as it is stored, at which its crop has `size` pixels a side."""
+    if not isinstance(image, JpegImageFile):
+        return image.size  # other decoders skip nothing; a PNG would be loaded to look for its orientation
+    width, height = image.size
+    left, top, right, bottom = crop.box(*((height, width) if _orientation(image) >= _SIDEWAYS else (width, height)))
+    part = min(right - left, bottom - top) / size
+    return math.ceil(width / part), math.ceil(height / part)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -184,9 +219,10 @@ def _to_8_bit(values: np.ndarray, full: int) -> np.ndarray:
     return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
 
 
-def _middle(rgb: Image.Image, size: int) -> np.ndarray:
-    scale = size / min(rgb.size)
-    width, height = (max(size, round(side * scale)) for side in rgb.size)
+def _middle(rgb: Image.Image, size: int, shorter: int | None = None) -> np.ndarray:
+    shorter = shorter or size
+    scale = shorter / min(rgb.size)
+    width, height = (max(shorter, round(side * scale)) for side in rgb.size)
     left, top = (width - size) // 2, (height - size) // 2
     if width * height <= LARGEST_RESIZED:
         resized = rgb.resize((width, height), Image.Resampling.BILINEAR)
@@ -197,6 +233,18 @@ def _middle(rgb: Image.Image, size: int) -> np.ndarray:
         box = (left * x, top * y, min((left + size) * x, rgb.width), min((top + size) * y, rgb.height))
         square = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(square, np.uint8).transpose(2, 0, 1).copy()
+
+
+def _cropped(rgb: Image.Image, size: int, box: Box, full: tuple[int, int], mirrored: bool) -> np.ndarray:
+    """A box of an image of `full` pixels, of which `rgb` is the whole at the same or a smaller size."""
+    left, right = (box[side] * rgb.width / full[0] for side in (0, 2))
+    top, bottom = (box[side] * rgb.height / full[1] for side in (1, 3))
+    x, y = math.floor(left), math.floor(top)
+    # cut before it is resized, so that nothing from outside is mixed in
+    cut = rgb.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    inside = (left - x, top - y, right - x, bottom - y)
+    square = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR, box=inside), np.uint8).transpose(2, 0, 1)
+    return (square[:, :, ::-1] if mirrored else square).copy()
 
 
 def reason(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 tasks.data.layout says which folders are understood, tasks.data.decoding what becomes of a file. Images are decoded to
 RGB, the shorter side is resized to `size`, the middle is kept. Sets up to LARGEST_IN_MEMORY are decoded once, in
-`prepare`; larger ones get an index (paths, labels, file sizes) and are decoded while they are read.
+`prepare`; larger ones get an index (paths, labels, file sizes) and are decoded while they are read, where training may
+take random resized crops of the whole images. Few-shot sets are held in memory only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tasks.data.duplicates import Shared, same_bytes, same_pixels
 from tasks.data.images import channel_moments
 from tasks.data.layout import FolderListing, Listing, list_folder
 from tasks.data.lazy import FolderImages
+from tasks.data.manifest import INDEX
 from tasks.data.origin import source_facts
 from tasks.data.prepared import PARTS, Parts, new_folder, write_manifest, write_set
 
@@ -45,17 +47,17 @@ def prepare_folder(
 
     Raises:
         ValueError: a layout that is not supported, an image that can not be decoded, a size that is not in
-            1..LARGEST_SIZE; a folder of domains that is too large.
+            1..LARGEST_SIZE; a few-shot folder that is too large.
     """
     if not 1 <= size <= LARGEST_SIZE:
         raise ValueError(f"size {size}: at least 1 pixel, at most {LARGEST_SIZE}")
     listing = list_folder(root)
     count = len(listing.sizes)
     in_memory = count * 3 * size * size <= LARGEST_IN_MEMORY
-    if not in_memory and (list(listing.domains) != [""] or listing.disjoint_classes):
+    if not in_memory and listing.disjoint_classes:
         raise ValueError(
             f'folder "{root}": {count} images at {size}x{size} exceed {LARGEST_IN_MEMORY / 2**30:g} GiB; '
-            "domains and few-shot splits are held in memory, so choose a smaller size"
+            "episodes are drawn from memory, so choose a smaller size for a few-shot set"
         )
     facts: dict[str, Any] = {
         "name": name,
@@ -75,21 +77,25 @@ def prepare_folder(
             shared = {domain: same_pixels(parts, domains[domain]) for domain, parts in listing.domains.items()}
             write_set(temporary, {**facts, "in_two_parts": _counts(shared)}, domains)
         else:
-            shared = {"": same_bytes(listing.domains[""], root, listing.sizes)}
+            shared = {domain: same_bytes(parts, root, listing.sizes) for domain, parts in listing.domains.items()}
             _write_index(temporary, {**facts, "in_two_parts": _counts(shared)}, root, listing)
     return [*listing.notes, *_notes(shared)]
 
 
 def _write_index(folder: Path, facts: dict[str, Any], root: Path, listing: FolderListing) -> None:
-    parts, size = listing.domains[""], facts["size"]
-    index = {part: [(path, label, listing.sizes[path]) for path, label in parts[part]] for part in PARTS}
-    train = FolderImages(root, index["train"], size)
-    sample = range(0, len(train), max(1, len(train) // MOMENT_IMAGES))
-    moments = {"": channel_moments(torch.stack([train[i][0] for i in sample]))}
-    text = json.dumps({"decoding": DECODING, "parts": index})
+    index = {
+        domain: {part: [(path, label, listing.sizes[path]) for path, label in parts[part]] for part in PARTS}
+        for domain, parts in listing.domains.items()
+    }
+    moments = {}
+    for domain, parts in index.items():
+        train = FolderImages(root, parts["train"], facts["size"])
+        sample = range(0, len(train), max(1, len(train) // MOMENT_IMAGES))
+        moments[domain] = channel_moments(torch.stack([train[i][0] for i in sample]))
+    text = json.dumps({"index": INDEX, "decoding": DECODING, "domains": index})
     (folder / "index.json").write_text(text)
     files = {"index.json": hashlib.sha256(text.encode()).hexdigest()}
-    write_manifest(folder, {**facts, "domains": [""], "moments": moments}, files)
+    write_manifest(folder, {**facts, "index": INDEX, "domains": list(index), "moments": moments}, files)
 
 
 def _decode_all(root: Path, parts: Listing, size: int) -> Parts:

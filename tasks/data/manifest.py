@@ -15,9 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 FORMAT = 1  # raised when the same source is cut or decoded in another way: it enters the checksum
+INDEX = 2  # raised when what an index names is read in another way: it enters the checksum, and older ones are refused
 PARTS = ("train", "val", "test")
 LARGEST_MANIFEST, LARGEST_INDEX = 64 * 2**20, 2 * 2**30
 """Bytes of the largest file that is parsed; the index of 14 million images is half of it."""
+IndexParts = dict[str, list[tuple[str, int, int]]]
+"""part -> (path below the set's root, label, size in bytes) of each image"""
 _TYPES: dict[str, type] = {
     "name": str,
     "title": str,
@@ -66,14 +69,20 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
     return manifest
 
 
-def parse_index(content: bytes, num_classes: int) -> dict[str, list[tuple[str, int, int]]]:
-    """part -> (path below the set's root, label, size in bytes) of each image.
+def parse_index(content: bytes, num_classes: int, domains: list[str]) -> dict[str, IndexParts]:
+    """domain -> part -> (path below the set's root, label, size in bytes) of each image.
 
     Raises:
-        ValueError: another form, a label out of range, or a path that leaves the root.
+        ValueError: another form, other domains, a label out of range, or a path that leaves the root.
     """
     index = _parse(content)
-    index = index.get("parts") if isinstance(index, dict) else None
+    found = index.get("domains") if isinstance(index, dict) else None
+    if not isinstance(found, dict) or list(found) != domains:
+        raise ValueError("its domains are not those of the manifest")
+    return {domain: _parse_parts(parts, num_classes) for domain, parts in found.items()}
+
+
+def _parse_parts(index: Any, num_classes: int) -> IndexParts:
     if not isinstance(index, dict) or sorted(index) != sorted(PARTS):
         raise ValueError(f"no object with parts {', '.join(PARTS)}")
     for part, entries in index.items():
@@ -116,8 +125,8 @@ def _mistake(manifest: dict[str, Any]) -> str | None:
     if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in files.values()):
         return "files are not names with their sha256"
     if "index.json" in files:
-        if domains != [""] or "root" not in manifest or "size" not in manifest:
-            return "an index needs one domain, root and size"
+        if "root" not in manifest or "size" not in manifest:
+            return "an index needs root and size"
     else:
         needed = {f"{i}_{p}_{f}.npy" for i in range(len(domains)) for p in PARTS for f in ("images", "labels")}
         if set(files) != needed:

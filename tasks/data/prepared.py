@@ -35,9 +35,11 @@ from tasks.data.decoding import DECODING
 from tasks.data.images import ImageData, Split, channel_moments, make_data
 from tasks.data.manifest import (
     FORMAT,
+    INDEX,
     LARGEST_INDEX,
     LARGEST_MANIFEST,
     PARTS,
+    IndexParts,
     content_checksum,
     parse_index,
     parse_manifest,
@@ -203,22 +205,22 @@ def command(name: str, data_dir: Path = DATA_DIR) -> str:
     return f"python run_suite.py data prepare {shlex.quote(name)}{where}"
 
 
-def read_index(name: str, data_dir: Path, folder: str) -> tuple[dict[str, Any], dict[str, list[tuple[str, int, int]]]]:
-    """The manifest of a set too large for memory, and part -> (path below its root, label, bytes) of each image.
+def read_index(name: str, data_dir: Path, folder: str) -> tuple[dict[str, Any], dict[str, IndexParts]]:
+    """The manifest of a set too large for memory, and what its index lists of each domain.
 
     Raises:
         NotPrepared, ValueError: as read_manifest; a damaged index, or a set that is held in memory.
     """
     path = data_dir / folder / "index.json"
 
-    def read(manifest: dict[str, Any]) -> dict[str, list[tuple[str, int, int]]]:
+    def read(manifest: dict[str, Any]) -> dict[str, IndexParts]:
         if "index.json" not in manifest["files"]:
             raise ValueError(f'data set "{name}" fits in memory: use load')
         try:
             content = read_regular(path, LARGEST_INDEX)
             if hashlib.sha256(content).hexdigest() != manifest["files"]["index.json"]:
                 raise ValueError("its sha256 is not the declared one")
-            return parse_index(content, manifest["num_classes"])
+            return parse_index(content, manifest["num_classes"], manifest["domains"])
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: damaged or missing; delete {path.parent} and prepare the data set again ({_reason(error)})"
@@ -260,6 +262,11 @@ def read_set(
 
 def read_labels(name: str, data_dir: Path, folder: str, *, domain: str | None = None) -> dict[str, Tensor]:
     """part -> labels, int64 (N,), of one domain of a prepared set, verified; no image is read. Raises as read_set."""
+    manifest = read_manifest(name, data_dir, folder)
+    if "index.json" in manifest["files"]:
+        manifest, index = read_index(name, data_dir, folder)
+        parts = index[manifest["domains"][_domain_index(name, manifest, domain)]]
+        return {part: torch.tensor([label for _, label, _ in entries]) for part, entries in parts.items()}
     _, arrays = _read_arrays(name, data_dir, folder, domain, ("labels",))
     return {part: labels for part, (labels,) in arrays.items()}
 
@@ -344,7 +351,7 @@ def _manifest(path: Path, version: tuple[int, int]) -> dict[str, Any]:
         manifest = parse_manifest(read_regular(path, LARGEST_MANIFEST))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {_reason(error)}; delete {path.parent} and prepare the data set again") from error
-    if "index.json" in manifest["files"] and manifest.get("decoding") != DECODING:
+    if "index.json" in manifest["files"] and (manifest.get("decoding"), manifest.get("index")) != (DECODING, INDEX):
         raise ValueError(
             f"{path}: written by a version that decodes some images in another way; "
             "prepare the data set again with --force"

@@ -1,27 +1,70 @@
-"""Batches of a part of a data set, by the same calls whether it is held in memory or decoded while it is read."""
+"""Batches of a part of a data set, by the same calls whether it is held in memory or decoded while it is read.
+
+One augmentation is made while a file is read, if it is read: the random resized crop, which needs the whole image. A
+task says its augmentation to `stream`, and makes of each batch what `left_to_augment` leaves.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks.data.batches import ordered_batches, shuffled_batches, single_class_batches, single_class_count
-from tasks.data.images import Split
-from tasks.data.lazy import FolderImages, loaded_batches
+from tasks import data as datasets
+from tasks.base import RunContext
+from tasks.data.batches import (
+    augment,
+    ordered_batches,
+    shuffled_batches,
+    single_class_batches,
+    single_class_count,
+    single_class_order,
+)
+from tasks.data.images import ImageData, Split, channel_moments
+from tasks.data.lazy import FolderData, FolderImages, crop_seeds, loaded_batches, read_chunks
 from tasks.data.stream import Stream
 
 Part = Split | FolderImages
+Data = ImageData | FolderData
 DECODERS = 4
-"""Processes, at most, that decode what is not in memory; batches do not depend on their number."""
+"""Processes, at most, that decode what is not in memory where nobody says how many; no batch depends on it."""
+TOGETHER = 64
+"""Images that are decoded at once where nobody asks for batches."""
+UNLABELLED = -1
 
 
-def stream(part: Part, batch_size: int, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+def opened(name: str, context: RunContext, *, domain: str | None = None, classes: int | None = None) -> Data:
+    """A data set, or one of its domains: on the run's device where it fits into memory, else decoded while it is read.
+
+    Args:
+        name, domain, classes: as of tasks.data.load.
+        context: of the run. Batches of what is decoded are on the CPU.
+
+    Raises:
+        NotPrepared, ValueError: as tasks.data.load.
+    """
+    chosen: dict[str, Any] = {"classes": classes} if domain is None else {"domain": domain, "classes": classes}
+    if datasets.in_memory(name, context.data_dir):
+        return datasets.load(name, context.data_dir, **chosen).to(context.device)
+    return datasets.open_folder(name, context.data_dir, workers=context.loader_workers, **chosen)
+
+
+def stream(
+    part: Part, batch_size: int, order: torch.Generator, augmentation: str = "none"
+) -> Stream[tuple[Tensor, Tensor]]:
     """Batches (images uint8 (B, C, H, W), labels (B,)) without end, every pass in a new order, without its last partial
     batch.
+
+    Args:
+        part: what to read.
+        batch_size: B, in images.
+        order: draws the order of every pass, and the crops that are made while files are read.
+        augmentation: of training; `left_to_augment` is what of it the batches still lack.
 
     Raises:
         ValueError: batch_size is below 1 or above the part's size.
@@ -33,41 +76,106 @@ def stream(part: Part, batch_size: int, order: torch.Generator) -> Stream[tuple[
 
     def start(skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(part, FolderImages):
-            return loaded_batches(part, batch_size, order, workers=_decoders(), skip=skip)
+            crops = _crops_on_reading(part, augmentation)
+            return loaded_batches(part, batch_size, order, crops=crops, workers=_workers(part), skip=skip)
         return shuffled_batches(part, batch_size, order, skip=skip)
 
     return Stream(start, order, len(part) // batch_size)
 
 
-def by_class(part: Part, batch_size: int, groups: int, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+def by_class(
+    part: Part, batch_size: int, groups: int, order: torch.Generator, augmentation: str = "none"
+) -> Stream[tuple[Tensor, Tensor]]:
     """The same in groups of one class each, see batches.single_class_batches.
 
     Raises:
-        ValueError: as there, and for a part that is not held in memory.
+        ValueError: as there.
     """
-    if isinstance(part, FolderImages):
-        raise ValueError("batches of single-class groups are drawn from data held in memory only")
-    length = single_class_count(part.labels, batch_size, groups)
-    return Stream(lambda skip: single_class_batches(part, batch_size, groups, order, skip=skip), order, length)
+
+    def start(skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(part, FolderImages):
+            chunks = single_class_order(part.labels, batch_size, groups, order)
+            seeds = crop_seeds(len(chunks), order) if _crops_on_reading(part, augmentation) else None
+            return read_chunks(part, list(chunks), seeds, workers=_workers(part), skip=skip)
+        return single_class_batches(part, batch_size, groups, order, skip=skip)
+
+    return Stream(start, order, single_class_count(part.labels, batch_size, groups))
+
+
+def left_to_augment(part: Part, augmentation: str) -> str:
+    """The augmentation that batches of `stream` still lack: all of it, or "none" where files were cropped."""
+    return "none" if _crops_on_reading(part, augmentation) else augmentation
 
 
 def in_order(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in stored order; the last batch may be smaller."""
     if isinstance(part, FolderImages):
-        return loaded_batches(part, batch_size, None, workers=_decoders(), drop_last=False)
+        return loaded_batches(part, batch_size, None, workers=_workers(part), drop_last=False)
     return ordered_batches(part, batch_size)
 
 
 def select(part: Part, index: Tensor) -> Split:
     """The images that `index` (int64 (M,)) names, in its order, held in memory."""
     if isinstance(part, FolderImages):
-        return Split(torch.stack([part[i][0] for i in index.tolist()]), part.labels[index])
+        batches = read_chunks(part, index.split(TOGETHER), None, workers=_workers(part))
+        return Split(torch.cat([images for images, _ in batches]), part.labels[index])
     return part.select(index.to(part.labels.device))
 
 
-def _decoders() -> int:
+def first(part: Part, count: int) -> Split:
+    """The first `count` images, or all where there are fewer, held in memory."""
+    return select(part, torch.arange(min(count, len(part))))
+
+
+def augmented(
+    part: Part, chunks: Sequence[Tensor], augmentation: str, draws: torch.Generator, device: torch.device
+) -> Iterator[Tensor]:
+    """Training images as training sees them: for each of `chunks` (int64 (B,)) its images (B, C, H, W) on the device.
+
+    Args:
+        draws: the source of every draw, also of the crops that are made while files are read.
+    """
+    if isinstance(part, FolderImages):
+        seeds = crop_seeds(len(chunks), draws) if _crops_on_reading(part, augmentation) else None
+        batches = (images for images, _ in read_chunks(part, chunks, seeds, workers=_workers(part)))
+    else:
+        batches = (select(part, index).images for index in chunks)
+    left = left_to_augment(part, augmentation)
+    return (augment(images.to(device), draws, left) for images in batches)
+
+
+def moments_of(domains: Sequence[Data]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over the train parts of several domains together.
+
+    Those of sets that are decoded while they are read come from the domains' own, weighted by their images.
+    """
+    held = [data.train.images.cpu() for data in domains if isinstance(data, ImageData)]
+    if len(held) == len(domains):
+        return channel_moments(torch.cat(held))
+    counts = torch.tensor([len(data.train) for data in domains], dtype=torch.float64)
+    weights = (counts / counts.sum())[:, None]
+    means, deviations = (torch.tensor([getattr(d, m) for d in domains], dtype=torch.float64) for m in ("mean", "std"))
+    mean = (weights * means).sum(0)
+    variance = (weights * (deviations**2 + (means - mean) ** 2)).sum(0)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def without_labels(part: Part) -> Part:
+    """The same images for who must not see their labels: all are UNLABELLED."""
+    if isinstance(part, FolderImages):
+        return part.labelled(UNLABELLED)
+    return replace(part, labels=torch.full_like(part.labels, UNLABELLED))
+
+
+def _crops_on_reading(part: Part, augmentation: str) -> bool:
+    return isinstance(part, FolderImages) and augmentation == "resized_crop_flip"
+
+
+def _workers(part: FolderImages) -> int:
     # a run's own process may not start others where its parent made it a daemon
     if multiprocessing.current_process().daemon:
         return 0
+    if part.workers is not None:
+        return part.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(DECODERS, cores)

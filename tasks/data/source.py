@@ -144,8 +144,11 @@ class Source(Protocol):
         """The set cut into parts that share no class; asked only where `few_shot` says so."""
         return self.load(name, data_dir)
 
-    def open(self, name: str, data_dir: Path) -> FolderData:
-        """The set, decoded while it is read; asked where it is not held in memory."""
+    def open(self, name: str, data_dir: Path, *, workers: int | None = None, **options: Any) -> FolderData:
+        """The set, or one domain of it, decoded while it is read; asked where it is not held in memory.
+
+        workers: processes that decode; None: as many as are usual. options: as of `load`.
+        """
         raise ValueError(f'data set "{name}" is not a folder of images: use load')
 
     def mending(self, domain: str, class_name: str) -> str:

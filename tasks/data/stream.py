@@ -41,9 +41,11 @@ class Stream(Generic[T]):
         if self._batches is None:
             if not self._taken:
                 self._at_start = self._order.get_state()
-            self._batches = self._start(self._taken) if not self._taken else self._started_again()
+            self._batches = self._start(self._taken)
         batch = next(self._batches)
         self._taken += 1
+        if self._taken == self._length:
+            self._batches = None  # processes that read ahead end with their pass
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,12 +64,7 @@ class Stream(Generic[T]):
         self._order.set_state(state["order"])
         self._at_start, self._taken, self._batches = state["order"], taken, None
         if taken == self._length:  # the next pass begins with what this one left of the generator
-            self._batches = self._started_again()
-
-    def _started_again(self) -> Iterator[T]:
-        # torch's DataLoader draws from the global generator when it starts, which this pass has done before
-        with torch.random.fork_rng(devices=[]):
-            return self._start(self._taken)
+            self._start(taken)
 
 
 class Drawn(Generic[T]):

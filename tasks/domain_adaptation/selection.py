@@ -1,7 +1,7 @@
 """The choice of the reported epoch: the last one, and the choices of other rules from the same run.
 
 Every epoch's network is measured; a rule is then a column of the history. Rules that need no target label see the
-target as images alone; the oracle's column and the scores come from `score`, the only function that is given target
+target without its labels; the oracle's column and the scores come from `score`, the only function that is given target
 labels.
 """
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.situation import predict, situation
-from tasks.data.batches import ordered_batches
-from tasks.data.images import Split
+from tasks.data.reading import Part, in_order
 from tasks.domain_adaptation.losses import information
 from tasks.domain_adaptation.options import SOURCE
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate, evaluating
@@ -26,18 +25,18 @@ RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"
 
 
 def measure(
-    net: nn.Module, part: Split, prepare: Prepare, domain: int, what: str, precision: Precision = "float32"
+    net: nn.Module, part: Part, prepare: Prepare, domain: int, what: str, precision: Precision = "float32"
 ) -> Evaluation:
     """`net` on one part of one domain, in stored order. Raises Diverged."""
-    batches = ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+    batches = ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH))
     return evaluate(net, batches, precision, what, domain)
 
 
 @torch.no_grad()
 def observe(
     net: nn.Module,
-    source_val: Split,
-    target_val: Tensor,
+    source_val: Part,
+    target_val: Part,
     prepare: Prepare,
     domain: int,
     what: str,
@@ -48,24 +47,30 @@ def observe(
     Args:
         net: evaluated as it is; in its mode afterwards.
         source_val: with labels.
-        target_val: images alone, (N, C, H, W).
+        target_val: its labels are not looked at.
         prepare: images -> input.
         domain: told of target images.
         what: for the message of Diverged.
         precision: of the forwards.
     """
-    with evaluating(net), situation(net, domain), autocast(target_val.device, precision):
-        logits = torch.cat([predict(net, prepare(images)).cpu() for images in target_val.split(EVALUATION_BATCH)])
+    inputs = (prepare(images) for images, _ in in_order(target_val, EVALUATION_BATCH))
+    with evaluating(net), situation(net, domain):
+        logits = torch.cat([_logits(net, images, precision) for images in inputs])
     return {
         "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision).top1,
         "im_score": information(logits),
     }
 
 
+def _logits(net: nn.Module, images: Tensor, precision: Precision) -> Tensor:
+    with autocast(images.device, precision):
+        return predict(net, images).cpu()
+
+
 def score(
     net: nn.Module,
-    target_val: Split,
-    target_test: Split,
+    target_val: Part,
+    target_test: Part,
     prepare: Prepare,
     domain: int,
     what: str,

@@ -24,8 +24,7 @@ from tasks import data as datasets
 from tasks.admission import Host, expected, in_both_modes, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment
-from tasks.data.images import ImageData
+from tasks.data.reading import Data, Part, augmented, first, opened, without_labels
 from tasks.domain_adaptation.networks import AdaptationNet, build
 from tasks.domain_adaptation.options import SOURCE, TARGET, DomainAdaptationOptions
 from tasks.domain_adaptation.selection import choose, measure, observe, score
@@ -130,9 +129,7 @@ class DomainAdaptation:
 
     def run(self, norm: NormFactory, options: DomainAdaptationOptions, context: RunContext) -> Outcome:
         source, target = (
-            datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes).to(
-                context.device
-            )
+            opened(options.dataset, context, domain=domain, classes=options.num_classes)
             for domain in (options.source, options.target)
         )
         memory = PeakMemory(context.device)
@@ -145,19 +142,19 @@ class DomainAdaptation:
             device=context.device,
             generator=context.generator,
         )
-        prepare = preparation(source.mean, source.std, options.memory_format)
+        prepare = preparation(source.mean, source.std, options.memory_format, context.device)
         history = context.journal.rows
         domain, precision = options.target_domain, options.precision
 
         def measured(epoch: Epoch) -> None:
             what = f"after epoch {epoch.number}"
-            epoch.row |= observe(net, source.val, target.val.images, prepare, domain, what, precision)
+            epoch.row |= observe(net, source.val, without_labels(target.val), prepare, domain, what, precision)
             epoch.row |= score(net, target.val, target.test, prepare, domain, what, precision)
 
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
-            loop = train(net, source.train, target.train.images, options, context, prepare, memory, measured)
+            loop = train(net, source.train, without_labels(target.train), options, context, prepare, memory, measured)
             metrics, evidence = _measure(net, source, target, history, prepare, options, context)
         metrics |= loop.costs(net)
         kinds = {source.kind, target.kind}
@@ -178,8 +175,8 @@ TASK = DomainAdaptation()
 
 def _measure(
     net: AdaptationNet,
-    source: ImageData,
-    target: ImageData,
+    source: Data,
+    target: Data,
     history: list[dict[str, float]],
     prepare: Prepare,
     options: DomainAdaptationOptions,
@@ -191,7 +188,7 @@ def _measure(
     metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}
     chosen = dict(choose(history))
     metrics |= {f"target_top1_{rule}": history[place]["target_top1"] for rule, place in chosen.items()}
-    probe = prepare(target.test.images[:SHIFT_PROBE])
+    probe = prepare(first(target.test, SHIFT_PROBE).images)
     metrics |= {
         "source_top1": final.top1,
         "target_top1_adabn": last["target_top1"],
@@ -203,7 +200,7 @@ def _measure(
         "chosen_epochs": {rule: place + 1 for rule, place in chosen.items()},
     }
     if keeps_stats(net):
-        adapted, count = adabn(net, target.train.images, prepare, options, context)
+        adapted, count = adabn(net, without_labels(target.train), prepare, options, context)
         metrics["target_top1_adabn"] = measure(
             adapted, target.test, prepare, domain, "target test, AdaBN", options.precision
         ).top1
@@ -212,17 +209,18 @@ def _measure(
 
 
 def adabn(
-    net: AdaptationNet, images: Tensor, prepare: Prepare, options: DomainAdaptationOptions, context: RunContext
+    net: AdaptationNet, part: Part, prepare: Prepare, options: DomainAdaptationOptions, context: RunContext
 ) -> tuple[nn.Module, int]:
-    """A copy of `net` with the target's statistics, from its training images (N, C, H, W) alone; and how many it took.
+    """A copy of `net` with the target's statistics, from its training images alone; and how many it took.
 
     As recalibration in the other tasks: shuffled, with training augmentation, in norm batches of as many images as a
     norm batch of training holds of one domain, pooled.
     """
-    count, group = recalibration_batches(min(options.adabn_images, len(images)), options.norm_batch)
-    chosen = torch.randperm(len(images), generator=context.generator("adabn"))[:count].to(images.device)
+    count, group = recalibration_batches(min(options.adabn_images, len(part)), options.norm_batch)
+    chosen = torch.randperm(len(part), generator=context.generator("adabn"))[:count]
     draws = context.generator("adabn augmentation")
-    batches = (prepare(augment(part, draws, options.augmentation)) for part in images[chosen].split(group))
+    seen = augmented(part, chosen.split(group), options.augmentation, draws, context.device)
+    batches = (prepare(images) for images in seen)
     return recalibrated(net, batches, group // options.norm_batch, options.precision, options.target_domain), count
 
 

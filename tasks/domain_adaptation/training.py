@@ -1,12 +1,12 @@
 """Training: one step of the methods that learn by one loss, and the loop over epochs. MCD's step is in mcd.py.
 
-The loop is given the target as images. What measures the network after every epoch is handed to it, so that the labels
-are with whoever measures, and not with the loop.
+The loop is given the target without its labels. What measures the network after every epoch is handed to it, so that
+the labels are with whoever measures, and not with the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
 from tasks.data.batches import augment
-from tasks.data.images import Split
-from tasks.data.reading import stream
-from tasks.data.stream import Stream
+from tasks.data.reading import Part, left_to_augment, stream
 from tasks.domain_adaptation.dann import adversarial_step
 from tasks.domain_adaptation.mcd import mcd_step
 from tasks.domain_adaptation.networks import AdaptationNet
@@ -32,8 +30,8 @@ Step = Callable[[Tensor, Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 
 def train(
     net: AdaptationNet,
-    source: Split,
-    target: Tensor,
+    source: Part,
+    target: Part,
     options: DomainAdaptationOptions,
     context: RunContext,
     prepare: Prepare,
@@ -45,10 +43,10 @@ def train(
     Args:
         net: in training mode; whoever evaluates it in between puts that back.
         source: the training part, with labels.
-        target: (N, C, H, W), uint8: training images. "source_only" never reads them.
+        target: the training part, without labels (tasks.data.reading.without_labels). "source_only" never reads it.
         options: of the run.
         context: draws by name, so that every method and norm meets the same batches of the source.
-        prepare: images -> input.
+        prepare: images -> input, on the run's device.
         memory: begun before the network was built.
         measure: called after the steps of every epoch, with the network as it then is; adds to the epoch's row.
 
@@ -57,8 +55,9 @@ def train(
     """
     step_of, optimizers = _method(net, options)
     of_source, of_target = context.generator("augmentation"), context.generator("target augmentation")
-    batches = stream(source, options.batch_size, context.generator("order"))
-    others = _target(target, options.batch_size, context.generator("target order"))
+    batches = stream(source, options.batch_size, context.generator("order"), options.augmentation)
+    others = stream(target, options.batch_size, context.generator("target order"), options.augmentation)
+    left = left_to_augment(source, options.augmentation)  # one set: both in memory, or none
     total = options.total_steps(len(source))
     loop = Loop(
         context,
@@ -71,8 +70,9 @@ def train(
     both = options.num_domains == 2
     for epoch in loop.epochs():
         for step, (images, labels), *drawn in epoch.steps(batches, *([others] if both else [])):
-            images = prepare(augment(images, of_source, options.augmentation))
-            of_other = prepare(augment(drawn[0], of_target, options.augmentation)) if both else images
+            images, labels = images.to(context.device), labels.to(context.device)
+            images = prepare(augment(images, of_source, left))
+            of_other = prepare(augment(drawn[0][0].to(context.device), of_target, left)) if both else images
             with step:
                 loss, right = step_of(images, labels, of_other, step.progress, step.number)
             step.saw(len(labels), right, train_loss=loss)
@@ -102,14 +102,3 @@ def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step,
         return adversarial_step(net, optimizer, images, labels, others, options, progress=progress, step=step)
 
     return by_one_loss, [optimizer]
-
-
-def _target(images: Tensor, batch_size: int, order: torch.Generator) -> Stream[Tensor]:
-    """Batches of the target, shuffled anew for every pass, for as long as the source lasts."""
-
-    def start(skip: int) -> Iterator[Tensor]:
-        chosen = torch.randperm(len(images), generator=order).to(images.device)
-        whole = chosen[: len(chosen) - len(chosen) % batch_size].split(batch_size)
-        return (images[index] for index in whole[skip:])
-
-    return Stream(start, order, len(images) // batch_size)

@@ -26,7 +26,7 @@ from tasks import data as datasets
 from tasks.admission import Host, expected, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.cost import PeakMemory
-from tasks.data.images import ImageData, channel_moments
+from tasks.data.reading import Data, first, moments_of, opened
 from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.domain_generalization.training import on_unseen, over_sources, parts_of, train
 from tasks.evaluate import SHIFT_PROBE, composition_shift
@@ -114,14 +114,13 @@ class DomainGeneralization:
         return net, preparation(facts["mean"], facts["std"], options.memory_format)
 
     def run(self, norm: NormFactory, options: DomainGeneralizationOptions, context: RunContext) -> Outcome:
-        def load(domain: str) -> ImageData:
-            data = datasets.load(options.dataset, context.data_dir, domain=domain, classes=options.num_classes)
-            return data.to(context.device)
+        def load(domain: str) -> Data:
+            return opened(options.dataset, context, domain=domain, classes=options.num_classes)
 
         sources, held_out = [load(domain) for domain in options.sources], load(options.held_out)
-        mean, std = channel_moments(torch.cat([data.train.images.cpu() for data in sources]))
+        mean, std = moments_of(sources)
 
-        prepare = preparation(mean, std, options.memory_format)
+        prepare = preparation(mean, std, options.memory_format, context.device)
         memory = PeakMemory(context.device)
         facts = facts_of(held_out) | {"mean": mean, "std": std, "sources": list(options.sources)}
         net = _build(norm, options, facts, device=context.device, generator=context.generator)
@@ -146,7 +145,7 @@ class DomainGeneralization:
             "target_top1_source_val": history[chosen]["target_top1"],
             "source_top1": of_sources,
             "val_top1": history[-1]["val_top1"],
-            "composition_shift": composition_shift(net, prepare(held_out.test.images[:SHIFT_PROBE]), precision),
+            "composition_shift": composition_shift(net, prepare(first(held_out.test, SHIFT_PROBE).images), precision),
             **loop.costs(net),
         }
         kinds = {data.kind for data in (*sources, held_out)}

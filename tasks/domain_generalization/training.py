@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment, ordered_batches
-from tasks.data.images import ImageData, Split
-from tasks.data.reading import stream
+from tasks.data.batches import augment
+from tasks.data.reading import Data, Part, in_order, left_to_augment, stream
 from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate
 from tasks.inputs import Prepare
@@ -22,7 +21,7 @@ from tasks.step import Precision, train_step
 
 def train(
     net: nn.Module,
-    sources: list[Split],
+    sources: Sequence[Part],
     options: DomainGeneralizationOptions,
     context: RunContext,
     prepare: Prepare,
@@ -36,7 +35,7 @@ def train(
         sources: training parts, in the order in which norms number the domains.
         options: of the run.
         context: draws by name.
-        prepare: images -> input.
+        prepare: images -> input, on the run's device.
         memory: begun before the network was built.
         measure: called after the steps of every epoch, with the network as it then is; adds to the epoch's row.
 
@@ -50,9 +49,10 @@ def train(
     draws = context.generator("augmentation")
     # a small domain is passed more often than a large one
     streams = [
-        stream(part, options.batch_size, context.generator(f"order of {name}"))
+        stream(part, options.batch_size, context.generator(f"order of {name}"), options.augmentation)
         for part, name in zip(sources, options.sources, strict=True)
     ]
+    left = left_to_augment(sources[0], options.augmentation)  # one set: all of it in memory, or nothing
     images_each = sum(len(part) for part in sources) // len(sources)
     total = options.total_steps(images_each)
     loop = Loop(
@@ -65,8 +65,8 @@ def train(
     )
     for epoch in loop.epochs():
         for step, *pairs in epoch.steps(*streams):
-            images, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-            images = prepare(augment(images, draws, options.augmentation))
+            images, labels = (torch.cat(tensors).to(context.device) for tensors in zip(*pairs, strict=True))
+            images = prepare(augment(images, draws, left))
             with step:
                 loss, right = train_step(
                     net, optimizer, images, labels, per_step, progress=step.progress, step=step.number
@@ -77,7 +77,7 @@ def train(
 
 
 def over_sources(
-    net: nn.Module, parts: list[Split], prepare: Prepare, what: str, precision: Precision = "float32"
+    net: nn.Module, parts: Sequence[Part], prepare: Prepare, what: str, precision: Precision = "float32"
 ) -> float:
     """Mean accuracy over one part of each source domain, each forwarded as of its domain."""
     found = [
@@ -87,17 +87,15 @@ def over_sources(
     return sum(found) / len(found)
 
 
-def on_unseen(
-    net: nn.Module, data: ImageData, prepare: Prepare, what: str, precision: Precision = "float32"
-) -> Evaluation:
+def on_unseen(net: nn.Module, data: Data, prepare: Prepare, what: str, precision: Precision = "float32") -> Evaluation:
     """All images of a domain that the network does not know."""
     batches = (batch for part in parts_of(data) for batch in _in_order(part, prepare))
     return evaluate(net, batches, precision, f"held-out domain {what}")
 
 
-def parts_of(data: ImageData) -> tuple[Split, Split, Split]:
+def parts_of(data: Data) -> tuple[Part, Part, Part]:
     return data.train, data.val, data.test
 
 
-def _in_order(part: Split, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((prepare(images), labels) for images, labels in ordered_batches(part, EVALUATION_BATCH))
+def _in_order(part: Part, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH))

@@ -48,8 +48,8 @@ class Folder(Stored):
     def in_memory(self, name: str, data_dir: Path) -> bool:
         return "index.json" not in self._manifest(name, data_dir)["files"]
 
-    def open(self, name: str, data_dir: Path) -> lazy.FolderData:
-        data = lazy.open_folder(name, data_dir, self.place(name, data_dir))
+    def open(self, name: str, data_dir: Path, **options: Any) -> lazy.FolderData:
+        data = lazy.open_folder(name, data_dir, self.place(name, data_dir), **options)
         root = folder_root(name)
         if not data.train.root.is_dir() and root.is_dir():  # moved since: `place` compared them
             for part in (data.train, data.val, data.test):
@@ -113,8 +113,8 @@ class ImageNet(Folder):
     def place(self, name: str, data_dir: Path) -> str:
         return name
 
-    def open(self, name: str, data_dir: Path) -> lazy.FolderData:
-        return lazy.open_folder(name, data_dir, self.place(name, data_dir))
+    def open(self, name: str, data_dir: Path, **options: Any) -> lazy.FolderData:
+        return lazy.open_folder(name, data_dir, self.place(name, data_dir), **options)
 
     def root(self, name: str, source: Path | None, before: dict[str, Any]) -> Path:
         if source is None and "root" not in before:

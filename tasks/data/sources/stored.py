@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tasks.data.images import ImageData
-from tasks.data.manifest import PARTS
-from tasks.data.prepared import is_written, read_index, read_labels, read_manifest, read_set
+from tasks.data.prepared import is_written, read_labels, read_manifest, read_set
 from tasks.data.source import Contents, Source
 
 
@@ -38,11 +36,7 @@ class Stored(Source):
         )
 
     def labels(self, name: str, data_dir: Path, domain: str | None) -> dict[str, Tensor]:
-        place = self.place(name, data_dir)
-        if self.in_memory(name, data_dir):
-            return read_labels(name, data_dir, place, domain=domain)
-        _, index = read_index(name, data_dir, place)
-        return {part: torch.tensor([label for _, label, _ in index[part]]) for part in PARTS}
+        return read_labels(name, data_dir, self.place(name, data_dir), domain=domain)
 
     def load(self, name: str, data_dir: Path, **options: Any) -> ImageData:
         return read_set(name, data_dir, self.place(name, data_dir), **options)

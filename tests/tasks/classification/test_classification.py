@@ -22,7 +22,7 @@ from tasks import admission, get_task
 from tasks.base import Diverged, RunContext, Setting
 from tasks.classification import task as classification
 from tasks.classification.task import TASK, recalibration_batches
-from tasks.data import reading
+from tasks.data import lazy
 from tasks.data.images import Split, make_data
 from tasks.data.lazy import FolderData, FolderImages
 
@@ -238,7 +238,7 @@ def test_images_that_are_decoded_while_read_give_the_run_of_those_in_memory(data
             path = tmp_path / f"{part}-{i}.png"
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
             entries.append((path.name, label, path.stat().st_size))
-        files[part] = FolderImages(tmp_path, entries, 16)
+        files[part] = FolderImages(tmp_path, entries, 16, workers=0)
     held = data.value
     folder = FolderData(
         "planted", "", **files, num_classes=CLASSES, image_shape=(3, 16, 16), mean=held.mean, std=held.std,
@@ -246,12 +246,12 @@ def test_images_that_are_decoded_while_read_give_the_run_of_those_in_memory(data
     )  # fmt: skip
     options = {"batch_size": 16, "recalibration_images": 32, "augmentation": "crop"}
     expected = results(run(**options))
-    monkeypatch.setattr(reading, "DECODERS", 0)
+    grouped = results(run(**options, single_class_groups=2, final_pass="class_sorted"))
+    monkeypatch.setattr(lazy, "SHORTER", 1)  # as sets in memory are decoded
     monkeypatch.setattr(classification.datasets, "in_memory", lambda name, data_dir: False)
-    monkeypatch.setattr(classification.datasets, "open_folder", lambda name, data_dir: folder)
+    monkeypatch.setattr(classification.datasets, "open_folder", lambda name, data_dir, **given: folder)
     assert results(run(**options)) == expected
-    with pytest.raises(ValueError, match="too large for memory"):
-        run(**options, num_classes=2)
+    assert results(run(**options, single_class_groups=2, final_pass="class_sorted")) == grouped
 
 
 # Planning
@@ -416,13 +416,6 @@ def test_groups_of_one_class_reach_the_norm_as_its_norm_batches(monkeypatch):
         assert torch.equal(labels, other_labels)
         for k in range(4):
             assert len(labels[k::4].unique()) == 1
-
-
-def test_groups_of_one_class_are_refused_where_images_are_decoded_while_read(monkeypatch):
-    monkeypatch.setattr(classification.datasets, "check_classifiable", lambda *args: None)
-    monkeypatch.setattr(classification.datasets, "in_memory", lambda *args: False)
-    with pytest.raises(ValueError, match='single_class_groups: data set "planted" is not held in memory'):
-        TASK.data_checksum(TASK.options(**(TINY | {"single_class_groups": 4})), Path())
 
 
 def test_norms_that_need_a_domain_or_a_context_are_skipped_with_the_reason():

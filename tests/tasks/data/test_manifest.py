@@ -245,7 +245,7 @@ def test_arrays_that_do_not_fit_each_other_are_named(mnist, file, array):
 )
 def test_an_index_of_another_form_or_of_files_elsewhere_is_named(imagenet, index):
     data_dir, folder, files = imagenet
-    content = json.dumps({"parts": index}).encode()
+    content = json.dumps({"domains": {"": index}}).encode()
     (folder / "index.json").write_bytes(content)
     (folder / "manifest.json").write_text(changed(files, files={"index.json": hashlib.sha256(content).hexdigest()}))
     errors = ask("imagenet", data_dir, folder)

@@ -260,14 +260,16 @@ def test_the_checksum_of_ordinary_folders_is_as_ever(tmp_path):
     assert checksum(f"folder:{tmp_path / 'set'}", tmp_path / "data") == "e81733020b1ffc14"
 
 
-def test_the_decoding_is_part_of_a_large_sets_identity_only(tmp_path, root, monkeypatch):
+@pytest.mark.parametrize(
+    ("constant", "places"), [("DECODING", ("folders", "prepared", "origin")), ("INDEX", ("folders", "prepared"))]
+)
+def test_how_images_are_read_is_part_of_a_large_sets_identity_only(tmp_path, root, monkeypatch, constant, places):
     name, found = f"folder:{root}", {}
     for large in (False, True):
         monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 0 if large else 2**30)
         for version in (2, 3):
-            monkeypatch.setattr(folders, "DECODING", version)
-            monkeypatch.setattr("tasks.data.prepared.DECODING", version)
-            monkeypatch.setattr("tasks.data.origin.DECODING", version)
+            for place in places:
+                monkeypatch.setattr(f"tasks.data.{place}.{constant}", version)
             data_dir = tmp_path / f"{large} {version}"
             prepare(name, data_dir, size=6)
             found[large, version] = checksum(name, data_dir)
@@ -275,11 +277,12 @@ def test_the_decoding_is_part_of_a_large_sets_identity_only(tmp_path, root, monk
     assert found[True, 2] != found[True, 3]
 
 
-def test_a_large_set_of_an_older_decoding_is_to_be_made_again(tmp_path, root, monkeypatch):
+@pytest.mark.parametrize("lacking", ["decoding", "index"])
+def test_a_large_set_that_an_older_version_prepared_is_to_be_made_again(tmp_path, root, monkeypatch, lacking):
     monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 0)
     prepare("imagenet", tmp_path, source=root, size=6)
     path = manifest_of(tmp_path)
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "decoding"}))
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != lacking}))
     for ask in (checksum, open_folder, prepare):
         with pytest.raises(ValueError, match="decodes some images in another way; prepare the data set again with"):
             ask("imagenet", tmp_path)

@@ -461,9 +461,9 @@ def test_options_that_do_not_apply_are_refused(tmp_path, monkeypatch):
             call()
     prepare("glyphs", tmp_path)  # built in: nothing to do
     assert list(tmp_path.iterdir()) == []
-    root = make_folder(tmp_path / "large", {"photo": "ab", "art": "ab"})
+    root = make_folder(tmp_path / "large", {"train": "ab", "val": "cd", "test": "ef"})
     monkeypatch.setattr(folders, "LARGEST_IN_MEMORY", 1000)
-    with pytest.raises(ValueError, match="choose a smaller size"):
+    with pytest.raises(ValueError, match="choose a smaller size for a few-shot set"):
         prepare(f"folder:{root}", tmp_path / "data")
 
 

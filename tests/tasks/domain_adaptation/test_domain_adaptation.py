@@ -17,8 +17,10 @@ from results.metrics import METRICS
 from tasks import admission, get_task
 from tasks import data as datasets
 from tasks.base import Diverged
+from tasks.data import reading
 from tasks.data.batches import normalize
 from tasks.data.images import shrink
+from tasks.data.reading import UNLABELLED, without_labels
 from tasks.domain_adaptation import selection, training
 from tasks.domain_adaptation import task as domain_adaptation
 from tasks.domain_adaptation.networks import build
@@ -102,8 +104,9 @@ def test_the_training_loop_is_given_target_images_without_labels(domains, tmp_pa
 
     monkeypatch.setattr(domain_adaptation, "train", watched)
     run("bn", options(), tmp_path)
-    assert [type(target) for target in given] == [torch.Tensor]
-    assert given[0].dtype == torch.uint8
+    (target,) = given
+    assert torch.equal(target.images, domains["blend"].train.images)
+    assert (target.labels == UNLABELLED).all()
 
 
 def test_only_the_rules_columns_choose_and_the_earliest_of_equal_ones():
@@ -139,7 +142,7 @@ def digits(tmp_path_factory):
             net = build(
                 norm(name, spec), spec, channels=3, classes=10, device="cpu", generator=context(folder).generator
             )
-            training.train(net, data.train, data.train.images, spec, context(folder), prepare)
+            training.train(net, data.train, without_labels(data.train), spec, context(folder), prepare)
             trained[name] = net
         return trained[name], spec
 
@@ -150,7 +153,7 @@ def digits(tmp_path_factory):
         """Accuracy on the changed test images, before and after AdaBN on changed training images."""
         net, spec = network(name, epochs)
         shifted = replace(data.test, images=change(data.test.images))
-        adapted, _ = adabn(net, change(data.train.images), prepare, spec, context(folder))
+        adapted, _ = adabn(net, replace(data.train, images=change(data.train.images)), prepare, spec, context(folder))
         return tuple(measure(n, shifted, prepare, 0, "test").top1 for n in (net, adapted))
 
     return accuracies
@@ -191,9 +194,7 @@ def test_adabn_takes_unlabelled_target_training_images_drawn_by_name_and_augment
     batches and domain."""
     given = []
     spec = options(adabn_images=96, norm_batch_size=8)
-    monkeypatch.setattr(
-        domain_adaptation, "augment", lambda images, draws, kind: (given.append((images, kind)), images)[1]
-    )
+    monkeypatch.setattr(reading, "augment", lambda images, draws, kind: (given.append((images, kind)), images)[1])
     told = []
 
     def recalibrated(net, batches, slices, precision, domain):
@@ -251,9 +252,10 @@ def test_the_label_free_score_and_the_composition_shift_see_target_images_as_of_
     def prepare(images):
         return normalize(images, source.mean, source.std).contiguous(memory_format=torch.channels_last)
 
-    training.train(net, source.train, target.train.images, spec, context(tmp_path), prepare)
+    training.train(net, source.train, without_labels(target.train), spec, context(tmp_path), prepare)
     scores = [
-        selection.observe(net, source.val, target.val.images, prepare, domain, "")["im_score"] for domain in (0, 1)
+        selection.observe(net, source.val, without_labels(target.val), prepare, domain, "")["im_score"]
+        for domain in (0, 1)
     ]
     assert outcome.metrics["im_score"] == scores[1] != scores[0]
 
@@ -390,15 +392,6 @@ def test_every_method_and_norm_meets_the_same_images_in_the_same_order(domains, 
     for other in seen.values():
         for one, two in zip(first, other, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=False))
-
-
-def test_an_endless_target_is_shuffled_anew_in_every_pass():
-    images = torch.arange(10).view(10, 1, 1, 1)
-    stream = training._target(images, 3, torch.Generator().manual_seed(0))
-    passes = [[next(stream).flatten().tolist() for _ in range(3)] for _ in range(2)]
-    assert passes[0] != passes[1]
-    for batches in passes:
-        assert len({i for batch in batches for i in batch}) == 9
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
