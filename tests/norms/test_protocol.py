@@ -35,6 +35,7 @@ OTHER = {
     "return_indices": "a pooling",
     "inplace": "an activation",
     "downsample": "a block of torchvision",
+    "conversion": "a network (tasks.nets.guests)",
     "bn2": "a block of torchvision",
     "bn3": "a block of torchvision",
 }

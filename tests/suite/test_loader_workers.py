@@ -7,11 +7,11 @@ import threading
 import pytest
 from parts.image_folders import make
 from parts.watching import alive, until
-from suite.plan import plan_config
 
 from results.store import find_record
 from suite.cli import main
 from suite.engine import execute
+from suite.planning import plan_config
 from suite.processes import below
 from suite.runner import Runner
 from tasks.data import folders, prepare

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import tasks
+from norms.factory import factory_info
 from norms.protocol import norm_modules
 from norms.registry import make_norm
-from tasks.admission import refusal, try_forward
+from tasks.admission import Host, refusal
 from tasks.base import RunContext
 from tasks.classification.options import ClassificationOptions
 from tasks.nets.blocks import conv_norm_act
@@ -35,6 +36,11 @@ def generator(seed=0):
 
 def built(model="mine", norm=BN, **more):
     return build_net(model, norm, **CLASSES, **more)
+
+
+def why_not(norm, size=8):
+    host = Host("test", build_net, {"model": "mine", **CLASSES}, (2, size, size), norm_batch=4)
+    return refusal(norm, factory_info(norm), host)
 
 
 def test_a_users_model_has_equal_initial_weights_for_every_norm_and_works_not_in_place():
@@ -97,21 +103,14 @@ def test_a_model_that_can_not_serve_is_a_reason_in_one_line(kind, size):
     build, said = BAD[kind]
     register_model("mine")(build)
 
-    def forward(device, shared):
-        try_forward(built(device=device), (2, size, size), 1, shared, device)
-
-    reason = refusal(BN, forward, 4, (2, size, size), ("test", kind), "mine")
+    reason = why_not(BN, size)
     assert re.search(said.replace("8, 8", f"{size}, {size}").replace("4", "[24]"), reason), reason
     assert "\n" not in reason
 
 
 def test_a_model_that_may_be_built_as_it_is_is_no_reason():
     register_model("mine")(plain)
-
-    def forward(device, shared):
-        try_forward(built(device=device), (2, 8, 8), 1, shared, device)
-
-    assert refusal(BN, forward, 4, (2, 8, 8), ("test",), "mine") is None
+    assert why_not(BN) is None
 
 
 def test_a_norm_that_transforms_weights_needs_its_convolution():
@@ -130,12 +129,7 @@ def test_a_norm_that_transforms_weights_needs_its_convolution():
 @pytest.mark.parametrize("name", ["cbn", "evonorm_b0"])
 def test_a_norm_that_needs_what_a_bare_layer_is_not_told_is_skipped_with_the_reason(name):
     register_model("mine")(plain)
-
-    def forward(device, shared):
-        try_forward(build_net("mine", make_norm(name), **CLASSES, device=device), (2, 8, 8), 1, shared, device)
-
-    reason = refusal(make_norm(name), forward, 4, (2, 8, 8), ("test", name), "mine")
-    assert re.search("weight|activation", reason)
+    assert re.search("weight|activation", why_not(make_norm(name)))
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_evonorm_b0_on_slices_is_the_equation_of_each(slices, layout):
     for k in range(slices):
         one_by_one(x[k::slices])
     torch.testing.assert_close(dict(layer.named_buffers()), dict(one_by_one.named_buffers()))
-    with situation(layer, slices=4), pytest.raises(ValueError, match="4 slices"):
+    with situation(layer, slices=4), pytest.raises(ValueError, match="4 norm batches"):
         layer(x)
 
 
