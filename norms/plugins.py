@@ -15,20 +15,19 @@ before it is loaded anew, and puts everything back where that fails.
 from __future__ import annotations
 
 import hashlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
-import linecache
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
-from norms.source import Module, Source, parse, read_source
+from norms.modules import Beside, Loader, spec_of
+from norms.source import Module, Source, read_source
 from norms.values import cut
 
 _PREFIX = "normsuite_plugin_"
@@ -261,13 +260,13 @@ def load_source(source: Source, called: str = "") -> Plugin:
 
     def execute() -> ModuleType:
         if old is not None:
-            _Beside.remove(old.source)
+            Beside.remove(old.source)
         name = _module_name(source.file)
         own = replace(source.modules[0], name=name)
-        _Beside.add(source, called)
+        Beside.add(source, called)
         # before execution: pickling and dataclasses look their module up here
-        module = sys.modules[name] = importlib.util.module_from_spec(_spec(own))
-        _Loader(own).exec_module(module)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec_of(own))
+        Loader(own).exec_module(module)
         return module
 
     return _load(Plugin(source), called, execute)
@@ -283,12 +282,12 @@ def _load(plugin: Plugin, called: str, execute: Callable[[], ModuleType]) -> Plu
     try:
         module = execute()
         for kind, get in _WATCHED.items():
-            new = {name for name, its in get().items() if watched[kind].get(name) is not its}
+            new = [name for name, its in get().items() if watched[kind].get(name) is not its]
             _OF.update({(kind, name): plugin for name in new})
-            _UNDER.update({(kind, name): watched[kind][name] for name in new & watched[kind].keys()})
+            _UNDER.update({(kind, name): watched[kind][name] for name in new if name in watched[kind]})
     except BaseException as error:
         if not plugin.module:
-            _Beside.remove(plugin.source)
+            Beside.remove(plugin.source)
         before.put_back(plugin)
         if isinstance(error, Exception | SystemExit):
             raise ValueError(f'plugin "{called}": {type(error).__name__}: {_one_line(error)}') from error
@@ -330,10 +329,10 @@ class _State:
         mine = {
             name: module
             for name, module in list(sys.modules.items())
-            if name.startswith(_PREFIX) or isinstance(getattr(module, "__loader__", None), _Loader)
+            if name.startswith(_PREFIX) or isinstance(getattr(module, "__loader__", None), Loader)
         }
         return cls(
-            {kind: dict(get()) for kind, get in _REGISTRIES.items()}, dict(_OF), dict(_UNDER), dict(_Beside.known), mine
+            {kind: dict(get()) for kind, get in _REGISTRIES.items()}, dict(_OF), dict(_UNDER), dict(Beside.known), mine
         )
 
     def put_back(self, failed: Plugin) -> None:
@@ -345,7 +344,7 @@ class _State:
             _replace(get(), {**before, **others})
         _replace(_OF, self.of)
         _replace(_UNDER, self.under)
-        _replace(_Beside.known, self.beside)
+        _replace(Beside.known, self.beside)
         sys.modules.pop(failed.module or _module_name(failed.file), None)
         sys.modules.update(self.modules)
 
@@ -374,74 +373,6 @@ def texts(plugin: Plugin) -> Mapping[str, str]:
         module.file.relative_to(folder).as_posix(): importlib.util.decode_source(module.content)
         for module in plugin.source.modules
     }
-
-
-class _Loader(importlib.abc.InspectLoader):
-    """Executes a module from the bytes that were read, whatever its file holds by now."""
-
-    def __init__(self, module: Module):
-        self.module = module
-
-    def get_source(self, fullname: str) -> str:
-        return importlib.util.decode_source(self.module.content)
-
-    def get_code(self, fullname: str) -> CodeType:
-        file = str(self.module.file)
-        # dont_inherit, else this file's own __future__ imports would apply to the user's
-        return compile(parse(self.module.content, file), file, "exec", dont_inherit=True)
-
-    def is_package(self, fullname: str) -> bool:
-        return self.module.file.name == "__init__.py"
-
-    def exec_module(self, module: ModuleType) -> None:
-        lines = self.get_source(module.__name__).splitlines(keepends=True)
-        # Tracebacks show the text that runs: an entry without a time is not compared with the file.
-        linecache.cache[str(self.module.file)] = (len(self.module.content), None, lines, str(self.module.file))
-        super().exec_module(module)
-
-
-def _spec(module: Module) -> importlib.machinery.ModuleSpec:
-    loader = _Loader(module)
-    spec = importlib.machinery.ModuleSpec(
-        module.name, loader, origin=str(module.file), is_package=loader.is_package(module.name)
-    )
-    spec.has_location = True  # so that the module has a __file__
-    if spec.submodule_search_locations is not None:
-        spec.submodule_search_locations.append(str(module.file.parent))
-    return spec
-
-
-class _Beside(importlib.abc.MetaPathFinder):
-    """Finds the modules beside plugins before Python looks along sys.path."""
-
-    known: ClassVar[dict[str, Module]] = {}
-
-    @classmethod
-    def add(cls, source: Source, called: str) -> None:
-        for name, module in source.beside.items():
-            there = sys.modules.get(name)
-            other = cls.known[name].file if name in cls.known else getattr(there, "__file__", None)
-            if (name in cls.known or there is not None) and (other is None or Path(other) != module.file):
-                raise ValueError(
-                    f'plugin "{called}": imports "{name}" from its folder, and another module has this name: '
-                    f"{other or 'a part of Python'}; rename one"
-                )
-        cls.known.update(source.beside)
-        if source.beside and not any(isinstance(finder, cls) for finder in sys.meta_path):
-            sys.meta_path.insert(0, cls())
-
-    @classmethod
-    def remove(cls, source: Source) -> None:
-        for name, module in source.beside.items():
-            if cls.known.get(name) == module:
-                del cls.known[name]
-                if isinstance(getattr(sys.modules.get(name), "__loader__", None), _Loader):
-                    del sys.modules[name]
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        return _spec(self.known[fullname]) if fullname in self.known else None
 
 
 def _replace(mapping: MutableMapping[Any, Any], content: Mapping[Any, Any]) -> None:

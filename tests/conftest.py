@@ -18,6 +18,7 @@ def registries_as_before() -> Iterator[None]:
     """What a test registers or loads is gone after it: others of the same process go over all norms and tasks."""
     import tasks
     from norms import plugins, registry
+    from norms.modules import Beside
     from results import metrics
     from tasks import schedule
     from tasks.data import catalog
@@ -28,13 +29,13 @@ def registries_as_before() -> Iterator[None]:
     registries += (metrics.METRICS, metrics.RANKS, metrics.VALIDATES, plugins._OF, plugins._UNDER)
     registries += (catalog._SOURCES, catalog._PLACES)
     befores, modules = [dict(each) for each in registries], set(sys.modules)
-    beside = dict(plugins._Beside.known)
+    beside = dict(Beside.known)
     yield
     for name in set(sys.modules) - modules:
-        if name.startswith("normsuite_plugin_") or name in plugins._Beside.known:
+        if name.startswith("normsuite_plugin_") or name in Beside.known:
             del sys.modules[name]
-    plugins._Beside.known.clear()
-    plugins._Beside.known.update(beside)
+    Beside.known.clear()
+    Beside.known.update(beside)
     for registered, before in zip(registries, befores, strict=True):
         registered.clear()
         registered.update(before)
