@@ -28,7 +28,7 @@ Batch = Annotated[_N, Field(ge=1, le=2**17)]  # images of an update or a forward
 Images = Annotated[_N, Field(ge=1, le=10**8)]
 Epochs = Annotated[_N, Field(ge=1, le=10**5)]
 Steps = Annotated[_N, Field(ge=1, le=10**9)]  # of one training
-Repeats = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
+Count = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
 Classes = Annotated[_N, Field(ge=2, le=10**5)]
 Width = Annotated[_N, Field(ge=1, le=512)]  # channels; planning resnet18_cifar with 512 takes 4 GB and 13 s
 Cells = Annotated[_N, Field(le=40)]  # planning a search network of 40 takes 3 GB and 11 s

@@ -9,7 +9,7 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 
 from tasks.adversarial.ensemble import MOST_TARGETS, PARTS, TARGETED_CLASSES, Part, Scale
 from tasks.adversarial.evaluation import Attacks
-from tasks.options import Images, Milestones, Positive, Repeats, only_used
+from tasks.options import Count, Images, Milestones, Positive, only_used
 from tasks.schedule import MILESTONES
 from tasks.step import StepOptions
 from tasks.supervised import SupervisedOptions
@@ -66,21 +66,21 @@ class AdversarialOptions(SupervisedOptions):
     method: Literal["pgd", "trades", "fgsm_rs", "standard"] = "pgd"
     epsilon: Level[float] = 8.0
     step_size: Level[float | None] = None
-    steps: Repeats[int | None] = None
+    steps: Count[int | None] = None
     crafting_mode: Literal["eval", "train"] | None = None
     trades_beta: Positive[float | None] = None
 
     # declared once more since it is older here than the other tasks' field: records hold it as it is used
     milestones: Milestones = None
     attack_images: Annotated[Images[int], Field(ge=2)] = 1000
-    pgd_steps: Repeats[int] = 20
+    pgd_steps: Count[int] = 20
     pgd_step_size: Level[float | None] = None
-    pgd_restarts: Repeats[int] = 5
+    pgd_restarts: Count[int] = 5
     autoattack: tuple[Part, ...] = PARTS
-    apgd_steps: Repeats[int | None] = None
-    fab_steps: Repeats[int | None] = None
-    targets: Repeats[int | None] = None
-    square_queries: Repeats[int | None] = None
+    apgd_steps: Count[int | None] = None
+    fab_steps: Count[int | None] = None
+    targets: Count[int | None] = None
+    square_queries: Count[int | None] = None
 
     @field_validator("autoattack")
     @classmethod

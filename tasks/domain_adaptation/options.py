@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from tasks.options import Batch, Images, LeftOut, Positive, Repeats, only_used
+from tasks.options import Batch, Count, Images, LeftOut, Positive, only_used
 from tasks.supervised import SupervisedOptions
 
 SOURCE, TARGET = 0, 1
@@ -50,7 +50,7 @@ class DomainAdaptationOptions(SupervisedOptions):
     forward: Literal["joint", "separate"] | None = None
     trade_off: Positive[float | None] = None
     discriminator_width: int | None = Field(None, ge=1, le=2**14)
-    mcd_steps: Repeats[int | None] = None
+    mcd_steps: Count[int | None] = None
     adabn_images: Images[int] = 2000
     batch_size: Batch[int] = 64
 

@@ -14,13 +14,13 @@ from tasks.options import (
     Batch,
     Betas,
     Classes,
+    Count,
     Fraction,
     LeftOut,
     Milestones,
     NotNegative,
     Options,
     Positive,
-    Repeats,
     Steps,
     Width,
     only_used,
@@ -103,15 +103,15 @@ class FewShotOptions(Options):
     model: Literal["conv4", "resnet12"] = "conv4"
     width: Annotated[Width[int | None], Field(ge=2)] = None
     way: Classes[int] = 5
-    shot: Repeats[int] = 1
-    queries: Repeats[int] = 15
+    shot: Count[int] = 1
+    queries: Count[int] = 15
     train_way: Classes[int | None] = None
-    train_queries: Repeats[int | None] = None
-    test_episodes: Annotated[Repeats[int], Field(ge=2)] = 600
-    val_episodes: Annotated[Repeats[int], Field(ge=2)] = 200
+    train_queries: Count[int | None] = None
+    test_episodes: Annotated[Count[int], Field(ge=2)] = 600
+    val_episodes: Annotated[Count[int], Field(ge=2)] = 200
 
     steps: Steps[int] = 2000
-    meta_batch_size: Repeats[int | None] = None
+    meta_batch_size: Count[int | None] = None
     learning_rate: Positive[float] = 1e-3
     schedule: Schedule = "cosine"
     warmup: Fraction[float] = 0.0
@@ -131,8 +131,8 @@ class FewShotOptions(Options):
 
     order: Literal["first", "second"] | None = None
     inner_learning_rate: Positive[float | None] = None
-    inner_steps: Repeats[int | None] = None
-    test_inner_steps: Repeats[int | None] = None
+    inner_steps: Count[int | None] = None
+    test_inner_steps: Count[int | None] = None
     inner_statistics: Literal["shared", "per_step", "none"] | None = None
     imprinting_batch_size: Annotated[Batch[int | None], Field(ge=2)] = None
 
