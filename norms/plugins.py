@@ -10,6 +10,9 @@ Each module has the `__file__` where it was found, for data that lie beside it. 
 A room that keeps things by name says so once per name (`registered`), or is watched (`watch`: results, which imports
 none of ours, keeps metrics). From then on this module knows which plugin a name is of, takes a plugin's names away
 before it is loaded anew, and puts everything back where that fails.
+
+One module in spite of its length: loading, taking names away and putting them back share one state, which nobody else
+may touch.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _check_shape(task: Task) -> None:
     field = options.model_fields.get("norm_batch_size")
     if field is not None:
         try:
-            TypeAdapter(field.annotation).validate_python(None)
+            TypeAdapter[Any](field.annotation or Any).validate_python(None)
         except ValidationError:
             raise ValueError(
                 f'task "{task.name}": norm_batch_size must allow None (int | None): the plan sets it so for norms that '
