@@ -88,7 +88,7 @@ def registered(kind: str, name: str, registry: Registry) -> Plugin | None:
 
 
 def watch(kind: str, registry: Registry) -> None:
-    """What appears in this registry while a plugin is loaded is its own, though nobody there says `registered`."""
+    """Watch a registry that does not call `registered`: its new entries belong to the plugin that is being loaded."""
     _REGISTRIES[kind] = _WATCHED[kind] = registry
 
 
@@ -130,7 +130,7 @@ def loading() -> bool:
 
 @contextmanager
 def of_the_suite() -> Iterator[None]:
-    """What is registered within is no plugin's, even while one is being loaded that made us import it."""
+    """Within this block, registrations belong to no plugin, even if a plugin that is being loaded caused them."""
     global _loading
     outer, _loading = _loading, None
     try:

@@ -84,7 +84,7 @@ class _Place(NamedTuple):
 
 
 def convert_norms(net: nn.Module, factory: NormFactory, *, keep: Keep = (), inputs: Collection[str] = ()) -> Audit:
-    """As `converted`, in place: for every norm that needs no more than x, and for others where that is enough.
+    """Convert `net` as `converted` does, but in place; for norms that need only x, or for which x suffices here.
 
     Raises:
         ValueError: as `converted`; or the forward of `net` itself would have to change (`net` is unchanged then).
