@@ -162,7 +162,7 @@ def vmapped(*tensors: Tensor) -> bool:
 
 
 def changeable(buffer: Tensor) -> bool:
-    """Whether a result with its graph can be written into `buffer`, else it has to take its place.
+    """Whether a result with its graph can be written into `buffer`. If not, the result must replace the buffer.
 
     It can not inside torch.func's transforms, unless they were given the buffer; nor where one has left a tensor of its
     own; nor in a compiled graph.

@@ -10,6 +10,9 @@ Each module has the `__file__` where it was found, for data that lie beside it. 
 A room that keeps things by name says so once per name (`registered`), or is watched (`watch`: results, which imports
 none of ours, keeps metrics). From then on this module knows which plugin a name is of, takes a plugin's names away
 before it is loaded anew, and puts everything back where that fails.
+
+One module in spite of its length: loading, taking names away and putting them back share one state, which nobody else
+may touch.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ def registered(kind: str, name: str, registry: Registry) -> Plugin | None:
 
 
 def watch(kind: str, registry: Registry) -> None:
-    """What appears in this registry while a plugin is loaded is its own, though nobody there says `registered`."""
+    """Watch a registry that does not call `registered`: its new entries belong to the plugin that is being loaded."""
     _REGISTRIES[kind] = _WATCHED[kind] = registry
 
 
@@ -126,7 +129,7 @@ def loading() -> bool:
 
 @contextmanager
 def of_the_suite() -> Iterator[None]:
-    """What is registered within is no plugin's, even while one is being loaded that made us import it."""
+    """Within this block, registrations belong to no plugin, even if a plugin that is being loaded caused them."""
     global _loading
     outer, _loading = _loading, None
     try:

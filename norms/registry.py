@@ -84,11 +84,11 @@ def register(
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         file = _file_of(build)
-        if plugins.loading():
+        if not _of_the_suite(build):
             _import_builtin()  # whose names are taken, though nobody may have asked for one so far
         if name in _REGISTRY:
-            of_the_suite = _REGISTRY[name].build.__module__.startswith("norms.layers.")
-            plugins.check_free("norm", name, _REGISTRY[name].file, replace=replace, of_the_suite=of_the_suite)
+            entry = _REGISTRY[name]
+            plugins.check_free("norm", name, entry.file, replace=replace, of_the_suite=_of_the_suite(entry.build))
         parameters = constructor_parameters(build)
         if "affine" not in parameters:
             raise ValueError(f'norm "{name}": its constructor must accept affine=True')
@@ -106,6 +106,10 @@ def register(
         return build
 
     return add
+
+
+def _of_the_suite(build: Callable[..., nn.Module]) -> bool:
+    return build.__module__.startswith("norms.layers.")
 
 
 def norm_names(without: Collection[str] = ()) -> list[str]:

@@ -25,7 +25,7 @@ _PLAIN = (*_WORDS, str, type(None))
 
 
 def exact(annotation: Any, value: Any) -> Any:
-    """The value given for an option of this type, if no conversion between true, numbers and text is needed.
+    """Check that a value has the type of its option, without conversion between booleans, numbers and text; return it.
 
     Returns:
         The value; an integral float such as 1e3 as an integer where only integers are allowed, and -0.0 as 0.0, so that

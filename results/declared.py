@@ -82,11 +82,11 @@ class TaskNotes(BaseModel):
     baselines: dict[Name, Name | None] = Field(default_factory=dict)
 
     def declaration(self, task: str, version: str) -> Declaration:
-        """What this version of a task declares; of one that is not noted nothing."""
+        """The declaration of this version of a task; an empty one if none is noted."""
         return self.tasks.get(task, {}).get(version, Declaration())
 
     def followed_by(self, later: TaskNotes) -> TaskNotes:
-        """These notes with those of a later plan, whose word counts; the oldest go where there are too many."""
+        """These notes joined with those of a later plan, which win. If there are too many, the oldest are dropped."""
         tasks = {task: dict(versions) for task, versions in self.tasks.items()}
         for task, versions in later.tasks.items():
             found = tasks.pop(task, {})

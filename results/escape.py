@@ -130,7 +130,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def spell(text: str, encoding: str) -> str:
-    """A text that `encoding` can say: "±" as "+-" where it has no "±"; what has no substitute becomes U+XXXX."""
+    """The text in characters that `encoding` has: "±" becomes "+-", a character without substitute becomes U+XXXX."""
     if _says(encoding, text):
         return text
     return "".join(c if _says(encoding, c) else _PLAIN.get(c) or _code(c) for c in text)

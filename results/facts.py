@@ -71,7 +71,7 @@ class Facts:
 
     @property
     def headline(self) -> str | None:
-        """The metric that ranks norms, of those that some run measured; None where none of them has a direction."""
+        """The measured metric that ranks norms; None if no measured metric has a direction."""
         ranked = (self.declared.headline, RANKS.get(self.task), *self.in_order(self.present))
         return next((name for name in ranked if name in self.present and self._ranks(str(name))), None)
 
@@ -83,7 +83,7 @@ class Facts:
 
     @functools.cached_property
     def subject(self) -> str:
-        """The metric that gains, single domains and the worst of them are of, measured or not."""
+        """The metric of which gains, single domains and worst domains are computed, measured or not."""
         if asked := self.folded or self.declared.headline or RANKS.get(self.task):
             return asked
         known = (name for name in (TARGET, *METRICS, *self.declared.metrics) if name not in (GAIN, WORST))

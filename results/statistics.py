@@ -107,7 +107,7 @@ def compare(
 
 
 def mark(cells: Sequence[Cell | None], metric: Metric) -> list[Cell | None]:
-    """The cells that stand against each other, the best and the second by distinct mean marked; ties tie.
+    """Mark the best and the second-best cells of one comparison. Equal means get equal marks.
 
     Not eligible: a cell with holes, since its mean is that of the survivors, or over other seeds than the others'. No
     marks where the metric has no direction or fewer than two cells are eligible.
@@ -130,7 +130,7 @@ def has_result(cell: Cell) -> bool:
 
 
 def covers_its_seeds(cell: Cell) -> bool:
-    """Every seed of its setting gave a value, diverged or failed: what it is ranked by covers the others' seeds."""
+    """Whether every seed of the setting gave a value, diverged or failed: such a cell can be ranked."""
     return not (cell.missing or cell.unmeasured or cell.skipped)
 
 

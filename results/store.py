@@ -154,7 +154,7 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
 
 
 def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
-    """What the folder says of its tasks, and why it says nothing, in one line, where there is something unreadable."""
+    """The folder's notes on its tasks, and one line of reason if they can not be read."""
     file = Path(out) / TASKS
     try:
         return TaskNotes.model_validate_json(files.read_bytes(file)), ""

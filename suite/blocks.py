@@ -249,6 +249,9 @@ class Reader:
         except OSError as error:
             where = cut(str(error.filename or self.data_dir), 120)
             self.mistakes.append(f'task "{task.name}": its data can not be read: {error.strerror}: {where}')
+        except Exception as error:  # noqa: BLE001 - a user's own task
+            text = cut(one_line(f"{type(error).__name__}: {error}"), 200)
+            self.mistakes.append(f'task "{task.name}": data_checksum(options, data_dir) raised {text}')
         return ""
 
     def _norms(self, given: Any, where: str) -> list[Norm]:

@@ -7,6 +7,8 @@ the parent stores one only for a worker that died.
 Plain multiprocessing and not pebble's pool, which was the first choice: its pool waits forever for a worker that left
 with exit code 0, breaks when an idle worker is killed, and its time limit needs the lock of a channel that the workers
 share. One process and one pipe per run has none of these states.
+
+One module in spite of its length: the states of a worker, and what moves it from one to the next, are read together.
 """
 
 from __future__ import annotations

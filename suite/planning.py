@@ -27,7 +27,7 @@ from norms.plugins import Plugin
 from norms.protocol import NormInfo
 from norms.registry import norm_info, resolve_norm_options
 from results.declared import TaskNotes
-from results.escape import one_line
+from results.escape import cut, one_line
 from results.record import RunSpec
 from suite.blocks import Block, Norm, Overrides, Reader
 from suite.config import ManyRuns, PlanError, folder_of, form_mistakes, read_config
@@ -36,7 +36,7 @@ from suite.folders import Folders
 from suite.plugins import distinct, load_configured, load_installed
 from suite.trial import Trials, trial_seconds
 from tasks import task_version
-from tasks.base import Task
+from tasks.base import Setting, Task
 from tasks.options import NormChoice, Options, newer_options, plugin_parts
 
 MOST_RUNS = 100_000
@@ -210,7 +210,7 @@ def _cell(task: Task, options: Options, checksum: str, norm: Norm, folders: Fold
     spec = RunSpec(
         task=task.name,
         norm=norm.name,
-        norm_options=resolve_norm_options(norm.name, norm.options, asdict(task.setting(options))),
+        norm_options=resolve_norm_options(norm.name, norm.options, asdict(_setting(task, options))),
         task_options=folders.named(options.model_dump(mode="json")),
         seed=0,
         norm_version=str(norm.info.version),
@@ -221,6 +221,19 @@ def _cell(task: Task, options: Options, checksum: str, norm: Norm, folders: Fold
         parts=plugin_parts(options),
     )
     return spec, options
+
+
+def _setting(task: Task, options: Options) -> Setting:
+    """What the task says of a run. Raises ValueError for what else it raises or returns: it may be a user's own."""
+    try:
+        found = task.setting(options)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"setting(options) raised {cut(one_line(f'{type(error).__name__}: {error}'), 200)}") from error
+    if not isinstance(found, Setting):
+        raise ValueError(f"setting(options) gives a tasks.Setting; given {cut(repr(found), 80)}")
+    return found
 
 
 def _baseline(task: Task, options: Options, checksum: str, data_dir: Path) -> tuple[Options, str] | None:

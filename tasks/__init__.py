@@ -112,13 +112,15 @@ def register_task(task: Task, *, replace: bool = False) -> Task:
         replace: replace one that was registered at the prompt, or by a program; for notebooks.
 
     Raises:
-        ValueError: the name is malformed or taken, or a metric's name is malformed.
+        ValueError: the name is malformed or taken, a metric's name is malformed, a method is missing, or the options
+            are no Options or allow no `norm_batch_size` of None.
     """
     _check_names(task)
     from norms import plugins
 
     if task.name in task_names():
         plugins.check_free("task", task.name, "", replace=replace, of_the_suite=task.name in _MODULES)
+    _check_shape(task)
     plugins.registered("task", task.name, lambda: _TASKS)
     _TASKS[task.name] = task
     return task
@@ -132,6 +134,29 @@ def _check_names(task: Task) -> None:
 
     for what, name in (("task", task.name), *(("metric", metric) for metric in task.metrics)):
         plugins.check_name(what, name)
+
+
+def _check_shape(task: Task) -> None:
+    """What every plan and run asks of a task is there, so that its absence is said where the task is registered."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from tasks.options import Options
+
+    missing = [name for name in ("setting", "data_checksum", "why_not", "run") if not callable(getattr(task, name, 0))]
+    if missing:
+        raise ValueError(f'task "{task.name}" has no method {", ".join(missing)}; tasks.base.Task says what each gives')
+    options = getattr(task, "options", None)
+    if not isinstance(options, type) or not issubclass(options, Options):
+        raise ValueError(f'task "{task.name}": options are a class derived from tasks.Options; given {options!r:.80}')
+    field = options.model_fields.get("norm_batch_size")
+    if field is not None:
+        try:
+            TypeAdapter[Any](field.annotation or Any).validate_python(None)
+        except ValidationError:
+            raise ValueError(
+                f'task "{task.name}": norm_batch_size must allow None (int | None): the plan sets it so for norms that '
+                "do not mix samples, which are run once"
+            ) from None
 
 
 def __getattr__(name: str) -> Any:

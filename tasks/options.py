@@ -101,7 +101,10 @@ def plugin_parts(options: BaseModel) -> dict[str, str]:
     found = {}
     for option, name in options:
         kind = option.rpartition("_")[2]
-        plugin = plugins.plugin_of(kind, name) if kind in PARTS and isinstance(name, str) else None
+        if kind not in PARTS or not isinstance(name, str):
+            continue
+        plugins.load_offered(kind, name)  # an options model of a plugin's task may not have looked for it
+        plugin = plugins.plugin_of(kind, name)
         if plugin is not None:
             found[option] = f"{name}@{plugin.version}"
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import suite
+from norms.layers import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -55,6 +56,8 @@ def test_every_path_of_the_table_of_lines_exists():
 def test_a_package_s_header_names_each_of_its_modules(package):
     header = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) or ""
     named = {name for name in re.findall(r"\b[a-z_0-9]+\.py\b", header) if "/" not in name}
+    if package == "norms/layers":  # its list stands for the header: it is data, which tables use
+        named = {f"{file}.py" for file, _ in LAYERS.values()}
     there = {path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
     assert there - named == set()
     assert named - there == set()

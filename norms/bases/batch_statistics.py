@@ -63,7 +63,7 @@ class BatchStatistics(PerChannel, RunningStatistics):
         return self._normalized(x, weight, bias, slices, count)
 
     def train_on(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slices: int = 1) -> Tensor:
-        """Normalize by the statistics of the batch, which running statistics take in, with another affine than the own.
+        """Normalize by the batch's statistics, track them, and apply a given affine in place of the layer's own.
 
         Args:
             x: (N, C, *).

@@ -95,7 +95,7 @@ class RunningStatistics(nn.Module):
                     running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
 
     def sound(self, mean: Tensor, var: Tensor) -> Tensor:
-        """Which statistics of a batch may be kept: those that are finite in the type of the running ones.
+        """A mask of the batch statistics that may be kept: those that are finite in the type of the running statistics.
 
         Where the mean is not finite, the variance is not either, so that one comparison does for both, since small
         operations count; but not in a smaller type (`module.half()`). A recalibration is shown what there is.

@@ -2,11 +2,12 @@
 
 One function measures one fact on a small real input and returns a Finding; FACTS lists them in the order of the
 table. What NormInfo declares must be measured so (declared.py); what it has no field for must hold of every norm, or
-be defined (contract.py). Further facts by what they are about: which samples enter a statistic and how its variance is
-divided (statistics.py), inputs from outside the benchmark (inputs.py), copies, files and new starts (copies.py),
-torch.func and autograd (transforms.py), tools that read programs (tracing.py). Inputs are float64 unless the fact is
-about another type, so that "the same" means equal up to 1e-9 and no tolerance hides a small dependence. Each false fact
-carries what usually causes it (hints.py). `check_like` compares a norm with a formula of its author's (like.py).
+be defined (contract.py). subject.py makes, calls and trains the layer. Further facts by what they are about: which
+samples enter a statistic and how its variance is divided (statistics.py), inputs from outside the benchmark
+(inputs.py), copies, files and new starts (copies.py), torch.func and autograd (transforms.py), tools that read programs
+(tracing.py). Inputs are float64 unless the fact is about another type, so that "the same" means equal up to 1e-9 and no
+tolerance hides a small dependence. Each false fact carries what usually causes it (hints.py). `check_like` compares a
+norm with a formula of its author's (like.py).
 
 A norm of a user's plugin is not asked to hold wherever the built-in ones do (ELSEWHERE): there a false fact is a note.
 

@@ -11,6 +11,16 @@ and precedes is read from the network's graph (norms.convert.graph). The network
 forward has to change (a functional or reused activation, a weight to pass); then a torch.fx.GraphModule with the same
 modules under the same names takes its place. A forward that does what a graph does not hold (norms.convert.trace)
 is refused.
+
+audit.py      the norms of a network: what each is, what became of it, and why the rest stays
+layers.py     one new layer in the place of an old norm, with what means the same in both
+graph.py      what stands before and after a norm, and the graph rewritten around the new one
+trace.py      a forward traced by torch.fx, and what such a trace does not keep
+modes.py      a graph for each mode of a network
+calls.py      functions that a rewritten graph calls
+nested.py     nested dicts, lists and tuples
+state.py      tensors, attributes and generators of a network: remembered, compared, put back
+arguments.py  the arguments of a forward, and a caller's choices among them
 """
 
 from __future__ import annotations
@@ -74,7 +84,7 @@ class _Place(NamedTuple):
 
 
 def convert_norms(net: nn.Module, factory: NormFactory, *, keep: Keep = (), inputs: Collection[str] = ()) -> Audit:
-    """As `converted`, in place: for every norm that needs no more than x, and for others where that is enough.
+    """Convert `net` as `converted` does, but in place; for norms that need only x, or for which x suffices here.
 
     Raises:
         ValueError: as `converted`; or the forward of `net` itself would have to change (`net` is unchanged then).

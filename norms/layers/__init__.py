@@ -1,7 +1,7 @@
 """The suite's normalization layers: one file per registered name, or per family whose layers share code.
 
 `LAYERS` lists the registered names in the order of tables, each with its file and one line. A file of this folder is
-registered by lying here; without a line in the list its names come last (a test asks for the line).
+registered by lying here; without a line in the list its names come last (tests ask for the line).
 """
 
 from __future__ import annotations

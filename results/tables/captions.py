@@ -101,7 +101,7 @@ def _several_runs(pivot: Pivot, df: pd.DataFrame, shown: Mapping[str, Metric]) -
 
 
 def domains_name(pivot: Pivot) -> str:
-    """What a mean over the values of the option that a task folds over is a mean over."""
+    """The noun for the values that a task folds over: "domains", ..."""
     over = pivot.facts.folds_over
     return "held-out domains" if over == HELD_OUT else f"values of {cut(over, LONGEST_VALUE)}"
 

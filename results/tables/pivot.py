@@ -159,14 +159,15 @@ class Pivot:
         return len({without(block, place) for block in self.blocks}) < len(self.blocks)
 
     def asked(self, row: str, block: Block) -> bool:
-        """Whether this row was asked for here, and so has a cell (which may be a hole): one of its runs left a record.
+        """Whether a run of this row left a record here; such a row has a cell, which may be a hole.
 
         Plans are not stored, records are, those of skipped and failed runs among them.
         """
         return (row, block) in self.runs
 
     def applies(self, block: Block, metric: Metric) -> bool:
-        """Whether any run of a block could hold this metric: source-only has no gain, a data set no other's domains."""
+        """Whether some run of a block can have this metric. Source-only runs have no gain; runs of one data set
+        have no domains of another."""
         runs = (r for row in self.rows for r in self.runs.get((row, block), {}).values())
         return any(ended(r, metric.name) is not None for r in runs)
 
@@ -210,7 +211,7 @@ class Pivot:
         return summary.compare(cell, own, self.values(str(self.reference), block, metric), metric, whole)
 
     def holes(self) -> tuple[dict[str, int], int]:
-        """How many runs ended how (missing ones included), and how many were asked for; repeated ones count once.
+        """The number of runs by status (missing ones included) and of runs asked for; repeated runs count once.
 
         Of a folded row each of its runs counts.
         """
@@ -243,7 +244,7 @@ FIELDS = ("norm", "norm_label", "row", "seed", "status", "reason", "key", "equal
 
 
 def ended(run: Run, metric: str) -> str | None:
-    """How a run ended as far as one metric goes: as the run did, unless the metric has a status of its own."""
+    """The status of one metric in a run: the run's, unless the metric has its own."""
     status: str | None = run.get(f"{ENDED}{metric}", run["status"])
     return status
 

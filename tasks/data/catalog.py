@@ -204,7 +204,7 @@ def domain_labels(name: str, data_dir: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def check_domains(name: str, data_dir: Path, used: Sequence[str], classes: int | None = None) -> None:
-    """Whether these domains can serve one closed set of classes. Reads labels, no images.
+    """Check that all these domains have all classes. Reads labels, no images.
 
     Args:
         name: as for `load_domains`.

@@ -55,7 +55,7 @@ class EpisodeSampler:
         self.members = [(labels == label).nonzero().flatten() for label in labels.unique()]
 
     def draw(self, generator: torch.Generator) -> Episode:
-        """The next episode of a CPU generator; nothing else enters."""
+        """Draw the next episode from a CPU generator, and from nothing else."""
         support, query, variant = [], [], []
         for index in torch.randperm(len(self.members), generator=generator)[: self.way].tolist():
             members = self.members[index]

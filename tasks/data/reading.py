@@ -103,7 +103,7 @@ def by_class(
 
 
 def left_to_augment(part: Part, augmentation: str) -> str:
-    """The augmentation that batches of `stream` still lack: all of it, or "none" where files were cropped."""
+    """The augmentation that batches of `stream` still need: "none" if images were cropped while decoded."""
     return "none" if _crops_on_reading(part, augmentation) else augmentation
 
 
@@ -161,7 +161,7 @@ def moments_of(domains: Sequence[Data]) -> tuple[tuple[float, ...], tuple[float,
 
 
 def without_labels(part: Part) -> Part:
-    """The same images for who must not see their labels: all are UNLABELLED."""
+    """The same images with every label replaced by UNLABELLED, for code that must not see labels."""
     if isinstance(part, FolderImages):
         return part.labelled(UNLABELLED)
     return replace(part, labels=torch.full_like(part.labels, UNLABELLED))

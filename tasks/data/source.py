@@ -152,7 +152,7 @@ class Source(Protocol):
         raise ValueError(f'data set "{name}" is not a folder of images: use load')
 
     def mending(self, domain: str, class_name: str) -> str:
-        """What the owner of the images does where a part lacks a class; empty where nobody can."""
+        """Advice to the owner of the images if a part lacks a class; empty if there is none to give."""
         return ""
 
 

@@ -68,7 +68,7 @@ class Stream(Generic[T]):
 
 
 class Drawn(Generic[T]):
-    """What is drawn anew each time, so that the generators hold all of its state.
+    """An iterable that is drawn anew each time; its generators hold all of its state.
 
     Args:
         draw: gives the next one.

@@ -3,8 +3,10 @@
 import functools
 import pickle
 import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -464,3 +466,22 @@ def test_an_annotation_that_can_not_be_read_is_a_users_error(plugin):
     load_plugin(plugin(text))
     with pytest.raises(ValueError, match=r"Mine.*annotation.*Missing"):
         make_norm("mine")
+
+
+def test_a_cell_of_a_fresh_notebook_can_not_take_a_name_of_the_suite():
+    cell = (
+        "import torch\nfrom norms import make_norm, register\n"
+        "class Mine(torch.nn.Module):\n"
+        "    def __init__(self, num_channels, *, affine: bool = True): super().__init__()\n"
+        "facts = dict(source='x', mixes_samples=False, keeps_stats=False, replace=True)\n"
+        "try: register(name='bn', **facts)(Mine)\n"
+        "except ValueError as error: print(error)\n"
+        "print(type(make_norm('bn')(4)).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", cell], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    refused, made = done.stdout.splitlines()
+    assert refused.startswith('norm "bn" is already registered by')
+    assert refused.endswith("choose another name")
+    assert made == "BatchNorm"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from parts.fake_task import TASK
+from pydantic import create_model
 
 from norms.convert import Audit, Changed, Swapped
 from results.record import RunRecord, RunSpec
@@ -23,7 +24,7 @@ from suite.forked import _Stream
 from suite.planning import Plan
 from suite.progress import Names, Progress, Remaining, duration, seed_text
 from suite.status import Status, restate_budget
-from tasks import register_task, task_names
+from tasks import Options, register_task, task_names
 
 NORM = """
 import torch
@@ -412,6 +413,26 @@ def test_a_thousand_mistakes_are_fifty_short_lines(capsys):
     assert len(lines) == 50
     assert max(map(len, lines)) < 2100
     assert lines[-1] == "error: 951 more"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"run": None, "setting": 3}, "has no method setting, run; tasks.base.Task says"),
+        ({"options": dict}, "options are a class derived from tasks.Options; given <class 'dict'>"),
+        (
+            {"options": create_model("Sized", __base__=Options, norm_batch_size=(int, 2))},
+            r"norm_batch_size must allow None \(int \| None\)",
+        ),
+    ],
+)
+def test_a_task_without_what_every_plan_asks_for_is_refused_in_one_line(change, words):
+    methods = dict.fromkeys(("setting", "data_checksum", "why_not", "run"), print)
+    task = SimpleNamespace(**{"name": "mine", "metrics": ("top1",), "options": Options, **methods, **change})
+    with pytest.raises(ValueError, match=words) as caught:
+        register_task(task)
+    assert "\n" not in str(caught.value)
+    assert task.name not in task_names()
 
 
 @pytest.mark.parametrize(

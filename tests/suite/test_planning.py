@@ -523,3 +523,33 @@ def test_a_mapping_that_holds_itself_is_one_line():
     config["tasks"]["fake"]["stages"] = [config]
     with pytest.raises(PlanError, match="inside themselves"):
         plan_config(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "said"),
+    [
+        (
+            "data_checksum",
+            "options.dataset",
+            "data_checksum(options, data_dir) raised AttributeError: 'Options' object",
+        ),
+        ("setting", "options.dataset", "setting(options) raised AttributeError: 'Options' object"),
+        ("setting", "{}", "setting(options) gives a tasks.Setting; given {}"),
+    ],
+)
+def test_a_task_of_ones_own_that_breaks_while_planning_is_one_line(tmp_path, method, gives, said):
+    own = {"setting": "Setting()", "data_checksum": "''", method: gives}
+    (tmp_path / "broken.py").write_text(
+        "from tasks import Options, Setting, register_task\n\n\n"
+        "class Broken:\n"
+        "    name, version, options, metrics = 'planning_broken', 1, Options, ('top1',)\n"
+        "    run = why_not = print\n"
+        f"    def setting(self, options): return {own['setting']}\n"
+        f"    def data_checksum(self, options, data_dir): return {own['data_checksum']}\n\n\n"
+        "register_task(Broken())\n"
+    )
+    config = {"plugins": ["broken.py"], "norms": ["bn"], "seeds": [0], "tasks": {"planning_broken": {}}}
+    with pytest.raises(PlanError) as caught:
+        plan_config(config, tried=False, folder=tmp_path)
+    (line,) = caught.value.lines
+    assert line.startswith(f'task "planning_broken": {said}')

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from parts.fake_task import TASK
+from pydantic import create_model
 
 import tasks
 from norms import plugins
@@ -295,6 +296,18 @@ def test_models_and_optimizers_of_a_plugin_are_loaded_where_a_run_asks_for_them(
     assert plugin_parts(options(model="own_model")) == {"model": f"own_model@{offered[0].version}"}
     assert plugins.loaded_here() == {"model": offered[0].version}
     assert options(optimizer="own_optimizer").optimizer == "own_optimizer"
+
+
+def test_a_model_that_a_plugins_task_names_is_loaded_with_the_run(write):
+    file = write(MODEL, "model.py")
+    offered = load_files([file]).plugins
+    del plugins._REGISTRIES["model"]()["own_model"]
+    for name in [name for name in sys.modules if name.startswith("normsuite_plugin_")]:
+        del sys.modules[name]
+    plugins._OF.clear()
+    plugins.offer(offered)
+    plain = create_model("Plain", __base__=tasks.Options, model=(str, "own_model"))  # does not look for the name
+    assert plugin_parts(plain()) == {"model": f"own_model@{offered[0].version}"}
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------

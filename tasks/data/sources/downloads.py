@@ -49,7 +49,7 @@ _Reader = Callable[[Archives], tuple[Parts, list[str]]]
 
 @dataclass(frozen=True)
 class Download:
-    """What is known of a set before it is on this machine.
+    """Facts about a set that has not been downloaded.
 
     Args:
         title: for tables.
