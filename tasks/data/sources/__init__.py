@@ -7,4 +7,5 @@
 | joined | several downloaded ones, one domain each |
 | folder | folders of images: `folder:PATH`, and `imagenet` |
 | memory | a user's arrays |
+| checked | looks at what a user's own source gives |
 """
