@@ -557,9 +557,9 @@ def list_tasks(plugin: Plugins = None) -> None:
 
 
 @list_app.command("datasets")
-def list_datasets(data_dir: DataDir = Path("data")) -> None:
+def list_datasets(data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
     """Data sets, and whether they are prepared."""
-    data_list(data_dir)
+    data_list(data_dir, plugin)
 
 
 @list_app.command("metrics")
@@ -578,11 +578,12 @@ def list_metrics(plugin: Plugins = None) -> None:
 
 
 @data_app.command("list")
-def data_list(data_dir: DataDir = Path("data")) -> None:
+def data_list(data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
     """Data sets, and whether they are prepared."""
     from suite.progress import columns
     from tasks import data
 
+    load_plugins(plugin)
     rows = [("name", "here", "what"), *((each.name, each.here, each.what) for each in data.listed(data_dir))]
     print_lines(columns(rows))
 
@@ -596,10 +597,12 @@ def data_prepare(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a folder's images in pixels.")] = None,
     force: Annotated[bool, typer.Option(help="Make it again; what is prepared stays until that is complete.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Download and decode a data set: the only command that downloads anything."""
     from tasks import data
 
+    load_plugins(plugin)
     done = data.prepare(name, data_dir, source=source, size=size, force=force)
     if done.layout:
         print(f"note: {done.layout}", file=sys.stderr)
@@ -609,6 +612,8 @@ def data_prepare(
         print(f"{name} is prepared in {data_dir}")
     elif data.dataset_info(name).builtin:
         print(f"{name} is built in: nothing to do")
+    elif not data.is_prepared(name, data_dir):
+        raise ValueError(f'data set "{name}" is not here, and its source prepares nothing')
     else:
         print(f"{name} is prepared already in {data_dir}: nothing to do")
 

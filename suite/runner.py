@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import files
-from results.record import RunRecord, RunSpec, record_text
+from results.record import RunRecord, RunSpec, dataset_of, record_text
 from suite import leaving
 from suite.checkpoints import Checkpoints, keep_weights, remove_weights
 from suite.environment import describe, now, set_threads
@@ -239,6 +239,7 @@ def attempt(
     _as_planned(
         *((option, spec.parts.get(option, "none"), here.get(option, "none")) for option in {**spec.parts, **here})
     )
+    _check_data(spec, task.data_checksum(options, runner.data_dir) if spec.data_checksum else "")
     journal.total = task_steps(task, options, runner.data_dir)
     norm = make_norm(spec.norm, **spec.norm_options)
     _seed_everything(spec.seed)
@@ -276,6 +277,16 @@ def _as_planned(*versions: tuple[str, str, str]) -> None:
             raise RuntimeError(
                 f"{what} changed after planning: version {planned} was planned, {here} is here; run again"
             )
+
+
+def _check_data(spec: RunSpec, here: str) -> None:
+    """RuntimeError where the data are not those of the run's key: a folder that was prepared again meanwhile, or
+    a user's function that gives other arrays in every process."""
+    if here != spec.data_checksum:
+        raise RuntimeError(
+            f'data set "{dataset_of(spec)}" changed after planning: checksum {spec.data_checksum} was planned, '
+            f"{here} is here; run again (a function that gives data must give the same each time: seed its draws)"
+        )
 
 
 def _keep(spec: RunSpec, trained: Trained | None, folder: Path) -> list[str]:

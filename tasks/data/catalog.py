@@ -22,9 +22,11 @@ from tasks.data.lazy import FolderData
 from tasks.data.prepared import PARTS
 from tasks.data.source import DatasetInfo, Preparation, Source, check_domain
 from tasks.data.sources import digits, fashion, glyphs
+from tasks.data.sources.checked import Checked
 from tasks.data.sources.downloads import DOWNLOADS, TorchvisionSets
 from tasks.data.sources.folder import PREFIX, Folder, ImageNet, expanded
 from tasks.data.sources.joined import JOINED, JoinedSets
+from tasks.data.sources.memory import InMemory
 
 _OURS: dict[str, Source] = {
     "fashion_mnist_mini": fashion.MINI,
@@ -72,7 +74,8 @@ def register_dataset(name: str, source: Source, *, replace: bool = False) -> Sou
             f'data set "{name}" is already registered by {_PLACES[name]}; {place} must choose another name'
         )
     plugins.registered("dataset", name, lambda: _SOURCES)
-    _SOURCES[name], _PLACES[name] = source, place
+    # arrays are looked at by InMemory itself
+    _SOURCES[name], _PLACES[name] = source if type(source) is InMemory else Checked(source), place
     return source
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -1100,3 +1101,30 @@ def test_a_grid_whose_only_runs_were_told_to_leave_has_nothing_to_tabulate_and_n
     code, out, err = suite("run", config, "--norms", "bn", "--seeds", "0")
     assert (code, err) == (130, ["stopped: 0 of 1 runs were finished and are kept"])
     assert out[-1] == "1 stopped, 0 skipped, 0 already done"
+
+
+DATA_PLUGIN = """
+import numpy as np
+from tasks.data import InMemory, register_dataset
+
+def parts():
+    draw = np.random.default_rng(0)
+    part = lambda: (draw.integers(0, 256, (8, 1, 4, 4), dtype=np.uint8), np.arange(8) % 2)
+    return {"train": part(), "val": part(), "test": part()}
+
+register_dataset("listed_own", InMemory(parts, num_classes=2, title="t"))
+"""
+
+
+def test_data_list_and_prepare_take_plugins(tmp_path, capsys, monkeypatch):
+    (file := tmp_path / "own_set.py").write_text(DATA_PLUGIN)
+    for words, expected in (
+        (["data", "list"], r"listed_own +yes +t · real · 2 classes"),
+        (["list", "datasets"], r"listed_own +yes"),
+        (["data", "prepare", "listed_own"], "listed_own is prepared already"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["run_suite.py", *words, "--plugin", str(file)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert re.search(expected, capsys.readouterr().out)

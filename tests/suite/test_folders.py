@@ -86,6 +86,18 @@ def test_a_moved_folder_needs_no_preparation_and_neither_does_one_that_is_gone(h
     assert (record.status, record.reason) == ("ok", "")
 
 
+def test_a_run_on_other_data_than_were_planned_fails_and_says_so(here):
+    plan = planned("folder:x/pets", here)
+    shutil.rmtree(here / "x" / "pets")
+    prepare(f"folder:{images(here / 'x' / 'pets', seed=1)}", here / "data", size=8, force=True)
+    (here / "out").mkdir()
+    record = suite.Runner(data_dir=here / "data", folders=plan.folders)(
+        plan.runs[0], here / "out", lambda fraction: None
+    )
+    assert record.status == "failed"
+    assert 'data set "folder:pets" changed after planning: checksum' in record.reason
+
+
 def test_a_link_gives_a_folder_another_name(here):
     (here / "cats").symlink_to(here / "x" / "pets")
     runs = planned(["folder:x/pets", "folder:cats", "folder:cats/"], here).runs

@@ -35,7 +35,7 @@ def spec(norm="bn", task="classification", **options):
         seed=0,
         norm_version=str(norm_info(norm).version),
         task_version=tasks.task_version(task),
-        data_checksum="0",
+        data_checksum="",
     )
 
 

@@ -10,4 +10,5 @@ joined.py     several downloaded ones, one domain each
 stored.py     what the sets share that `prepare` writes into data_dir
 folder.py     folders of images: `folder:PATH`, and `imagenet`
 memory.py     a user's arrays
+checked.py    what a user's own source gives, looked at
 """

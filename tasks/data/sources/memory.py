@@ -13,10 +13,10 @@ from torch import Tensor
 
 from norms.values import cut, shown
 from tasks.base import NotPrepared
-from tasks.data.duplicates import same_images
 from tasks.data.images import ImageData, Split, make_data
 from tasks.data.manifest import PARTS
 from tasks.data.source import Contents, DatasetInfo, Source, check_domain
+from tasks.data.sources.checked import check_classes, check_images, failed_with
 
 _Parts = dict[str, Split]
 
@@ -140,8 +140,7 @@ class InMemory(Source):
             except NotPrepared:
                 raise
             except Exception as error:  # a user's function raises whatever it likes
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise ValueError(f'data set "{name}": its function failed with {cut(reason, 300)}') from error
+                raise ValueError(f'data set "{name}": its function failed with {failed_with(error)}') from error
             try:
                 held = {domain: self._parts(parts, domain) for domain, parts in self._by_domain(given).items()}
                 shapes = {split.images.shape[1:] for parts in held.values() for split in parts.values()}
@@ -171,14 +170,9 @@ class InMemory(Source):
             hint = "" if domain or not found else " (domains= names domains)"
             raise ValueError(f"parts{of} are {', '.join(PARTS)}; given {cut(found, 100)}{hint}")
         parts = {part: self._split(given[part], f"the {part} part{of}") for part in PARTS}
-        if pairs := same_images({part: split.images for part, split in parts.items()}):
-            (later, i), (earlier, j), count = pairs[0]
-            are = "image is" if count == 1 else "images are"
-            raise ValueError(
-                f"{count} {are} in two parts{of}: {later} also in {earlier}, such as {later} {i} and {earlier} {j}; "
-                "leave them out of one, since a test of a training image shows nothing"
-            )
-        self._check_classes(parts, of)
+        check_images({part: split.images for part, split in parts.items()}, of)
+        labels = {part: split.labels for part, split in parts.items()}
+        check_classes(labels, self._class_names, disjoint=self._few_shot, of=of)
         return parts
 
     def _split(self, given: Any, part: str) -> Split:
@@ -199,19 +193,6 @@ class InMemory(Source):
         return Split(
             torch.from_numpy(np.array(images, np.uint8, order="C")), torch.from_numpy(np.array(labels, np.int64))
         )
-
-    def _check_classes(self, parts: _Parts, of: str) -> None:
-        found = {part: set(split.labels.tolist()) for part, split in parts.items()}
-        every = set().union(*found.values())
-        if self._few_shot:
-            if sum(map(len, found.values())) > len(every):
-                twice = min(c for c in every if sum(c in classes for classes in found.values()) > 1)
-                raise ValueError(f'few_shot: class "{self._class_names[twice]}" is in two parts')
-            found = {"whole": every}
-        hint = "" if self._few_shot else "; every part needs every class (few_shot=True: no class is in two parts)"
-        for part, classes in found.items():
-            if absent := set(range(len(self._class_names))) - classes:
-                raise ValueError(f'the {part} part{of} has no image of class "{self._class_names[min(absent)]}"{hint}')
 
 
 def _form(array: np.ndarray) -> str:

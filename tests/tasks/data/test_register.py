@@ -11,8 +11,11 @@ import tasks
 from norms import make_norm, plugins
 from tasks.base import NotPrepared, RunContext
 from tasks.data import (
+    Contents,
+    DatasetInfo,
     InMemory,
     Source,
+    Split,
     check_batch_size,
     check_classifiable,
     check_disjoint,
@@ -34,6 +37,7 @@ from tasks.data import (
     register_dataset,
 )
 from tasks.data import catalog as catalog_module
+from tasks.data.images import make_data
 
 NOWHERE = Path("/nonexistent")
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
@@ -351,6 +355,68 @@ def test_a_source_says_what_it_can_do_and_the_rest_has_an_answer():
     assert minimal.domains("x", NOWHERE) == ()
     with pytest.raises(ValueError, match="use load"):
         minimal.open("x", NOWHERE)
+
+
+class Own(Source):
+    """A source of one's own that gives what it is told to."""
+
+    def __init__(self, given, disjoint=False):
+        self.given, self.disjoint = given, disjoint
+
+    def info(self, name):
+        return DatasetInfo(name, "Own", "synthetic", None, None, {}, (), False, "registered", "none", self.disjoint)
+
+    def is_prepared(self, name, data_dir):
+        return True
+
+    def checksum(self, name, data_dir):
+        return "own"
+
+    def contents(self, name, data_dir):
+        count = 6 if self.disjoint else 4
+        return Contents(tuple(map(str, range(count))), disjoint_classes=self.disjoint)
+
+    def labels(self, name, data_dir, domain):
+        return {part: torch.from_numpy(labels) for part, (_, labels) in self.given().items()}
+
+    def load(self, name, data_dir, *, classes=None):
+        parts = {part: Split(torch.from_numpy(i), torch.from_numpy(k)) for part, (i, k) in self.given().items()}
+        facts = {"num_classes": 6 if self.disjoint else 4, "disjoint_classes": self.disjoint, "classes": classes}
+        return make_data(name, "Own", parts, kind="synthetic", checksum="own", **facts)
+
+
+class Half(Own):
+    def contents(self, name, data_dir):
+        """Not written yet."""
+
+
+def changed(part, place, value):
+    given = whole()
+    given[part][place][:] = value
+    return given
+
+
+def test_a_source_of_ones_own_is_looked_at_too():
+    register_dataset("mine", Own(whole))
+    assert load("mine", NOWHERE, classes=3).num_classes == 3
+    assert class_counts("mine", NOWHERE)["val"].sum() == len(whole()["val"][1])
+    twice = whole()
+    twice["test"][0][1] = twice["train"][0][2]
+    for call, source, message in (
+        (class_counts, Own(lambda: changed("val", 1, 1)), 'the val part has no image of class "0"'),
+        (class_counts, Own(lambda: changed("test", 1, 7)), "the test part has a label 7; with 4 class_names"),
+        (class_counts, Own(lambda: {"train": whole()["train"]}), "parts are train, val, test; given train"),
+        (class_counts, Own(lambda: 1 / 0), r"Own\.labels failed with ZeroDivisionError"),
+        (load, Own(lambda: changed("test", 1, 1)), 'the test part has no image of class "0"'),
+        (load, Own(lambda: twice), "1 image is in two parts: test also in train, such as test 1 and train 2"),
+        (load_disjoint, Own(whole, disjoint=True), 'few_shot: class "0" is in two parts'),
+        (class_counts, Half(whole), r"Half\.contents gives NoneType, not Contents"),
+    ):
+        register_dataset("mine", source, replace=True)
+        catalog_module._class_counts.cache_clear()
+        with pytest.raises(ValueError, match=f'^data set "mine": {message}') as caught:
+            call("mine", NOWHERE)
+        assert "\n" not in str(caught.value)
 
 
 # the page
