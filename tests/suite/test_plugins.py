@@ -132,7 +132,7 @@ def test_two_plugins_with_one_name_of_any_kind_are_one_line(write):
         other = write("import math\n" + text, f"{kind}_2.py")
         (line,) = load_files([write(text, f"{kind}_1.py"), other]).mistakes
         assert line.startswith(f'plugin "{other}": ValueError: {kind} "')
-        assert '" is already registered' in line
+        assert f'" is already registered by {other.with_name(f"{kind}_1.py")}' in line
         assert "replace=True" not in line, "a plugin's is not replaced"
     (line,) = load_files([write(METRIC), write(METRIC.replace('"own"', '"other"'), "metric_2.py")]).mistakes
     assert 'ValueError: metric "own_metric" is already defined' in line
