@@ -297,6 +297,9 @@ def _load(plugin: Plugin, called: str, execute: Callable[[], ModuleType]) -> Plu
         module = execute()
         for kind, get in _WATCHED.items():
             new = {name for name, its in get().items() if watched[kind].get(name) is not its}
+            for name in sorted(new):
+                if (other := plugin_of(kind, name)) is not None:
+                    raise ValueError(f'the {kind} of "{name}" is that of {other.file} already')
             _OF.update({(kind, name): plugin for name in new})
             _UNDER.update({(kind, name): watched[kind][name] for name in new & watched[kind].keys()})
     except BaseException as error:

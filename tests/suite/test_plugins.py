@@ -125,7 +125,7 @@ def test_what_a_plugin_does_while_it_is_loaded_is_undone_or_said(write, tmp_path
     assert (Path.cwd(), sys.path, torch.get_default_dtype()) == (tmp_path, before, torch.float32)
 
 
-def test_two_plugins_with_one_name_of_any_kind_are_one_line(write):
+def test_two_plugins_with_one_name_of_any_kind_are_one_line(write, tmp_path):
     kinds = {"norm": NORM, "model": MODEL, "optimizer": OPTIMIZER, "task": TASK.partition("\nif ")[0]}
     kinds["task"] += "\nregister_task(Fake())\n"
     for kind, text in kinds.items():
@@ -136,6 +136,11 @@ def test_two_plugins_with_one_name_of_any_kind_are_one_line(write):
         assert "replace=True" not in line, "a plugin's is not replaced"
     (line,) = load_files([write(METRIC), write(METRIC.replace('"own"', '"other"'), "metric_2.py")]).mistakes
     assert 'ValueError: metric "own_metric" is already defined' in line
+    (line,) = load_files(
+        [write(METRIC), write(METRIC.replace('"own_metric"', '"their_metric"'), "metric_3.py")]
+    ).mistakes
+    assert f'the primary metric of "classification" is that of {tmp_path / "own.py"} already' in line
+    assert "their_metric" not in METRICS
 
 
 # --- of installed packages --------------------------------------------------------------------------------------------
