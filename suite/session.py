@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -30,12 +29,12 @@ from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
 from suite.planning import Plan, plan_config
-from suite.plugins import load_plugins
+from suite.plugins import load_plugins, refuse_what_workers_lack
 from suite.progress import Names
 from suite.runner import Runner
 from suite.status import Status, restate_budget
 from suite.trackers import check_trackers
-from suite.trial import asked_for, surroundings_kept
+from suite.trial import surroundings_kept
 from suite.worker import trouble
 
 if TYPE_CHECKING:
@@ -375,22 +374,6 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     if mistakes:
         raise PlanError(mistakes)
     return keys
-
-
-def refuse_what_workers_lack(runs: Sequence[RunSpec]) -> None:
-    """ValueError for norms, tasks, models, optimizers and data sets that were registered in a notebook's cells or at a
-    prompt: the processes of runs can not import them."""
-    from norms.plugins import of_this_process
-
-    if getattr(sys.modules.get("__main__"), "__file__", None) is not None:
-        return
-    asked = dict.fromkeys(key for spec in runs for key in asked_for(spec))
-    here = [f'{kind} "{name}"' for kind, name in asked if of_this_process(kind, name)]
-    if here:
-        raise ValueError(
-            f"{', '.join(here)}: defined in this session, which the processes of runs can not import; write the "
-            'definition into a file and give plugins=["FILE"]'
-        )
 
 
 def _texts(settings: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
