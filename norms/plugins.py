@@ -100,14 +100,16 @@ def check_free(kind: str, name: str, by: str, *, replace: bool, of_the_suite: bo
     Args:
         kind: "norm", "task", "model", ...
         name: what is to be registered.
-        by: who has the name, for the message; may be "".
+        by: who has the name, for the message; "": the plugin that registered it, if one did.
         replace: as the caller of register was told.
         of_the_suite: the name is one of the suite's own.
 
     Raises:
         ValueError: the name stays with who has it.
     """
-    may = not of_the_suite and plugin_of(kind, name) is None
+    plugin = plugin_of(kind, name)
+    may = not of_the_suite and plugin is None
+    by = by or ("" if plugin is None else str(plugin.file))
     if not (may and replace):
         hint = "; replace=True replaces it" if may else ""
         raise ValueError(f'{kind} "{name}" is already registered{f" by {by}" if by else ""}; choose another name{hint}')
@@ -141,6 +143,17 @@ def of_the_suite() -> Iterator[None]:
 def plugin_of(kind: str, name: str) -> Plugin | None:
     """The plugin that registered this, or None: the suite itself, or a program, did."""
     return _OF.get((kind, name))
+
+
+def of_this_process(kind: str, name: str) -> bool:
+    """Whether a program, a notebook or a module that one of them imported registered this: no plugin, not the suite."""
+    found = _REGISTRIES[kind]().get(name) if kind in _REGISTRIES else None
+    if found is None or plugin_of(kind, name) is not None:
+        return False
+    if kind == "task":  # the registry holds the suite's own, too, once they are asked for
+        found = type(found)
+    home = str(getattr(getattr(found, "build", found), "__module__", ""))
+    return kind not in ("norm", "task") or home.partition(".")[0] not in ("norms", "tasks")
 
 
 def load_plugin(path: str | Path) -> list[str]:
@@ -286,6 +299,9 @@ def _load(plugin: Plugin, called: str, execute: Callable[[], ModuleType]) -> Plu
         module = execute()
         for kind, get in _WATCHED.items():
             new = [name for name, its in get().items() if watched[kind].get(name) is not its]
+            for name in new:
+                if (other := plugin_of(kind, name)) is not None:
+                    raise ValueError(f'the {kind} of "{name}" is that of {other.file} already')
             _OF.update({(kind, name): plugin for name in new})
             _UNDER.update({(kind, name): watched[kind][name] for name in new if name in watched[kind]})
     except BaseException as error:

@@ -79,6 +79,9 @@ def declaration(task: Task) -> Declaration:
         if isinstance(names, str) or not isinstance(names, list | tuple | None):
             raise ValueError(f'task "{task.name}": {what}: a tuple of options is needed; given {cut(repr(names), 80)}')
         _check(task, what, names or (), task.options.model_fields)
+    compares = getattr(task, "baseline", None)
+    if compares is not None and not declares_baseline(task):
+        raise ValueError(f'task "{task.name}": baseline: a method is needed; given {cut(repr(compares), 80)}')
     known = {name: metric for name, metric in metrics.METRICS.items() if name in task.metrics}
     return Declaration(
         headline=headline(task),

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from norms.plugins import Plugin
+from norms.plugins import Plugin, loaded, plugin_of
 from norms.protocol import NormInfo
 from norms.registry import norm_info, resolve_norm_options
 from results.declared import TaskNotes
@@ -34,7 +34,7 @@ from suite.config import ManyRuns, PlanError, folder_of, form_mistakes, read_con
 from suite.describing import Described, baseline, declaration
 from suite.folders import Folders
 from suite.plugins import distinct, load_configured, load_installed
-from suite.trial import Trials, trial_seconds
+from suite.trial import Trials, asked_for, trial_seconds
 from tasks import task_version
 from tasks.base import Setting, Task
 from tasks.options import NormChoice, Options, newer_options, plugin_parts
@@ -57,8 +57,8 @@ class Plan:
         left_out: one line for each combination of options that make no setting (tasks.options.LeftOut).
         notes: one line for each norm and task that could not be tried (suite.trial); its runs are planned.
         told: what the results folder is told of the tasks and runs (suite.describing).
-        plugins: those of the config and of installed packages, for the Runner; those that were loaded before are not
-            here.
+        plugins: those of the config and of installed packages, for the Runner, and those that were loaded before where
+            a run asks for something of theirs.
     """
 
     runs: list[RunSpec]
@@ -135,8 +135,15 @@ def plan_config(
         tuple(reader.left_out),
         tuple(trials.notes),
         described.notes([*runs, *(spec for spec, _ in skipped)]),
-        distinct([*installed.plugins, *configured.plugins]),
+        distinct([*installed.plugins, *configured.plugins, *_of_runs(runs)]),
     )
+
+
+def _of_runs(runs: Sequence[RunSpec]) -> list[Plugin]:
+    """The plugins that registered what runs ask for."""
+    asked = dict.fromkeys(key for spec in runs for key in asked_for(spec))
+    files = dict.fromkeys(plugin.file for key in asked if (plugin := plugin_of(*key)) is not None)
+    return [plugin for file in files if (plugin := loaded(file)) is not None]
 
 
 def _check_size(blocks: Sequence[Block], many: bool) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,6 +28,7 @@ from suite.environment import PLUGIN_GROUP
 
 if TYPE_CHECKING:
     from norms.plugins import Plugin
+    from results.record import RunSpec
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,23 @@ def _called(entry: metadata.EntryPoint) -> str:
 
 def _release(entry: metadata.EntryPoint) -> str:
     return "?" if entry.dist is None else f"{entry.dist.name}=={entry.dist.version}"
+
+
+def refuse_what_workers_lack(runs: Sequence[RunSpec]) -> None:
+    """ValueError for norms, tasks, models, optimizers and data sets that were registered in a notebook's cells or at a
+    prompt: the processes of runs can not import them."""
+    from norms.plugins import of_this_process
+    from suite.trial import asked_for
+
+    if getattr(sys.modules.get("__main__"), "__file__", None) is not None:
+        return
+    asked = dict.fromkeys(key for spec in runs for key in asked_for(spec))
+    here = [f'{kind} "{name}"' for kind, name in asked if of_this_process(kind, name)]
+    if here:
+        raise ValueError(
+            f"{', '.join(here)}: defined in this session, which the processes of runs can not import; write the "
+            'definition into a file and give plugins=["FILE"]'
+        )
 
 
 def distinct(these: Sequence[Plugin]) -> tuple[Plugin, ...]:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.escape import cut
 from suite import engine
 from suite.blocks import Overrides
 from suite.config import PlanError, find_config, folder_of, read_config
@@ -29,7 +29,7 @@ from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
 from suite.planning import Plan, plan_config
-from suite.plugins import load_plugins
+from suite.plugins import load_plugins, refuse_what_workers_lack
 from suite.progress import Names
 from suite.runner import Runner
 from suite.status import Status, restate_budget
@@ -85,18 +85,26 @@ def plan(
         ManyRuns: more than 100,000 runs without `many`.
         ValueError: plugins that can not be loaded; a time limit that is no time.
     """
+    for what, given_names in (("tasks", tasks), ("norms", norms)):
+        if wrong := [name for name in _several(given_names) if not isinstance(name, str)]:
+            raise ValueError(f"{what}: names are needed, not {cut(repr(wrong[0]), 80)}")
     with surroundings_kept():
         overrides = Overrides(
-            tasks=tuple(tasks),
-            norms=tuple(norms),
-            seeds=seeds if seeds is None or isinstance(seeds, str) else ",".join(map(str, seeds)),
+            tasks=_several(tasks),
+            norms=_several(norms),
+            seeds=seeds if seeds is None or isinstance(seeds, str) else ",".join(map(str, _several(seeds))),
             settings=_texts(settings),
-            plugin_norms=load_plugins(plugins),
+            plugin_norms=load_plugins(_several(plugins)),
             threads=threads,
             many=many,
             timeout=time_limit(timeout),
         )
-        given = config if isinstance(config, Mapping) else read_config(config)
+        if isinstance(config, Mapping):
+            given = _plain(config)
+        elif isinstance(config, str | Path):
+            given = read_config(config)
+        else:
+            raise ValueError(f"config: a file or a mapping is needed, not a {type(config).__name__}")
         beside = folder or (Path() if isinstance(config, Mapping) else folder_of(config))
         planned = plan_config(given, overrides, data_dir, without_data=without_data, folder=beside)
     refuse_what_workers_lack(planned.runs)
@@ -235,6 +243,7 @@ class Session:
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs {jobs}: 1 or more is needed")
         check_device(device)
+        trackers = _several(trackers)
         check_trackers(trackers)
         check_loader_workers(loader_workers)
         self.plan, self.folder, self.config = planned, Path(folder), config
@@ -252,7 +261,7 @@ class Session:
             device=device,
             threads=planned.threads,
             data_dir=self.data_dir.resolve(),
-            plugins=(*map(Path, plugins), *planned.plugins),
+            plugins=(*map(Path, _several(plugins)), *planned.plugins),
             budget=planned.budget,
             commit=commit(),
             folders=planned.folders,
@@ -367,26 +376,25 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     return keys
 
 
-def refuse_what_workers_lack(runs: Sequence[RunSpec]) -> None:
-    """ValueError for norms and tasks that were defined in a notebook's cells or at a prompt: the processes of runs can
-    not import them."""
-    from norms.registry import make_norm
-    from tasks import get_task
-
-    if getattr(sys.modules.get("__main__"), "__file__", None) is not None:
-        return
-    defined: dict[str, Any] = {f'norm "{spec.norm}"': make_norm(spec.norm).build for spec in runs}
-    defined |= {f'task "{spec.task}"': type(get_task(spec.task)) for spec in runs}
-    here = [what for what, built in defined.items() if getattr(built, "__module__", "") == "__main__"]
-    if here:
-        raise ValueError(
-            f"{', '.join(here)}: defined in this session, which the processes of runs can not import; write the "
-            'definition into a file and give plugins=["FILE"]'
-        )
-
-
 def _texts(settings: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     """Settings as `Overrides` takes them; JSON is YAML."""
-    if isinstance(settings, Mapping):
-        return tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
-    return tuple(settings)
+    if not isinstance(settings, Mapping):
+        return _several(settings)
+    try:
+        return tuple(f"{name}={json.dumps(_plain(value))}" for name, value in settings.items())
+    except TypeError as error:
+        raise ValueError(f"settings: {error}") from error
+
+
+def _several(given: Sequence[Any] | str | Path | int) -> tuple[Any, ...]:
+    """One text, path or number is one thing."""
+    return (given,) if isinstance(given, str | Path | int) else tuple(given)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a YAML file would give it: tuples and ranges are lists, paths are texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

@@ -27,7 +27,7 @@ from norms.registry import make_norm, norm_info
 from results.record import RunSpec, dataset_of
 from suite.forked import ending, fork, stop
 from tasks import get_task
-from tasks.options import Options
+from tasks.options import Options, named_parts
 
 SECONDS = 60.0
 """What one trial may take; less where a run may take less, but never so little that torch's compiler can not load."""
@@ -109,7 +109,7 @@ class Trials:
     def _ask(self, spec: RunSpec, options: dict[str, Any]) -> Answer:
         if sys.platform != "linux":
             return self._ask_here(spec, options)
-        own = frozenset(plugin.file for key in _asked_for(spec) if (plugin := plugins.plugin_of(*key)) is not None)
+        own = frozenset(plugin.file for key in asked_for(spec) if (plugin := plugins.plugin_of(*key)) is not None)
         child = self._children.get(own)
         if child is None:
             try:
@@ -245,11 +245,11 @@ def _answer(spec: RunSpec, options: dict[str, Any], memory: int) -> Answer:
         return None, f"sys.exit({error.code if isinstance(error.code, int) else ''}) was called"
 
 
-def _asked_for(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """(kind, name) of everything in a run that a plugin may have registered."""
+def asked_for(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """(kind, name) of everything in a run that a plugin, or a program, may have registered."""
     yield from (("norm", spec.norm), ("task", spec.task), ("dataset", dataset_of(spec)))
     yield from (("norm", name) for name, _ in spec.further_norms.values())
-    yield from ((option.rpartition("_")[2], part.rpartition("@")[0]) for option, part in spec.parts.items())
+    yield from ((kind, name) for _, kind, name in named_parts(spec.task_options))
 
 
 def _memory_words(memory: int) -> str:

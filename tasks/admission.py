@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from norms.factory import NormFactory, factory_info
-from norms.protocol import NormInfo, equivalent
+from norms.protocol import NormInfo, equivalent, norm_modules
 from norms.situation import predict, situation
 from tasks import data as datasets
 from tasks.nets.guests import said
@@ -150,7 +150,12 @@ def _decide(norm: NormFactory, host: Host) -> str | None:
     def ask(device: str, norm_batch: int) -> None:
         net = host.build(norm=norm, device=device, **host.network)
         images = torch.zeros(host.slices * norm_batch, *host.shape, device=device)
+        used: list[bool] = []
+        for _, layer in norm_modules(net) if foreign else ():
+            layer.register_forward_hook(lambda *_: used.append(True))
         host.forward(net, images, host.slices, **host.told)
+        if foreign and not used:
+            raise ValueError(f'model "{host.model}" has norms of the factory that it got, and its forward uses none')
 
     # A few real zeros first: the meta device costs the import of torch's compiler, two seconds of every plan. What
     # serves two images per norm batch is taken to serve more; only a refusal is decided at the true size.

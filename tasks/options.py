@@ -5,7 +5,7 @@ Nothing here knows a task. `tasks.supervised` has the options of every task that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -99,15 +99,20 @@ def plugin_parts(options: BaseModel) -> dict[str, str]:
     not here: the checksum of the data is part of it already.
     """
     found = {}
-    for option, name in options:
-        kind = option.rpartition("_")[2]
-        if kind not in PARTS or not isinstance(name, str):
-            continue
+    for option, kind, name in named_parts(dict(options)):
         plugins.load_offered(kind, name)  # an options model of a plugin's task may not have looked for it
         plugin = plugins.plugin_of(kind, name)
         if plugin is not None:
             found[option] = f"{name}@{plugin.version}"
     return found
+
+
+def named_parts(options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(option, "model" or "optimizer", name) of each option that names one."""
+    for option, name in options.items():
+        kind = option.rpartition("_")[2]
+        if kind in PARTS and isinstance(name, str):
+            yield option, kind, name
 
 
 class LeftOut(ValueError):

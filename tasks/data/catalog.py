@@ -50,7 +50,7 @@ def register_dataset(name: str, source: Source, *, replace: bool = False) -> Sou
     Args:
         name: lower case letters, digits and underscores, starting with a letter, 100 characters at most.
         source: InMemory for arrays that a function gives; any other Source for the rest.
-        replace: take the place of a set that was registered under this name before (in a notebook).
+        replace: replace one that was registered at the prompt, or by a program; for notebooks.
 
     Returns:
         The source.
@@ -69,7 +69,7 @@ def register_dataset(name: str, source: Source, *, replace: bool = False) -> Sou
         raise ValueError(f'data set "{name}": {type(source).__name__} does not derive from tasks.data.Source')
     caller = sys._getframe(1)
     place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-    if name in _SOURCES and not replace:
+    if name in _SOURCES and (not replace or plugins.plugin_of("dataset", name) is not None):
         raise ValueError(
             f'data set "{name}" is already registered by {_PLACES[name]}; {place} must choose another name'
         )

@@ -30,7 +30,7 @@ _ARGUMENTS = ("norm", "num_classes", "in_channels")
 
 @dataclass
 class Logits:
-    """A forward hook of a network: ValueError unless its output is (N, width)."""
+    """A forward hook of a network: ValueError unless its output is (N, width), of a floating-point type."""
 
     model: str
     width: int
@@ -42,6 +42,10 @@ class Logits:
             given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ValueError(
                 f'model "{self.model}" gives {given} for {wanted[0]} images; {self.what} {wanted} are needed'
+            )
+        if not output.is_floating_point():
+            raise ValueError(
+                f'model "{self.model}" gives {output.dtype}; {self.what} of a floating-point type are needed'
             )
 
 

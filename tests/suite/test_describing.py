@@ -160,6 +160,7 @@ def test_a_plan_notes_the_setting_fields_that_a_config_gave(monkeypatch):
         ({"deciding": {"method": 1}}, "deciding: a tuple of options is needed; given {'method': 1}"),
         ({"folds_over": "held_out"}, "folds_over 'held_out': it has method, strength"),
         ({"baseline": lambda self, options: 1 / 0}, "baseline(options) raised ZeroDivisionError: division by zero"),
+        ({"baseline": "plain"}, "baseline: a method is needed; given 'plain'"),
         ({"baseline": lambda self, options: {}}, "baseline(options) gives FakeOptions or None; given dict"),
     ],
 )

@@ -126,17 +126,22 @@ def test_what_a_plugin_does_while_it_is_loaded_is_undone_or_said(write, tmp_path
     assert (Path.cwd(), sys.path, torch.get_default_dtype()) == (tmp_path, before, torch.float32)
 
 
-def test_two_plugins_with_one_name_of_any_kind_are_one_line(write):
+def test_two_plugins_with_one_name_of_any_kind_are_one_line(write, tmp_path):
     kinds = {"norm": NORM, "model": MODEL, "optimizer": OPTIMIZER, "task": TASK.partition("\nif ")[0]}
     kinds["task"] += "\nregister_task(Fake())\n"
     for kind, text in kinds.items():
         other = write("import math\n" + text, f"{kind}_2.py")
         (line,) = load_files([write(text, f"{kind}_1.py"), other]).mistakes
         assert line.startswith(f'plugin "{other}": ValueError: {kind} "')
-        assert '" is already registered' in line
+        assert f'" is already registered by {other.with_name(f"{kind}_1.py")}' in line
         assert "replace=True" not in line, "a plugin's is not replaced"
     (line,) = load_files([write(METRIC), write(METRIC.replace('"own"', '"other"'), "metric_2.py")]).mistakes
     assert 'ValueError: metric "own_metric" is already defined' in line
+    (line,) = load_files(
+        [write(METRIC), write(METRIC.replace('"own_metric"', '"their_metric"'), "metric_3.py")]
+    ).mistakes
+    assert f'the primary metric of "classification" is that of {tmp_path / "own.py"} already' in line
+    assert "their_metric" not in METRICS
 
 
 # --- of installed packages --------------------------------------------------------------------------------------------

@@ -102,12 +102,72 @@ def test_what_can_not_be_is_said_before_anything_runs(plugins, tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_norm_of_a_notebook_s_cell_is_refused_with_the_way_out(plugins, tmp_path, monkeypatch):
-    exec(compile(NORM, "<cell>", "exec"), {"__name__": "__main__"})
+OWN = """
+import torch
+from tasks import register_model, register_optimizer
+from tasks.data import InMemory, register_dataset
+
+@register_model("cell_model", replace=True)
+def model(norm, num_classes, in_channels):
+    return torch.nn.Sequential(norm(in_channels), torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, num_classes))
+
+@register_optimizer("cell_optimizer", replace=True)
+def optimizer(groups, learning_rate):
+    return torch.optim.SGD(groups, learning_rate)
+
+def parts():
+    numbers = torch.Generator().manual_seed(0)
+    return {
+        part: (torch.randint(0, 256, (20, 1, 8, 8), generator=numbers).to(torch.uint8), torch.arange(20) % 2)
+        for part in ("train", "val", "test")
+    }
+
+register_dataset("cell_data", InMemory(parts, num_classes=2, title="Cells", image_shape=(1, 8, 8)), replace=True)
+"""
+
+
+def test_what_a_notebook_s_cells_define_is_refused_with_the_way_out(plugins, tmp_path, monkeypatch):
+    for text in (NORM, OWN):
+        exec(compile(text, "<cell>", "exec"), {"__name__": "__main__"})
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace())  # a notebook's has no file
     assert "session_norm" in norms.norm_names()
     with pytest.raises(ValueError, match=r'norm "session_norm": defined in this session.*plugins=\["FILE"\]'):
         suite.plan(CONFIG, plugins=plugins[:1], norms=["session_norm"], data_dir=tmp_path)
+    small = {"dataset": "cell_data", "model": "cell_model", "optimizer": "cell_optimizer", "batch_size": 4}
+    with pytest.raises(ValueError, match=r'^dataset "cell_data", model "cell_model", optimizer "cell_optimizer": def'):
+        suite.plan({"norms": ["bn"], "seeds": [0], "tasks": {"classification": small}})
+    suite.plan({"norms": ["bn"], "seeds": [0], "tasks": {"classification": {"max_steps": 1}}})
+
+
+def test_a_plugin_that_was_loaded_before_reaches_the_runs_that_ask_for_it(plugins, tmp_path):
+    for file in plugins:
+        norms.load_plugin(file)
+    planned = suite.plan(CONFIG, norms=["session_norm"], data_dir=tmp_path)
+    assert {key for plugin in planned.plugins for key in plugin.names} == {
+        ("norm", "session_norm"),
+        ("task", "cli_fake"),
+    }
+    assert [plugin.file for plugin in suite.plan(CONFIG, data_dir=tmp_path).plugins] == [plugins[0]]
+
+
+def test_one_name_is_a_list_of_one_and_python_s_own_sequences_are_lists(plugins, tmp_path):
+    config = {"norms": ("bn", "ln"), "seeds": range(2), "tasks": {"cli_fake": {"learning_rate": (0.1, 0.2)}}}
+    assert len(suite.plan(config, plugins=plugins[0], data_dir=tmp_path).runs) == 8
+    few = {"norms": "bn", "seeds": 1, "tasks": "cli_fake", "settings": "cli_fake.learning_rate=0.5"}
+    assert len(suite.plan(config, plugins=str(plugins[0]), data_dir=tmp_path, **few).runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"norms": [{"gn": {}}]}, "norms: names are needed, not {'gn': {}}"),
+        ({"settings": {"cli_fake.learning_rate": object}}, "settings: Object of type type"),
+        ({"config": None}, "config: a file or a mapping is needed, not a NoneType"),
+    ],
+)
+def test_what_no_file_can_say_is_a_mistake_too(plugins, tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        suite.plan(**{"config": CONFIG, "plugins": plugins[:1], "data_dir": tmp_path} | given)
 
 
 def test_a_session_says_what_is_done_and_what_is_to_do(plugins, tmp_path):

@@ -77,9 +77,21 @@ BAD = {
         lambda norm, num_classes, in_channels: type("T", (nn.Sequential,), {"forward": lambda self, x: (x,)})(norm(2)),
         "gives a tuple for 4 images",
     ),
+    "no floating-point numbers": (
+        lambda norm, num_classes, in_channels: type("T", (nn.Sequential,), {"forward": lambda self, x: self[0](x) > 0})(
+            plain(norm, num_classes, in_channels)
+        ),
+        "gives torch.bool; logits of a floating-point type are needed",
+    ),
     "no norm": (
         lambda norm, num_classes, in_channels: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5)),
         "has no norm of the factory",
+    ),
+    "a norm that is not used": (
+        lambda norm, num_classes, in_channels: type(
+            "T", (nn.Sequential,), {"forward": lambda self, x: self[3](x.mean((2, 3)))}
+        )(norm(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5)),
+        "its forward uses none",
     ),
     "its own norm": (
         lambda norm, num_classes, in_channels: nn.Sequential(norm(2), nn.BatchNorm2d(2)),

@@ -330,6 +330,9 @@ def test_a_plugins_sets_go_when_it_is_loaded_again_and_two_plugins_do_not_share_
     with pytest.raises(ValueError, match=rf'"second" is already registered by {one}:\d+') as caught:
         plugins.load(other)
     assert "\n" not in str(caught.value)
+    other.write_text(PLUGIN.format(name="second", seed=2).replace('title="t")', 'title="t"), replace=True'))
+    with pytest.raises(ValueError, match=r'"second" is already registered by'):
+        plugins.load(other)
     assert "second" in dataset_names()
 
 
