@@ -51,7 +51,6 @@ FEW = [
     ("adaptation, mcd, separate", "dsbn"),
     ("adaptation, cdan_e, joint", "transnorm"),
     ("generalization", "bne"),
-    ("search, second", "bgn"),
     ("few-shot, prototypical, running", "tasknorm"),
     ("few-shot, imprinting, support", "bn"),
     ("few-shot, maml, second, per_step", "bn"),
