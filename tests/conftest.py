@@ -26,7 +26,7 @@ def registries_as_before() -> Iterator[None]:
 
     registry.norm_names()  # the built-in ones first
     registries = (registry._REGISTRY, tasks._TASKS, models._REGISTERED, schedule._REGISTERED)
-    registries += (metrics.METRICS, metrics.RANKS, metrics.VALIDATES, plugins._OF, plugins._UNDER)
+    registries += (metrics.METRICS, metrics.RANKS, metrics.VALIDATES, plugins._OF, plugins._UNDER, plugins._offered)
     registries += (catalog._SOURCES, catalog._PLACES)
     befores, modules = [dict(each) for each in registries], set(sys.modules)
     beside = dict(Beside.known)

@@ -118,7 +118,7 @@ def test_long_enough_searches_keep_the_configs_budget(monkeypatch, tmp_path):
 # Equal terms
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_the_same_spec_twice_is_bit_identical(order, tmp_path):
     options = {"order": order, "augmentation": "affine", "norm_batch_size": 4, "search_cutout": 2}
     first = results(run(tmp_path / "a", **options))
@@ -368,7 +368,7 @@ def test_a_grid_leaves_the_unrolled_step_of_adamw_out():
     assert "the unrolled step is one of SGD" in plan.left_out[0]
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_precision_reaches_every_forward(order, monkeypatch, tmp_path):
     seen = set()
     real = torch.nn.functional.conv2d

@@ -127,7 +127,7 @@ def test_a_control_that_diverged_is_not_repeated(monkeypatch, tmp_path):
     assert tried == [(1, False), (1, True), (2, True), (2, True)]
 
 
-@pytest.mark.parametrize("after", ["search", "retraining 1"])
+@pytest.mark.parametrize("after", ["search", pytest.param("retraining 1", marks=pytest.mark.slow)])
 def test_a_run_that_ends_right_after_a_last_epoch_measures_and_does_not_train_again(after, monkeypatch, tmp_path):
     """The state that a loop leaves is the one to go on from until its part is measured."""
     options, norm = TASK.options(**(SHORT | FEW | {"random_architectures": 0})), searched.factory("bn")
