@@ -221,6 +221,7 @@ RANKS: dict[str, str] = {}
 VALIDATES: dict[str, str] = {}
 """Task -> the metric that may choose hyper-parameters in it, likewise."""
 
+_OURS = frozenset(METRICS)
 LONGEST_TITLE = 80
 """Characters of a title that comes from a record or a results folder, and not from this vocabulary."""
 
@@ -233,19 +234,23 @@ def metric(name: str) -> Metric:
     return found
 
 
-def add_metric(new: Metric, primary_of: str | None = None, validation_of: str | None = None) -> Metric:
+def add_metric(
+    new: Metric, primary_of: str | None = None, validation_of: str | None = None, *, replace: bool = False
+) -> Metric:
     """Add a metric of one's own.
 
     Args:
         new: its name must be free (or hold an equal metric, so that a plugin may be loaded twice).
         primary_of: a task that it ranks; one's own task says so itself (`headline` in tasks.base).
         validation_of: a task in which it may choose hyper-parameters; likewise (`validation`).
+        replace: take the place of a metric of one's own, for notebooks.
 
     Raises:
         ValueError: the name is taken by another metric.
     """
-    if METRICS.get(new.name, new) != new:
-        raise ValueError(f'metric "{new.name}" is already defined as {METRICS[new.name]}; choose another name')
+    if METRICS.get(new.name, new) != new and (not replace or new.name in _OURS):
+        hint = "" if new.name in _OURS else "; replace=True replaces it"
+        raise ValueError(f'metric "{new.name}" is already defined as {METRICS[new.name]}; choose another name{hint}')
     METRICS[new.name] = new
     if primary_of is not None:
         RANKS[primary_of] = new.name

@@ -86,6 +86,8 @@ def new_folder(data_dir: Path, folder: str, *, replace: bool = False) -> Iterato
             if replace and target.is_dir():
                 exchange(temporary, target)
             elif not (target / "manifest.json").exists():
+                if target.is_dir():
+                    raise ValueError(f"{target}: is there, without its manifest.json; --force makes it again") from None
                 raise
     except OSError as error:
         # numpy's own for a full disk is without path and reason

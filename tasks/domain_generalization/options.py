@@ -45,8 +45,11 @@ class DomainGeneralizationOptions(SupervisedOptions):
 
     @model_validator(mode="after")
     def _sources_are_left(self) -> DomainGeneralizationOptions:
-        if self.domains is None and not self.dataset.startswith("folder:"):
-            raise ValueError(f'data set "{self.dataset}" has no domains; digits and mnist_usps_svhn have, and folders')
+        if (
+            self.domains is None and datasets.dataset_info(self.dataset).num_classes is not None
+        ):  # known without reading
+            others = ", ".join(name for name in datasets.dataset_names() if datasets.dataset_info(name).domains)
+            raise ValueError(f'data set "{self.dataset}" has no domains; {others} have, and folders')
         if self.domains is None:
             raise ValueError(f'domains: those of data set "{self.dataset}" are not known before it is read; name them')
         if len(set(self.domains)) < len(self.domains):

@@ -66,6 +66,16 @@ def test_a_plugin_adds_a_metric_once(monkeypatch):
         add_metric(Metric("top1", "another"))
 
 
+def test_a_cell_that_is_executed_again_replaces_its_own_metric_and_no_other():
+    add_metric(Metric("of_a_cell", "first"))
+    with pytest.raises(ValueError, match="replace=True"):
+        add_metric(Metric("of_a_cell", "second"))
+    add_metric(Metric("of_a_cell", "second"), replace=True)
+    assert metrics.metric("of_a_cell").title == "second"
+    with pytest.raises(ValueError, match='metric "top1" is already defined'):
+        add_metric(Metric("top1", "another"), replace=True)
+
+
 def test_a_name_from_a_record_gives_no_endless_heading():
     for name in ("m" * 200, "target_top1/" + "d" * 200):
         assert len(metric_or_plain(name).heading) < 100

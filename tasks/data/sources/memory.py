@@ -40,7 +40,7 @@ class InMemory(Source):
         kind: "real" or "synthetic".
         domains: their names, in the order of tables; empty without domains.
         few_shot: the parts share no class.
-        image_shape: (C, H, W); where it is given, plans know it before the arrays are read.
+        image_shape: (C, H, W), where it is to be known before the arrays are read; plans read them.
         class_names: one per label (default: their numbers).
         licence: of the images.
 
@@ -85,7 +85,7 @@ class InMemory(Source):
             self._title,
             self._kind,
             len(self._class_names),
-            self._image_shape,
+            self._shape(),
             {},
             self._domains,
             False,
@@ -126,6 +126,12 @@ class InMemory(Source):
             class_names=self._class_names,
             disjoint_classes=self._few_shot,
         )
+
+    def _shape(self) -> tuple[int, int, int] | None:
+        if self._held is None:
+            return self._image_shape
+        channels, height, width = next(iter(self._held.values()))["train"].images.shape[1:]
+        return channels, height, width
 
     def _one(self, name: str, domain: str | None) -> _Parts:
         if self._domains:

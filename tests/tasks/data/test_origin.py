@@ -472,3 +472,11 @@ def test_what_a_manifest_says_of_its_cut_is_not_believed(root, data_dir, fact):
     path.write_text(json.dumps(json.loads(path.read_text()) | fact))
     with pytest.raises(ValueError, match=r"damaged \(layout or cut"):
         prepare(f"folder:{root}", data_dir)
+
+
+def test_a_set_without_its_manifest_says_what_makes_it_again(root, data_dir):
+    manifest_of(data_dir).unlink()
+    with pytest.raises(ValueError, match=r"without its manifest\.json; --force makes it again"):
+        prepare(f"folder:{root}", data_dir, size=6)
+    assert prepare(f"folder:{root}", data_dir, size=6, force=True).made
+    assert load(f"folder:{root}", data_dir).num_classes == 2

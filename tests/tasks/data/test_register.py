@@ -462,3 +462,10 @@ def test_every_task_takes_a_set_of_its_kind(task, name, options):
     )
     task = tasks.get_task(task)
     assert task.data_checksum(task.options(dataset=name, **options), NOWHERE) == checksum(name, NOWHERE)
+
+
+def test_the_shape_of_images_is_known_once_they_are_read():
+    register_dataset("mine", InMemory(whole, num_classes=4, title="Mine"))
+    before = dataset_info("mine").image_shape
+    checksum("mine", NOWHERE)  # as a plan does before it asks whether norms fit
+    assert (before, dataset_info("mine").image_shape) == (None, (3, 8, 8))
