@@ -144,19 +144,20 @@ def _release(entry: metadata.EntryPoint) -> str:
 
 def refuse_what_workers_lack(runs: Sequence[RunSpec]) -> None:
     """ValueError for norms, tasks, models, optimizers and data sets that were registered in a notebook's cells or at a
-    prompt: the processes of runs can not import them."""
+    prompt: the processes of runs can not import them. They do import a script, but a model or optimizer has no version
+    of its own there, so that an edit of it would go unseen in the keys of runs."""
     from norms.plugins import of_this_process
     from suite.trial import asked_for
 
-    if getattr(sys.modules.get("__main__"), "__file__", None) is not None:
-        return
+    script = getattr(sys.modules.get("__main__"), "__file__", None) is not None
     asked = dict.fromkeys(key for spec in runs for key in asked_for(spec))
-    here = [f'{kind} "{name}"' for kind, name in asked if of_this_process(kind, name)]
+    here = [key for key in asked if of_this_process(*key) and (not script or key[0] in ("model", "optimizer"))]
     if here:
-        raise ValueError(
-            f"{', '.join(here)}: defined in this session, which the processes of runs can not import; write the "
-            'definition into a file and give plugins=["FILE"]'
-        )
+        names = ", ".join(f'{kind} "{name}"' for kind, name in here)
+        where = "this session, which the processes of runs can not import"
+        if script:
+            where = "a script, where no version tells one edit from the next"
+        raise ValueError(f'{names}: defined in {where}; write the definition into a file and give plugins=["FILE"]')
 
 
 def distinct(these: Sequence[Plugin]) -> tuple[Plugin, ...]:

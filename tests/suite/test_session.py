@@ -9,7 +9,10 @@ from parts.fake_task import TASK
 import norms
 import results
 import suite
+from suite.planning import plan_config
+from suite.plugins import refuse_what_workers_lack
 from suite.session import Session
+from tasks import register_model
 
 NORM = """
 import torch
@@ -178,3 +181,11 @@ def test_a_session_says_what_is_done_and_what_is_to_do(plugins, tmp_path):
     assert dict(session.make()) == {"ok": 2}
     again = Session(planned, tmp_path / "out", plugins=plugins[:1], data_dir=tmp_path)
     assert (len(again.status.todo), again.status.done, dict(again.make())) == (0, 2, {})
+
+
+def test_a_model_of_a_script_has_no_version_and_is_refused(tmp_path):
+    register_model("of_a_script")(lambda norm, num_classes, in_channels: norm(num_classes))
+    config = {"norms": ["bn"], "seeds": [0], "tasks": {"classification": {"model": "of_a_script"}}}
+    specs = plan_config(config, data_dir=tmp_path, tried=False).runs
+    with pytest.raises(ValueError, match=r'model "of_a_script": defined in a script.*plugins=\["FILE"\]'):
+        refuse_what_workers_lack(specs)
