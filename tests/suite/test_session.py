@@ -183,7 +183,8 @@ def test_a_session_says_what_is_done_and_what_is_to_do(plugins, tmp_path):
     assert (len(again.status.todo), again.status.done, dict(again.make())) == (0, 2, {})
 
 
-def test_a_model_of_a_script_has_no_version_and_is_refused(tmp_path):
+def test_a_model_of_a_script_has_no_version_and_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="script.py"))
     register_model("of_a_script")(lambda norm, num_classes, in_channels: norm(num_classes))
     config = {"norms": ["bn"], "seeds": [0], "tasks": {"classification": {"model": "of_a_script"}}}
     specs = plan_config(config, data_dir=tmp_path, tried=False).runs
