@@ -31,6 +31,17 @@ _METHOD, _BATCH = (f"option.{name}" for name in (METHOD, NORM_BATCH))
 _WORST_FIRST = ("failed", "diverged", "skipped")
 
 
+def with_derived(df: pd.DataFrame, fold: bool = True) -> pd.DataFrame:
+    """The current runs with every metric that needs several of them; after any selection, which works on single runs.
+
+    Args:
+        df: from `results.load`, or a part of it.
+        fold: one row for the runs of all held-out domains (`fold_held_out`).
+    """
+    df = with_gain(df)
+    return fold_held_out(df) if fold else df
+
+
 def with_gain(df: pd.DataFrame) -> pd.DataFrame:
     """The current runs, with what each gained over its baseline.
 

@@ -93,7 +93,7 @@ def render_all(
         ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
     """
     df = _some_runs(df)
-    measured = present_metrics(_derived(df)) if metrics else []
+    measured = present_metrics(derived.with_derived(df)) if metrics else []
     for name in metrics or ():
         if name not in measured:
             metric(name)  # a known metric that no run here measured is another mistake than an unknown one
@@ -103,7 +103,7 @@ def render_all(
         _sweepable(df, option)
     if select is not None:
         df = selection.select(df, select)
-    whole = _derived(df)
+    whole = derived.with_derived(df)
     result: list[Table] = []
     pivots = []
     for task in distinct(df["task"]):
@@ -136,7 +136,7 @@ def task_table(df: pd.DataFrame, metrics: Sequence[str] | None = None, reference
         ValueError: no runs, runs of several tasks, or an unknown metric (with the nearest).
     """
     df = _one_task(df)
-    whole = _derived(df)
+    whole = derived.with_derived(df)
     pivot = Pivot(whole, reference)
     return _task_table(pivot, df, pivot.metrics if metrics is None else [_subject(whole, name) for name in metrics])
 
@@ -160,7 +160,7 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     task = str(df["task"].iloc[0])
     column = f"option.{option}"
     of_norm = column not in option_columns(df)
-    whole = _derived(df, fold=option != task_facts(df, task).folds_over)
+    whole = derived.with_derived(df, fold=option != task_facts(df, task).folds_over)
     name = metric_name or task_facts(whole, task).headline
     if name is None:
         known = present_metrics(whole)
@@ -172,7 +172,7 @@ def sweep_table(df: pd.DataFrame, option: str, metric_name: str | None = None, r
     subject = _subject(whole, name)
     if of_norm:
         df = _norm_option_as_option(df, option)
-        whole = _derived(df)
+        whole = derived.with_derived(df)
     return _sweep_table(Pivot(whole, reference, always=column), df, option, subject)
 
 
@@ -214,7 +214,7 @@ def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
         ValueError: no runs.
     """
     df = _some_runs(df)
-    whole = _derived(df)
+    whole = derived.with_derived(df)
     return ranking_table(df, [Pivot(whole[whole["task"] == task], reference) for task in distinct(df["task"])])
 
 
@@ -282,12 +282,6 @@ def _kinds(pivot: Pivot, blocks: Iterable[Block]) -> set[str]:
     inside = set(blocks)
     found = {str(r["data"] or "") for (_, b), runs in pivot.runs.items() if b in inside for r in runs.values()}
     return found - {""}
-
-
-def _derived(df: pd.DataFrame, fold: bool = True) -> pd.DataFrame:
-    """The runs with the metrics that need several of them; after any selection, which works on single runs."""
-    df = derived.with_gain(df)
-    return derived.fold_held_out(df) if fold else df
 
 
 def _some_runs(df: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from results import statistics as summary
+from results.derived import with_derived
 from results.escape import cut
 from results.facts import task_facts
 from results.frame import ENDED, NORM_BATCH
@@ -202,6 +203,7 @@ class Pivot:
             repeated=self.repeated(row, block),
             equals="" if equals == self.norms[row] else equals,
             reason=cut(reason, REASON_LENGTH),
+            keys=tuple(str(runs[seed]["key"]) for seed in sorted(runs)),
         )
         if self.reference in (None, row):
             return cell
@@ -237,6 +239,12 @@ class Pivot:
     def _parts(self, run: Run) -> dict[str, str]:
         """Metric of a domain -> how its run ended, of the runs that this one is folded from; empty for a single run."""
         return {name: end for name in self.of_domains for end in [ended(run, name)] if end is not None}
+
+
+def every_pivot(df: pd.DataFrame, reference: str = "bn") -> list[Pivot]:
+    """The arranged runs of each task of a frame, with the metrics that need several runs. df: of `results.load`."""
+    whole = with_derived(df)
+    return [Pivot(whole[whole["task"] == task], reference) for task in distinct(whole["task"])] if len(whole) else []
 
 
 STATUSES = ("ok", "diverged", "failed", "skipped")

@@ -34,6 +34,7 @@ class Cell:
         repeated: the same runs stand in every norm batch.
         equals: name of a norm that this one is identical to here; "" if none.
         reason: why runs failed or were skipped, several reasons separated by semicolons; or why there is no mean.
+        keys: the keys of its runs, by seed; of runs folded over held-out domains those of each, joined by "+".
     """
 
     mean: float | None = None
@@ -55,6 +56,7 @@ class Cell:
     repeated: bool = False
     equals: str = ""
     reason: str = ""
+    keys: tuple[str, ...] = ()
 
     @property
     def holes(self) -> dict[str, int]:

@@ -1,0 +1,88 @@
+"""A figure as a value: what was drawn, the numbers behind it, what must be said beside it; and its files."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results import files
+from results.figures import style
+from results.metrics import nearest
+from results.tables.stems import file_stems
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("pdf", "svg", "png")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure.
+
+    Attributes:
+        name: stem of its files.
+        title: one line, not drawn: a paper's figure has its caption instead.
+        figure: of matplotlib; n and seeds stand in it.
+        alt: what a reader who can not see it is told: kind, axes, what is compared, the finding in a sentence.
+        caption: sentences, as those under a table.
+        data: the numbers that are drawn, one mapping per mark (a point, a bar, a cell), in printed units, so that
+            tests and screen readers read what eyes see.
+        task: the task that it is about; "" if about several.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    alt: str
+    caption: tuple[str, ...] = ()
+    data: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    task: str = ""
+
+    def svg(self, prefix: str = "") -> str:
+        """The figure as one <svg> element to stand in a page: no XML head, ids that begin with `prefix`, colours and
+        texts kept as texts, nothing that loads anything."""
+        stream = io.StringIO()
+        with style.style({"svg.fonttype": "none", "svg.hashsalt": prefix or self.name}):
+            self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        text = stream.getvalue()
+        text = text[text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        if prefix:
+            text = re.sub(r'\bid="', f'id="{prefix}-', text)
+            text = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", text)
+        return text.strip()
+
+    def write(self, file: Path) -> None:
+        """Write the figure whole or not at all, in the format of the file's ending."""
+        kind = file.suffix.removeprefix(".")
+        metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+        with style.style({"svg.hashsalt": self.name}), files.replacing(file) as stream:
+            self.figure.savefig(stream, format=kind, metadata=metadata, bbox_inches="tight")
+
+
+def write_drawings(
+    drawings: Sequence[Drawing], folder: str | Path, formats: Sequence[str] = ("pdf", "svg")
+) -> list[Path]:
+    """Write every drawing in every format, NAME.pdf, NAME.svg, NAME.png, and return the files.
+
+    Raises:
+        ValueError: an unknown format (with the nearest). Nothing is written then.
+        OSError: the folder can not be made, or a file not be written; the files before it are.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f'unknown format "{name}"; formats: {", ".join(FORMATS)}{nearest(name, FORMATS)}')
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep_folder(folder)
+    written = []
+    for stem, drawing in zip(file_stems([d.name for d in drawings]), drawings, strict=True):
+        for name in formats:
+            drawing.write(folder / f"{stem}.{name}")
+            written.append(folder / f"{stem}.{name}")
+    return written

@@ -1,0 +1,110 @@
+"""The one look of all figures: readable at the width of a column of a two-column page, and told apart by the
+colour-blind.
+
+Colours are those of Okabe & Ito ("Color Universal Design", 2008) without yellow, which is too light for lines on
+white; each has its marker and its line, so that no reader needs the colour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 237 / 72.27, 492 / 72.27
+"""Inches of one column and of both of a two-column page (237 and 492 pt)."""
+SIZE = 7.5
+"""Points of texts; none is below 7."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
+LINES = ("-", "--", "-.", ":")
+GREY = "#666666"
+
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": SIZE,
+    "axes.titlesize": SIZE,
+    "axes.labelsize": SIZE,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "savefig.transparent": False,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "text.usetex": False,
+    "text.parse_math": False,  # a name with dollar signs is no formula
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one norm is drawn, everywhere in a figure."""
+
+    colour: str
+    marker: str
+    line: str
+
+    @property
+    def plot(self) -> dict[str, Any]:
+        """Keyword arguments of `Axes.plot`."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line}
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """label -> its look. Every two of some hundred labels differ in colour, marker or line."""
+    return {
+        label: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, label in enumerate(dict.fromkeys(labels))
+    }
+
+
+@contextlib.contextmanager
+def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The look of all figures inside; matplotlib's settings are the caller's again afterwards."""
+    import matplotlib as mpl
+
+    settings: Any = {**_RC, **(more or {})}
+    with mpl.rc_context(settings):
+        yield
+
+
+def new_figure(width: float = COLUMN, height: float = 2.2, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, outside of pyplot: no window, no global list that keeps it alive.
+
+    Args:
+        width, height: inches.
+        subplots: as of `Figure.subplots`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**subplots)
+
+
+def say(axes: Axes, text: str) -> None:
+    """A grey line below the axes: n and seeds stand in every figure."""
+    axes.annotate(
+        text, (1, 0), (0, -28), "axes fraction", "offset points", ha="right", va="top", fontsize=7, color=GREY
+    )

@@ -1,0 +1,4 @@
+"""One self-contained page per folder of results.
+
+content.py    what stands in it, as values
+"""

@@ -1,0 +1,81 @@
+"""The command line: the only package that reads argv and chooses exit codes; suite.console prints.
+
+app.py       the application, and what its commands share
+runs.py      run, debug, watch
+tables.py    tables
+checks.py    check, convert-report, bench
+lists.py     list ..., data ...
+
+Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
+mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
+
+Modules that import torch or pandas are imported inside the commands that need them, so that `--help`, `tables` and
+`list metrics` start without torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import Any
+
+import typer
+
+from suite import terminal
+from suite.cli import checks, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
+from suite.cli.app import app
+from suite.console import fail
+from suite.environment import set_allocator
+from suite.forked import watched
+
+
+def main() -> None:
+    """Entry point of `run_suite.py` and of the console script."""
+    set_allocator()  # before any command imports torch
+    before = set(threading.enumerate())
+    with terminal.steady() as (out, _):
+        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
+        out.flush()
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
+            missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
+            code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+    if any(not thread.daemon for thread in set(threading.enumerate()) - before):
+        atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
+        os._exit(code)
+    sys.exit(code)
+
+
+def _watch_app() -> int:
+    """The command in a child: the layers that it forwards are users' code, and may end or crash their process."""
+    try:
+        code, ended = watched(_run_app)
+    except KeyboardInterrupt:
+        return 130
+    return fail(f"{ended}, by a user's file or layer; the command is not finished") if code is None else code
+
+
+def _run_app() -> int:
+    usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        code = fail(error.format_message() if hasattr(error, "format_message") else str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
+        code = fail(str(error))
+    except (
+        SystemExit
+    ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
+        code = fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
+    return code if isinstance(code, int) else 0
+
+
+def _innermost(error: BaseException) -> str:
+    """The line of code at which an exception arose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "a user's file" if trace is None else f'"{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}'
