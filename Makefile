@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per process: results depend on the number of threads, and two jobs share the cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench tools clean
 
 demo: .venv/.installed
 	$(BIN)/python run_suite.py run configs/quick.yaml --out runs/quick
@@ -33,6 +33,13 @@ bench: .venv/.installed
 		--editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-legacy.txt
 	touch $@
+
+# What some tests use beside Python, of Debian: a browser for the report, LaTeX for the tables of papers. Without them
+# these tests are skipped.
+tools:
+	apt-get update --quiet=2
+	apt-get install --quiet=2 --no-install-recommends chromium texlive-latex-base texlive-latex-recommended \
+		texlive-latex-extra texlive-science
 
 clean:
 	rm -rf .venv
