@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 SIZES = {"N": 3, "C": 6, "HW": 3}
 GROUP = 2
 """Channels of one group in the sketch."""
-SHORT, LONG = 13, 18
+SHORT, LONG = 12, 16
 """Characters of a label's line where four and where three cubes stand side by side."""
-_CELL = 0.078
+_CELL = 0.074
 """Inches of a cell's edge."""
+_CUBE = _CELL * (SIZES["HW"] + (SIZES["N"] + SIZES["C"]) / 2) + 0.16
+_TEXT = 0.115
+"""Inches from the top of a cube to its first line, and of a line."""
 _RIGHT, _LEFT, _UP = (math.cos(math.pi / 6), 0.5), (-math.cos(math.pi / 6), 0.5), (0.0, 1.0)
 """Directions of C, N and HW on paper, from the front corner."""
 _SHADES = {"top": "#56A7DA", "left": "#0072B2", "right": "#1F86C4"}
@@ -71,22 +74,25 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
         raise ValueError("no norms to draw the axes of")
     found = {label: _shared(label, facts) for label, facts in norms.items()}
     lines = {label: _lines(label) for label in found}
-    longest = max(len(line) for each in lines.values() for line in each)
-    columns = min(4 if longest <= SHORT else 3, len(found))
-    width = COLUMN / (4 if longest <= SHORT else 3)
-    texts = max(map(len, lines.values())) + 1 + any(shared.groups for shared in found.values())
-    height = _CELL * (SIZES["HW"] + (SIZES["N"] + SIZES["C"]) / 2) + 0.14 + 0.115 * texts + 0.1
-    rows = math.ceil(len(found) / columns)
+    wide = max(len(line) for each in lines.values() for line in each) > SHORT
+    columns = 3 if wide else 4
+    width = COLUMN / columns
+    labels = list(found)
+    rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+    texts = [max(len(lines[label]) + len(_about(found[label])) for label in row) for row in rows]
+    height = sum(_CUBE + _TEXT * n + 0.1 for n in texts)
     with style():
-        figure, axes = new_figure(max(width * columns, COLUMN), height * rows + 0.42)
-        axes.set(xlim=(0, max(width * columns, COLUMN)), ylim=(-height * rows - 0.42, 0))
+        figure, axes = new_figure(COLUMN, height + 0.34)
+        axes.set(xlim=(0, COLUMN), ylim=(-height - 0.34, 0))
         axes.set_axis_off()
-        for i, (label, shared) in enumerate(found.items()):
-            x, y = (i % columns + 0.5) * width, -(i // columns) * height
-            _cube(axes, shared, x, y)
-            _write(axes, shared, lines[label], x, y - height + 0.115 * texts + 0.08)
-        key = "blue: values that share one statistic, as declared, one of many\nsuch sets; N samples, C channels, HW positions"
-        axes.text(0, -height * rows - 0.08, key, fontsize=7, color=GREY, va="top")
+        y = 0.0
+        for row, n in zip(rows, texts, strict=True):
+            for i, label in enumerate(row):
+                _cube(axes, found[label], (i + 0.5) * width, y)
+                _write(axes, found[label], lines[label], (i + 0.5) * width, y - _CUBE)
+            y -= _CUBE + _TEXT * n + 0.1
+        key = "blue: values that share one statistic, as declared, one of\nmany such sets; N samples, C channels, HW positions"
+        axes.text(0, y - 0.04, key, fontsize=7, color=GREY, va="top")
     finding = _finding(found)
     return Drawing(
         "axes",
@@ -198,13 +204,17 @@ def _cube(axes: Axes, shared: _Shared, x: float, y: float) -> None:
     axes.text(*point(0, wide + 0.35, high / 2), "HW", ha="left", va="center", **small)
 
 
+def _about(shared: _Shared) -> list[str]:
+    """The lines below a label."""
+    return [shared.text, *([f"{shared.groups} groups"] if shared.groups else [])]
+
+
 def _write(axes: Axes, shared: _Shared, lines: Sequence[str], x: float, y: float) -> None:
-    said = [shared.text, *([f"{shared.groups} groups"] if shared.groups else [])]
-    for i, text in enumerate([*lines, *said]):
+    for i, text in enumerate([*lines, *_about(shared)]):
         own = i < len(lines)
         axes.text(
             x,
-            y - 0.115 * i,
+            y - _TEXT * i,
             text,
             ha="center",
             va="top",

@@ -18,7 +18,7 @@ from results.metrics import Metric, metric_or_plain, nearest
 from results.metrics import metric as known_metric
 from results.rows import current, distinct
 from results.statistics import summarize
-from results.tables.pivot import Pivot, every_pivot
+from results.tables.pivot import Block, Pivot, every_pivot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ MOST_ROWS = 60
 LONGEST = 18
 """Characters of a norm's label; data has all."""
 _LONGEST_SETTING = 48
+_HOLES = {"unmeasured": "without this metric"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Line:
         differences: seed -> difference to the reference, of the seeds in which both ended well.
         mean, half: of them, and half the width of the 95 % t-interval; None where undefined.
         probabilities: below, within and above the ROPE; None where they are not given.
-        note: runs without a pair: "1 of 3 seeds without a pair".
+        note: why seeds have no pair: "diverged 1/3", "bn: failed 1/3".
     """
 
     setting: str
@@ -129,7 +130,8 @@ def paired_differences(
         f"differences_{pivot.task}_{subject.name}",
         f"{pivot.task}: {subject.title}, paired differences to {reference}",
         figure,
-        f"Dots with intervals: {subject.title} less that of {reference} for {_many({x.norm for x in lines}, 'norm')} in "
+        f"Dots with intervals: {subject.title} less that of {reference} for "
+        f"{_many({x.norm for x in lines}, 'norm')} in "
         f"{_many({x.setting for x in lines}, 'setting')} of {pivot.task}, {many}. {finding}",
         tuple(caption),
         tuple(mark for line in lines for mark in _marks(line, limit)),
@@ -199,9 +201,20 @@ def _lines(pivot: Pivot, subject: Metric, rope: float) -> tuple[list[_Line], lis
             probabilities = None
             if whole and n >= LEAST_PAIRS:
                 probabilities = rope_probabilities(list(pairs.values()), rope * subject.scale)
-            note = "" if whole else f"{seeds - n} of {seeds} seeds without a pair"
+            note = "" if whole else _holes(pivot, row, block, subject)
             lines.append(_Line(setting, pivot.labels[row], pairs, mean, half, probabilities, note))
     return lines, left_out
+
+
+def _holes(pivot: Pivot, row: str, block: Block, subject: Metric) -> str:
+    """Why some seeds give no difference: "diverged 1/3", "bn: missing 1/3", or both."""
+    reference, seeds = str(pivot.reference), len(pivot.seeds[block])
+    said = []
+    for other, whose in ((row, ""), (reference, f"{cut(one_line(pivot.labels[reference]), LONGEST)}: ")):
+        holes = pivot.cell(other, block, subject).holes
+        if holes:
+            said.append(whose + ", ".join(f"{_HOLES.get(kind, kind)} {n}/{seeds}" for kind, n in holes.items()))
+    return "; ".join(said) or "beyond what a float holds"
 
 
 def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
@@ -256,7 +269,7 @@ def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
         y += 1
     axes.set_yticks(places, labels)
     axes.set(xlim=(low, high), ylim=(y - 0.4, -0.6))
-    axes.tick_params("y", length=0)
+    axes.tick_params("y", length=0, pad=6)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
 
