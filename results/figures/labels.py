@@ -98,13 +98,12 @@ def label_points(axes: Axes, points: Sequence[End]) -> None:
     figure.draw_without_rendering()
     pixel = figure.dpi / 72
     inside = axes.get_window_extent()
-    renderer = figure.canvas.get_renderer()
     marks = [axes.transData.transform((p.x, p.y)) for p in points]
     taken = [(x - 3 * pixel, y - 3 * pixel, x + 3 * pixel, y + 3 * pixel) for x, y in marks]
     order = sorted(range(len(points)), key=lambda i: -marks[i][1])
     for i in order:
         probe = axes.text(0, 0, points[i].text, fontsize=TEXT)
-        box = probe.get_window_extent(renderer)
+        box = probe.get_window_extent()
         probe.remove()
         width, height = box.width, TEXT * LINE * pixel
         best: tuple[float, float, float] | None = None
