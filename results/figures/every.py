@@ -1,0 +1,168 @@
+"""All figures that a frame supports, and why the others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from results.facts import task_facts
+from results.figures.asked import arranged, check_metric, numeric_options, the_task
+from results.figures.cost import cost_against_accuracy
+from results.figures.curves import option_curve
+from results.figures.domains import domain_heat_map
+from results.figures.drawing import Drawing
+from results.figures.learning import learning_curves
+from results.metrics import nearest
+from results.rows import current, distinct, option_columns
+
+COSTS = ("step_seconds", "peak_memory_mb", "search_seconds")
+"""The costs that are drawn, each where it was measured."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What figures are made of.
+
+    Attributes:
+        df: all runs that are drawn, of current versions.
+        history: of `results.load_history`, or None.
+        tasks: those to draw.
+        option, metric: None for each figure's own choice.
+        reference: the norm that others are compared with.
+    """
+
+    df: pd.DataFrame
+    history: pd.DataFrame | None
+    tasks: tuple[str, ...]
+    option: str | None
+    metric: str | None
+    reference: str
+
+
+Made = Iterator[tuple[str, Callable[[], Drawing]]]
+"""(what it is about, how it is made) of each figure of a kind; making it may raise ValueError, with the reason."""
+
+
+def _curves(asked: Asked) -> Made:
+    for task in asked.tasks:
+        options: Sequence[str] = [asked.option] if asked.option else _options(asked, task)
+        if not options:
+            yield task, _refuse(f"{task}: no option takes two numbers while all others stay")
+        for option in options:
+            yield (
+                f"{task}, {option}",
+                lambda t=task, o=option: option_curve(asked.df, o, asked.metric, t, asked.reference),  # type: ignore[misc]
+            )
+
+
+def _learning(asked: Asked) -> Made:
+    for task in asked.tasks:
+        if asked.history is None:
+            yield task, _refuse(f"{task}: no history is given")
+        else:
+            history = asked.history
+            yield task, lambda t=task: learning_curves(history, None, t, asked.df, asked.reference)  # type: ignore[misc]
+
+
+def _costs(asked: Asked) -> Made:
+    for task in asked.tasks:
+        there = task_facts(asked.df, task).present
+        for cost in [c for c in COSTS if c in there] or COSTS[:1]:
+            yield (
+                f"{task}, {cost}",
+                lambda t=task, c=cost: cost_against_accuracy(asked.df, t, c, asked.metric, asked.reference),  # type: ignore[misc]
+            )
+
+
+def _domains(asked: Asked) -> Made:
+    for task in asked.tasks:
+        yield task, lambda t=task: domain_heat_map(asked.df, t, asked.metric, asked.reference)  # type: ignore[misc]
+
+
+FIGURES: tuple[tuple[str, Callable[[Asked], Made]], ...] = (
+    ("option_curve", _curves),
+    ("learning_curves", _learning),
+    ("cost_against_accuracy", _costs),
+    ("domain_heat_map", _domains),
+)
+"""Name of a kind of figure -> the figures of that kind which are tried. `per_task` and `whole` make an entry of one
+function."""
+
+
+def per_task(draw: Callable[[Asked, str], Drawing]) -> Callable[[Asked], Made]:
+    """An entry of FIGURES: one figure for each task. draw: (what is asked for, the task)."""
+    return lambda asked: ((task, lambda t=task: draw(asked, t)) for task in asked.tasks)  # type: ignore[misc]
+
+
+def whole(draw: Callable[[Asked], Drawing]) -> Callable[[Asked], Made]:
+    """An entry of FIGURES: one figure for all tasks."""
+    return lambda asked: iter([("", lambda: draw(asked))])
+
+
+def draw_all(
+    df: pd.DataFrame,
+    history: pd.DataFrame | None = None,
+    *,
+    only: Sequence[str] = (),
+    option: str | None = None,
+    metric: str | None = None,
+    task: str | None = None,
+    reference: str = "bn",
+) -> tuple[list[Drawing], dict[str, str]]:
+    """All figures that a frame supports, and those that it does not, with the reasons.
+
+    Args:
+        df: from `results.load`, or a part of it.
+        history: from `results.load_history`, for learning curves.
+        only: kinds of figures (names in FIGURES); none: all.
+        option: of the option curves; None: every option that takes several numbers while others stay.
+        metric: None: each task's headline.
+        task: None: all.
+        reference: label or name of the norm that others are compared with.
+
+    Returns:
+        The drawings, and "kind (task, option)" -> why there is none.
+
+    Raises:
+        ValueError: an unknown kind, task, option or metric, with the nearest; no runs at all.
+    """
+    names = [name for name, _ in FIGURES]
+    for name in only:
+        if name not in names:
+            raise ValueError(f'unknown figure "{name}"; figures: {", ".join(names)}{nearest(name, names)}')
+    whole_df = current(df)
+    if not len(whole_df):
+        raise ValueError("no runs: there is nothing to draw")
+    tasks = [the_task(whole_df, task)] if task is not None else distinct(whole_df["task"].tolist())
+    if metric is not None:
+        check_metric(whole_df, metric)
+    if option is not None:
+        known = [c.removeprefix("option.") for c in option_columns(whole_df)]
+        if option not in known:
+            raise ValueError(f'unknown option "{option}"; options: {", ".join(known) or "none"}{nearest(option, known)}')
+    asked = Asked(whole_df, history, tuple(map(str, tasks)), option, metric, reference)
+    drawings: list[Drawing] = []
+    refused: dict[str, str] = {}
+    for kind, entries in FIGURES:
+        if only and kind not in only:
+            continue
+        for about, make in entries(asked):
+            try:
+                drawings.append(make())
+            except ValueError as error:
+                refused[f"{kind} ({about})" if about else kind] = str(error)
+    return drawings, refused
+
+
+def _options(asked: Asked, task: str) -> list[str]:
+    pivot, _ = arranged(asked.df, task, asked.reference)
+    return numeric_options(pivot)
+
+
+def _refuse(reason: str) -> Callable[[], Drawing]:
+    def refused() -> Drawing:
+        raise ValueError(reason)
+
+    return refused
