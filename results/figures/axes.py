@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from results.escape import cut, one_line
+from results.escape import one_line
 from results.figures.drawing import Drawing
 from results.figures.style import COLUMN, GREY, new_figure, style
+from results.figures.words import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,10 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
                 _cube(axes, found[label], (i + 0.5) * width, y)
                 _write(axes, found[label], lines[label], (i + 0.5) * width, y - _CUBE)
             y -= _CUBE + _TEXT * n + 0.1
-        key = "blue: values that share one statistic, as declared, one of\nmany such sets; N samples, C channels, HW positions"
+        key = (
+            "blue: values that share one statistic, as declared, one of\n"
+            "many such sets; N samples, C channels, HW positions"
+        )
         axes.text(0, y - 0.04, key, fontsize=7, color=GREY, va="top")
     finding = _finding(found)
     return Drawing(
@@ -128,14 +132,14 @@ def _shared(label: str, facts: Mapping[str, Any]) -> _Shared:
     groups = (facts.get("options") or {}).get("num_groups")
     if "C" not in letters or groups in (None, 1, "1"):
         groups = ""
-    return _Shared(letters, cut(one_line(str(groups)), 8))
+    return _Shared(letters, drawn(str(groups), 8))
 
 
 def _lines(label: str) -> list[str]:
     """A label in one line or, parted before its options, in two."""
     name, bracket, options = one_line(label).partition("(")
     whole = [name + bracket + options] if len(label) <= SHORT or not name else [name, bracket + options]
-    return [cut(line, LONG) for line in whole if line]
+    return [drawn(line, LONG) for line in whole if line]
 
 
 def _cells() -> Iterator[tuple[int, int, int]]:

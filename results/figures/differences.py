@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from results.comparing import LEAST_PAIRS, rope_probabilities
-from results.complete import setting_text
-from results.escape import cut, one_line
+from results.figures.asked import arranged, setting_text, the_metric
 from results.figures.drawing import Drawing
-from results.figures.style import COLOURS, COLUMN, GREY, new_figure, style
-from results.metrics import Metric, metric_or_plain, nearest
-from results.metrics import metric as known_metric
-from results.rows import current, distinct
+from results.figures.style import COLOURS, COLUMN, GREY, new_figure, note, style
+from results.figures.words import drawn, drawn_names, n_text
+from results.metrics import Metric, nearest
 from results.statistics import summarize
-from results.tables.pivot import Block, Pivot, every_pivot
+from results.tables.pivot import Block, Pivot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +78,8 @@ def paired_differences(
     """
     if not 0 <= rope < math.inf:
         raise ValueError(f"rope={rope:g}: a finite number in the metric's base units, 0 or more")
-    pivot = _pivot(df, task, reference)
-    subject = _subject(pivot, metric)
+    pivot = _compared(df, task, reference)
+    subject = the_metric(pivot, metric)
     lines, left_out = _lines(pivot, subject, rope)
     reference = pivot.labels[str(pivot.reference)]
     if not any(line.differences for line in lines):
@@ -92,29 +91,15 @@ def paired_differences(
     limit = rope * subject.scale
     region = f"±{_amount(limit, unit)}"
     counts = sorted({len(line.differences) for line in lines if line.differences})
-    many = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    many = n_text(counts)
     with style():
-        figure, axes = new_figure(COLUMN, 0.75 + 0.145 * (len(lines) + len({line.setting for line in lines})))
+        figure, axes = new_figure(COLUMN, 0.7 + 0.145 * (len(lines) + len({line.setting for line in lines})))
         _draw(axes, lines, limit)
-        short = cut(one_line(reference), LONGEST)
-        arrow = {True: " →", False: "", None: ""}[subject.higher_is_better]
-        back = "← " if subject.higher_is_better is False else ""
-        better = f"\n{back}better{arrow}" if subject.higher_is_better is not None else ""
-        head = f"{cut(one_line(subject.title), 24)} less {short}'s{f' ({unit})' if unit else ''}{better}"
-        seeds = "seed: no interval" if counts == [1] else "paired seeds, 95 % t-interval"
-        say = f"{many} {seeds}; grey: {region}"
-        axes.set_xlabel(head, linespacing=1.1)
-        axes.annotate(
-            say,
-            (1, 0),
-            (0, -40 if better else -30),
-            "axes fraction",
-            "offset points",
-            ha="right",
-            va="top",
-            fontsize=7,
-            color=GREY,
-        )
+        short = drawn(reference, LONGEST)
+        better = {True: ", better →", False: ", ← better", None: ""}[subject.higher_is_better]
+        axes.set_xlabel(f"{drawn(subject.title, 24)} less {short}'s{f' ({unit})' if unit else ''}{better}", loc="right")
+        interval = "95 % t-interval" + (" where n > 1" if counts[0] == 1 else "")
+        note(figure, f"{many} {'seed: no interval' if counts == [1] else f'paired seeds, {interval}'}; grey: {region}")
     finding = _finding(lines, reference, unit, limit)
     caption = [
         f"{subject.title} of each norm less that of {reference}, paired by seed, {many}"
@@ -139,41 +124,17 @@ def paired_differences(
     )
 
 
-def _pivot(df: pd.DataFrame, task: str | None, reference: str) -> Pivot:
-    df = current(df)
-    tasks = distinct(df["task"]) if len(df) else []
-    if not tasks:
-        raise ValueError("no runs to compare")
-    if task is None and len(tasks) > 1:
-        raise ValueError(f"name a task: {', '.join(tasks)}")
-    if task is not None and task not in tasks:
-        raise ValueError(f'unknown task "{task}"; tasks: {", ".join(tasks)}{nearest(task, tasks)}')
-    (pivot,) = every_pivot(df if task is None else df[df["task"] == task], reference)
+def _compared(df: pd.DataFrame, task: str | None, reference: str) -> Pivot:
+    """The arranged runs of one task in which the reference is one row."""
+    pivot, _ = arranged(df, task, reference)
     if pivot.reference is None:
         known = list(dict.fromkeys([*pivot.labels.values(), *pivot.norms.values()]))
-        why = "several norms have the name" if list(pivot.norms.values()).count(reference) > 1 else "no norm has it"
-        raise ValueError(
-            f'task "{pivot.task}": reference "{reference}": {why}; norms: {", ".join(known)}{nearest(reference, known)}'
+        several = [pivot.labels[row] for row, norm in pivot.norms.items() if norm == reference]
+        why = (
+            f"name one of {', '.join(several)}" if several else f"norms: {', '.join(known)}{nearest(reference, known)}"
         )
+        raise ValueError(f'{pivot.task}: no single norm is the reference "{reference}"; {why}')
     return pivot
-
-
-def _subject(pivot: Pivot, name: str | None) -> Metric:
-    measured = [m.name for m in pivot.metrics]
-    name = name or pivot.facts.headline
-    if name is None:
-        raise ValueError(
-            f'task "{pivot.task}" has no metric with a direction; name one of {", ".join(measured)}'
-            if measured
-            else f'task "{pivot.task}": no run has a metric to compare'
-        )
-    if name not in measured:
-        if metric_or_plain(name).description == "":  # of nobody's vocabulary: another mistake than an unmeasured one
-            known_metric(name)
-        raise ValueError(
-            f'task "{pivot.task}": no run measured "{name}"; measured: {", ".join(measured)}{nearest(name, measured)}'
-        )
-    return pivot.facts.metric(name)
 
 
 def _lines(pivot: Pivot, subject: Metric, rope: float) -> tuple[list[_Line], list[str]]:
@@ -210,7 +171,7 @@ def _holes(pivot: Pivot, row: str, block: Block, subject: Metric) -> str:
     """Why some seeds give no difference: "diverged 1/3", "bn: missing 1/3", or both."""
     reference, seeds = str(pivot.reference), len(pivot.seeds[block])
     said = []
-    for other, whose in ((row, ""), (reference, f"{cut(one_line(pivot.labels[reference]), LONGEST)}: ")):
+    for other, whose in ((row, ""), (reference, f"{drawn(pivot.labels[reference], LONGEST)}: ")):
         holes = pivot.cell(other, block, subject).holes
         if holes:
             said.append(whose + ", ".join(f"{_HOLES.get(kind, kind)} {n}/{seeds}" for kind, n in holes.items()))
@@ -224,28 +185,22 @@ def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
     y, places, labels = 0.0, [], []
     setting = None
     chances = any(line.probabilities for line in lines)
+    names = drawn_names(dict.fromkeys(line.norm for line in lines), LONGEST)
+    beside = functools.partial(axes.annotate, xytext=(3, 0), textcoords="offset points", fontsize=7)
     if chances:
-        axes.annotate(
-            "P below, within,\nabove the grey",
-            (1, 1),
-            (3, 1),
-            "axes fraction",
-            "offset points",
-            va="bottom",
-            fontsize=7,
-        )
+        beside("P below, within,\nabove the grey", (1, 1), xycoords="axes fraction", va="bottom")
     for line in lines:
         if line.setting != setting:
             setting = line.setting
             if setting:
-                text = cut(one_line(setting), _LONGEST_SETTING)
+                text = drawn(setting, _LONGEST_SETTING)
                 axes.text(
                     low, y, text, va="center", ha="left", fontsize=7, fontweight="bold",
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
                 )  # fmt: skip
                 y += 1
         places.append(y)
-        labels.append(cut(one_line(line.norm), LONGEST))
+        labels.append(names[line.norm])
         found = list(line.differences.values())
         if len(found) > 1 or line.note:  # a single seed is its own mean
             places_y = [y + (0.28 if line.mean is not None else 0)] * len(found)
@@ -258,14 +213,14 @@ def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
             for x, marker, beyond in zip((low, high), "<>", (ends[0] < low, ends[1] > high), strict=True):
                 if beyond:
                     axes.plot([x], [y], marker, color=COLOURS[0], clip_on=False)
-        if line.note:
+        if line.note and not chances:
             # where there is more room
             left = sum(found) / len(found) > (low + high) / 2 if found else True
             where = (low, "left") if left else (high, "right")
             axes.text(where[0], y, f" {line.note} ", va="center", ha=where[1], fontsize=7, color=GREY)
-        if line.probabilities:
-            text = " ".join(_chance(p) for p in line.probabilities)
-            axes.annotate(text, (1, y), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=7)
+        if chances:
+            text = " ".join(map(_chance, line.probabilities)) if line.probabilities else drawn(line.note, 18)
+            beside(text, (1, y), xycoords=("axes fraction", "data"), va="center")
         y += 1
     axes.set_yticks(places, labels)
     axes.set(xlim=(low, high), ylim=(y - 0.4, -0.6))

@@ -7,10 +7,10 @@ import math
 import pandas as pd
 
 from results.comparing import profile, ratios_to_best
-from results.complete import CompleteBlock, complete_blocks
-from results.escape import cut, one_line
+from results.figures.complete import CompleteBlock, complete_blocks
 from results.figures.drawing import Drawing
-from results.figures.style import COLUMN, looks, new_figure, say, style
+from results.figures.style import COLUMN, looks, new_figure, note, style
+from results.figures.words import drawn_names
 
 LEAST_BLOCKS = 2
 """Of a single block every share is 0 or 1."""
@@ -57,7 +57,7 @@ def performance_profiles(df: pd.DataFrame, reference: str = "bn") -> Drawing:
     last = min(LARGEST_RATIO, max(finite))
     end = max(1 + 1.06 * (last - 1), 1.05)
     order = sorted(complete.norms, key=lambda norm: -_area(steps[norm], end))
-    found = looks(complete.norms)
+    found, names = looks(complete.norms), drawn_names(complete.norms, LONGEST)
     columns = 2
     with style():
         figure, axes = new_figure(COLUMN, 2.05 + 0.135 * math.ceil(len(order) / columns))
@@ -67,7 +67,7 @@ def performance_profiles(df: pd.DataFrame, reference: str = "bn") -> Drawing:
                 [*t, max(end, t[-1])],
                 [*share, share[-1]],
                 where="post",
-                label=cut(one_line(norm), LONGEST),
+                label=names[norm],
                 markevery=range(len(t)),
                 **{**found[norm].plot, "markersize": 2.6},
             )
@@ -79,7 +79,7 @@ def performance_profiles(df: pd.DataFrame, reference: str = "bn") -> Drawing:
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        say(axes, f"{len(ratios)} blocks, {complete.seeds} each; curves higher up are nearer to the best")
+        note(figure, f"{len(ratios)} blocks, {complete.seeds} each; curves higher up are nearer to the best")
         figure.legend(loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2, borderpad=0)
     finding = _finding({norm: steps[norm][0][1] for norm in complete.norms}, len(ratios))
     caption = [

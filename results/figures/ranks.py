@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from results.comparing import Ranking, compare_ranks
-from results.complete import Complete, complete_blocks
-from results.escape import cut, one_line
+from results.figures.complete import Complete, complete_blocks
 from results.figures.drawing import Drawing
-from results.figures.style import COLUMN, GREY, SIZE, looks, new_figure, style
+from results.figures.style import COLUMN, GREY, SIZE, looks, new_figure, note, style
+from results.figures.words import drawn_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LONGEST = 18
 """Characters of a norm's label beside its line; data and caption have all."""
-_LINE, _LETTER = 0.145, 0.062
+_LINE, _LETTER = 0.145, 0.06
 """Inches: of one line of labels, and of a character."""
 _WIDTH = 54
 """Characters of 7 points in the width of a column."""
@@ -51,15 +50,13 @@ def critical_difference(df: pd.DataFrame, reference: str = "bn", alpha: float = 
         lacking = [f"incomplete blocks: {len(complete.lacking)}"] if complete.lacking else []
         raise ValueError("; ".join(["no critical-difference diagram: " + str(e), *out, *lacking])) from None
     k = len(ranking.average)
-    shown = {name: f"{cut(one_line(name), LONGEST)}  {rank:.2f}" for name, rank in ranking.average.items()}
-    margins = [max(len(shown[name]) for name in side) * _LETTER + 0.08 for side in _sides(ranking)]
-    width = max(COLUMN, sum(margins) + 1.2)
-    lines = 3.2 + 0.55 * len(ranking.groups) + math.ceil(k / 2) + 0.6
+    shown, margins = _labels(ranking)
+    lines = 3.2 + 0.55 * len(ranking.groups) + math.ceil(k / 2)
     said = _said(ranking, complete)
     with style():
-        figure, axes = new_figure(width, _LINE * lines + 0.13 * len(said.splitlines()))
-        _draw(axes, ranking, shown, [m / width for m in margins], lines)
-        axes.set_xlabel(said, color=GREY, fontsize=7, loc="right", multialignment="right")
+        figure, axes = new_figure(COLUMN, _LINE * lines + 0.14 * math.ceil(len(said) / _WIDTH))
+        _draw(axes, ranking, shown, [m / COLUMN for m in margins], lines)
+        note(figure, said)
     finding = _finding(ranking)
     caption = [
         f"Average rank of {k} norms over {ranking.blocks} task × setting blocks, 1 is best.",
@@ -92,19 +89,31 @@ def _sides(ranking: Ranking) -> tuple[list[str], list[str]]:
     return names[:half], names[half:]
 
 
+def _labels(ranking: Ranking) -> tuple[dict[str, str], list[float]]:
+    """norm -> its label with its average rank, and inches of the labels at the left and right of the axis: names are
+    cut until a third of the column is left for that."""
+    for longest in range(LONGEST, 7, -1):
+        names = drawn_names(ranking.average, longest)
+        shown = {name: f"{names[name]}  {rank:.2f}" for name, rank in ranking.average.items()}
+        margins = [max(len(shown[name]) for name in side) * _LETTER + 0.08 for side in _sides(ranking)]
+        if sum(margins) <= 0.68 * COLUMN:
+            break
+    return shown, margins
+
+
 def _said(ranking: Ranking, complete: Complete) -> str:
     """What stands in the picture: blocks, seeds, tests, what is left out."""
     friedman = "p < 0.001" if ranking.p < 0.001 else f"p = {ranking.p:.3f}"
     nothing = " (no difference)" if ranking.p >= ranking.alpha else ""
-    lines = [
-        f"{ranking.blocks} blocks, {complete.seeds} each; Friedman {friedman}{nothing};",
-        f"Nemenyi, α = {ranking.alpha:g}: bars join norms not told apart",
-    ]
-    if complete.without:
-        names = ", ".join(cut(one_line(name), LONGEST) for name in complete.without)
-        out = textwrap.wrap(f"left out, incomplete: {names}", _WIDTH)
-        lines += out if len(out) <= 2 else [f"left out, incomplete: {len(complete.without)} norms"]
-    return "\n".join(lines)
+    said = (
+        f"{ranking.blocks} blocks, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
+        f"α = {ranking.alpha:g}: bars join norms not told apart"
+    )
+    if not complete.without:
+        return said
+    names = ", ".join(drawn_names(complete.without, LONGEST).values())
+    out = names if len(names) < 2 * _WIDTH else f"{len(complete.without)} norms"
+    return f"{said}; left out, incomplete: {out}"
 
 
 def _draw(axes: Axes, ranking: Ranking, shown: dict[str, str], margins: list[float], lines: float) -> None:
@@ -119,7 +128,7 @@ def _draw(axes: Axes, ranking: Ranking, shown: dict[str, str], margins: list[flo
     ink: dict[str, Any] = {"color": "black", "linewidth": 0.7, "clip_on": False, "solid_capstyle": "butt"}
     axes.plot([1, k], [top, top], **ink)
     step = max(1, math.ceil(k / 8))
-    for rank in range(1, k + 1):
+    for tick in range(1, k + 1):
         large = (rank - 1) % step == 0
         axes.plot([rank, rank], [top - (0.35 if large else 0.2), top], **ink)
         if large:

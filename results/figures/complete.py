@@ -10,9 +10,10 @@ import pandas as pd
 
 from results import statistics as summary
 from results.escape import cut
+from results.figures.asked import setting_text
 from results.metrics import Metric
-from results.rows import natural, value_text
-from results.tables.pivot import LONGEST_VALUE, Block, Pivot, every_pivot
+from results.rows import natural
+from results.tables.pivot import LONGEST_VALUE, every_pivot
 from results.tables.table import Cell
 
 
@@ -144,18 +145,6 @@ def complete_blocks(df: pd.DataFrame, reference: str = "bn") -> Complete:
         tuple(block.name for i, block in enumerate(blocks) if i not in chosen),
         tuple(unranked),
     )
-
-
-def setting_text(pivot: Pivot, block: Block) -> str:
-    """The options that vary, as text, but those that others imply: "norm_batch_size=2, shot=1"."""
-    names = [column.removeprefix("option.") for column in pivot.varying]
-    implied = {option for options in pivot.implied.values() for option in options}
-    texts = [
-        f"{name}={cut(value_text(name, value), LONGEST_VALUE)}"
-        for name, value in zip(names, block, strict=True)
-        if name not in implied
-    ]
-    return ", ".join(texts)
 
 
 def _whole(cell: Cell) -> bool:
