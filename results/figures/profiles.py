@@ -9,7 +9,7 @@ import pandas as pd
 from results.comparing import profile, ratios_to_best
 from results.figures.complete import CompleteBlock, complete_blocks
 from results.figures.drawing import Drawing
-from results.figures.style import COLUMN, looks, new_figure, note, style
+from results.figures.style import COLUMN, looks, new_figure, say, style
 from results.figures.words import drawn_names
 
 LEAST_BLOCKS = 2
@@ -79,7 +79,7 @@ def performance_profiles(df: pd.DataFrame, reference: str = "bn") -> Drawing:
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        note(figure, f"{len(ratios)} blocks, {complete.seeds} each; curves higher up are nearer to the best")
+        say(axes, f"{len(ratios)} blocks, {complete.seeds} each; higher is nearer to the best")
         figure.legend(loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2, borderpad=0)
     finding = _finding({norm: steps[norm][0][1] for norm in complete.norms}, len(ratios))
     caption = [

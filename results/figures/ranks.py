@@ -107,7 +107,7 @@ def _said(ranking: Ranking, complete: Complete) -> str:
     nothing = " (no difference)" if ranking.p >= ranking.alpha else ""
     said = (
         f"{ranking.blocks} blocks, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
-        f"α = {ranking.alpha:g}: bars join norms not told apart"
+        f"α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{ranking.alpha:g}: bars join norms not told apart"
     )
     if not complete.without:
         return said
@@ -127,12 +127,12 @@ def _draw(axes: Axes, ranking: Ranking, shown: dict[str, str], margins: list[flo
     top = 2.6
     ink: dict[str, Any] = {"color": "black", "linewidth": 0.7, "clip_on": False, "solid_capstyle": "butt"}
     axes.plot([1, k], [top, top], **ink)
-    step = max(1, math.ceil(k / 8))
+    step = 1 if k < 10 else math.ceil((k - 1) / 5)  # two digits need more room
     for tick in range(1, k + 1):
-        large = (rank - 1) % step == 0
-        axes.plot([rank, rank], [top - (0.35 if large else 0.2), top], **ink)
+        large = (tick - 1) % step == 0
+        axes.plot([tick, tick], [top - (0.35 if large else 0.2), top], **ink)
         if large:
-            axes.text(rank, top - 0.45, str(rank), ha="center", va="bottom", fontsize=7)
+            axes.text(tick, top - 0.45, str(tick), ha="center", va="bottom", fontsize=7)
     end = 1 + min(ranking.critical_difference, k - 1)
     axes.plot([1, end], [0.95, 0.95], **ink)
     for x in (1, end):
