@@ -2,4 +2,15 @@
 
 drawing.py    a figure as a value, and its files
 style.py      the one look of all figures
+every.py      all figures that a frame supports, and why others are refused
+
+curves.py     a metric against a numeric option
+learning.py   quantities over epochs
+cost.py       cost against accuracy, with the Pareto front
+domains.py    norms against domains
+
+asked.py      the task, runs, metric and option that a figure is asked for
+words.py      names, n, seeds and holes in words
+lines.py      panels of lines: means, bands, seeds, holes
+labels.py     names beside lines and points, without overlaps
 """

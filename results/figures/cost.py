@@ -82,12 +82,12 @@ def cost_against_accuracy(
     foot += "; hollow: fewer runs" if any(m["hole"] and m["mean"] is not None for m in marks) else ""
     missing = sum(m["mean"] is None for m in marks)
     foot += f"; {missing} norm{'s' * (missing != 1)} without a point" if missing else ""
-    title = f"{price.title} / {drawn(reference, 20)}" if relative else price.heading.rstrip(" ↓")
+    title = f"{price.title}, ratio to {drawn(reference, 20)}" if relative else price.heading.rstrip(" ↓")
     with style.style():
         figure = _draw(pivot, marks, settings, title, subject, drawn(foot, 400), reference if relative else None)
     unit = f"relative to {one_line(reference)}" if relative else f"in {price.unit}" if price.unit else ""
     caption = [
-        f"{subject.title} against {price.title} {unit}: means over {n_text(counts)} seeds"
+        f"{subject.title} against {price.title} {unit}: means over seeds ({n_text(counts)})"
         + ("; bars: ± sample standard deviation." if max(counts) > 1 else "; one seed shows no spread."),
         "The line joins the Pareto front of the means, which noise may move; norms with holes are not on it.",
     ]
@@ -110,9 +110,7 @@ def cost_against_accuracy(
 def pareto(points: list[tuple[float, float]]) -> list[bool]:
     """Whether no other point is at least as good in both and better in one. points: (cost, value), of cost less and of
     value more is better."""
-    return [
-        not any(a <= cost and b >= value and (a < cost or b > value) for a, b in points) for cost, value in points
-    ]
+    return [not any(a <= cost and b >= value and (a < cost or b > value) for a, b in points) for cost, value in points]
 
 
 def _points(
@@ -204,9 +202,19 @@ def _draw(
         if setting:
             axes.set_title(drawn(setting, 55), loc="left")
     style.note(figure, foot)
+    figure.draw_without_rendering()
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
         named = [m for m in own if len(own) <= _NAMED or m["front"] or m["norm"] == chosen]
-        label_points(axes, [End(names[m["norm"]], m["cost"], m["mean"], looks[m["norm"]].colour) for m in named])
+        front = sorted((m["cost"], m["mean"]) for m in own if m["front"])
+        bars = [_bar(m, key) for m in own for key in ("std", "cost_std")]
+        points = [End(names[m["norm"]], m["cost"], m["mean"], looks[m["norm"]].colour) for m in named]
+        label_points(axes, points, [front, *bars])
     figure.draw_without_rendering()
     return figure
+
+
+def _bar(mark: dict[str, Any], key: str) -> list[tuple[float, float]]:
+    """The ends of an error bar."""
+    x, y, half = mark["cost"], mark["mean"], mark[key] or 0.0
+    return [(x, y - half), (x, y + half)] if key == "std" else [(x - half, y), (x + half, y)]

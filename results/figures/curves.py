@@ -112,8 +112,10 @@ def option_curve(
             drawn(foot, 400),
         )
     caption = [
-        f"{subject.title} against {one_line(option)}: mean over {n_text(counts)} seeds"
-        + (", band: mean ± sample standard deviation." if max(counts, default=0) > 1 else "; one seed shows no spread."),
+        f"{subject.title} against {one_line(option)}: mean over seeds ({n_text(counts)})"
+        + (
+            ", band: mean ± sample standard deviation." if max(counts, default=0) > 1 else "; one seed shows no spread."
+        ),
     ]
     if others:
         caption.append(f"{others} settings in which {one_line(option)} is no number are not drawn.")
@@ -148,7 +150,9 @@ def _line(
     holes: list[tuple[str, Any]],
 ) -> Line | None:
     """The line of a row in one panel; None if it has no run there. Adds its points to `marks`, its holes to `holes`."""
-    blocks = {float(b[place]): b for b in pivot.blocks if is_number(b[place]) and without(b, place) == without(full, place)}
+    blocks = {
+        float(b[place]): b for b in pivot.blocks if is_number(b[place]) and without(b, place) == without(full, place)
+    }
     xs = [v for v in values if pivot.asked(row, blocks[v])]
     if not xs:
         return None
@@ -163,7 +167,9 @@ def _line(
             seeds[seed][x] = finite(value * subject.scale)
         if cell.holes and (not cell.repeated or x == xs[0]):
             where = value_text(option, blocks[x][place])
-            said = f"{cut(one_line(pivot.labels[row]), 60)} at {one_line(option)}={where}{f', {title}' if title else ''}"
+            said = (
+                f"{cut(one_line(pivot.labels[row]), 60)} at {one_line(option)}={where}{f', {title}' if title else ''}"
+            )
             holes.append((said if not cell.repeated else cut(one_line(pivot.labels[row]), 60), cell))
         marks.append(
             {

@@ -46,7 +46,9 @@ def domain_heat_map(
     pivot, part = arranged(df, task, reference)
     subject, columns, groups = _columns(pivot, metric)
     if len(columns) > MOST_COLUMNS:
-        raise ValueError(f"{pivot.task}: {len(columns)} domains, at most {MOST_COLUMNS} are readable; draw a part of df")
+        raise ValueError(
+            f"{pivot.task}: {len(columns)} domains, at most {MOST_COLUMNS} are readable; draw a part of df"
+        )
     marks: list[dict[str, Any]] = []
     holes: list[tuple[str, Any]] = []
     for setting, places in groups.items():
@@ -84,9 +86,7 @@ def domain_heat_map(
     )
 
 
-def _columns(
-    pivot: Pivot, metric: str | None
-) -> tuple[Metric, list[str], dict[str, dict[str, tuple[Block, Metric]]]]:
+def _columns(pivot: Pivot, metric: str | None) -> tuple[Metric, list[str], dict[str, dict[str, tuple[Block, Metric]]]]:
     """The metric, the columns, and setting -> column -> (block, metric) of its cells."""
     if pivot.of_domains:
         subject = pivot.facts.metric(pivot.facts.subject)
@@ -152,7 +152,11 @@ def _draw(
     titles = drawn_names(columns, _NAME)
     rows: list[tuple[str, str]] = []  # (setting, label), a heading where the label is ""
     for setting in settings:
-        own = [pivot.labels[r] for r in pivot.rows if any(m["norm"] == pivot.labels[r] and m["setting"] == setting for m in marks)]
+        own = [
+            pivot.labels[r]
+            for r in pivot.rows
+            if any(m["norm"] == pivot.labels[r] and m["setting"] == setting for m in marks)
+        ]
         rows += [*([(setting, "")] if setting and own else []), *((setting, label) for label in own)]
     at = {place: number for number, place in enumerate(rows)}
     width = COLUMN if len(columns) <= _COLUMN_HOLDS else PAGE
@@ -165,10 +169,11 @@ def _draw(
         x, y = columns.index(m["domain"]), at[m["setting"], m["norm"]]
         face = colours(scale(m["mean"])) if m["mean"] is not None else (1.0, 1.0, 1.0, 1.0)
         hatch = None if m["mean"] is not None else "////"
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec="#cccccc" if hatch else "white", lw=0.6, hatch=hatch))
-        dark = 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2] < 0.42
+        axes.add_patch(
+            Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec="#cccccc" if hatch else "white", lw=0.6, hatch=hatch)
+        )
         box = {"fc": "white", "ec": "none", "pad": 0.8} if hatch else None
-        axes.text(x, y, m["text"], ha="center", va="center", fontsize=7, color="white" if dark else "black", bbox=box)
+        axes.text(x, y, m["text"], ha="center", va="center", fontsize=7, color=_ink(face), bbox=box)
     for (setting, label), y in at.items():
         if not label:
             axes.text(-0.5, y, drawn(setting, 60), ha="left", va="center", fontsize=7, style="italic")
@@ -187,3 +192,9 @@ def _draw(
     figure.draw_without_rendering()
     return figure
 
+
+def _ink(face: tuple[float, ...]) -> str:
+    """Black or white, by the larger contrast (WCAG 2: relative luminance of linear light)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in face[:3]]
+    light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "white"

@@ -141,7 +141,9 @@ def draw_all(
     if option is not None:
         known = [c.removeprefix("option.") for c in option_columns(whole_df)]
         if option not in known:
-            raise ValueError(f'unknown option "{option}"; options: {", ".join(known) or "none"}{nearest(option, known)}')
+            raise ValueError(
+                f'unknown option "{option}"; options: {", ".join(known) or "none"}{nearest(option, known)}'
+            )
     asked = Asked(whole_df, history, tuple(map(str, tasks)), option, metric, reference)
     drawings: list[Drawing] = []
     refused: dict[str, str] = {}

@@ -6,12 +6,14 @@ hold in every format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINE = 1.18
 """Height of a line of text, in text sizes."""
@@ -60,81 +62,100 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
-def label_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Write each line's name right of the axes, at the height of its end or as near as the others allow, with a hair
-    line to the end. The figure must have its final limits; call it inside `style.style`."""
-    if not ends:
-        return
-    notes = [
-        axes.annotate(
-            end.text,
-            xy=(end.x, end.y),
-            xycoords="data",
-            xytext=(1.06, 0.5),
-            textcoords="axes fraction",
-            ha="left",
-            va="center",
-            fontsize=TEXT,
-            color=end.colour,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": end.colour, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)},
-        )
-        for end in ends
-    ]
-    figure = axes.figure.get_figure(root=True)
-    for _ in range(2):  # the labels take room, which moves the axes
+def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
+    """Write each line's name right of its axes, at the height of its end or as near as the others allow, with a hair
+    line to the end. Call it inside `style.style`, when the axes have their limits."""
+    notes = {axes: [_end(axes, end) for end in found] for axes, found in ends.items() if found}
+    for _ in range(2):  # the names take room, which moves the axes
         figure.draw_without_rendering()
-        height = axes.get_window_extent().height
-        wanted = [axes.transAxes.inverted().transform(axes.transData.transform((end.x, end.y)))[1] for end in ends]
-        gap = TEXT * LINE * figure.dpi / 72 / height
-        for note, y in zip(notes, spread(wanted, gap, 0.0, 1.0), strict=True):
-            note.set_position((1.06, y))
+        for axes, own in notes.items():
+            to_axes = axes.transData + axes.transAxes.inverted()
+            wanted = [to_axes.transform((end.x, end.y))[1] for end in ends[axes]]
+            gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
+            for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
+                note.set_position((1.06, y))
 
 
-def label_points(axes: Axes, points: Sequence[End]) -> None:
-    """Write each point's name beside it: the first of the places around it, nearest first, that covers no point, no
-    other name and no border; a hair line leads there where it is far."""
-    figure = axes.figure.get_figure(root=True)
-    figure.draw_without_rendering()
-    pixel = figure.dpi / 72
+def _end(axes: Axes, end: End) -> Any:
+    line = {"arrowstyle": "-", "lw": 0.4, "color": end.colour, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+    return axes.annotate(
+        end.text,
+        xy=(end.x, end.y),
+        xycoords="data",
+        xytext=(1.06, 0.5),
+        textcoords="axes fraction",
+        ha="left",
+        va="center",
+        fontsize=TEXT,
+        color=end.colour,
+        annotation_clip=False,
+        arrowprops=line,
+    )
+
+
+def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tuple[float, float]]] = ()) -> None:
+    """Write each point's name beside it: in the first of the places around it, nearest first, that covers no point, no
+    other name, no path and no border; a hair line leads there where it is far. The figure must have been drawn.
+
+    Args:
+        axes: its limits stay.
+        points: what is named.
+        paths: lines that no name should cross, in data coordinates; they are crossed where nothing else is free.
+    """
+    pixel = axes.figure.dpi / 72
     inside = axes.get_window_extent()
-    marks = [axes.transData.transform((p.x, p.y)) for p in points]
-    taken = [(x - 3 * pixel, y - 3 * pixel, x + 3 * pixel, y + 3 * pixel) for x, y in marks]
-    order = sorted(range(len(points)), key=lambda i: -marks[i][1])
-    for i in order:
+    marks = [tuple(axes.transData.transform((p.x, p.y))) for p in points]
+    taken = [_around(x, y, 4 * pixel) for x, y in marks]
+    soft = [_around(x, y, pixel) for path in paths for x, y in _along(axes, path, 3 * pixel)]
+    for i in sorted(range(len(points)), key=lambda i: -marks[i][1]):
+        at_x, at_y = marks[i]
         probe = axes.text(0, 0, points[i].text, fontsize=TEXT)
-        box = probe.get_window_extent()
+        width, height = probe.get_window_extent().width, TEXT * LINE * pixel
         probe.remove()
-        width, height = box.width, TEXT * LINE * pixel
-        best: tuple[float, float, float] | None = None
-        for far in (5.0, 9.0, 14.0, 20.0, 28.0, 38.0, 50.0):
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)):
-                x = marks[i][0] + dx * far * pixel - (width if dx < 0 else width / 2 if dx == 0 else 0)
-                y = marks[i][1] + dy * far * pixel - height / 2
-                place = (x, y, x + width, y + height)
-                fits = x >= inside.x0 and place[2] <= inside.x1 and y >= inside.y0 and place[3] <= inside.y1
-                if fits and not any(_overlap(place, other) for other in taken):
-                    best = (x, y, far)
-                    break
-            if best is not None:
-                break
-        if best is None:  # nothing is free: right of it, over others
-            best = (marks[i][0] + 5 * pixel, marks[i][1] - height / 2, 5.0)
-        x, y, far = best
+        places = []
+        for far in _DISTANCES:
+            for dx, dy in _SIDES:
+                x = at_x + dx * far * pixel - (width if dx < 0 else width / 2 if dx == 0 else 0)
+                y = at_y + dy * far * pixel - height / 2
+                if inside.x0 <= x and x + width <= inside.x1 and inside.y0 <= y and y + height <= inside.y1:
+                    places.append((x, y, far))
+        boxes = {place: (place[0], place[1], place[0] + width, place[1] + height) for place in places}
+        free = [place for place in places if not any(_overlap(boxes[place], other) for other in taken)]
+        clear = [place for place in free if not any(_overlap(boxes[place], other) for other in soft)]
+        x, y, far = next(iter([*clear, *free, (at_x + _DISTANCES[0] * pixel, at_y - height / 2, 0.0)]))
         taken.append((x, y, x + width, y + height))
-        left = 0.0 if x > marks[i][0] else 1.0 if x + width < marks[i][0] else 0.5
-        away = {"arrowstyle": "-", "lw": 0.4, "color": points[i].colour, "shrinkA": 0, "shrinkB": 2, "relpos": (left, 0.5)}
+        side = 0.0 if x > at_x else 1.0 if x + width < at_x else 0.5
+        line = {"arrowstyle": "-", "lw": 0.4, "color": points[i].colour, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
             points[i].text,
             xy=(points[i].x, points[i].y),
-            xytext=((x - marks[i][0]) / pixel, (y + height / 2 - marks[i][1]) / pixel),
+            xytext=((x - at_x) / pixel, (y + height / 2 - at_y) / pixel),
             textcoords="offset points",
             ha="left",
             va="center",
             fontsize=TEXT,
             color=points[i].colour,
-            arrowprops=away if far > 9 else None,
+            arrowprops={**line, "relpos": (side, 0.5)} if far > 10 else None,
         )
+
+
+_DISTANCES = (6.0, 10.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0)
+"""Points between a mark and its name."""
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+def _around(x: float, y: float, half: float) -> tuple[float, float, float, float]:
+    return (x - half, y - half, x + half, y + half)
+
+
+def _along(axes: Axes, path: Sequence[tuple[float, float]], step: float) -> list[tuple[float, float]]:
+    """Points of a path in pixels, one for each step."""
+    ends = [tuple(axes.transData.transform(point)) for point in path]
+    found = []
+    for (a, b), (c, d) in pairwise(ends):
+        count = min(400, max(1, int(((a - c) ** 2 + (b - d) ** 2) ** 0.5 / step)))
+        found += [(a + (c - a) * k / count, b + (d - b) * k / count) for k in range(count + 1)]
+    return found
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

@@ -68,6 +68,8 @@ def learning_curves(
     quantities = _quantities(part, quantity, name)
     settings, runs = _settings(part, df, name)
     phases = _phases(part)
+    if part["epoch"].nunique() < 2:
+        raise ValueError(f"{name}: each run has a single epoch, which makes no curve")
     combinations = [(s, p, q) for s in settings for p in phases for q in quantities]
     order = _order(part, reference)
     marks: list[dict[str, Any]] = []
@@ -99,7 +101,9 @@ def learning_curves(
     foot += f"; {len(lost)} run{'s' * (len(lost) != 1)} without any epoch" if lost else ""
     epochs = sorted({mark["epoch"] for mark in marks})
     ticks = [float(e) for e in epochs] if len(epochs) <= 6 else None
-    first = next((label for label in order if label == reference), order[0] if _is_norm(part, order, reference) else None)
+    first = next(
+        (label for label in order if label == reference), order[0] if _is_norm(part, order, reference) else None
+    )
     with style.style():
         figure = draw_panels(
             panels,
@@ -113,7 +117,7 @@ def learning_curves(
             drawn(foot, 400),
         )
     caption = [
-        f"{' and '.join(_title(q).title for q in quantities)} over epochs: mean over {n_text(counts)} runs that ended well"
+        f"{' and '.join(_title(q).title for q in quantities)} over epochs: mean over the runs that ended well ({n_text(counts)})"
         + (", band: mean ± sample standard deviation." if max(counts, default=0) > 1 else "; one seed shows no spread.")
     ]
     if stopped:
@@ -229,7 +233,15 @@ def _line(
     for epoch, (mean, std, n) in zip(epochs, means, strict=True):
         seeds = tuple(sorted(runs[key][1] for key, points in well.items() if epoch in points))
         marks.append(
-            {"norm": label, "setting": where, "quantity": subject.name, "epoch": epoch, "mean": mean, "std": std, "n": n}
+            {
+                "norm": label,
+                "setting": where,
+                "quantity": subject.name,
+                "epoch": epoch,
+                "mean": mean,
+                "std": std,
+                "n": n,
+            }
             | {"seeds": seeds}
         )
     stops = []

@@ -114,11 +114,11 @@ def draw_panels(
     if legend:
         _legend(figure, [line.label for panel in panels for line in panel.lines], looks, names)
     else:
+        ends: dict[Axes, list[End]] = {}
         for axes, (_, lines, _) in zip(grid, parts, strict=False):
-            ends = [(line.label, line.end) for line in lines]
-            label_ends(
-                axes, [End(names[label], *end, looks[label].colour) for label, end in ends if end is not None]
-            )
+            found = [(line.label, line.end) for line in lines]
+            ends[axes] = [End(names[label], *end, looks[label].colour) for label, end in found if end is not None]
+        label_ends(figure, ends)
     figure.draw_without_rendering()  # texts that are made while drawing are made in this style
     return figure
 
@@ -177,9 +177,7 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
     return figure, flat[:count]
 
 
-def _draw(
-    axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Mapping[str, Look], thin: bool
-) -> None:
+def _draw(axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Mapping[str, Look], thin: bool) -> None:
     for line in context:
         axes.plot(line.x, _nan(line.mean), color=PALE, lw=0.7, zorder=1, gid="context")
     thin = thin and len(lines) <= NORM_LINES
@@ -248,5 +246,3 @@ def _legend(figure: Figure, labels: Sequence[str], looks: Mapping[str, Look], na
 
 def _nan(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else v for v in values]
-
-
