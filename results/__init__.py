@@ -25,6 +25,7 @@ Tables
 Figures
     draw_all, write_drawings   every figure that a frame supports, and its files
     option_curve, learning_curves, cost_against_accuracy, domain_heat_map   one of them
+    critical_difference, performance_profiles, paired_differences, axes_cubes   likewise
 Metrics and records
     metric, add_metric    what is known of a metric: unit, direction, digits
     read_record           one record.json, a RunRecord of one RunSpec
@@ -36,12 +37,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.figures.axes import axes_cubes
     from results.figures.cost import cost_against_accuracy
     from results.figures.curves import option_curve
+    from results.figures.differences import paired_differences
     from results.figures.domains import domain_heat_map
     from results.figures.drawing import Drawing, write_drawings
     from results.figures.every import draw_all
     from results.figures.learning import learning_curves
+    from results.figures.profiles import performance_profiles
+    from results.figures.ranks import critical_difference
     from results.frame import load, load_history
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
@@ -63,7 +68,9 @@ __all__ = [
     "RunSpec",
     "Table",
     "add_metric",
+    "axes_cubes",
     "cost_against_accuracy",
+    "critical_difference",
     "domain_heat_map",
     "draw_all",
     "in_every_norm_batch",
@@ -73,6 +80,8 @@ __all__ = [
     "metric",
     "option_curve",
     "overall_table",
+    "paired_differences",
+    "performance_profiles",
     "read_record",
     "render_all",
     "select",
@@ -89,6 +98,10 @@ __all__ = [
 
 # Imported when first asked for: every worker imports results.record, and none of them needs pandas.
 _HOMES = {
+    "figures.axes": ("axes_cubes",),
+    "figures.differences": ("paired_differences",),
+    "figures.profiles": ("performance_profiles",),
+    "figures.ranks": ("critical_difference",),
     "figures.cost": ("cost_against_accuracy",),
     "figures.curves": ("option_curve",),
     "figures.domains": ("domain_heat_map",),
