@@ -29,7 +29,7 @@ SHORT, LONG = 12, 16
 _CELL = 0.074
 """Inches of a cell's edge."""
 _CUBE = _CELL * (SIZES["HW"] + (SIZES["N"] + SIZES["C"]) / 2) + 0.16
-_TEXT = 0.115
+_TEXT = 0.12
 """Inches from the top of a cube to its first line, and of a line."""
 _RIGHT, _LEFT, _UP = (math.cos(math.pi / 6), 0.5), (-math.cos(math.pi / 6), 0.5), (0.0, 1.0)
 """Directions of C, N and HW on paper, from the front corner."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,12 +100,13 @@ class Complete:
 
 
 def complete_blocks(df: pd.DataFrame, reference: str = "bn") -> Complete:
-    """The largest complete part of a frame, by norms x blocks.
+    """The largest complete part of a frame: whole tasks, and the norms that have a whole result in each block of them.
 
     A norm has a whole result in a block if each seed of it gave a value, diverged or failed, and not all failed. Of
-    the sets of blocks in which some norm has one, that is taken which, with all norms that have one in each of its
-    blocks, holds the most pairs (of equal ones that with more blocks). So neither a norm that took part in one task
-    nor a task that few norms took part in leaves nothing to compare. No result has a say in it.
+    the sets of tasks in which some norm is complete, that is taken which, with all norms that are complete in it,
+    holds the most norms x blocks (of equal ones that with more blocks). So norms that lack anything are left out, yet
+    a task that other norms took part in leaves something to compare. No result has a say in it. Blocks in which no
+    norm has a whole result are left out first.
 
     Args:
         df: from `results.load`, or a part of it.
@@ -127,17 +129,24 @@ def complete_blocks(df: pd.DataFrame, reference: str = "bn") -> Complete:
         {label for block in blocks for label in block.cells}, key=lambda name: (name not in first, natural(name))
     )
     whole = {
-        label: frozenset(i for i, block in enumerate(blocks) if label in block.cells and _whole(block.cells[label]))
+        label: {i for i, block in enumerate(blocks) if label in block.cells and _whole(block.cells[label])}
         for label in labels
+    }
+    anywhere = set().union(*whole.values())
+    of_task: dict[str, set[int]] = defaultdict(set)
+    for i in anywhere:
+        of_task[blocks[i].task].add(i)
+    complete = {
+        label: frozenset(i for places in of_task.values() if places <= whole[label] for i in places) for label in labels
     }
 
     def size(places: frozenset[int]) -> tuple[int, int, list[int]]:
-        norms = sum(places <= found for found in whole.values())
+        norms = sum(places <= found for found in complete.values())
         # one norm is no comparison, however many its blocks
         return (norms * len(places) if norms > 1 else 0, len(places), sorted(places))
 
-    chosen = max(set(whole.values()), key=size, default=frozenset())
-    norms = tuple(label for label in labels if chosen and chosen <= whole[label])
+    chosen = max(set(complete.values()), key=size, default=frozenset())
+    norms = tuple(label for label in labels if chosen and chosen <= complete[label])
     return Complete(
         norms,
         tuple(blocks[i] for i in sorted(chosen)),

@@ -109,11 +109,13 @@ def _said(ranking: Ranking, complete: Complete) -> str:
         f"{ranking.blocks} blocks, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
         f"α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{ranking.alpha:g}: bars join norms not told apart"
     )
-    if not complete.without:
-        return said
-    names = ", ".join(drawn_names(complete.without, LONGEST).values())
-    out = names if len(names) < 2 * _WIDTH else f"{len(complete.without)} norms"
-    return f"{said}; left out, incomplete: {out}"
+    out = []
+    if complete.without:
+        names = ", ".join(drawn_names(complete.without, LONGEST).values())
+        out.append(names if len(names) < 2 * _WIDTH else f"{len(complete.without)} norms")
+    if complete.lacking:
+        out.append(f"{len(complete.lacking)} block{'' if len(complete.lacking) == 1 else 's'}")
+    return f"{said}; left out, incomplete: {' and '.join(out)}" if out else said
 
 
 def _draw(axes: Axes, ranking: Ranking, shown: dict[str, str], margins: list[float], lines: float) -> None:
