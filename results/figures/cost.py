@@ -99,8 +99,8 @@ def cost_against_accuracy(
         name=f"{pivot.task}_cost_{cost}".replace("/", "_") + (f"_{subject.name}".replace("/", "_") if metric else ""),
         title=f"{cut(one_line(pivot.task), 60)}: {subject.title} against {price.title}",
         figure=figure,
-        alt=f"Scatter chart of {subject.title} against {price.title} {unit} on {one_line(pivot.task)}, {len(pivot.rows)} norms, "
-        f"{n_text(counts)}. Pareto front of the means: {front or 'none'}.",
+        alt=f"Scatter chart of {subject.title} against {price.title} {unit} on {one_line(pivot.task)}, "
+        f"{len(pivot.rows)} norms, {n_text(counts)}. Pareto front of the means: {front or 'none'}.",
         caption=tuple(caption),
         data=tuple(marks),
         task=pivot.task,
@@ -117,7 +117,8 @@ def _points(
     pivot: Pivot, block: Block, subject: Metric, price: Metric, holes: list[tuple[str, Any]]
 ) -> list[dict[str, Any]]:
     base = printed(price, pivot.values(str(pivot.reference), block, price).values())[0] if pivot.reference else None
-    setting, found = setting_text(pivot, block), []
+    setting = setting_text(pivot, block)
+    found: list[dict[str, Any]] = []
     for row in pivot.rows:
         if not pivot.asked(row, block):
             continue
@@ -206,10 +207,10 @@ def _draw(
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
         named = [m for m in own if len(own) <= _NAMED or m["front"] or m["norm"] == chosen]
-        front = sorted((m["cost"], m["mean"]) for m in own if m["front"])
+        steps = sorted((m["cost"], m["mean"]) for m in own if m["front"])
         bars = [_bar(m, key) for m in own for key in ("std", "cost_std")]
         points = [End(names[m["norm"]], m["cost"], m["mean"], looks[m["norm"]].colour) for m in named]
-        label_points(axes, points, [front, *bars])
+        label_points(axes, points, [steps, *bars])
     figure.draw_without_rendering()
     return figure
 

@@ -98,7 +98,7 @@ def option_curve(
     foot = f"{pivot.task}: {n_text(counts)} ({seeds_text(seeds)}); {spread_words(counts)}"
     foot += "; thin: single seeds" if thin else ""
     foot += "; hollow: fewer runs" if any(m["hole"] and m["mean"] is not None for m in marks) else ""
-    foot += "; ×: no run ended well" if any(m["mean"] is None for m in marks) else ""
+    foot += "; ×: no run has a value" if any(m["mean"] is None for m in marks) else ""
     with style.style():
         figure = draw_panels(
             drawings,
@@ -185,9 +185,16 @@ def _line(
                 "repeated": cell.repeated,
             }
         )
-    mean, std, n, hole = zip(*points, strict=True)
     lines = {seed: tuple(found.get(x) for x in xs) for seed, found in seeds.items()}
-    return Line(pivot.labels[row], tuple(xs), mean, std, n, hole, lines)
+    return Line(
+        pivot.labels[row],
+        tuple(xs),
+        mean=tuple(mean for mean, _, _, _ in points),
+        std=tuple(std for _, std, _, _ in points),
+        n=tuple(n for _, _, n, _ in points),
+        hole=tuple(hole for _, _, _, hole in points),
+        seeds=lines,
+    )
 
 
 def _alt(pivot: Pivot, subject: Metric, option: str, marks: list[dict[str, Any]], counts: list[int]) -> str:

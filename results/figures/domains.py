@@ -78,8 +78,8 @@ def domain_heat_map(
         name=f"{pivot.task}_domains" + (f"_{subject.name.replace('/', '_')}" if metric else ""),
         title=f"{cut(one_line(pivot.task), 60)}: {subject.title} by domain",
         figure=figure,
-        alt=f"Heat map of {subject.title} on {one_line(pivot.task)}: {len(pivot.rows)} norms by {len(columns)} columns, "
-        f"{n_text(counts)}. Means lie between {said(low)} and {said(high)}.",
+        alt=f"Heat map of {subject.title} on {one_line(pivot.task)}: {len(pivot.rows)} norms by "
+        f"{len(columns)} columns, {n_text(counts)}. Means lie between {said(low)} and {said(high)}.",
         caption=tuple(caption),
         data=tuple(marks),
         task=pivot.task,
@@ -160,8 +160,9 @@ def _draw(
         rows += [*([(setting, "")] if setting and own else []), *((setting, label) for label in own)]
     at = {place: number for number, place in enumerate(rows)}
     width = COLUMN if len(columns) <= _COLUMN_HOLDS else PAGE
-    tall = max(len(t) for t in titles.values()) > 90 / len(columns) * (width / COLUMN) / 2.2
-    figure, axes = style.new_figure(width, 0.165 * len(rows) + (1.25 if tall else 0.75))
+    longest = max(map(len, titles.values())) * 0.06  # inches: 0.62 em a letter
+    tall = longest * len(columns) > width - 0.06 * max(map(len, names.values())) - 0.1
+    figure, axes = style.new_figure(width, 0.165 * len(rows) + 0.75 + (longest if tall else 0.12))
     values = [m["mean"] for m in marks if m["mean"] is not None]
     colours = colormaps["cividis" if subject.higher_is_better is not False else "cividis_r"]
     scale = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from results.figures.drawing import Drawing
 from results.figures.learning import learning_curves
 from results.metrics import nearest
 from results.rows import current, distinct, option_columns
+from results.tables.build import REFERENCE
 
 COSTS = ("step_seconds", "peak_memory_mb", "search_seconds")
 """The costs that are drawn, each where it was measured."""
@@ -47,58 +49,47 @@ Made = Iterator[tuple[str, Callable[[], Drawing]]]
 
 def _curves(asked: Asked) -> Made:
     for task in asked.tasks:
-        options: Sequence[str] = [asked.option] if asked.option else _options(asked, task)
+        options = [asked.option] if asked.option else numeric_options(arranged(asked.df, task, asked.reference)[0])
         if not options:
-            yield task, _refuse(f"{task}: no option takes two numbers while all others stay")
+            yield task, partial(_refuse, f"{task}: no option takes two numbers while all others stay")
         for option in options:
-            yield (
-                f"{task}, {option}",
-                lambda t=task, o=option: option_curve(asked.df, o, asked.metric, t, asked.reference),  # type: ignore[misc]
-            )
+            draw = partial(option_curve, asked.df, option, asked.metric, task, asked.reference)
+            yield f"{task}, {option}", draw
 
 
 def _learning(asked: Asked) -> Made:
     for task in asked.tasks:
         if asked.history is None:
-            yield task, _refuse(f"{task}: no history is given")
+            yield task, partial(_refuse, f"{task}: no history is given")
         else:
-            history = asked.history
-            yield task, lambda t=task: learning_curves(history, None, t, asked.df, asked.reference)  # type: ignore[misc]
+            yield task, partial(learning_curves, asked.history, None, task, asked.df, asked.reference)
 
 
 def _costs(asked: Asked) -> Made:
     for task in asked.tasks:
         there = task_facts(asked.df, task).present
         for cost in [c for c in COSTS if c in there] or COSTS[:1]:
-            yield (
-                f"{task}, {cost}",
-                lambda t=task, c=cost: cost_against_accuracy(asked.df, t, c, asked.metric, asked.reference),  # type: ignore[misc]
-            )
+            draw = partial(cost_against_accuracy, asked.df, task, cost, asked.metric, asked.reference)
+            yield f"{task}, {cost}", draw
 
 
-def _domains(asked: Asked) -> Made:
-    for task in asked.tasks:
-        yield task, lambda t=task: domain_heat_map(asked.df, t, asked.metric, asked.reference)  # type: ignore[misc]
+def per_task(draw: Callable[[Asked, str], Drawing]) -> Callable[[Asked], Made]:
+    """An entry of FIGURES: one figure for each task. draw: (what is asked for, the task)."""
+    return lambda asked: ((task, partial(draw, asked, task)) for task in asked.tasks)
+
+
+def whole(draw: Callable[[Asked], Drawing]) -> Callable[[Asked], Made]:
+    """An entry of FIGURES: one figure for all tasks."""
+    return lambda asked: iter([("", partial(draw, asked))])
 
 
 FIGURES: tuple[tuple[str, Callable[[Asked], Made]], ...] = (
     ("option_curve", _curves),
     ("learning_curves", _learning),
     ("cost_against_accuracy", _costs),
-    ("domain_heat_map", _domains),
+    ("domain_heat_map", per_task(lambda asked, t: domain_heat_map(asked.df, t, asked.metric, asked.reference))),
 )
-"""Name of a kind of figure -> the figures of that kind which are tried. `per_task` and `whole` make an entry of one
-function."""
-
-
-def per_task(draw: Callable[[Asked, str], Drawing]) -> Callable[[Asked], Made]:
-    """An entry of FIGURES: one figure for each task. draw: (what is asked for, the task)."""
-    return lambda asked: ((task, lambda t=task: draw(asked, t)) for task in asked.tasks)  # type: ignore[misc]
-
-
-def whole(draw: Callable[[Asked], Drawing]) -> Callable[[Asked], Made]:
-    """An entry of FIGURES: one figure for all tasks."""
-    return lambda asked: iter([("", lambda: draw(asked))])
+"""Name of a kind of figure -> the figures of that kind that are tried."""
 
 
 def draw_all(
@@ -126,7 +117,7 @@ def draw_all(
         The drawings, and "kind (task, option)" -> why there is none.
 
     Raises:
-        ValueError: an unknown kind, task, option or metric, with the nearest; no runs at all.
+        ValueError: an unknown kind, task, option, metric or reference, with the nearest; no runs at all.
     """
     names = [name for name, _ in FIGURES]
     for name in only:
@@ -144,6 +135,9 @@ def draw_all(
             raise ValueError(
                 f'unknown option "{option}"; options: {", ".join(known) or "none"}{nearest(option, known)}'
             )
+    norms = distinct([*whole_df["norm_label"], *whole_df["norm"]])
+    if reference not in (*norms, REFERENCE):  # without that norm nothing is compared, as in tables
+        raise ValueError(f'unknown reference "{reference}"; norms: {", ".join(norms)}{nearest(reference, norms)}')
     asked = Asked(whole_df, history, tuple(map(str, tasks)), option, metric, reference)
     drawings: list[Drawing] = []
     refused: dict[str, str] = {}
@@ -158,13 +152,5 @@ def draw_all(
     return drawings, refused
 
 
-def _options(asked: Asked, task: str) -> list[str]:
-    pivot, _ = arranged(asked.df, task, asked.reference)
-    return numeric_options(pivot)
-
-
-def _refuse(reason: str) -> Callable[[], Drawing]:
-    def refused() -> Drawing:
-        raise ValueError(reason)
-
-    return refused
+def _refuse(reason: str) -> Drawing:
+    raise ValueError(reason)

@@ -17,23 +17,20 @@ if TYPE_CHECKING:
 
 LINE = 1.18
 """Height of a line of text, in text sizes."""
+FLOOR = 0.04
+"""Height of holes, as a fraction of the axes."""
 TEXT = 7.0
 """Points of labels."""
 
 
 @dataclass(frozen=True)
 class End:
-    """The right end of a line: its name, where it ends (data coordinates), its colour."""
+    """A point and its name: where it is (data coordinates), its colour. Without a height it is a hole, at FLOOR."""
 
     text: str
     x: float
-    y: float
+    y: float | None
     colour: str
-
-
-def room(axes_height: float) -> int:
-    """How many labels stand above each other beside axes of this height (inches)."""
-    return int(axes_height * 72 / (TEXT * LINE))
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -70,7 +67,7 @@ def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
         figure.draw_without_rendering()
         for axes, own in notes.items():
             to_axes = axes.transData + axes.transAxes.inverted()
-            wanted = [to_axes.transform((end.x, end.y))[1] for end in ends[axes]]
+            wanted = [FLOOR if end.y is None else to_axes.transform((end.x, end.y))[1] for end in ends[axes]]
             gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
             for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
                 note.set_position((1.06, y))
@@ -80,8 +77,8 @@ def _end(axes: Axes, end: End) -> Any:
     line = {"arrowstyle": "-", "lw": 0.4, "color": end.colour, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
     return axes.annotate(
         end.text,
-        xy=(end.x, end.y),
-        xycoords="data",
+        xy=(end.x, FLOOR if end.y is None else end.y),
+        xycoords=axes.get_xaxis_transform() if end.y is None else "data",
         xytext=(1.06, 0.5),
         textcoords="axes fraction",
         ha="left",

@@ -116,8 +116,9 @@ def learning_curves(
             thin,
             drawn(foot, 400),
         )
+    what = " and ".join(_title(q).title for q in quantities)
     caption = [
-        f"{' and '.join(_title(q).title for q in quantities)} over epochs: mean over the runs that ended well ({n_text(counts)})"
+        f"{what} over epochs: mean over the runs that ended well ({n_text(counts)})"
         + (", band: mean ± sample standard deviation." if max(counts, default=0) > 1 else "; one seed shows no spread.")
     ]
     if stopped:
@@ -131,8 +132,9 @@ def learning_curves(
         name=f"{name}_learning" + (f"_{quantity}" if quantity else ""),
         title=f"{cut(one_line(name), 60)}: learning curves",
         figure=figure,
-        alt=f"Line chart of {' and '.join(_title(q).title for q in quantities)} against epochs on {one_line(name)}, one "
-        f"line for each of {len(labels)} norms, {n_text(counts)}; {len(stopped)} runs ended early. {_last(marks, quantities)}",
+        alt=f"Line chart of {what} against epochs on {one_line(name)}, one "
+        f"line for each of {len(labels)} norms, {n_text(counts)}; {len(stopped)} runs ended early. "
+        f"{_last(marks, quantities)}",
         caption=tuple(caption),
         data=tuple(marks),
         task=name,
@@ -164,7 +166,7 @@ def _settings(
 ) -> tuple[dict[str, set[str]], dict[str, tuple[str, int, str]]]:
     """setting in words -> keys of its runs; key -> (label, seed, status) of every run."""
     rows = part.drop_duplicates("key")
-    told = {r.key: (str(r.norm_label), int(r.seed), str(r.status)) for r in rows.itertuples()}
+    told = _told(rows)
     if df is None:
         twice = rows[rows.duplicated(["row", "seed"])]
         if len(twice):
@@ -176,7 +178,7 @@ def _settings(
     whole = current(df)
     whole = in_every_norm_batch(whole[whole["task"] == task])
     columns = varying_columns(whole)
-    told = {r.key: (str(r.norm_label), int(r.seed), str(r.status)) for r in whole.itertuples()}
+    told = _told(whole)
     found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for run in whole[["key", *columns]].to_dict("records"):
         found[tuple(None if is_nothing(run[c]) else run[c] for c in columns)].add(run["key"])
@@ -189,6 +191,12 @@ def _settings(
         for place in order
     ]
     return {text: found[place] for text, place in zip(texts, order, strict=True)}, told
+
+
+def _told(runs: pd.DataFrame) -> dict[str, tuple[str, int, str]]:
+    """key -> (label, seed, status)."""
+    records = runs[["key", "norm_label", "seed", "status"]].to_dict("records")
+    return {str(r["key"]): (str(r["norm_label"]), int(r["seed"]), str(r["status"])) for r in records}
 
 
 def _phases(part: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
@@ -222,7 +230,7 @@ def _line(
     where: str,
     marks: list[dict[str, Any]],
 ) -> Line | None:
-    """One norm in one panel; None if it has no run there. Adds to `marks` a mean per epoch and each run that stopped."""
+    """One norm in one panel; None if it has no run there. Adds its epochs and runs that stopped to `marks`."""
     values: dict[str, _Points] = {}
     for key, rows in own.items():
         pairs = zip(rows["epoch"].tolist(), rows[subject.name].tolist(), strict=True)
@@ -260,8 +268,8 @@ def _line(
         runs[key][1]: tuple(finite(points[e] * subject.scale) if e in points else None for e in epochs)
         for key, points in well.items()
     }
-    mean, std, n = zip(*means, strict=True) if means else ((), (), ())
-    return Line(label, tuple(epochs), mean, std, n, ("",) * len(epochs), lines, tuple(stops))
+    columns = (tuple(mean for mean, _, _ in means), tuple(std for _, std, _ in means), tuple(n for _, _, n in means))
+    return Line(label, tuple(epochs), *columns, ("",) * len(epochs), lines, tuple(stops))
 
 
 def _at(runs: Iterable[_Points], epoch: float) -> list[float]:

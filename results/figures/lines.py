@@ -1,19 +1,21 @@
 """Lines of norms over a numeric axis: the panels of a figure, means, bands, thin lines of seeds, holes and names.
 
 Up to `PER_PANEL` norms share a panel, with their names at the right end. More are spread over several panels, each with
-the reference norm and all others in grey behind; where that makes too many panels, a legend stands below.
+the reference norm and all others in grey behind; where that makes too many panels, each shows the reference and the
+norms that end highest and lowest, and the others in grey.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from results.figures import style
 from results.figures.asked import MOST_PANELS
-from results.figures.labels import End, label_ends
+from results.figures.labels import FLOOR, End, label_ends
 from results.figures.style import COLUMN, PAGE, Look
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SEED_LINES = 5
 """Thin lines of single seeds are drawn for at most so many seeds,"""
 NORM_LINES = 9
 """and so many norms."""
+EXTREMES = 4
+"""Norms at either end that are named where all are too many."""
 PALE = "#cccccc"
 _ONE_COLUMN = 4  # panels above each other in a column; more stand in two columns across the page
 
@@ -53,10 +57,12 @@ class Line:
     stops: tuple[tuple[tuple[float, float], ...], ...] = ()
 
     @property
-    def end(self) -> tuple[float, float] | None:
-        """Its last point that is drawn."""
+    def end(self) -> tuple[float, float | None] | None:
+        """Its last point that is drawn; without a height where it has holes only."""
         drawn = [(x, y) for x, y in zip(self.x, self.mean, strict=True) if y is not None]
-        return drawn[-1] if drawn else next((stop[-1] for stop in self.stops if stop), None)
+        if drawn or self.stops:
+            return drawn[-1] if drawn else self.stops[0][-1]
+        return (self.x[-1], None) if self.x else None
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,11 @@ def draw_panels(
         foot: n, seeds and what marks mean.
     """
     parts = [(panel, *part) for panel in panels for part in _parts(panel, reference)]
-    legend = len(parts) > MOST_PANELS
-    if legend:
-        parts = [(panel, panel.lines, ()) for panel in panels]
+    if len(parts) > MOST_PANELS:
+        parts = [(panel, *_extremes(panel, reference)) for panel in panels]
+        foot += f"; named: {EXTREMES} highest and lowest at the right end; grey: other norms"
+    elif len(parts) > len(panels):
+        foot += "; grey: other norms"
     figure, grid = _grid(len(parts))
     for number, (axes, (panel, lines, context)) in enumerate(zip(grid, parts, strict=False)):
         _draw(axes, lines, context, looks, thin)
@@ -106,19 +114,17 @@ def draw_panels(
         columns = 1 if len(parts) <= _ONE_COLUMN else 2
         last = number + columns >= len(parts)
         axes.set_xlabel(x_title if last else "")
-        if not last:
-            axes.tick_params(labelbottom=False)
+        axes.tick_params(labelbottom=last)
         if number % columns == 0 or panel.heading != panels[0].heading or len({p.heading for p in panels}) > 1:
             axes.set_ylabel(panel.heading)
     style.note(figure, foot)
-    if legend:
-        _legend(figure, [line.label for panel in panels for line in panel.lines], looks, names)
-    else:
-        ends: dict[Axes, list[End]] = {}
-        for axes, (_, lines, _) in zip(grid, parts, strict=False):
-            found = [(line.label, line.end) for line in lines]
-            ends[axes] = [End(names[label], *end, looks[label].colour) for label, end in found if end is not None]
-        label_ends(figure, ends)
+    _share_y(grid, [panel.heading for panel, _, _ in parts])
+    ends: dict[Axes, list[End]] = {}
+    for axes, (_, lines, _) in zip(grid, parts, strict=False):
+        ends[axes] = [
+            End(names[line.label], *line.end, looks[line.label].colour) for line in lines if line.end is not None
+        ]
+    label_ends(figure, ends)
     figure.draw_without_rendering()  # texts that are made while drawing are made in this style
     return figure
 
@@ -181,6 +187,7 @@ def _draw(axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Map
     for line in context:
         axes.plot(line.x, _nan(line.mean), color=PALE, lw=0.7, zorder=1, gid="context")
     thin = thin and len(lines) <= NORM_LINES
+    crosses: Counter[float] = Counter()
     for line in lines:
         look = looks[line.label]
         several = max(line.n, default=0) > 1
@@ -198,8 +205,9 @@ def _draw(axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Map
             if hole and y is not None:
                 axes.plot([x], [y], look.marker, mfc="white", mec=look.colour, mew=0.9, zorder=4, gid="hollow")
             elif hole:
-                where = axes.get_xaxis_transform()
-                axes.plot([x], [0.03], "x", color=look.colour, ms=4.5, mew=1.2, transform=where, zorder=4, gid="none")
+                where, height = axes.get_xaxis_transform(), FLOOR + 0.055 * crosses[x]
+                crosses[x] += 1
+                axes.plot([x], [height], "x", color=look.colour, ms=4.5, mew=1.2, transform=where, zorder=4, gid="none")
         for stop in line.stops:
             axes.plot(*zip(*stop, strict=True), color=look.colour, ls=":", lw=0.9, zorder=2.6, gid="stopped")
             axes.plot(*stop[-1], "x", color=look.colour, ms=5, mew=1.3, zorder=4, gid="stop")
@@ -219,11 +227,7 @@ def _x_axis(axes: Axes, scale: Mapping[str, Any], ticks: Sequence[float] | None,
         axes.xaxis.set_major_locator(FixedLocator(list(shown)))
         axes.set_xticks(list(shown), [number_text(v) for v in shown])
     if not any(y is not None for line in lines for y in line.mean) and not any(line.stops for line in lines):
-        xs = [x for line in lines for x in line.x]
-        axes.set_ylim(0, 1)
-        axes.set_yticks([])
-        if len(set(xs)) > 1 and scale["value"] == "linear":
-            axes.set_xlim(min(xs), max(xs))
+        axes.set_yticks([])  # crosses only: no height means anything
 
 
 def _few(ticks: Sequence[float], most: int) -> list[float]:
@@ -233,15 +237,28 @@ def _few(ticks: Sequence[float], most: int) -> list[float]:
     return [ticks[round(i * (len(ticks) - 1) / (most - 1))] for i in range(most)]
 
 
-def _legend(figure: Figure, labels: Sequence[str], looks: Mapping[str, Look], names: Mapping[str, str]) -> None:
-    from matplotlib.lines import Line2D
+def _extremes(panel: Panel, reference: str | None) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+    """The reference and the norms that end highest and lowest; the others."""
+    order = [line for line in panel.lines if line.label != reference and line.end is not None]
+    order.sort(key=lambda line: -math.inf if line.end is None or line.end[1] is None else line.end[1])
+    kept = {line.label for line in (*order[:EXTREMES], *order[-EXTREMES:])} | {reference}
+    if len(panel.lines) <= PER_PANEL:
+        return panel.lines, ()
+    return (
+        tuple(line for line in panel.lines if line.label in kept),
+        tuple(line for line in panel.lines if line.label not in kept),
+    )
 
-    labels = list(dict.fromkeys(labels))
-    handles = [Line2D([], [], **looks[label].plot, label=names[label]) for label in labels]
-    columns = max(1, int(figure.get_figwidth() * 72 // 115))
-    rows = math.ceil(len(labels) / columns)
-    figure.set_figheight(figure.get_figheight() + rows * 0.14)
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=2.6)
+
+def _share_y(grid: Sequence[Axes], headings: Sequence[str]) -> None:
+    """The same limits for all axes of one quantity, so that panels can be compared."""
+    for heading in set(headings):
+        own = [axes for axes, found in zip(grid, headings, strict=True) if found == heading]
+        limits = [axes.get_ylim() for axes in own if axes.get_yticks().size]
+        if limits:
+            low, high = min(low for low, _ in limits), max(high for _, high in limits)
+            for axes in own:
+                axes.set_ylim(low, high)
 
 
 def _nan(values: Sequence[float | None]) -> list[float]:
