@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results.escape import one_line
 from results.figures.drawing import Drawing
 from results.figures.style import COLUMN, GREY, new_figure, style
-from results.figures.words import drawn
+from results.figures.words import drawn, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,8 @@ def _lines(label: str) -> list[str]:
 
 def _cells() -> Iterator[tuple[int, int, int]]:
     """(n, c, hw) of every cell; hw counts from the top."""
-    return itertools.product(*map(range, SIZES.values()))
+    deep, wide, high = SIZES.values()
+    return itertools.product(range(deep), range(wide), range(high))
 
 
 def _inside(shared: _Shared) -> Any:
@@ -235,5 +236,5 @@ def _finding(found: Mapping[str, _Shared]) -> str:
         what = f"over {shared.text}{' in groups of channels' if shared.groups else ''}"
         if not shared.axes:
             what = shared.text
-        kinds[what].append(label)
+        kinds[what].append(told(label))
     return "; ".join(f"{what}: {', '.join(labels)}" for what, labels in kinds.items()) + "."

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from results import statistics as summary
-from results.escape import cut
 from results.figures.asked import setting_text
+from results.figures.words import told
 from results.metrics import Metric
 from results.rows import natural
-from results.tables.pivot import LONGEST_VALUE, every_pivot
+from results.tables.pivot import every_pivot
 from results.tables.table import Cell
 
 
@@ -39,7 +39,7 @@ class CompleteBlock:
     @property
     def name(self) -> str:
         """'classification, norm_batch_size=2'."""
-        return f"{self.task}, {self.setting}" if self.setting else self.task
+        return told(f"{self.task}, {self.setting}" if self.setting else self.task)
 
     def ranks(self, norms: Sequence[str]) -> dict[str, float]:
         """norm -> its rank among these."""
@@ -72,6 +72,12 @@ class Complete:
         return f"{many} seed{'' if many == '1' else 's'}"
 
     @property
+    def number(self) -> str:
+        """'8 blocks of 5 tasks'."""
+        counts = ((len(self.blocks), "block"), (len(self.tasks), "task"))
+        return " of ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(block.task for block in self.blocks))
 
@@ -85,7 +91,7 @@ class Complete:
         """Sentences on what is compared, what is left out, and what blocks are not."""
         said = [f"Blocks: {_listed(_by_task(self.blocks))}; in each a norm counts by its mean over {self.seeds}."]
         if self.without:
-            those = [f"{norm} (in {n} of {len(self.blocks)})" for norm, n in self.without.items()]
+            those = [f"{told(norm)} (in {n} of {len(self.blocks)})" for norm, n in self.without.items()]
             said.append(f"Left out, since they lack a whole result in these blocks: {_listed(those)}.")
         if self.lacking:
             said.append(f"Blocks left out, since norms lack a whole result there: {_listed(self.lacking)}.")
@@ -163,10 +169,10 @@ def _whole(cell: Cell) -> bool:
 def _by_task(blocks: Sequence[CompleteBlock]) -> list[str]:
     """'classification (2 settings)' of each task."""
     counts = {task: len(list(group)) for task, group in itertools.groupby(blocks, key=lambda block: block.task)}
-    return [f"{task} ({n} settings)" if n > 1 else task for task, n in counts.items()]
+    return [f"{told(task)} ({n} settings)" if n > 1 else told(task) for task, n in counts.items()]
 
 
 def _listed(names: Sequence[str], longest: int = 12) -> str:
     """At most so many of them, and how many more there are."""
     more = [f"{len(names) - longest} more"] if len(names) > longest else []
-    return ", ".join([*(cut(name, LONGEST_VALUE) for name in names[:longest]), *more])
+    return ", ".join([*names[:longest], *more])

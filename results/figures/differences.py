@@ -14,7 +14,7 @@ from results.comparing import LEAST_PAIRS, rope_probabilities
 from results.figures.asked import arranged, setting_text, the_metric
 from results.figures.drawing import Drawing
 from results.figures.style import COLOURS, COLUMN, GREY, new_figure, note, style
-from results.figures.words import drawn, drawn_names, n_text
+from results.figures.words import drawn, drawn_names, n_text, told
 from results.metrics import Metric, nearest
 from results.statistics import summarize
 from results.tables.pivot import Block, Pivot
@@ -81,7 +81,8 @@ def paired_differences(
     pivot = _compared(df, task, reference)
     subject = the_metric(pivot, metric)
     lines, left_out = _lines(pivot, subject, rope)
-    reference = pivot.labels[str(pivot.reference)]
+    label = pivot.labels[str(pivot.reference)]
+    reference = told(label)
     if not any(line.differences for line in lines):
         raise ValueError(
             f'task "{pivot.task}": no seed in which {reference} and another norm both have {subject.title}; nothing '
@@ -95,7 +96,7 @@ def paired_differences(
     with style():
         figure, axes = new_figure(COLUMN, 0.7 + 0.145 * (len(lines) + len({line.setting for line in lines})))
         _draw(axes, lines, limit)
-        short = drawn(reference, LONGEST)
+        short = drawn(label, LONGEST)
         better = {True: ", better →", False: ", ← better", None: ""}[subject.higher_is_better]
         axes.set_xlabel(f"{drawn(subject.title, 24)} less {short}'s{f' ({unit})' if unit else ''}{better}", loc="right")
         interval = "95 % t-interval" + (" where n > 1" if counts[0] == 1 else "")
@@ -113,11 +114,11 @@ def paired_differences(
     ]
     return Drawing(
         f"differences_{pivot.task}_{subject.name}",
-        f"{pivot.task}: {subject.title}, paired differences to {reference}",
+        f"{told(pivot.task)}: {subject.title}, paired differences to {reference}",
         figure,
         f"Dots with intervals: {subject.title} less that of {reference} for "
         f"{_many({x.norm for x in lines}, 'norm')} in "
-        f"{_many({x.setting for x in lines}, 'setting')} of {pivot.task}, {many}. {finding}",
+        f"{_many({x.setting for x in lines}, 'setting')} of {told(pivot.task)}, {many}. {finding}",
         tuple(caption),
         tuple(mark for line in lines for mark in _marks(line, limit)),
         pivot.task,
@@ -147,7 +148,9 @@ def _lines(pivot: Pivot, subject: Metric, rope: float) -> tuple[list[_Line], lis
         rows = [row for row in pivot.rows if row != pivot.reference and pivot.asked(row, block)]
         if not theirs or not rows:
             if rows:
-                left_out.append(f"{setting or pivot.task} (no {pivot.labels[str(pivot.reference)]} to compare with)")
+                left_out.append(
+                    f"{setting or pivot.task} (no {told(pivot.labels[str(pivot.reference)])} to compare with)"
+                )
             continue
         if lines and len(lines) + len(rows) > MOST_ROWS:
             left_out.append(f"{setting} (no room)")

@@ -10,7 +10,7 @@ from results.comparing import profile, ratios_to_best
 from results.figures.complete import CompleteBlock, complete_blocks
 from results.figures.drawing import Drawing
 from results.figures.style import COLUMN, looks, new_figure, say, style
-from results.figures.words import drawn_names
+from results.figures.words import drawn_names, told
 
 LEAST_BLOCKS = 2
 """Of a single block every share is 0 or 1."""
@@ -39,7 +39,7 @@ def performance_profiles(df: pd.DataFrame, reference: str = "bn") -> Drawing:
     complete = complete_blocks(df, reference)
     ratios, without = _ratios(complete.norms, complete.blocks)
     if len(ratios) < LEAST_BLOCKS or len(complete.norms) < 2:
-        out = [f"left out: {', '.join(complete.without)}"] if complete.without else []
+        out = [f"left out: {', '.join(map(told, complete.without))}"] if complete.without else []
         no_ratio = [f"without ratios: {', '.join(without)}"] if without else []
         raise ValueError(
             "; ".join(
@@ -138,6 +138,10 @@ def _finding(firsts: dict[str, float], blocks: int) -> str:
     if len(names) == len(firsts):
         return f"All norms are best, or as good, in {round(most * blocks)} of {blocks} blocks."
     more = (
-        f" (so do {len(names) - 1} others)" if len(names) > 2 else f" (so does {names[1]})" if len(names) == 2 else ""
+        f" (so do {len(names) - 1} others)"
+        if len(names) > 2
+        else f" (so does {told(names[1])})"
+        if len(names) == 2
+        else ""
     )
-    return f"Most often best, or as good, is {names[0]}{more}: in {round(most * blocks)} of {blocks} blocks."
+    return f"Most often best, or as good, is {told(names[0])}{more}: in {round(most * blocks)} of {blocks} blocks."

@@ -11,7 +11,7 @@ from results.comparing import Ranking, compare_ranks
 from results.figures.complete import Complete, complete_blocks
 from results.figures.drawing import Drawing
 from results.figures.style import COLUMN, GREY, SIZE, looks, new_figure, note, style
-from results.figures.words import drawn_names
+from results.figures.words import drawn_names, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def critical_difference(df: pd.DataFrame, reference: str = "bn", alpha: float = 
     try:
         ranking = compare_ranks({norm: [ranks[norm] for ranks in each] for norm in complete.norms}, alpha)
     except ValueError as e:
-        out = [f"left out: {', '.join(complete.without)}"] if complete.without else []
+        out = [f"left out: {', '.join(map(told, complete.without))}"] if complete.without else []
         lacking = [f"incomplete blocks: {len(complete.lacking)}"] if complete.lacking else []
         raise ValueError("; ".join(["no critical-difference diagram: " + str(e), *out, *lacking])) from None
     k = len(ranking.average)
@@ -75,8 +75,7 @@ def critical_difference(df: pd.DataFrame, reference: str = "bn", alpha: float = 
         "critical_difference",
         "Average ranks and critical difference",
         figure,
-        f"Critical-difference diagram: average ranks of {k} norms over {ranking.blocks} blocks, {complete.seeds}. "
-        f"{finding}",
+        f"Critical-difference diagram: average ranks of {k} norms over {complete.number}, {complete.seeds}. {finding}",
         tuple(caption),
         _data(ranking),
     )
@@ -106,7 +105,7 @@ def _said(ranking: Ranking, complete: Complete) -> str:
     friedman = "p < 0.001" if ranking.p < 0.001 else f"p = {ranking.p:.3f}"
     nothing = " (no difference)" if ranking.p >= ranking.alpha else ""
     said = (
-        f"{ranking.blocks} blocks, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
+        f"{complete.number}, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
         f"α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{ranking.alpha:g}: bars join norms not told apart"
     )
     out = []
@@ -185,7 +184,7 @@ def _finding(ranking: Ranking) -> str:
     """In a sentence: who is first, and from whom it differs."""
     names = list(ranking.average)
     best = names[0]
-    first = f"{best} has the best average rank, {ranking.average[best]:.2f}"
+    first = f"{told(best)} has the best average rank, {ranking.average[best]:.2f}"
     if ranking.average[names[1]] == ranking.average[best]:
         alike = [name for name in names if ranking.average[name] == ranking.average[best]]
         first = f"{_some(alike)} share the best average rank, {ranking.average[best]:.2f}"
@@ -194,10 +193,11 @@ def _finding(ranking: Ranking) -> str:
     behind = [name for name in names if ranking.differ(best, name)]
     if not behind:
         return f"{first}, and Nemenyi's test tells it apart from no other norm."
-    return f"{first}, and {best} differs from {_some(behind)}."
+    return f"{first}, and {told(best)} differs from {_some(behind)}."
 
 
 def _some(names: list[str]) -> str:
+    names = [told(name) for name in names]
     if len(names) > _NAMED:
         return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -16,6 +16,7 @@ from results.tables.table import Cell
 
 LONGEST_NAME = 22
 """Characters of a norm's name in a figure; captions and data have all."""
+LONGEST_TOLD = 60
 _MOST = 6  # entries of a list in a caption
 
 
@@ -35,6 +36,11 @@ def drawn_names(labels: Iterable[str], longest: int = LONGEST_NAME) -> dict[str,
             name, number = f"{drawn(label, longest - 4)} #{number}", number + 1
         names[label] = name
     return names
+
+
+def told(text: str) -> str:
+    """Any text as one line of a caption or a description: nothing that does not show, no name longer than a line."""
+    return cut(one_line(text), LONGEST_TOLD)
 
 
 def n_text(counts: Iterable[int]) -> str:
