@@ -72,7 +72,7 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
         ValueError: no norms, or axes that are none, with what is allowed.
     """
     if not norms:
-        raise ValueError("no norms to draw the axes of")
+        raise ValueError("no norms are described, so there are no axes to draw")
     found = {label: _shared(label, facts) for label, facts in norms.items()}
     lines = {label: _lines(label) for label in found}
     wide = max(len(line) for each in lines.values() for line in each) > SHORT
@@ -105,7 +105,8 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
         f"Cubes of samples by channels by positions, one for each of {len(found)} norms. {finding}",
         (
             "Coloured: values that share one statistic in training, by the axes that a norm declares. N: samples of "
-            "the norm batch, C: channels, HW: positions; sizes are those of a sketch.",
+            "the norm batch, C: channels, HW: positions; sizes are those of a sketch. Where a norm joins several "
+            "statistics, each of them spans less than what their axes span together.",
             *(["Darker lines part groups of channels."] if any(s.groups for s in found.values()) else []),
             finding,
         ),

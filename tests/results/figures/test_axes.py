@@ -65,7 +65,7 @@ def test_what_is_not_declared_is_said_and_colours_nothing():
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match=r'norm "own": axes "NWH" are unknown; allowed: .*NHW'):
         axes_cubes({"own": {"axes": "NWH"}})
-    with pytest.raises(ValueError, match="no norms"):
+    with pytest.raises(ValueError, match="no norms are described"):
         axes_cubes({})
 
 
