@@ -1,4 +1,4 @@
-"""Records of runs -> a tidy frame -> tables. Needs neither torch nor any of our other packages.
+"""Records of runs -> a tidy frame -> tables and figures. Needs neither torch nor any of our other packages.
 
     import results
 
@@ -22,6 +22,10 @@ Tables
     render_all            every table that a frame supports
     task_table, sweep_table, overall_table   one of them
     tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
+Figures
+    draw_all, write_drawings   every figure that a frame supports, and its files
+    option_curve, learning_curves, cost_against_accuracy, domain_heat_map   one of them
+    critical_difference, performance_profiles, paired_differences, axes_cubes   likewise
 Metrics and records
     metric, add_metric    what is known of a metric: unit, direction, digits
     read_record           one record.json, a RunRecord of one RunSpec
@@ -33,6 +37,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.figures.axes import axes_cubes
+    from results.figures.cost import cost_against_accuracy
+    from results.figures.curves import option_curve
+    from results.figures.differences import paired_differences
+    from results.figures.domains import domain_heat_map
+    from results.figures.drawing import Drawing, write_drawings
+    from results.figures.every import draw_all
+    from results.figures.learning import learning_curves
+    from results.figures.profiles import performance_profiles
+    from results.figures.ranks import critical_difference
     from results.frame import load, load_history
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
@@ -48,16 +62,26 @@ if TYPE_CHECKING:
     from results.tables.writing import write_tables
 
 __all__ = [
+    "Drawing",
     "Metric",
     "RunRecord",
     "RunSpec",
     "Table",
     "add_metric",
+    "axes_cubes",
+    "cost_against_accuracy",
+    "critical_difference",
+    "domain_heat_map",
+    "draw_all",
     "in_every_norm_batch",
+    "learning_curves",
     "load",
     "load_history",
     "metric",
+    "option_curve",
     "overall_table",
+    "paired_differences",
+    "performance_profiles",
     "read_record",
     "render_all",
     "select",
@@ -68,11 +92,22 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "to_text",
+    "write_drawings",
     "write_tables",
 ]
 
 # Imported when first asked for: every worker imports results.record, and none of them needs pandas.
 _HOMES = {
+    "figures.axes": ("axes_cubes",),
+    "figures.differences": ("paired_differences",),
+    "figures.profiles": ("performance_profiles",),
+    "figures.ranks": ("critical_difference",),
+    "figures.cost": ("cost_against_accuracy",),
+    "figures.curves": ("option_curve",),
+    "figures.domains": ("domain_heat_map",),
+    "figures.drawing": ("Drawing", "write_drawings"),
+    "figures.every": ("draw_all",),
+    "figures.learning": ("learning_curves",),
     "frame": ("load", "load_history"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),

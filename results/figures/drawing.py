@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import files
+from results.escape import one_line
 from results.figures import style
 from results.metrics import nearest
 from results.tables.stems import file_stems
@@ -43,6 +44,12 @@ class Drawing:
     data: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     task: str = ""
 
+    @property
+    def words(self) -> str:
+        """Title, caption and alternative text, each a line of plain text."""
+        lines = (self.title, " ".join(self.caption), f"Alternative text: {self.alt}")
+        return "".join(f"{one_line(line)}\n" for line in lines if line)
+
     def svg(self, prefix: str = "") -> str:
         """The figure as one <svg> element to stand in a page: no XML head, ids that begin with `prefix`, colours and
         texts kept as texts, nothing that loads anything."""
@@ -68,15 +75,14 @@ class Drawing:
 def write_drawings(
     drawings: Sequence[Drawing], folder: str | Path, formats: Sequence[str] = ("pdf", "svg")
 ) -> list[Path]:
-    """Write every drawing in every format, NAME.pdf, NAME.svg, NAME.png, and return the files.
+    """Write every drawing in every format, NAME.pdf, NAME.svg, NAME.png, and return the files. NAME.txt has its caption
+    and the text for those who can not see it.
 
     Raises:
         ValueError: an unknown format (with the nearest). Nothing is written then.
         OSError: the folder can not be made, or a file not be written; the files before it are.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f'unknown format "{name}"; formats: {", ".join(FORMATS)}{nearest(name, FORMATS)}')
+    formats = check_formats(formats)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep_folder(folder)
@@ -85,4 +91,15 @@ def write_drawings(
         for name in formats:
             drawing.write(folder / f"{stem}.{name}")
             written.append(folder / f"{stem}.{name}")
+        with files.replacing(folder / f"{stem}.txt") as stream:
+            stream.write(drawing.words.encode())
+        written.append(folder / f"{stem}.txt")
     return written
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats, each once. Raises ValueError for an unknown one (with the nearest)."""
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f'unknown format "{name}"; formats: {", ".join(FORMATS)}{nearest(name, FORMATS)}')
+    return tuple(dict.fromkeys(formats))

@@ -8,6 +8,7 @@ white; each has its marker and its line, so that no reader needs the colour.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ _RC = {
     "figure.dpi": 150,
     "savefig.dpi": 300,
     "savefig.transparent": False,
+    "savefig.pad_inches": 0.02,  # a figure stays as wide as its column
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.spines.top": False,
@@ -54,6 +56,7 @@ _RC = {
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
     "text.usetex": False,
     "text.parse_math": False,  # a name with dollar signs is no formula
+    "axes.formatter.use_mathtext": False,
     "svg.fonttype": "path",
 }
 
@@ -108,3 +111,9 @@ def say(axes: Axes, text: str) -> None:
     axes.annotate(
         text, (1, 0), (0, -28), "axes fraction", "offset points", ha="right", va="top", fontsize=7, color=GREY
     )
+
+
+def note(figure: Figure, text: str) -> None:
+    """Grey lines at the foot of a figure, for which its layout makes room: n and seeds stand in every figure."""
+    letters = int(figure.get_figwidth() * 72 / (7 * 0.56))  # of this font a letter is 0.56 em wide, on the average
+    figure.supxlabel("\n".join(textwrap.wrap(text, letters)), x=0.99, ha="right", fontsize=7, color=GREY)
