@@ -22,6 +22,10 @@ Tables
     render_all            every table that a frame supports
     task_table, sweep_table, overall_table   one of them
     tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
+Folders
+    diff                  two frames beside each other, run by run
+    merge                 several folders made into one
+    read_asked            the commands and configs that made a folder
 Metrics and records
     metric, add_metric    what is known of a metric: unit, direction, digits
     read_record           one record.json, a RunRecord of one RunSpec
@@ -33,12 +37,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.differences import diff
     from results.frame import load, load_history
+    from results.merging import merge
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
     from results.record import RunRecord, RunSpec
     from results.selection import select
-    from results.store import read_record
+    from results.store import read_asked, read_record
     from results.tables.build import overall_table, render_all, sweep_table, task_table
     from results.tables.csv import to_csv
     from results.tables.latex import to_latex
@@ -53,11 +59,14 @@ __all__ = [
     "RunSpec",
     "Table",
     "add_metric",
+    "diff",
     "in_every_norm_batch",
     "load",
     "load_history",
+    "merge",
     "metric",
     "overall_table",
+    "read_asked",
     "read_record",
     "render_all",
     "select",
@@ -73,11 +82,13 @@ __all__ = [
 
 # Imported when first asked for: every worker imports results.record, and none of them needs pandas.
 _HOMES = {
+    "differences": ("diff",),
+    "merging": ("merge",),
     "frame": ("load", "load_history"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec"),
-    "store": ("read_record",),
+    "store": ("read_asked", "read_record"),
     "selection": ("select",),
     "tables.csv": ("to_csv",),
     "tables.latex": ("to_latex",),

@@ -1,8 +1,8 @@
 """What a folder of results was asked for: the commands and configs of its plans, as `asked.json` holds them.
 
-    {"schema": 1, "plans": [{"time": "2026-11-28T23:07:02+00:00", "command": ["run", "configs/quick.yaml"],
-                             "config": "/here/configs/quick.yaml", "text": "norms: [bn, gn]\\n...",
-                             "version": "0.9.0", "commit": "222c5ab..."}]}
+{"schema": 1, "plans": [{"time": "2026-11-28T23:07:02+00:00", "command": ["run", "configs/quick.yaml"],
+                         "config": "/here/configs/quick.yaml", "text": "norms: [bn, gn]\\n...",
+                         "version": "0.9.0", "commit": "222c5ab..."}]}
 """
 
 from __future__ import annotations

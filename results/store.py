@@ -17,7 +17,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -137,6 +137,25 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
         versions["config"] = config or versions["config"]
         if versions != before:
             files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
+
+
+def join_versions(out: str | Path, notes: Sequence[Versions | None]) -> None:
+    """Note what several folders planned last, each after the ones before it; None stands for what is noted in `out`.
+
+    Raises:
+        OSError: the note, or its lock, can not be written.
+    """
+    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
+        before = read_versions(out)
+        joined = Versions(norm={}, task={}, part={}, data={}, config="")
+        for versions in (before if each is None else each for each in notes):
+            for kind in ("norm", "task", "part"):
+                joined[kind].update(versions[kind])
+            for task, sets in versions["data"].items():
+                joined["data"].setdefault(task, {}).update(sets)
+            joined["config"] = versions["config"] or joined["config"]
+        if joined != before:
+            files.write_text(Path(out) / VERSIONS, json.dumps(joined, sort_keys=True, indent=1))
 
 
 def read_versions(out: str | Path) -> Versions:

@@ -3,6 +3,7 @@
 app.py       the application, and what its commands share
 runs.py      run, debug, watch
 tables.py    tables
+folders.py   runs list, runs rm, merge, diff
 checks.py    check, convert-report, bench
 lists.py     list ..., data ...
 
@@ -24,7 +25,7 @@ from typing import Any
 import typer
 
 from suite import terminal
-from suite.cli import checks, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
+from suite.cli import checks, folders, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
 from suite.cli.app import app
 from suite.console import fail
 from suite.environment import set_allocator
