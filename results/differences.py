@@ -8,8 +8,8 @@ Of each task, setting, norm and metric, over the seeds:
 
     equal         every pair has the same value, to the last bit
     reproduced    every pair differs by at most `tolerance` times the larger of 1 and both sizes: float's last digits
-    inside        not all do, and the 95 % interval of the mean difference (Student's t over the pairs; for one pair that
-                  of the metric's own half widths, where it has one) covers 0
+    inside        not all do, and the 95 % interval of the mean difference covers 0: Student's t over the pairs, and for
+                  one pair the metric's own half widths, where it has them
     different     that interval does not cover 0
     unjudged      they differ, and there is no interval: one pair, or runs that ended differently
 
@@ -150,17 +150,18 @@ def _task(
             places[identity] = run
         found.append(places)
     varying = [o for o in sorted(apart) if len(distinct(run.get(o) for runs in sides for run in runs)) > 1]
-    for name, own, other in (("only_a", *found), ("only_b", *reversed(found))):
-        attrs[name] += [_line(run, varying) for identity, run in own.items() if identity not in other]
+    left, right = found
+    attrs["only_a"] += [_line(run, varying) for identity, run in left.items() if identity not in right]
+    attrs["only_b"] += [_line(run, varying) for identity, run in right.items() if identity not in left]
     groups: dict[Identity, list[tuple[Run, Run]]] = {}
-    for identity, run in found[0].items():
-        if identity in found[1]:
-            groups.setdefault(identity[:-1], []).append((run, found[1][identity]))
+    for identity, run in left.items():
+        if identity in right:
+            groups.setdefault(identity[:-1], []).append((run, right[identity]))
     result = []
     for pairs in groups.values():
         attrs["pairs"] += len(pairs)
-        for left, right in pairs:
-            _note(left, right, varying, attrs)
+        for pair in pairs:
+            _note(*pair, varying, attrs)
         head = {"task": task, "setting": _setting(pairs[0][0], varying), "norm": pairs[0][0]["norm_label"]}
         result += [head | row for name in metrics if (row := _compared(name, pairs, tolerance)) is not None]
     return result
@@ -238,8 +239,8 @@ def _compared(metric: str, pairs: Sequence[tuple[Run, Run]], tolerance: float) -
     mean, _, n, half = statistics.summarize(differences)
     whole = len(both) == len(pairs)
     if n == 1 and (name := OWN_HALF_WIDTHS.get(metric)):
-        own = [run.get(name) for run in both[0]]
-        half = None if any(map(is_nothing, own)) else math.hypot(*map(float, own))
+        own = [math.nan if is_nothing(run.get(name)) else float(run[name]) for run in both[0]]
+        half = None if any(map(math.isnan, own)) else math.hypot(*own)
     half = half if whole and not cost else None
     tested = n > 1 and whole and not cost
     if equal == n:

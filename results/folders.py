@@ -23,11 +23,11 @@ from results.facts import task_facts
 from results.frame import NORM_BATCH, load
 from results.metrics import nearest
 from results.record import DONE, RECORD
-from results.rows import distinct, is_nothing, option_columns, plain_records, value_text
+from results.rows import distinct, is_nothing, natural, option_columns, plain_records, value_text
 from results.store import LOCK, folder_lock, is_held, run_folders
 
 STATUSES = ("ok", "diverged", "failed", "skipped", "damaged", "unfinished", "busy")
-"""Of a record; without a readable one: "damaged"; without any: "unfinished", or "busy" while a process makes the run."""
+"""Of a record; "damaged": it can not be read; without one: "unfinished", or "busy" while a process makes the run."""
 
 _SHORTEST = 6  # characters of a key that stand for the whole
 _KEY = re.compile(r"[0-9a-f]+")
@@ -73,7 +73,11 @@ class Stored:
         return {
             **{name: getattr(self, name) for name in ("task", "norm", "label", "setting", "seed", "status", "reason")},
             **{name: getattr(self, name) for name in ("metric", "value", "seconds")},
-            "finished": time, "key": self.key, "size": self.size, "stale": self.stale, "folder": str(self.folder),
+            "finished": time,
+            "key": self.key,
+            "size": self.size,
+            "stale": self.stale,
+            "folder": str(self.folder),
         }
 
 
@@ -94,7 +98,9 @@ def list_runs(folder: str | Path) -> tuple[list[Stored], list[str]]:
         headline = task_facts(part, task).headline
         varying = [o for o in options if len(distinct(part[o])) > 1]
         fields = ("norm", "norm_label", "key", "seed", "status", "reason", "seconds", "finished", "stale", "file")
-        for row in plain_records(part, [*fields, *varying, *([headline] if headline else [])]):
+        rows = plain_records(part, [*fields, "row", *varying, *([headline] if headline else [])])
+        rows.sort(key=lambda row: (natural(row["row"]), *(natural(row[o]) for o in varying), row["seed"], row["key"]))
+        for row in rows:
             value = row.get(headline) if headline else None
             at = Path(row["file"]).parent
             found[at] = Stored(
@@ -242,8 +248,9 @@ def _setting(options: dict[str, Any]) -> str:
 def _unknown(what: str, given: Iterable[str], there: Collection[str]) -> list[str]:
     names = sorted(there)
     few = ", ".join(cut(visible(name), _LONGEST) for name in names[:20]) + (" ..." if len(names) > 20 else "")
+    tail = f"no run has it; there are: {few or 'none'}"
     return [
-        f'{what} "{cut(visible(name), _LONGEST)}": no run has it; there are: {few or "none"}{visible(nearest(name, names))}'
+        f'{what} "{cut(visible(name), _LONGEST)}": {tail}{visible(nearest(name, names))}'
         for name in given
         if name not in there
     ]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -113,8 +113,8 @@ def merge(sources: Sequence[str | Path], out: str | Path, prefer: str | Path | N
     merged = Merged()
     places: dict[tuple[str, ...], list[_Found]] = {}
     for number, folder in enumerate([*folders, out]):
-        for found in _records(number, folder, merged, own=number == len(folders)):
-            places.setdefault(found.folder.parts[-3:], []).append(found)
+        for record in _records(number, folder, merged, own=number == len(folders)):
+            places.setdefault(record.folder.parts[-3:], []).append(record)
     out.mkdir(parents=True, exist_ok=True)
     _merge_notes(folders, out, preferred, merged)
     for place, found in sorted(places.items()):
@@ -344,10 +344,11 @@ def _planned_at(folder: Path) -> str:
 
 def _several_versions(planned: Sequence[tuple[Path, Versions]]) -> list[str]:
     lines: list[str] = []
-    for kind in ("norm", "task", "part"):
+    kinds: tuple[Literal["norm", "task", "part"], ...] = ("norm", "task", "part")
+    for kind in kinds:
         found: dict[str, dict[str, Path]] = {}
         for folder, versions in planned:
-            for name, version in versions[kind].items():  # type: ignore[literal-required]
+            for name, version in versions[kind].items():
                 of_name = found.setdefault(name, {})
                 of_name.pop(version, None)
                 of_name[version] = folder  # the last one stands last

@@ -61,7 +61,8 @@ def count_line(runs: Sequence[Stored]) -> str:
     shown = [f"{counts[status]} {words.get(status, status)}" for status in STATUSES if counts[status]]
     stale = sum(run.stale for run in runs)
     shown += [f"{stale} of them of another version or other data"] if stale else []
-    return f"{_runs(len(runs))}{f' ({", ".join(shown)})' if shown else ''}, {bytes_text(sum(r.size for r in runs))}"
+    said = f" ({', '.join(shown)})" if shown else ""
+    return f"{_runs(len(runs))}{said}, {bytes_text(sum(run.size for run in runs))}"
 
 
 def merge_lines(merged: Merged, out: Path, stale: dict[str, int]) -> Iterator[str]:
@@ -90,7 +91,7 @@ def merge_lines(merged: Merged, out: Path, stale: dict[str, int]) -> Iterator[st
 
 def diff_lines(found: DataFrame, a: str, b: str) -> Iterator[str]:
     """A frame of `results.diff`: counts per task and metric, every group that differs, and what the sides differ in."""
-    attrs = found.attrs
+    attrs: dict[str, Any] = {str(name): value for name, value in found.attrs.items()}
     yield visible(f"a: {a}")
     yield visible(f"b: {b}")
     yield from _sides(attrs)
@@ -98,11 +99,13 @@ def diff_lines(found: DataFrame, a: str, b: str) -> Iterator[str]:
     results = found[~found["cost"].astype(bool)]
     if len(results):
         yield ""
-        yield from columns([_HEAD, *_counts(results)])
+        yield from _all_equal(results)
+        counts = list(_counts(results))
+        yield from columns([_HEAD, *counts]) if counts else ()
         yield from _differing(results)
     if len(costs := found[found["cost"].astype(bool)]):
         yield ""
-        yield from columns(_costs(costs))
+        yield from columns([*_costs(costs)])
     for title, lines in (
         ("ended differently", attrs["status"]),
         ("only in a", attrs["only_a"]),
@@ -151,9 +154,29 @@ def _short(change: str) -> str:
     return " -> ".join(cut(side if len(side) != 40 else side[:10], _LONGEST) for side in change.split(" -> "))
 
 
+def _groups(found: DataFrame) -> Iterator[tuple[str, str, DataFrame]]:
+    for head, part in found.groupby(["task", "metric"], sort=False):
+        task, metric = map(str, head)
+        yield task, metric, part
+
+
+def _all_equal(results: DataFrame) -> Iterator[str]:
+    """A line per task: the metrics that are the same everywhere."""
+    for task, part in results.groupby("task", sort=False):
+        same = [m for m, of_it in part.groupby("metric", sort=False) if (of_it["verdict"] == "equal").all()]
+        total = part["metric"].nunique()
+        which = "all" if len(same) == total else f"{len(same)} of"
+        pairs = part.groupby("metric", sort=False)["pairs"].sum().max()
+        names = "" if len(same) in (0, total) else f": {', '.join(map(str, same))}"
+        yield visible(f"{task}: {which} {total} metrics are equal to the last bit in all of {pairs} pairs{names}")
+
+
 def _counts(results: DataFrame) -> Iterator[tuple[str, ...]]:
-    for (task, metric), part in results.groupby(["task", "metric"], sort=False):
+    """A row for each metric that is not equal everywhere."""
+    for task, metric, part in _groups(results):
         verdicts = Counter(part["verdict"])
+        if set(verdicts) == {"equal"}:
+            continue
         largest = part["largest"].max()
         yield (
             *(task, metric, str(len(part)), str(part["pairs"].sum()), str(part["equal"].sum())),
@@ -185,7 +208,7 @@ def _differing(results: DataFrame) -> Iterator[str]:
 
 def _costs(costs: DataFrame) -> Iterator[tuple[str, ...]]:
     yield "task", "time, memory (no result)", "norms x settings", "pairs", "a", "b", "b / a"
-    for (task, metric), part in costs.groupby(["task", "metric"], sort=False):
+    for task, metric, part in _groups(costs):
         weights = part["pairs"] / part["pairs"].sum()
         a, b = ((part[key] * weights).sum() for key in ("mean_a", "mean_b"))
         ratio = f"{b / a:.2f}" if a else "-"

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,7 +176,9 @@ def diff(
                 f"note: {number} runs of other versions or data in {visible(str(folder))} are left out", file=sys.stderr
             )
     with as_options():
-        found = results.diff(*frames, split_names("--metric", metric), split_names("--task", task), tolerance)
+        found = results.diff(
+            frames[0], frames[1], split_names("--metric", metric), split_names("--task", task), tolerance
+        )
     if as_json:
         rows = [_finite(row) for row in found.to_dict("records")]
         head = {"schema": 1, "a": str(a), "b": str(b), "differs": differs(found)}
@@ -200,6 +203,6 @@ def _chosen(
     return choose(found, *names, seeds, keys), [cut(line, 1000) for line in lines]
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
+def _finite(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Without NaN, for which JSON has no word."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
