@@ -174,7 +174,7 @@ RUNS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.tuples(RUNS, RUNS))
 def test_a_merge_twice_is_a_merge_once_and_the_order_of_folders_does_not_matter(sides):
     with tempfile.TemporaryDirectory() as name:
