@@ -121,7 +121,7 @@ def diff_lines(found: DataFrame, a: str, b: str) -> Iterator[str]:
     elif (results["verdict"] != "equal").any():
         yield (
             f"reproduced: within {attrs['tolerance']:g} of the value, or of 1 where that is larger; inside: the 95 % "
-            "interval of the mean difference covers 0; p: sign-flip test, uncorrected"
+            "interval of the mean difference (of one pair: the metric's own) covers 0; p: sign-flip test, uncorrected"
         )
     verdicts = Counter(results["verdict"])
     said = ", ".join(f"{verdicts[name]} {word}" for name, word in _WORDS.items() if verdicts[name])
