@@ -26,6 +26,10 @@ Figures
     draw_all, write_drawings   every figure that a frame supports, and its files
     option_curve, learning_curves, cost_against_accuracy, domain_heat_map   one of them
     critical_difference, performance_profiles, paired_differences, axes_cubes   likewise
+Folders
+    diff                  two frames beside each other, run by run
+    merge                 several folders made into one
+    read_asked            the commands and configs that made a folder
 Metrics and records
     metric, add_metric    what is known of a metric: unit, direction, digits
     read_record           one record.json, a RunRecord of one RunSpec
@@ -37,6 +41,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.differences import diff
     from results.figures.axes import axes_cubes
     from results.figures.cost import cost_against_accuracy
     from results.figures.curves import option_curve
@@ -48,11 +53,12 @@ if TYPE_CHECKING:
     from results.figures.profiles import performance_profiles
     from results.figures.ranks import critical_difference
     from results.frame import load, load_history
+    from results.merging import merge
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
     from results.record import RunRecord, RunSpec
     from results.selection import select
-    from results.store import read_record
+    from results.store import read_asked, read_record
     from results.tables.build import overall_table, render_all, sweep_table, task_table
     from results.tables.csv import to_csv
     from results.tables.latex import to_latex
@@ -71,17 +77,20 @@ __all__ = [
     "axes_cubes",
     "cost_against_accuracy",
     "critical_difference",
+    "diff",
     "domain_heat_map",
     "draw_all",
     "in_every_norm_batch",
     "learning_curves",
     "load",
     "load_history",
+    "merge",
     "metric",
     "option_curve",
     "overall_table",
     "paired_differences",
     "performance_profiles",
+    "read_asked",
     "read_record",
     "render_all",
     "select",
@@ -108,11 +117,13 @@ _HOMES = {
     "figures.drawing": ("Drawing", "write_drawings"),
     "figures.every": ("draw_all",),
     "figures.learning": ("learning_curves",),
+    "differences": ("diff",),
+    "merging": ("merge",),
     "frame": ("load", "load_history"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec"),
-    "store": ("read_record",),
+    "store": ("read_asked", "read_record"),
     "selection": ("select",),
     "tables.csv": ("to_csv",),
     "tables.latex": ("to_latex",),

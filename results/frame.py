@@ -23,7 +23,7 @@ from results.declared import TaskNotes
 from results.metrics import GAIN, METRICS
 from results.record import RecordError, RunRecord, RunSpec
 from results.rows import natural
-from results.store import RECORD, Versions, read_record, read_tasks, read_versions, record_files
+from results.store import RECORD, Versions, asked_notes, read_record, read_tasks, read_versions, record_files
 from results.versions import NORM_BATCH, mark_stale
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
@@ -83,8 +83,9 @@ def load(
         - stale: of another version, or other data.
         `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n},
         and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
-        "tasks": {task: what the folder says of it (results.declared)}; "unread": why it says nothing, where a file
-        that should can not be read. The last two are there only where there is something to say.
+        "tasks": {task: what the folder says of it (results.declared)}; "asked": the commands and configs that made it,
+        the newest last (results.store.read_asked); "unread": why it says nothing, where a file that should can not be
+        read. The last three are there only where there is something to say.
 
     Raises:
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
@@ -155,7 +156,9 @@ def _asked(
     the folder says of its tasks."""
     records, attrs = _read(folder, strict)
     told, trouble = read_tasks(folder)
-    attrs |= {"unread": trouble} if trouble else {}
+    plans, other = asked_notes(folder)
+    attrs |= {"asked": plans.plain()} if plans.plans else {}
+    attrs |= {"unread": "; ".join(filter(None, (trouble, other)))} if trouble or other else {}
     if keys is None:
         return records, attrs | {"not_asked": {}}, read_versions(folder), told
     others = Counter(record.spec.task for _, key, record in records if key not in keys)
@@ -319,7 +322,7 @@ def _row(
         **(record.metrics if record.status == "ok" else {}),
         **{name: str(evidence.pop(name, None) or "") for name in EVIDENCE},
         **{f"evidence.{k}": _plain(v) for k, v in evidence.items()},
-        "finished": _finished(environment.pop("finished", None), file, number),
+        "finished": finished_at(environment.pop("finished", None), file, number),
         **{name: _plain(environment.pop(name, None)) for name in ENVIRONMENT},
         **_parts(environment.pop("parts", None)),
         **{f"environment.{k}": _plain(v) for k, v in environment.items()},
@@ -363,7 +366,7 @@ def _whole(value: float | None) -> float | int | None:
     return int(value) if value is not None and float(value).is_integer() else value
 
 
-def _finished(given: Any, file: Path | None, number: int) -> datetime:
+def finished_at(given: Any, file: Path | None, number: int = 0) -> datetime:
     """When the run ended: the record's own time where it is readable, else the file's, else by the record's number."""
     found: datetime | None = None
     with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -377,4 +380,4 @@ def _finished(given: Any, file: Path | None, number: int) -> datetime:
     if found is not None and _YEARS.start <= found.year < _YEARS.stop:
         return found
     # not a time: the file's own stands in, as for records that name none
-    return datetime.fromtimestamp(number, UTC) if given is None else _finished(None, file, number)
+    return datetime.fromtimestamp(number, UTC) if given is None else finished_at(None, file, number)

@@ -221,6 +221,7 @@ RANKS: dict[str, str] = {}
 VALIDATES: dict[str, str] = {}
 """Task -> the metric that may choose hyper-parameters in it, likewise."""
 
+_COSTS = frozenset({"ns", "us", "µs", "ms", "s", "min", "h", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"})
 _OURS = frozenset(METRICS)
 LONGEST_TITLE = 80
 """Characters of a title that comes from a record or a results folder, and not from this vocabulary."""
@@ -263,6 +264,11 @@ def metric_or_plain(name: str) -> Metric:
     """The metric of this name, or (for a plugin's metric whose plugin is not loaded) one without unit and direction."""
     found = METRICS.get(name) or _of_domain(name)
     return found or Metric(name, cut(name, LONGEST_TITLE).replace("_", " "), digits=4, significant=True)
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric is a time or memory: what it took, which no two runs share, and no result."""
+    return metric_or_plain(name).unit in _COSTS
 
 
 def domain_of(name: str) -> str:

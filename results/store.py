@@ -2,6 +2,7 @@
 
 `<out>/tasks.json` says what tables have to know of the tasks (results.declared).
 `<out>/versions.json` says which versions of norms and tasks, and which data, were planned last, and by which config.
+`<out>/asked.json` says by which commands and configs the folder was made (results.asked).
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
 temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
 A damaged record is moved aside, never deleted.
@@ -16,20 +17,24 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from results import files
+from results.asked import AskedNotes
 from results.declared import TaskNotes
 from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
 
 VERSIONS = "versions.json"
 TASKS = "tasks.json"
+ASKED = "asked.json"
+LOCK = ".lock"
+"""In the folder of each run."""
 _KEY = re.compile(r"[0-9a-f]{24}")
 
 
@@ -45,7 +50,28 @@ def run_lock(out: str | Path, spec: RunSpec) -> FileLock:
     """
     folder = run_folder(out, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    return _lock(folder / ".lock")
+    return folder_lock(folder)
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """The lock of a run by its folder, which is there. Raises OSError where `.lock` is a link or no file."""
+    return _lock(folder / LOCK)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a run's folder now, as far as can be seen from here.
+
+    The lock is tried for a moment, and only where its file is there: nothing new stands in the folder afterwards.
+    """
+    if not os.path.lexists(folder / LOCK):
+        return False
+    try:
+        with folder_lock(folder).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that can only be read: nobody here can tell
+        return False
 
 
 def _lock(file: Path) -> FileLock:
@@ -113,6 +139,25 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
             files.write_text(Path(out) / VERSIONS, json.dumps(versions, sort_keys=True, indent=1))
 
 
+def join_versions(out: str | Path, notes: Sequence[Versions | None]) -> None:
+    """Note what several folders planned last, each after the ones before it; None stands for what is noted in `out`.
+
+    Raises:
+        OSError: the note, or its lock, can not be written.
+    """
+    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
+        before = read_versions(out)
+        joined = Versions(norm={}, task={}, part={}, data={}, config="")
+        for versions in (before if each is None else each for each in notes):
+            for kind in ("norm", "task", "part"):
+                joined[kind].update(versions[kind])
+            for task, sets in versions["data"].items():
+                joined["data"].setdefault(task, {}).update(sets)
+            joined["config"] = versions["config"] or joined["config"]
+        if joined != before:
+            files.write_text(Path(out) / VERSIONS, json.dumps(joined, sort_keys=True, indent=1))
+
+
 def read_versions(out: str | Path) -> Versions:
     """What was planned last; empty parts where nothing readable says so (tables then show what finished last)."""
     try:
@@ -142,9 +187,40 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
     Raises:
         OSError: the file, or its lock, can not be written.
     """
-    file = Path(out) / TASKS
-    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
-        before, trouble = read_tasks(out)
+    return _write_notes(Path(out) / TASKS, told)
+
+
+def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
+    """The folder's notes on its tasks, and one line of reason if they can not be read."""
+    return _read_notes(Path(out) / TASKS, TaskNotes)
+
+
+def write_asked(out: str | Path, told: AskedNotes) -> list[str]:
+    """Add plans to those by which the folder was made. Returns and raises as `write_tasks`."""
+    return _write_notes(Path(out) / ASKED, told)
+
+
+def asked_notes(out: str | Path) -> tuple[AskedNotes, str]:
+    """The plans by which the folder was made, and one line of reason if they can not be read."""
+    return _read_notes(Path(out) / ASKED, AskedNotes)
+
+
+def read_asked(out: str | Path) -> list[dict[str, Any]]:
+    """The plans by which a folder was made, the newest last; none where nothing readable says so.
+
+    Returns:
+        Mappings with the keys time, command (a list), config, text, version, commit (results.asked.Asked).
+    """
+    return asked_notes(out)[0].plain()
+
+
+_Notes = TypeVar("_Notes", TaskNotes, AskedNotes)
+_ABOUT = {TaskNotes: "tasks", AskedNotes: "command and config"}
+
+
+def _write_notes(file: Path, told: _Notes) -> list[str]:
+    with _lock(file.with_name(".versions.lock")).acquire(timeout=30):
+        before, trouble = _read_notes(file, type(told))
         after = before.followed_by(told)
         notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []
         # equal mappings may differ in their order, and what was planned last stands last
@@ -153,22 +229,21 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
     return notes
 
 
-def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
-    """The folder's notes on its tasks, and one line of reason if they can not be read."""
-    file = Path(out) / TASKS
+def _read_notes(file: Path, kind: type[_Notes]) -> tuple[_Notes, str]:
+    said = f"not what a plan says of its {_ABOUT[kind]}"
     try:
-        return TaskNotes.model_validate_json(files.read_bytes(file)), ""
+        return kind.model_validate_json(files.read_bytes(file)), ""
     except FileNotFoundError:
-        return TaskNotes(), ""
+        return kind(), ""
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = cut(".".join(map(str, first["loc"])), 80)
-        why = f"not what a plan says of its tasks ({where + ': ' if where else ''}{first['msg']})"
+        why = f"{said} ({where + ': ' if where else ''}{first['msg']})"
     except OSError as error:
         why = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
-        why = f"not what a plan says of its tasks ({error})"
-    return TaskNotes(), str(RecordError(f"{file}: {why}"))
+        why = f"{said} ({error})"
+    return kind(), str(RecordError(f"{file}: {why}"))
 
 
 def _mapping(found: Any) -> dict[str, Any]:
@@ -206,12 +281,17 @@ def record_files(out: str | Path, damaged: list[str] | None = None) -> Iterator[
         out: a folder of results.
         damaged: takes a line for each folder that can not be listed, and each run's folder that is none.
     """
+    for run in run_folders(out, damaged):
+        if os.path.lexists(run / RECORD):
+            yield run / RECORD
+
+
+def run_folders(out: str | Path, damaged: list[str] | None = None) -> Iterator[Path]:
+    """Every run's folder below `out` in a stable order, with a record or without. Arguments as `record_files`."""
     damaged = [] if damaged is None else damaged
     for task in _folders(Path(out) / "runs", damaged):
         for norm in _folders(task, damaged):
-            for run in _folders(norm, damaged):
-                if os.path.lexists(run / RECORD):
-                    yield run / RECORD
+            yield from _folders(norm, damaged)
 
 
 def _folders(folder: Path, damaged: list[str]) -> Iterator[Path]:

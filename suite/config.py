@@ -64,14 +64,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         PlanError: a missing or unreadable file, one of more than LARGEST_FILE bytes, bad YAML, a key given twice.
     """
+    return parse_config(config_text(path), path)
+
+
+def config_text(path: str | Path) -> str:
+    """The text of such a file. Raises PlanError where it can not be read."""
     try:
         content = _content(find_config(path))
-        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
         here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
         near = nearest(str(path)[:200], [*map(str, here), *(f"configs/{file.name}" for file in own)])
         raise PlanError([f'config "{cut(str(path), 120)}": {reason}{near}']) from error
+
+
+def parse_config(text: str, path: str | Path) -> dict[str, Any]:
+    """The mapping in the text of a config's file. Raises PlanError for what is none."""
     try:
         config = yaml_core.load(text)
     except yaml.YAMLError as error:

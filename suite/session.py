@@ -12,7 +12,6 @@ command line does.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from results.escape import cut
 from suite import engine
+from suite.arguments import asked_now, config_as_text, plain, several, texts
 from suite.blocks import Overrides
-from suite.config import PlanError, find_config, folder_of, read_config
+from suite.config import PlanError, config_text, find_config, folder_of, parse_config, read_config
 from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
@@ -86,21 +86,21 @@ def plan(
         ValueError: plugins that can not be loaded; a time limit that is no time.
     """
     for what, given_names in (("tasks", tasks), ("norms", norms)):
-        if wrong := [name for name in _several(given_names) if not isinstance(name, str)]:
+        if wrong := [name for name in several(given_names) if not isinstance(name, str)]:
             raise ValueError(f"{what}: names are needed, not {cut(repr(wrong[0]), 80)}")
     with surroundings_kept():
         overrides = Overrides(
-            tasks=_several(tasks),
-            norms=_several(norms),
-            seeds=seeds if seeds is None or isinstance(seeds, str) else ",".join(map(str, _several(seeds))),
-            settings=_texts(settings),
-            plugin_norms=load_plugins(_several(plugins)),
+            tasks=several(tasks),
+            norms=several(norms),
+            seeds=seeds if seeds is None or isinstance(seeds, str) else ",".join(map(str, several(seeds))),
+            settings=texts(settings),
+            plugin_norms=load_plugins(several(plugins)),
             threads=threads,
             many=many,
             timeout=time_limit(timeout),
         )
         if isinstance(config, Mapping):
-            given = _plain(config)
+            given = plain(config)
         elif isinstance(config, str | Path):
             given = read_config(config)
         else:
@@ -161,8 +161,10 @@ def run(
     import results
     from suite.progress import Progress
 
+    named = find_config(config) if isinstance(config, str | Path) else None
+    text = config_text(named) if named is not None else ""
     planned = plan(
-        config,
+        config if named is None else parse_config(text, named),
         tasks=tasks,
         norms=norms,
         seeds=seeds,
@@ -172,12 +174,13 @@ def run(
         timeout=timeout,
         data_dir=data_dir,
         many=many,
+        folder=None if named is None else folder_of(named),
     )
-    named = None if isinstance(config, Mapping) else find_config(config)
     session = Session(
         planned,
         out if out is not None else Path("runs") / ("session" if named is None else named.stem),
         config=named,
+        text=config_as_text(config) if isinstance(config, Mapping) else text,
         jobs=jobs,
         plugins=plugins,
         timeout=timeout,
@@ -209,6 +212,7 @@ class Session:
         planned: of `plan`.
         folder: of results; made by `begin`.
         config: the file that was planned, for a note in the folder; None: there is none that could be read again.
+        text, command: of the config, and the command line's words, for another one (results.asked).
         jobs, plugins, timeout, checkpoint_every, device, data_dir, retry, keep_weights, trackers,
             loader_workers: as of `run`.
 
@@ -229,6 +233,8 @@ class Session:
         folder: str | Path,
         *,
         config: Path | None = None,
+        text: str = "",
+        command: Sequence[str] = (),
         jobs: int | None = None,
         plugins: Sequence[str | Path] = (),
         timeout: float | str | None = None,
@@ -243,10 +249,11 @@ class Session:
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs {jobs}: 1 or more is needed")
         check_device(device)
-        trackers = _several(trackers)
+        trackers = several(trackers)
         check_trackers(trackers)
         check_loader_workers(loader_workers)
         self.plan, self.folder, self.config = planned, Path(folder), config
+        self.text, self.command = text, tuple(command)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
         self.jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
@@ -261,7 +268,7 @@ class Session:
             device=device,
             threads=planned.threads,
             data_dir=self.data_dir.resolve(),
-            plugins=(*map(Path, _several(plugins)), *planned.plugins),
+            plugins=(*map(Path, several(plugins)), *planned.plugins),
             budget=planned.budget,
             commit=commit(),
             folders=planned.folders,
@@ -307,7 +314,7 @@ class Session:
         Raises:
             ValueError: the folder can not be made or written to.
         """
-        from results.store import write_tasks, write_versions
+        from results.store import write_asked, write_tasks, write_versions
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -319,6 +326,7 @@ class Session:
         try:
             write_versions(self.folder, self.everything, "" if self.config is None else str(self.config.resolve()))
             self.notes += write_tasks(self.folder, self.plan.told)
+            self.notes += write_asked(self.folder, asked_now(self.command, self.config, self.text))
         except OSError as error:
             unstored.append(trouble(error))
         self.notes += self.runner.keep_plugins(self.folder)
@@ -374,27 +382,3 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     if mistakes:
         raise PlanError(mistakes)
     return keys
-
-
-def _texts(settings: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
-    """Settings as `Overrides` takes them; JSON is YAML."""
-    if not isinstance(settings, Mapping):
-        return _several(settings)
-    try:
-        return tuple(f"{name}={json.dumps(_plain(value))}" for name, value in settings.items())
-    except TypeError as error:
-        raise ValueError(f"settings: {error}") from error
-
-
-def _several(given: Sequence[Any] | str | Path | int) -> tuple[Any, ...]:
-    """One text, path or number is one thing."""
-    return (given,) if isinstance(given, str | Path | int) else tuple(given)
-
-
-def _plain(value: Any) -> Any:
-    """A value as a YAML file would give it: tuples and ranges are lists, paths are texts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | range):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value

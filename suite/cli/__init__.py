@@ -4,6 +4,7 @@ app.py       the application, and what its commands share
 runs.py      run, debug, watch
 tables.py    tables
 figures.py   figures
+folders.py   runs list, runs rm, merge, diff
 checks.py    check, convert-report, bench
 lists.py     list ..., data ...
 
@@ -25,7 +26,14 @@ from typing import Any
 import typer
 
 from suite import terminal
-from suite.cli import checks, figures, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
+from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
+    checks,
+    figures,
+    folders,
+    lists,
+    runs,
+    tables,
+)
 from suite.cli.app import app
 from suite.console import fail
 from suite.environment import set_allocator

@@ -79,7 +79,7 @@ def run(
     from norms.plugins import registered_by
     from results.store import record_files
     from suite import status
-    from suite.config import ManyRuns, find_config, folder_of, read_config
+    from suite.config import ManyRuns, config_text, find_config, folder_of, parse_config
     from suite.engine import time_limit
     from suite.leaving import as_interrupts
     from suite.progress import Progress
@@ -107,7 +107,8 @@ def run(
         "without_data": dry_run,
         "folder": folder_of(config),
     }
-    given = read_config(config)  # once: a pipe has one end
+    text = config_text(config)  # once: a pipe has one end
+    given = parse_config(text, config)
     try:
         planned = plan(given, many=yes, **asked)
     except ManyRuns as error:
@@ -124,6 +125,8 @@ def run(
             planned,
             out if out is not None else Path("runs") / config.stem,
             config=file if a_file else None,
+            text=text,
+            command=sys.argv[1:],
             jobs=jobs,
             plugins=tuple(plugin or ()),
             timeout=timeout,
