@@ -63,14 +63,14 @@ def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
     """Write each line's name right of its axes, at the height of its end or as near as the others allow, with a hair
     line to the end. Call it inside `style.style`, when the axes have their limits."""
     notes = {axes: [_end(axes, end) for end in found] for axes, found in ends.items() if found}
-    for _ in range(2):  # the names take room, which moves the axes
-        figure.draw_without_rendering()
-        for axes, own in notes.items():
-            to_axes = axes.transData + axes.transAxes.inverted()
-            wanted = [FLOOR if end.y is None else to_axes.transform((end.x, end.y))[1] for end in ends[axes]]
-            gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
-            for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
-                note.set_position((1.06, y))
+    figure.draw_without_rendering()  # the names take room: where they stand moves the axes no further
+    for axes, own in notes.items():
+        to_axes = axes.transData + axes.transAxes.inverted()
+        heights = [(end.x, end.y) for end in ends[axes]]
+        wanted = [FLOOR if y is None else float(to_axes.transform((x, y))[1]) for x, y in heights]
+        gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
+        for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
+            note.set_position((1.06, y))
 
 
 def _end(axes: Axes, end: End) -> Any:
