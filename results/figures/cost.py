@@ -177,11 +177,11 @@ def _draw(
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
         front = sorted((m for m in own if m["front"]), key=lambda m: (m["cost"], m["mean"]))
-        axes.plot([m["cost"] for m in front], [m["mean"] for m in front], color=GREY, lw=0.8, zorder=2, gid="front")
+        axes.plot([m["cost"] for m in front], [m["mean"] for m in front], color=GREY, lw=0.8, zorder=2, label="front")
         named = _named_points(own, chosen)
         for m in own:
             if m not in named:
-                axes.plot(m["cost"], m["mean"], "o", color=PALE, ms=3, zorder=1.5, gid=f"point {m['norm']}")
+                axes.plot(m["cost"], m["mean"], "o", color=PALE, ms=3, zorder=1.5, label=f"point {m['norm']}")
                 continue
             look = looks[m["norm"]]
             axes.errorbar(
@@ -195,10 +195,10 @@ def _draw(
                 ms=4.5,
                 elinewidth=0.5,
                 zorder=3,
-                gid=f"point {m['norm']}",
+                label=f"point {m['norm']}",
             )
             if m["front"]:
-                axes.plot([m["cost"]], [m["mean"]], "o", ms=8, mfc="none", mec=GREY, mew=0.8, zorder=2.9, gid="ring")
+                axes.plot([m["cost"]], [m["mean"]], "o", ms=8, mfc="none", mec=GREY, mew=0.8, zorder=2.9, label="ring")
         if reference is not None:
             axes.axvline(1, color=GREY, lw=0.5, ls=":", zorder=1)
         axes.margins(x=0.18, y=0.14)

@@ -101,7 +101,7 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
     """
     pixel = axes.figure.dpi / 72
     inside = axes.get_window_extent()
-    marks = [tuple(axes.transData.transform((p.x, p.y))) for p in points]
+    marks = [tuple(axes.transData.transform((p.x, 0.0 if p.y is None else p.y))) for p in points]
     taken = [_around(x, y, 4 * pixel) for x, y in marks]
     soft = [_around(x, y, pixel) for path in paths for x, y in _along(axes, path, 3 * pixel)]
     for i in sorted(range(len(points)), key=lambda i: -marks[i][1]):

@@ -69,9 +69,11 @@ def said(figure):
     return " ".join(" ".join(t.get_text() for t in texts(figure)).split())
 
 
-def drawn(figure, gid):
-    """The artists of this gid, or whose gid begins with it and a space."""
-    return [a for a in figure.findobj() if str(a.get_gid() or "") == gid or str(a.get_gid()).startswith(f"{gid} ")]
+def drawn(figure, kind):
+    """The artists of a kind: "mean", "band", "seed", "hollow", "none", ...; behind it stands the norm."""
+    artists = [*figure.findobj(), *(each for axes in figure.axes for each in axes.containers)]
+    labelled = [a for a in artists if hasattr(a, "get_label")]
+    return [a for a in labelled if str(a.get_label()) == kind or str(a.get_label()).startswith(f"{kind} ")]
 
 
 def points(line):

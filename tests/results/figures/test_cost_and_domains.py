@@ -37,7 +37,7 @@ def test_cost_is_the_ratio_of_means_to_the_reference_and_the_front_is_marked():
     assert {m["norm"] for m in drawing.data if m["front"]} == {"gn", "bn", "ln"}
     (line,) = drawn(drawing.figure, "front")
     assert line.get_xdata().tolist() == pytest.approx([0.5, 1.0, 1.5])
-    at = {a.get_gid(): a.get_xydata()[0].tolist() for a in drawn(drawing.figure, "point")}
+    at = {a.get_label(): a.lines[0].get_xydata()[0].tolist() for a in drawn(drawing.figure, "point")}
     assert at["point in"] == pytest.approx([2.0, 76.0])
     assert "n = 3 (seeds 0-2); bars: mean ± sample std" in said(drawing.figure)
 

@@ -44,7 +44,7 @@ def test_the_data_are_those_of_a_groupby(swept):
 def test_the_lines_that_are_drawn_are_those_of_a_groupby(swept):
     df, drawing = swept
     expected = grouped(df)
-    lines = {line.get_label(): points(line) for line in drawn(drawing.figure, "mean")}
+    lines = {line.get_label().removeprefix("mean "): points(line) for line in drawn(drawing.figure, "mean")}
     assert lines.keys() == {"bn", "gn", "ln"}
     assert {(norm, x): y for norm, line in lines.items() for x, y in line.items()} == pytest.approx(
         {place: mean for place, (mean, _, _) in expected.items()}
@@ -52,7 +52,7 @@ def test_the_lines_that_are_drawn_are_those_of_a_groupby(swept):
     bands = drawn(drawing.figure, "band")
     assert len(bands) == 3
     for band in bands:
-        norm = band.get_gid().removeprefix("band ")
+        norm = band.get_label().removeprefix("band ")
         corners = {tuple(v) for v in band.get_paths()[0].vertices.round(6)}
         for (label, x), (mean, std, _) in expected.items():
             if label == norm:
@@ -62,7 +62,7 @@ def test_the_lines_that_are_drawn_are_those_of_a_groupby(swept):
 def test_thin_lines_pair_the_seeds(swept):
     df, drawing = swept
     for line in drawn(drawing.figure, "seed"):
-        _, seed, norm = line.get_gid().split(" ")
+        _, seed, norm = line.get_label().split(" ")
         part = df[(df["norm_label"] == norm) & (df["seed"] == int(seed))]
         values = dict(zip(part["option.norm_batch_size"], 100 * part["top1"], strict=True))
         expected = values if None not in values else dict.fromkeys((1, 4, 16), values[None])
@@ -72,7 +72,7 @@ def test_thin_lines_pair_the_seeds(swept):
 
 def test_a_norm_that_does_not_mix_samples_is_flat_over_all_norm_batches(swept):
     _, drawing = swept
-    (line,) = [line for line in drawn(drawing.figure, "mean") if line.get_label() == "ln"]
+    (line,) = [line for line in drawn(drawing.figure, "mean") if line.get_label() == "mean ln"]
     assert points(line) == pytest.approx(dict.fromkeys((1.0, 4.0, 16.0), 62.0))
     assert any("flat lines" in sentence for sentence in drawing.caption)
 

@@ -38,14 +38,14 @@ def test_the_means_are_those_of_a_groupby_over_runs_that_ended_well(learned):
                 (scale * row["mean"], scale * row["std"], row["count"])
             )
     loss = drawing.figure.axes[0]
-    lines = {line.get_label(): points(line) for line in loss.lines if line.get_gid() == "mean"}
-    assert lines["gn"] == pytest.approx({e: 2 * (2 / e + 0.05) for e in range(1, 6)})
+    lines = {line.get_label(): points(line) for line in loss.lines}
+    assert lines["mean gn"] == pytest.approx({e: 2 * (2 / e + 0.05) for e in range(1, 6)})
 
 
 def test_a_run_that_ended_early_ends_in_a_cross_and_is_in_no_mean(learned):
     _, drawing = learned
     loss = drawing.figure.axes[0]
-    ends = sorted(line.get_xydata()[0].tolist() for line in loss.lines if line.get_gid() == "stop")
+    ends = sorted(line.get_xydata()[0].tolist() for line in loss.lines if line.get_label() == "stop")
     assert ends == [[2, pytest.approx(50 * 1.2)], [3, pytest.approx(2 / 3)]]
     assert {m["n"] for m in drawing.data if m["norm"] == "gn" and m["mean"] is not None} == {2}
     caption, picture = " ".join(drawing.caption), said(drawing.figure)
