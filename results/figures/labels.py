@@ -97,7 +97,7 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
     Args:
         axes: its limits stay.
         points: what is named.
-        paths: lines that no name should cross, in data coordinates; they are crossed where nothing else is free.
+        paths: lines that no name should cross, in data coordinates; they are crossed where nothing near is free.
     """
     pixel = axes.figure.dpi / 72
     inside = axes.get_window_extent()
@@ -118,8 +118,10 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
                     places.append((x, y, far))
         boxes = {place: (place[0], place[1], place[0] + width, place[1] + height) for place in places}
         free = [place for place in places if not any(_overlap(boxes[place], other) for other in taken)]
-        clear = [place for place in free if not any(_overlap(boxes[place], other) for other in soft)]
-        x, y, far = next(iter([*clear, *free, (at_x + _DISTANCES[0] * pixel, at_y - height / 2, 0.0)]))
+        costs = {place: place[2] + _CROSSING * any(_overlap(boxes[place], other) for other in soft) for place in free}
+        x, y, far = min(
+            free, key=lambda place: costs[place], default=(at_x + _DISTANCES[0] * pixel, at_y - height / 2, 0.0)
+        )
         taken.append((x, y, x + width, y + height))
         side = 0.0 if x > at_x else 1.0 if x + width < at_x else 0.5
         line = {"arrowstyle": "-", "lw": 0.4, "color": points[i].colour, "shrinkA": 0, "shrinkB": 2}
@@ -138,6 +140,8 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
 
 _DISTANCES = (6.0, 10.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0)
 """Points between a mark and its name."""
+_CROSSING = 20.0
+"""Points further away that a name goes rather than cross a path."""
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
