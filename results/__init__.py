@@ -23,7 +23,7 @@ Tables
     task_table, sweep_table, overall_table   one of them
     tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
 Figures
-    draw_all, write_drawings   every figure that a frame supports, and its files
+    draw_all, write_drawings   every figure that a frame supports, each a Drawing, and their files
     option_curve, learning_curves, cost_against_accuracy, domain_heat_map   one of them
     critical_difference, performance_profiles, paired_differences, axes_cubes   likewise
 Folders

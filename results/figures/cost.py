@@ -12,6 +12,7 @@ from results.figures import style
 from results.figures.asked import arranged, check_panels, setting_text, the_metric
 from results.figures.drawing import Drawing
 from results.figures.labels import End, label_points
+from results.figures.lines import PALE
 from results.figures.style import COLUMN, GREY, PAGE
 from results.figures.words import (
     drawn,
@@ -29,7 +30,7 @@ from results.rows import distinct
 from results.tables.pivot import Block, Pivot
 
 _NAMED = 20
-"""Norms whose points are all named; of more, those on the front and the reference are."""
+"""Norms of a panel whose points are all named; of more, those on the front and the reference are."""
 
 
 def cost_against_accuracy(
@@ -80,7 +81,8 @@ def cost_against_accuracy(
     foot = f"{pivot.task}: {n_text(counts)} ({seeds_text(seeds_of(part))}); {spread_words(counts, 'bars')}"
     foot += "; ringed: no norm is better in both means" if any(m["front"] for m in marks) else ""
     foot += "; hollow: fewer runs" if any(m["hole"] and m["mean"] is not None for m in marks) else ""
-    missing = sum(m["mean"] is None for m in marks)
+    foot += "; grey: other norms" if len(pivot.rows) > _NAMED else ""
+    missing = len({m["norm"] for m in marks if m["mean"] is None or m["cost"] is None})
     foot += f"; {missing} norm{'s' * (missing != 1)} without a point" if missing else ""
     title = f"{price.title}, ratio to {drawn(reference, 20)}" if relative else price.heading.rstrip(" ↓")
     with style.style():
@@ -175,8 +177,12 @@ def _draw(
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
         front = sorted((m for m in own if m["front"]), key=lambda m: (m["cost"], m["mean"]))
-        axes.plot([m["cost"] for m in front], [m["mean"] for m in front], color=GREY, lw=0.8, zorder=2, gid="front")
+        axes.plot([m["cost"] for m in front], [m["mean"] for m in front], color=GREY, lw=0.8, zorder=2, label="front")
+        named = _named_points(own, chosen)
         for m in own:
+            if m not in named:
+                axes.plot(m["cost"], m["mean"], "o", color=PALE, ms=3, zorder=1.5, label=f"point {m['norm']}")
+                continue
             look = looks[m["norm"]]
             axes.errorbar(
                 m["cost"],
@@ -189,10 +195,10 @@ def _draw(
                 ms=4.5,
                 elinewidth=0.5,
                 zorder=3,
-                gid=f"point {m['norm']}",
+                label=f"point {m['norm']}",
             )
             if m["front"]:
-                axes.plot([m["cost"]], [m["mean"]], "o", ms=8, mfc="none", mec=GREY, mew=0.8, zorder=2.9, gid="ring")
+                axes.plot([m["cost"]], [m["mean"]], "o", ms=8, mfc="none", mec=GREY, mew=0.8, zorder=2.9, label="ring")
         if reference is not None:
             axes.axvline(1, color=GREY, lw=0.5, ls=":", zorder=1)
         axes.margins(x=0.18, y=0.14)
@@ -206,13 +212,17 @@ def _draw(
     figure.draw_without_rendering()
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
-        named = [m for m in own if len(own) <= _NAMED or m["front"] or m["norm"] == chosen]
+        named = _named_points(own, chosen)
         steps = sorted((m["cost"], m["mean"]) for m in own if m["front"])
         bars = [_bar(m, key) for m in own for key in ("std", "cost_std")]
         points = [End(names[m["norm"]], m["cost"], m["mean"], looks[m["norm"]].colour) for m in named]
         label_points(axes, points, [steps, *bars])
     figure.draw_without_rendering()
     return figure
+
+
+def _named_points(own: list[dict[str, Any]], reference: str | None) -> list[dict[str, Any]]:
+    return [m for m in own if len(own) <= _NAMED or m["front"] or m["norm"] == reference]
 
 
 def _bar(mark: dict[str, Any], key: str) -> list[tuple[float, float]]:

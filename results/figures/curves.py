@@ -94,7 +94,7 @@ def option_curve(
     if not counts and not any(mark["hole"] for mark in marks):
         raise ValueError(f"{pivot.task}: no run has a value of {subject.name} that can be drawn ({ends(pivot)})")
     thin = len(labels) <= NORM_LINES and 1 < max(counts, default=0) <= SEED_LINES
-    seeds = seeds_of(part)
+    seeds = {seed for mark in marks for seed in mark["seeds"]} or seeds_of(part)
     foot = f"{pivot.task}: {n_text(counts)} ({seeds_text(seeds)}); {spread_words(counts)}"
     foot += "; thin: single seeds" if thin else ""
     foot += "; hollow: fewer runs" if any(m["hole"] and m["mean"] is not None for m in marks) else ""
@@ -118,10 +118,10 @@ def option_curve(
         ),
     ]
     if others:
-        caption.append(f"{others} settings in which {one_line(option)} is no number are not drawn.")
+        caption.append(f"Not drawn: {others} setting{'s' * (others != 1)} in which {one_line(option)} is no number.")
     left = len({without(b, place) for b in pivot.blocks if is_number(b[place])}) - len(shown)
     if left:
-        caption.append(f"{left} settings with a single value of {one_line(option)} are not drawn.")
+        caption.append(f"Not drawn: {left} setting{'s' * (left != 1)} with a single value of {one_line(option)}.")
     if any(mark["repeated"] for mark in marks):
         caption.append("Norms that do not mix samples were run once; they are flat lines over all norm batches.")
     caption += [about_scale] * bool(about_scale)

@@ -63,14 +63,14 @@ def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
     """Write each line's name right of its axes, at the height of its end or as near as the others allow, with a hair
     line to the end. Call it inside `style.style`, when the axes have their limits."""
     notes = {axes: [_end(axes, end) for end in found] for axes, found in ends.items() if found}
-    for _ in range(2):  # the names take room, which moves the axes
-        figure.draw_without_rendering()
-        for axes, own in notes.items():
-            to_axes = axes.transData + axes.transAxes.inverted()
-            wanted = [FLOOR if end.y is None else to_axes.transform((end.x, end.y))[1] for end in ends[axes]]
-            gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
-            for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
-                note.set_position((1.06, y))
+    figure.draw_without_rendering()  # the names take room: where they stand moves the axes no further
+    for axes, own in notes.items():
+        to_axes = axes.transData + axes.transAxes.inverted()
+        heights = [(end.x, end.y) for end in ends[axes]]
+        wanted = [FLOOR if y is None else float(to_axes.transform((x, y))[1]) for x, y in heights]
+        gap = TEXT * LINE * figure.dpi / 72 / axes.get_window_extent().height
+        for note, y in zip(own, spread(wanted, gap, 0.0, 1.0), strict=True):
+            note.set_position((1.06, y))
 
 
 def _end(axes: Axes, end: End) -> Any:
@@ -97,11 +97,11 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
     Args:
         axes: its limits stay.
         points: what is named.
-        paths: lines that no name should cross, in data coordinates; they are crossed where nothing else is free.
+        paths: lines that no name should cross, in data coordinates; they are crossed where nothing near is free.
     """
     pixel = axes.figure.dpi / 72
     inside = axes.get_window_extent()
-    marks = [tuple(axes.transData.transform((p.x, p.y))) for p in points]
+    marks = [tuple(axes.transData.transform((p.x, 0.0 if p.y is None else p.y))) for p in points]
     taken = [_around(x, y, 4 * pixel) for x, y in marks]
     soft = [_around(x, y, pixel) for path in paths for x, y in _along(axes, path, 3 * pixel)]
     for i in sorted(range(len(points)), key=lambda i: -marks[i][1]):
@@ -118,8 +118,10 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
                     places.append((x, y, far))
         boxes = {place: (place[0], place[1], place[0] + width, place[1] + height) for place in places}
         free = [place for place in places if not any(_overlap(boxes[place], other) for other in taken)]
-        clear = [place for place in free if not any(_overlap(boxes[place], other) for other in soft)]
-        x, y, far = next(iter([*clear, *free, (at_x + _DISTANCES[0] * pixel, at_y - height / 2, 0.0)]))
+        costs = {place: place[2] + _CROSSING * any(_overlap(boxes[place], other) for other in soft) for place in free}
+        x, y, far = min(
+            free, key=lambda place: costs[place], default=(at_x + _DISTANCES[0] * pixel, at_y - height / 2, 0.0)
+        )
         taken.append((x, y, x + width, y + height))
         side = 0.0 if x > at_x else 1.0 if x + width < at_x else 0.5
         line = {"arrowstyle": "-", "lw": 0.4, "color": points[i].colour, "shrinkA": 0, "shrinkB": 2}
@@ -138,6 +140,8 @@ def label_points(axes: Axes, points: Sequence[End], paths: Sequence[Sequence[tup
 
 _DISTANCES = (6.0, 10.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0)
 """Points between a mark and its name."""
+_CROSSING = 20.0
+"""Points further away that a name goes rather than cross a path."""
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 

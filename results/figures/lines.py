@@ -185,8 +185,9 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
 
 def _draw(axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Mapping[str, Look], thin: bool) -> None:
     for line in context:
-        axes.plot(line.x, _nan(line.mean), color=PALE, lw=0.7, zorder=1, gid="context")
+        axes.plot(line.x, _nan(line.mean), color=PALE, lw=0.7, zorder=1, label="context")
     thin = thin and len(lines) <= NORM_LINES
+    # artists are told apart by labels, which no file holds: ids would be names of people's norms, in SVG
     crosses: Counter[float] = Counter()
     for line in lines:
         look = looks[line.label]
@@ -194,23 +195,27 @@ def _draw(axes: Axes, lines: Sequence[Line], context: Sequence[Line], looks: Map
         if several and any(s is not None for s in line.std):
             low = [math.nan if m is None or s is None else m - s for m, s in zip(line.mean, line.std, strict=True)]
             high = [math.nan if m is None or s is None else m + s for m, s in zip(line.mean, line.std, strict=True)]
-            axes.fill_between(line.x, low, high, color=look.colour, alpha=0.1, lw=0, zorder=2, gid=f"band {line.label}")
+            axes.fill_between(
+                line.x, low, high, color=look.colour, alpha=0.1, lw=0, zorder=2, label=f"band {line.label}"
+            )
         if several and thin and len(line.seeds) <= SEED_LINES:
             for seed, values in sorted(line.seeds.items()):
-                gid = f"seed {seed} {line.label}"
-                axes.plot(line.x, _nan(values), color=look.colour, lw=0.4, alpha=0.6, zorder=2.5, gid=gid)
+                name = f"seed {seed} {line.label}"
+                axes.plot(line.x, _nan(values), color=look.colour, lw=0.4, alpha=0.6, zorder=2.5, label=name)
         every = max(1, len(line.x) // 8)
-        axes.plot(line.x, _nan(line.mean), **look.plot, zorder=3, label=line.label, markevery=every, gid="mean")
+        axes.plot(line.x, _nan(line.mean), **look.plot, zorder=3, label=f"mean {line.label}", markevery=every)
         for x, y, hole in zip(line.x, line.mean, line.hole, strict=False):
             if hole and y is not None:
-                axes.plot([x], [y], look.marker, mfc="white", mec=look.colour, mew=0.9, zorder=4, gid="hollow")
+                axes.plot([x], [y], look.marker, mfc="white", mec=look.colour, mew=0.9, zorder=4, label="hollow")
             elif hole:
                 where, height = axes.get_xaxis_transform(), FLOOR + 0.055 * crosses[x]
                 crosses[x] += 1
-                axes.plot([x], [height], "x", color=look.colour, ms=4.5, mew=1.2, transform=where, zorder=4, gid="none")
+                axes.plot(
+                    [x], [height], "x", color=look.colour, ms=4.5, mew=1.2, transform=where, zorder=4, label="none"
+                )
         for stop in line.stops:
-            axes.plot(*zip(*stop, strict=True), color=look.colour, ls=":", lw=0.9, zorder=2.6, gid="stopped")
-            axes.plot(*stop[-1], "x", color=look.colour, ms=5, mew=1.3, zorder=4, gid="stop")
+            axes.plot(*zip(*stop, strict=True), color=look.colour, ls=":", lw=0.9, zorder=2.6, label="stopped")
+            axes.plot(*stop[-1], "x", color=look.colour, ms=5, mew=1.3, zorder=4, label="stop")
 
 
 def _x_axis(axes: Axes, scale: Mapping[str, Any], ticks: Sequence[float] | None, lines: Sequence[Line]) -> None:
