@@ -434,7 +434,7 @@
       { class: "tools", role: "group", "aria-label": `Tools of table ${name}` },
       ...filtering(table),
       choosing(table),
-      make("span", { class: "end" },
+      "cut" in block.dataset ? null : make("span", { class: "end" },
         copier("Copy as LaTeX", `LaTeX of ${name}`, () => get(0)),
         copier("Copy as CSV", `CSV of ${name}`, () => get(1))),
     ));

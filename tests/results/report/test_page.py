@@ -212,10 +212,21 @@ def test_many_cells_and_many_marks_are_cut_and_the_page_says_so(monkeypatch):
     content = reports.report([f"norm{i}" for i in range(12)])
     text = page(content)
     assert "The first 5 of 36 rows." in text
-    assert "rows; the table&#39;s CSV and LaTeX have all." in text
+    assert "The first 2 of 24 rows; all are in the files classification.csv and classification.tex." in text
     assert sum(map(len, cells_of(text))) <= 20
-    texts = unpacked(Read(text).one("script", id="data-texts")[2])
-    assert texts["table-classification"][1] == to_csv(content.tables[0])
+    assert unpacked(Read(text).one("script", id="data-texts")[2]) == {}
+
+
+def test_short_tables_are_whole_beside_a_long_one(monkeypatch):
+    monkeypatch.setattr(pages, "MOST_CELLS", 40)
+    content = reports.report([f"norm{i}" for i in range(12)])
+    text = page(content)
+    assert [len(cells) for cells in cells_of(text)] == [10, 10, 10, 10]
+    monkeypatch.setattr(pages, "MOST_CELLS", 80)
+    shown = [len(cells) for cells in cells_of(page(content))]
+    assert shown == [12, 32, 24, 12]  # what the others leave of their shares
+    texts = unpacked(Read(page(content)).one("script", id="data-texts")[2])
+    assert list(texts) == ["table-headline", "table-by_batch", "table-overall"]
 
 
 def test_norms_and_tables_of_one_name_have_anchors_of_their_own():
