@@ -47,8 +47,8 @@ ICON = (
 
 @dataclass(frozen=True)
 class _TableView:
-    """A table as it stands in the page: `table` and `notes` are HTML; `rest` the caption's further sentences, `texts` its
-    LaTeX and CSV, none where it is cut."""
+    """A table as it stands in the page: `table` and `notes` are HTML; `rest` the caption's further sentences, `texts`
+    its LaTeX and CSV, none where it is cut."""
 
     id: str
     title: str
@@ -187,7 +187,7 @@ def _sections(content: Content, links: Mapping[str, str]) -> tuple[_TableView | 
     headline = views.pop(0) if content.headline else None
     ids = _ids("figure", (drawing.name for drawing in content.drawings))
     figures = [_figure(drawing, name) for drawing, name in zip(content.drawings, ids, strict=True)]
-    tasks = list(dict.fromkeys(entry.task for entry in (*ordered, *content.drawings) if entry.task))
+    tasks = [task for task in dict.fromkeys([*(t.task for t in ordered), *(d.task for d in content.drawings)]) if task]
     titles = [*tasks, "Over all tasks"]
     sections = [
         _Section(

@@ -102,6 +102,7 @@ def _heading(title: str, column: Column | None = None) -> str:
 
 def _row(row: Row, texts: Sequence[str], links: Mapping[str, str], runs: Callable[[Sequence[str]], str]) -> str:
     label, mark, letters = texts[0].partition("<sup>")  # an escaped label has no "<"
+    label = label.replace("(", "<wbr>(")  # the one place where a long label may break
     if row.label in links:
         label = f'<a href="{escape_html(links[row.label])}">{label}</a>'
     keys = [runs(cell.keys) if cell is not None else "" for cell in row.cells]

@@ -19,7 +19,7 @@ from results.tables.html import short_caption, to_html
 from results.tables.latex import to_latex
 from results.tables.table import Cell, Column, Row, Table
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
 
 
 class Read(html.parser.HTMLParser):
