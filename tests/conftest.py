@@ -4,6 +4,7 @@ A test that is skipped has shown nothing, so it fails the session: leave out the
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -50,6 +51,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+PROGRAMS = ("chromium", "pdflatex")
+"""What `make tools` installs. Tests that are marked with one of them are left out, and the session's head says so."""
+
+
+def pytest_report_header() -> list[str]:
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    return [f"without {name}: its tests are left out (make tools)" for name in missing]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def lacks(item: pytest.Item) -> bool:
+        return any(shutil.which(mark.args[0]) is None for mark in item.iter_markers("program"))
+
+    left_out = [item for item in items if lacks(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,9 +16,10 @@ def test_what_a_frame_supports_is_drawn_and_the_rest_has_a_reason():
     records = sweep(seeds=2, values=(1, 4), history=EPOCHS)
     drawings, refused = draw_all(frame(records), history(records))
     assert [d.name for d in drawings] == [
-        *("classification_top1_by_norm_batch_size", "classification_learning", "classification_cost_step_seconds")
+        *("classification_top1_by_norm_batch_size", "classification_learning", "classification_cost_step_seconds"),
+        *("performance_profiles", "differences_classification_top1"),
     ]
-    assert list(refused) == ["domain_heat_map (classification)"]
+    assert list(refused) == ["domain_heat_map (classification)", "critical_difference", "axes_cubes"]
     assert "no domains" in refused["domain_heat_map (classification)"]
     for drawing in drawings:
         assert "n = 2 (seeds 0, 1)" in said(drawing.figure)

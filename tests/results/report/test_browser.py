@@ -4,14 +4,14 @@ import re
 
 import pytest
 from parts import reports
-from parts.browser import CHROMIUM, DESKTOP, PHONE, browser, opened
+from parts.browser import DESKTOP, PHONE, browser, opened
 
 from results.report.content import LARGEST
 from results.report.page import page as written
 from results.tables.csv import to_csv
 from results.tables.latex import to_latex
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = pytest.mark.program("chromium")
 
 
 @pytest.fixture(scope="module")
