@@ -35,7 +35,7 @@ from results.frame import NORM_BATCH
 from results.metrics import Metric, metric, nearest
 from results.rows import current, distinct, option_columns, value_text
 from results.selection import select
-from results.tables.captions import pivot_caption
+from results.tables.captions import pivot_caption, short_caption
 from results.tables.csv import to_csv
 from results.tables.latex import latex_document, to_latex
 from results.tables.markdown import to_markdown
@@ -43,6 +43,7 @@ from results.tables.overall import ranking_table
 from results.tables.pivot import (
     LONGEST_VALUE,
     OUTCOME,
+    REFERENCE,
     Block,
     Pivot,
     without,
@@ -67,7 +68,6 @@ __all__ = [
     "write_tables",
 ]
 
-REFERENCE = "bn"
 AUTO_SWEEPS = (NORM_BATCH, "batch_size", "learning_rate")
 REPEATED = "does not mix samples: the same runs stand in every norm batch"
 
@@ -200,7 +200,8 @@ def _sweep_table(pivot: Pivot, df: pd.DataFrame, option: str, subject: Metric) -
     title = f"{pivot.task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
     caption = pivot_caption(pivot, df, rows, [subject])
     name = f"{pivot.task}_by_{option}_{subject.name}"
-    return Table(name, title, columns, _hoist_equals(rows), caption, pivot.task)
+    short = short_caption(pivot, rows)
+    return Table(name, title, columns, _hoist_equals(rows), caption, pivot.task, short=short)
 
 
 def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
@@ -232,7 +233,8 @@ def _task_table(pivot: Pivot, df: pd.DataFrame, metrics: Sequence[Metric]) -> Ta
         rows += _rows(pivot, here, cells, metrics, _setting(pivot.varying, block), _kinds(pivot, [block]))
     columns = tuple(Column(subject, subject.heading) for subject in metrics)
     caption = pivot_caption(pivot, df, rows, metrics)
-    return Table(pivot.task, pivot.task, columns, _hoist_equals(rows), caption, pivot.task)
+    short = short_caption(pivot, rows)
+    return Table(pivot.task, pivot.task, columns, _hoist_equals(rows), caption, pivot.task, short=short)
 
 
 def _rows(
