@@ -14,6 +14,9 @@
     print(results.to_markdown(results.task_table(part, metrics=["top1"])))
     print(results.to_latex(results.sweep_table(part, "norm_batch_size")))
 
+    table = results.paper_table(df, rows={"bgn": "Ours"}, spread="none")  # norms by tasks
+    results.write_paper(table, "paper", ["latex", "excel"], environment="table*")
+
 Frames
     load, load_history    one row per run; one per run and epoch
     in_every_norm_batch   runs without a norm batch once for each, to group by it
@@ -21,6 +24,7 @@ Frames
 Tables
     render_all            every table that a frame supports
     task_table, sweep_table, overall_table   one of them
+    paper_table, write_paper   the table of a paper, norms by tasks, and its files
     tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
 Metrics and records
     metric, add_metric    what is known of a metric: unit, direction, digits
@@ -43,9 +47,10 @@ if TYPE_CHECKING:
     from results.tables.csv import to_csv
     from results.tables.latex import to_latex
     from results.tables.markdown import to_markdown
+    from results.tables.paper import paper_table
     from results.tables.table import Table
     from results.tables.text import tables_text, to_text
-    from results.tables.writing import write_tables
+    from results.tables.writing import write_paper, write_tables
 
 __all__ = [
     "Metric",
@@ -58,6 +63,7 @@ __all__ = [
     "load_history",
     "metric",
     "overall_table",
+    "paper_table",
     "read_record",
     "render_all",
     "select",
@@ -68,6 +74,7 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "to_text",
+    "write_paper",
     "write_tables",
 ]
 
@@ -84,7 +91,8 @@ _HOMES = {
     "tables.markdown": ("to_markdown",),
     "tables.table": ("Table",),
     "tables.text": ("tables_text", "to_text"),
-    "tables.writing": ("write_tables",),
+    "tables.paper": ("paper_table",),
+    "tables.writing": ("write_paper", "write_tables"),
     "tables.build": ("overall_table", "render_all", "sweep_table", "task_table"),
 }
 

@@ -64,21 +64,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         PlanError: a missing or unreadable file, one of more than LARGEST_FILE bytes, bad YAML, a key given twice.
     """
+    here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
+    return read_mapping(find_config(path), f'config "{cut(str(path), 120)}"', KEYS, [*here, *own])
+
+
+def read_mapping(path: Path, name: str, keys: Iterable[str], others: Iterable[Path] = ()) -> dict[str, Any]:
+    """As `read_config`, of a file that mistakes call by `name`. keys: those it may have; others: files like it."""
     try:
-        content = _content(find_config(path))
+        content = _content(path)
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
-        here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
-        near = nearest(str(path)[:200], [*map(str, here), *(f"configs/{file.name}" for file in own)])
-        raise PlanError([f'config "{cut(str(path), 120)}": {reason}{near}']) from error
+        near = [f"configs/{file.name}" if file.parent == CONFIGS else str(file) for file in others]
+        raise PlanError([f"{name}: {reason}{nearest(str(path)[:200], near)}"]) from error
     try:
         config = yaml_core.load(text)
     except yaml.YAMLError as error:
-        raise PlanError([f'config "{cut(str(path), 120)}"{_said(error, text)}']) from error
+        raise PlanError([f"{name}{_said(error, text)}"]) from error
     if not isinstance(config, dict):
-        needed = f"a mapping with the keys {', '.join(KEYS)} is needed, not {kind(config)}"
-        raise PlanError([f'config "{cut(str(path), 120)}": {needed}'])
+        raise PlanError([f"{name}: a mapping with the keys {', '.join(keys)} is needed, not {kind(config)}"])
     return config
 
 

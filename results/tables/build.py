@@ -78,6 +78,7 @@ def render_all(
     metrics: Sequence[str] | None = None,
     sweep: str | Sequence[str] | None = None,
     reference: str = REFERENCE,
+    digits: int | None = None,
 ) -> list[Table]:
     """Every table that a frame supports: per task one table and its sweeps, then the overall ranking.
 
@@ -88,6 +89,7 @@ def render_all(
         sweep: task or norm options that become columns; None: norm batch, SGD batch and learning rate, each where it
             varies while all other options stay.
         reference: label or name of the norm that others are compared with.
+        digits: after the decimal point, of every metric that has a direction; None: each metric's own.
 
     Raises:
         ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
@@ -126,6 +128,8 @@ def render_all(
                 result.append(_sweep_table(pivot, part, option, subject))
             else:
                 result.append(sweep_table(part, option, subject.name, reference))
+    if digits is not None:
+        result = [replace(t, columns=tuple(_with_digits(c, digits) for c in t.columns)) for t in result]
     return [*result, ranking_table(df, pivots)]
 
 
@@ -235,6 +239,10 @@ def _task_table(pivot: Pivot, df: pd.DataFrame, metrics: Sequence[Metric]) -> Ta
     caption = pivot_caption(pivot, df, rows, metrics)
     short = short_caption(pivot, rows)
     return Table(pivot.task, pivot.task, columns, _hoist_equals(rows), caption, pivot.task, short=short)
+
+
+def _with_digits(column: Column, digits: int) -> Column:
+    return replace(column, metric=column.metric.with_digits(digits))
 
 
 def _rows(

@@ -156,6 +156,18 @@ def tests(reference: str, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
+def short_test(reference: str, cells: Sequence[Cell]) -> str:
+    """The first of the sentences of `tests` in few words; "" where there is none."""
+    pairs = [c.difference_n for c in cells if c.p is not None]
+    if any(c.significant for c in cells):
+        return f"† differs from {reference} ({_test_name(pairs)}, p < {summary.SIGNIFICANT}, uncorrected)."
+    if pairs and 2 / 2 ** max(pairs) < summary.SIGNIFICANT:
+        return f"No cell differs from {reference} at p < {summary.SIGNIFICANT} ({_test_name(pairs)})."
+    if pairs:
+        return f"Too few seeds to test against {reference}."
+    return next(iter(tests(reference, cells)), "")
+
+
 def _test_name(pairs: Sequence[int]) -> str:
     """The test behind the p values of cells with so many pairs each: exact, sampled, or which where."""
     most = summary.MOST_FLIPS

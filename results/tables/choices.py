@@ -11,7 +11,7 @@ import pandas as pd
 from results.facts import every_task
 from results.metrics import METRICS, nearest
 from results.rows import current, distinct, option_columns, value_text
-from results.tables.pivot import Pivot
+from results.tables.pivot import Pivot, every_pivot
 
 Where = Mapping[str, Any]
 """Option, or task.option, -> the value, or the list of values, that its runs must have."""
@@ -70,6 +70,19 @@ def check_reference(norms: Norms, reference: str) -> list[str]:
     if not found:
         return [norms.unknown("reference", reference)]
     return [] if len(found) == 1 else [_several("reference", reference, found)]
+
+
+def named_reference(df: pd.DataFrame, reference: str) -> str:
+    """The name of a norm that others can be compared with in some task of a frame.
+
+    Raises:
+        ValueError: no run has this norm (with the nearest), or it has several rows wherever it is.
+    """
+    pivots = every_pivot(df, reference)
+    norms = Norms.among(pivots)
+    if all(pivot.reference is None for pivot in pivots) and (mistakes := check_reference(norms, reference)):
+        raise ValueError(mistakes[0])
+    return reference
 
 
 def chosen_rows(norms: Norms, what: str, names: Iterable[str], mistakes: list[str]) -> list[str]:

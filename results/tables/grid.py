@@ -81,9 +81,10 @@ def grid(table: Table, short: bool = False) -> Grid:
         for row in table.rows
     )
     overs = dict.fromkeys(column.over for column in table.columns)
-    texts = _abbreviated(list(overs)) if short else {name: name.replace("_", " ") for name in overs}
+    texts = _abbreviated(list(overs)) if short and len(overs) > 1 else {name: name.replace("_", " ") for name in overs}
     heads = [(texts[c.over], cut(c.short if short else c.title, LONGEST_HEADING)) for c in table.columns]
-    columns = _without_blank_levels(heads)
+    # the heading of a task's only column stands next to its numbers, where there are several levels
+    columns = _without_blank_levels([(over, title) if title else ("", over) for over, title in heads])
     shortened = tuple((row.short, row.label) for row in table.rows if short and row.short)
     labels = tuple((_label(row, short),) for row in table.rows)
     made = Grid(columns, labels, entries, tuple((s, note) for note, s in letters.items()), table.heading, shortened)
@@ -92,10 +93,11 @@ def grid(table: Table, short: bool = False) -> Grid:
 
 def turned(made: Grid) -> Grid:
     """Columns as rows; of equal neighbours on the first level of labels only the first is printed."""
-    before = ("", *(head[0] for head in made.heads))
+    heads = [head if head[0] else (*head[1:], "") for head in made.heads]
+    before = ("", *(head[0] for head in heads))
     labels = tuple(
         ("" if len(head) > 1 and head[0] == last else head[0], *head[1:])
-        for head, last in zip(made.heads, before, strict=False)
+        for head, last in zip(heads, before, strict=False)
     )
     return replace(made, heads=made.labels, labels=labels, entries=tuple(zip(*made.entries, strict=True)), corner="task")
 
@@ -138,7 +140,7 @@ def _abbreviated(names: Sequence[str]) -> dict[str, str]:
 
 def _cut_word(word: str) -> str:
     """adversarial -> adv.: cut between a consonant and a vowel, behind the third letter or later."""
-    if len(word) <= 6 or not word.isalpha():
+    if len(word) <= 5 or not word.isalpha():
         return word
     for end in range(3, 6):
         if word[end - 1].lower() not in "aeiouy" and word[end].lower() in "aeiouy":

@@ -6,7 +6,8 @@ more than MOST_SETTINGS is refused with the options to choose by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -157,7 +158,7 @@ class _Maker:
                 raise ValueError(_too_many(pivot))
             for block in pivot.blocks:
                 self.places += [
-                    _Place(pivot, block, _with_digits(m, digits))
+                    _Place(pivot, block, m.with_digits(digits))
                     for m in subjects
                     if pivot.applies(block, m) or m == OUTCOME
                 ]
@@ -255,26 +256,36 @@ class _Maker:
     def _short(self, rows: Sequence[Row]) -> tuple[str, ...]:
         """Metrics and settings; n and seeds; marks."""
         cells = [cell for row in rows for cell in row.cells if cell is not None]
-        tasks: dict[str, list[str]] = {}
-        for place in self.places:
-            tasks.setdefault(place.metric.heading, []).append(place.pivot.task)
-        texts = [f"{heading} in {_and(dict.fromkeys(names))}" for heading, names in tasks.items()]
-        swept = [f"{p.task} by {_and(_telling(p))}" for p in self.pivots if len(p.blocks) > 1]
-        swept += [f"{p.task} with {_and([f'{k}={v}' for k, v in self._shown(p)])}" for p in self.pivots if self._shown(p)]
-        own = f"; {', '.join(swept)}" if swept else ""
-        lines = [f"{_capital('; '.join(texts))}{own}."]
+        lines = [self._measured()]
         if not any(cell.n for cell in cells):
             lines.append("No run here has a value: the footnotes say why.")
         else:
-            std = any(cell.std is not None for cell in cells) and self.look[0]
-            mean = "mean ± sample standard deviation over" if std else "mean over"
-            if all(cell.seeds == 1 for cell in cells):
-                mean = "one value for each of"
-            lines.append(f"Each cell: {mean} {self._seeds()}.")
+            std = self.look[0] and any(cell.std is not None for cell in cells)
+            lines.append(f"Mean{' ± sample standard deviation' if std else ''} over seeds: {self._seeds()}.")
         if any(cell.best for cell in cells):
-            lines.append("Best of a column bold, second underlined; cells with holes are not eligible.")
-        lines += self._tests(cells)[:1]
-        return tuple(lines)
+            lines.append("Best bold, second underlined.")
+        return (*lines, *filter(None, [captions.short_test(name, cells) for name in self._compared()]))
+
+    def _measured(self) -> str:
+        """Which metric of which task, and by which options its columns differ."""
+        tasks: dict[Metric, list[Pivot]] = {}
+        for place in self.places:
+            at = tasks.setdefault(place.metric, [])
+            at += [place.pivot] if place.pivot not in at else []
+        kinds = {(m.unit, m.higher_is_better) for m in tasks}
+        unit, higher = next(iter(kinds))
+        alike = len(kinds) == 1 and higher is not None
+        texts = [
+            f"{m.title if alike else m.heading} in {_and([self._with_options(p) for p in pivots])}"
+            for m, pivots in tasks.items()
+        ]
+        end = f"; {f'in {unit}, ' if unit else ''}{'higher' if higher else 'lower'} is better" if alike else ""
+        return f"{_capital(', '.join(texts))}{end}."
+
+    def _with_options(self, pivot: Pivot) -> str:
+        options = [f"by {_and(_telling(pivot))}"] if len(pivot.blocks) > 1 else []
+        options += [f"{k}={cut(v, LONGEST_VALUE)}" for k, v in self._shown(pivot)]
+        return cut(pivot.task, LONGEST_VALUE) + (f" ({', '.join(options)})" if options else "")
 
     def _seeds(self) -> str:
         """n and the seeds of every task, those of several tasks together."""
@@ -282,24 +293,23 @@ class _Maker:
         for place in self.places:
             places.setdefault(tuple(place.pivot.seeds[place.block]), []).append(place.pivot.task)
         texts = [(f"n = {len(seeds)} ({captions.seed_list(seeds)})", dict.fromkeys(t)) for seeds, t in places.items()]
-        if len(texts) == 1:
-            return f"the seeds, {texts[0][0]}"
         texts.sort(key=lambda item: len(item[1]))
         parts = [f"{text} in {_and(tasks)}" for text, tasks in texts[:-1]]
-        rest = set(texts[-1][1]) & {task for _, tasks in texts[:-1] for task in tasks}
-        last = f"{texts[-1][0]} {'in ' + _and(texts[-1][1]) if rest else 'elsewhere'}"
-        return f"the seeds, {', '.join([*parts, last])}"
+        mixed = set(texts[-1][1]) & {task for _, tasks in texts[:-1] for task in tasks}
+        last = f" in {_and(texts[-1][1])}" if mixed else " elsewhere" if parts else ""
+        return ", ".join([*parts, f"{texts[-1][0]}{last}"])
 
-    def _tests(self, cells: Sequence[Cell]) -> list[str]:
+    def _compared(self) -> list[str]:
+        """The row that others are compared with, if there is one."""
         compared = [p for p in self.pivots if p.reference is not None and len(p.rows) > 1]
         rows = {row for p in compared for row in self.known.find(p.labels[str(p.reference)])}
-        names = sorted(self.printed.get(row, row) for row in rows)
-        return captions.tests(names[0], cells) if len(names) == 1 else []
+        return sorted(self.printed.get(row, row) for row in rows)[:1]
 
     def _full(self, rows: Sequence[Row]) -> tuple[str, ...]:
         """All that stands under the tables of the tasks, too."""
         cells = [cell for row in rows for cell in row.cells if cell is not None]
-        lines = self._tests(cells)[1:]
+        lines = ["Marks compare the cells of a column; cells with holes are not eligible."] * any(c.best for c in cells)
+        lines += itertools.chain.from_iterable(captions.tests(name, cells) for name in self._compared())
         blank = any(cell is None for row in rows for cell in row.cells)
         lines += ["A blank: no record of this norm in this setting."] if blank else []
         lines += [f"Without any of these metrics: {_and(self.without)}."] if self.without else []
@@ -354,13 +364,7 @@ def _short_labels(norms: Mapping[str, str]) -> dict[str, str]:
     return {label: norm if alone[label] and len(norm) < len(label) else "" for label, norm in norms.items()}
 
 
-def _with_digits(metric: Metric, digits: int | None) -> Metric:
-    if digits is None or metric.higher_is_better is None or metric.significant:
-        return metric
-    return replace(metric, digits=digits)
-
-
-def _and(names: Sequence[str] | Mapping[str, object]) -> str:
+def _and(names: Iterable[str]) -> str:
     texts = [cut(name, LONGEST_VALUE) for name in names]
     return " and ".join([", ".join(texts[:-1]), texts[-1]]) if len(texts) > 1 else "".join(texts)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from results.escape import escape_latex
 from results.metrics import nearest
 from results.tables.grid import Entry, Grid, grid
+from results.tables.latex import CAPTIONS
 from results.tables.marked import LONGEST_SENTENCE
 from results.tables.stems import file_stem
 from results.tables.styled import escaped, styler
@@ -24,13 +25,24 @@ from results.tables.widths import text_width
 COLUMN_PT, PAGE_PT = 237.0, 492.0
 """The widths of one column and of both, of the narrowest usual two-column pages."""
 LIMITS = {"table": COLUMN_PT, "table*": PAGE_PT}
-CAPTIONS = ("short", "full", "none")
 NUMBERS = ("plain", "siunitx")
 
 _SIZES = (("small", 9), ("footnotesize", 8), ("scriptsize", 7))
-_GAPS = (4.0, 3.0, 2.0, 1.5)
+_WAYS = tuple(
+    (short, size, points, gap)
+    for short, sizes, gaps in (
+        (False, _SIZES[:2], (4.0, 3.0)),
+        (True, _SIZES[:2], (4.0, 3.0)),
+        (True, _SIZES[2:], (4.0, 3.0, 2.0, 1.5)),
+    )
+    for size, points in sizes
+    for gap in gaps
+)
+"""Ways to set a table, the best first."""
 _SUPERSCRIPT = {9: 6, 8: 6, 7: 5}
-_SAFETY = 1.01
+_EM = {9: 1.028, 8: 1.063, 7: 1.139}
+"""Of Computer Modern, in sizes of the font."""
+_SAFETY = 1.005
 """Of the estimate: kerning that is not known, and rounding."""
 
 
@@ -59,31 +71,29 @@ class Fit:
         return self.width <= self.limit
 
 
-def fit(table: Table, environment: str = "table") -> Fit:
+def fit(table: Table, environment: str = "table", numbers: str = "plain") -> Fit:
     """How a table is set so that it fits, or the narrowest way if it can not."""
     limit = LIMITS[environment]
     tried: list[Fit] = []
-    for short, (size, points) in itertools.product((False, True), _SIZES):
-        made = grid(table, short)
-        widths = _column_widths(made, points, short)
-        for gap in _GAPS:
-            width = _SAFETY * sum(widths) + 2 * gap * (len(widths) - 1)
-            tried.append(Fit(short, size, points, gap, width, limit))
+    for short, size, points, gap in _WAYS:
+        widths = _column_widths(grid(table, short), points, short, numbers)
+        width = _SAFETY * sum(widths) + 2 * gap * (len(widths) - 1)
+        tried.append(Fit(short, size, points, gap, width, limit))
     return next((found for found in tried if found.fits), min(tried, key=lambda found: found.width))
 
 
-def advice(table: Table, environment: str = "table") -> str:
+def advice(table: Table, environment: str = "table", numbers: str = "plain") -> str:
     """What to do if a table is too wide for its place; "" if it fits."""
-    found = fit(table, environment)
+    found = fit(table, environment, numbers)
     if found.fits:
         return ""
     ways = []
-    if environment == "table" and fit(table, "table*").fits:
+    if environment == "table" and fit(table, "table*", numbers).fits:
         ways.append("environment table*")
-    if fit(replace(table, transpose=not table.transpose), environment).fits:
+    if fit(replace(table, transpose=not table.transpose), environment, numbers).fits:
         ways.append("transpose" if not table.transpose else "no transpose")
     if any(cell is not None and cell.std is not None for row in table.rows for cell in row.cells) and table.spread:
-        bare = fit(replace(table, spread=False), environment)
+        bare = fit(replace(table, spread=False), environment, numbers)
         ways += ["spread none"] if bare.fits else []
     ways.append("fewer tasks, metrics or settings (where)" if not table.transpose else "fewer norms")
     return (
@@ -105,7 +115,7 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
         ValueError: an unknown environment, caption or kind of numbers (with the nearest).
     """
     check_choices(environment, caption, numbers)
-    found = fit(table, environment)
+    found = fit(table, environment, numbers)
     made = grid(table, found.short)
     rows = _siunitx(made) if numbers == "siunitx" else _plain(made)
     heads = escaped(made.heads, lambda text: _stacked(_words(text, found.short)))
@@ -121,10 +131,10 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
     sentences = {"short": table.short, "full": table.caption, "none": ()}[caption]
     text = " ".join(escape_latex(sentence[:LONGEST_SENTENCE]) for sentence in sentences)
     title = escape_latex(table.title)
-    head = [rf"\caption[{title}]{{{f'{title}. {text}'.strip()}}}", rf"\label{{tab:{file_stem(table.name)}}}"]
+    head = [rf"\caption[{title}]{{{text}}}", rf"\label{{tab:{file_stem(table.name)}}}"]
     notes = [rf"\textsuperscript{{{letter}}}~{escape_latex(note)}" for letter, note in made.notes]
     packages = "booktabs,siunitx" if numbers == "siunitx" else "booktabs"
-    note = advice(table, environment)
+    note = advice(table, environment, numbers)
     lines = [
         rf"% needs \usepackage{{{packages}}}; about {found.width:.0f} pt wide in Computer Modern",
         *([f"% too wide: {escape_latex(note)}"] if note else []),
@@ -132,7 +142,7 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
         r"\centering",
         *(head if caption != "none" else []),
         rf"\par\smallskip\{found.size}\setlength{{\tabcolsep}}{{{found.gap:g}pt}}%",
-        *([r"\sisetup{detect-weight=true,detect-inline-weight=math,mode=text}%"] if numbers == "siunitx" else []),
+        *([r"\sisetup{detect-weight=true,mode=text}%"] if numbers == "siunitx" else []),
         _ruled(body, made),
     ]
     if notes:
@@ -270,12 +280,12 @@ def _ruled(body: str, made: Grid) -> str:
     return "\n".join(lines)
 
 
-def _column_widths(made: Grid, points: int, short: bool) -> list[float]:
+def _column_widths(made: Grid, points: int, short: bool, numbers: str) -> list[float]:
     """pt of every column, those of labels first, without the gaps."""
     labels = [max(text_width(label[i], points) for label in made.labels) for i in range(len(made.labels[0]))]
     labels[0] = max(labels[0], text_width(made.corner, points))
     head = [[max(text_width(w, points) for w in _words(text, short)) for text in levels] for levels in made.heads]
-    widths = [max((_entry_width(entry, points) for entry in column), default=0.0) for column in _columns(made)]
+    widths = [_column_width(column, points, numbers) for column in _columns(made)]
     for level in range(len(made.heads[0])):
         own = level == len(made.heads[0]) - 1
         for over, group in itertools.groupby(range(len(widths)), key=lambda i: i if own else made.heads[i][: level + 1]):
@@ -286,14 +296,23 @@ def _column_widths(made: Grid, points: int, short: bool) -> list[float]:
     return [*labels, *widths]
 
 
-def _entry_width(entry: Entry, points: int) -> float:
-    if entry.blank:
-        return 0.0
-    text = entry.mean or "—"
-    width = text_width(text, points, entry.best)
+def _column_width(column: Sequence[Entry], points: int, numbers: str) -> float:
+    """pt of the widest number of a column; one of type S has its widest mean beside its widest spread and suffix."""
+    parts = [_parts(entry, points, numbers) for entry in column if not entry.blank]
+    if numbers == "siunitx":
+        return sum(max((part[i] for part in parts), default=0.0) for i in range(3)) + 0.35
+    room = max((part[2] for part in parts), default=0.0)
+    return max((part[0] + part[1] for part in parts), default=0.0) + room
+
+
+def _parts(entry: Entry, points: int, numbers: str) -> tuple[float, float, float]:
+    """pt of a mean, of its spread with the sign before it, and of what stands above the line."""
+    spread = 0.0
     if entry.std:
-        width += text_width("±", points) + 2 * points / 6 + text_width(entry.std, points, entry.best)
-    return width + text_width(entry.suffix, _SUPERSCRIPT[points])
+        space = (2 / 9 if numbers == "siunitx" else 1 / 6) * _EM[points] * points
+        spread = text_width("±", points) + 2 * space + text_width(entry.std, points, entry.best)
+    mean = text_width(entry.mean or "—", points, entry.best)
+    return mean, spread, text_width(entry.suffix, _SUPERSCRIPT[points])
 
 
 def _suffix_width(text: str) -> float:

@@ -86,11 +86,9 @@ def write_excel(table: Table, file: Path) -> None:
         ValueError: openpyxl is not installed.
         OSError: the file can not be written.
     """
-    try:
-        import openpyxl
-        from openpyxl.styles import Alignment
-    except ImportError:
-        raise ValueError(INSTALL_EXCEL) from None
+    check_excel()
+    from openpyxl.styles import Alignment
+
     made = grid(table)
     values = [[_excel(entry) for entry in line] for line in made.entries]
     index, columns = (_told_apart(escaped(texts, escape_csv)) for texts in (made.labels, made.heads))
@@ -100,21 +98,28 @@ def write_excel(table: Table, file: Path) -> None:
     stream = io.BytesIO()
     with pd.ExcelWriter(stream, engine="openpyxl") as writer:
         shown.to_excel(writer, sheet_name="table", merge_cells=False)
-        book: openpyxl.Workbook = writer.book
+        book = writer.book
         _sheet(book, "notes", [[text] for text in (f"{table.title}.", *table.caption)])
         for letter, text in made.notes:
             book["notes"].append([escape_csv(f"{letter} {text}")])
         _sheet(book, "cells", list(csv.reader(io.StringIO(to_csv(table)))))
         for sheet in book.worksheets:
             for column in sheet.columns:
-                texts = [str(cell.value or "") for cell in column]
-                sheet.column_dimensions[column[0].column_letter].width = min(
-                    12 + 0 * len(texts) if sheet.title == "cells" else max(8, max(map(columns_of, texts)) + 2), 100
-                )
+                # numbers are cut by their formats
+                longest = max((columns_of(c.value) for c in column if isinstance(c.value, str)), default=0)
+                sheet.column_dimensions[column[0].column_letter].width = min(max(12, longest + 2), 100)
         for row in book["notes"].iter_rows():
             row[0].alignment = Alignment(wrap_text=True, vertical="top")
     with files.replacing(file) as out:
         out.write(stream.getvalue())
+
+
+def check_excel() -> None:
+    """Raises ValueError, with the command that installs it, where openpyxl is missing."""
+    try:
+        import openpyxl  # noqa: F401 - whether it is there
+    except ImportError:
+        raise ValueError(INSTALL_EXCEL) from None
 
 
 def _told_apart(texts: Sequence[tuple[str, ...]]) -> pd.MultiIndex:
