@@ -14,8 +14,8 @@
     print(results.to_markdown(results.task_table(part, metrics=["top1"])))
     print(results.to_latex(results.sweep_table(part, "norm_batch_size")))
 
-    table = results.paper_table(df, rows={"bgn": "Ours"}, spread="none")  # norms by tasks
-    results.write_paper(table, "paper", ["latex", "excel"], environment="table*")
+    table = results.paper_table(df, rows={"bn": "BN"}, spread="none")  # norms by tasks
+    results.write_paper(table, "paper", ["latex", "html"], environment="table*")
 
 Frames
     load, load_history    one row per run; one per run and epoch

@@ -57,7 +57,6 @@ class Metric:
         text = f"{scaled:.{self.digits}{'g' if self.significant else 'f'}}"
         return text.removeprefix("-") if float(text) == 0 else text
 
-
     def with_digits(self, digits: int | None) -> Metric:
         """This metric printed with so many digits after the decimal point; None, or one without a direction or printed
         with significant digits, stays as it is."""

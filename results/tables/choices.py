@@ -1,4 +1,4 @@
-"""What a person asks a table for by name: tasks, norms, metrics, settings. Every mistake is found before any is told."""
+"""What a person asks a table for by name: tasks, norms, metrics, settings. All mistakes are told at once."""
 
 from __future__ import annotations
 

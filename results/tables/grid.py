@@ -77,7 +77,9 @@ def grid(table: Table, short: bool = False) -> Grid:
         return letters.setdefault(note, note_letter(len(letters)))
 
     entries = tuple(
-        tuple(_entry(row, c.metric, cell, table.spread, letter) for c, cell in zip(table.columns, row.cells, strict=True))
+        tuple(
+            _entry(row, c.metric, cell, table.spread, letter) for c, cell in zip(table.columns, row.cells, strict=True)
+        )
         for row in table.rows
     )
     overs = dict.fromkeys(column.over for column in table.columns)
@@ -99,7 +101,9 @@ def turned(made: Grid) -> Grid:
         ("" if len(head) > 1 and head[0] == last else head[0], *head[1:])
         for head, last in zip(heads, before, strict=False)
     )
-    return replace(made, heads=made.labels, labels=labels, entries=tuple(zip(*made.entries, strict=True)), corner="task")
+    return replace(
+        made, heads=made.labels, labels=labels, entries=tuple(zip(*made.entries, strict=True)), corner="task"
+    )
 
 
 def _entry(row: Row, metric: Metric, cell: Cell | None, spread: bool, letter: Callable[[str], str]) -> Entry:

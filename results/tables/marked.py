@@ -94,7 +94,10 @@ def marked_grid(table: Table, style: Style) -> tuple[list[list[str]], list[str]]
     """Headings, headings of groups, and rows as lines of texts, and the footnotes."""
     rows, notes = marked_texts(table, style)
     repeat = table.transpose  # below each other, headings are read one by one
-    over = [f"{c.over}: {c.title}" if c.over and (repeat or c.over != b) else c.title for c, b in _with_before(table.columns)]
+    over = [
+        f"{c.over}: {c.title}" if c.over and (repeat or c.over != b) else c.title
+        for c, b in _with_before(table.columns)
+    ]
     grid = [[style.escape(t) for t in (table.heading, *over)]]
     before = ""
     for row, texts in zip(table.rows, rows, strict=True):

@@ -30,7 +30,7 @@ from results.tables.choices import (
     renamed,
 )
 from results.tables.pivot import LONGEST_VALUE, OUTCOME, REFERENCE, Block, Pivot
-from results.tables.table import Cell, Column, OptionTexts, Row, Table
+from results.tables.table import Cell, Column, Row, Table
 
 MOST_SETTINGS = 8
 """Columns of one task; a task with more settings is refused, since a reader could not tell them apart."""
@@ -102,7 +102,9 @@ def paper_table(
     whole = with_derived(df)
     shown = chosen_tasks(df, tasks, mistakes)
     mistakes += check_metrics(whole, metrics or ())
-    known = Norms.among(Pivot(whole[whole["task"] == task], "") for task in shown or distinct(df["task"]))
+    known = Norms.among(
+        Pivot(whole[whole["task"] == task], "") for task in (distinct(df["task"]) if mistakes else shown)
+    )
     if reference is not None:
         mistakes += check_reference(known, reference)
     printed = renamed(known, rows or {}, mistakes)
@@ -324,9 +326,7 @@ class _Maker:
                 if line not in marks:
                     said.setdefault(line, []).append(pivot.task)
         whole = len(self.pivots)
-        lines += [
-            line if len(tasks) == whole else f"{_and(tasks)}: {line}" for line, tasks in said.items() if tasks
-        ]
+        lines += [line if len(tasks) == whole else f"{_and(tasks)}: {line}" for line, tasks in said.items() if tasks]
         return tuple(lines)
 
 

@@ -288,7 +288,9 @@ def _column_widths(made: Grid, points: int, short: bool, numbers: str) -> list[f
     widths = [_column_width(column, points, numbers) for column in _columns(made)]
     for level in range(len(made.heads[0])):
         own = level == len(made.heads[0]) - 1
-        for over, group in itertools.groupby(range(len(widths)), key=lambda i: i if own else made.heads[i][: level + 1]):
+        for _over, group in itertools.groupby(
+            range(len(widths)), key=lambda i: i if own else made.heads[i][: level + 1]
+        ):
             at = list(group)
             lacking = head[at[0]][level] - sum(widths[i] for i in at)
             # TeX gives what a heading over several columns needs more to the last of them

@@ -46,7 +46,9 @@ def tables(
         str | None, typer.Option(help="Choose this option per norm by validation, on seeds that the table leaves out.")
     ] = None,
     sweep: Annotated[str | None, typer.Option(help="The option along the columns of the sweep table.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The norm that others are compared with.  [default: bn]")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The norm that others are compared with.  [default: bn]")
+    ] = None,
     digits: Annotated[int | None, typer.Option(help="Digits after the point of metrics with a direction.")] = None,
     caption: Annotated[
         str | None, typer.Option(help="Of LaTeX: short, the rest in small print or a note file; full; none.")
@@ -91,8 +93,15 @@ def tables(
     """
     own = load_plugins(plugin)  # their metrics count without --config, too
     of_paper: dict[str, Any] = {
-        **{"tasks": tasks, "norms": norms, "order": order, "rows": rows, "where": where},
-        **{"transpose": transpose or None, "spread": spread, "environment": environment, "numbers": numbers},
+        "tasks": tasks,
+        "norms": norms,
+        "order": order,
+        "rows": rows,
+        "where": where,
+        "transpose": transpose or None,
+        "spread": spread,
+        "environment": environment,
+        "numbers": numbers,
     }
     if not (paper or style):
         _refuse(of_paper)

@@ -729,7 +729,8 @@ def test_tables_are_printed_and_written_without_torch_or_plugins(suite, tmp_path
     assert any(line.startswith("bn") and "62.5" in line for line in out)
     code, out, _ = suite("tables", "r", "--format", "csv,latex", "--metrics", "top1")
     assert code == 0
-    suffixes = {file.suffix for file in (tmp_path / "r/tables").iterdir()}
+    assert [file.name for file in (tmp_path / "r/tables").iterdir()] == ["custom"]
+    suffixes = {file.suffix for file in (tmp_path / "r/tables/custom").iterdir()}
     assert suffixes == {".csv", ".tex"}
     assert "test loss" not in "\n".join(out)
 
