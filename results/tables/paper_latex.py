@@ -195,7 +195,7 @@ def _plain(made: Grid) -> _Rows:
                 texts.append("")
                 continue
             text = escape_latex(entry.mean) if entry.mean else "---"
-            text += rf"\,$\pm$\,{escape_latex(entry.std)}" if entry.std else ""
+            text += _spread(entry)
             text = rf"\textbf{{{text}}}" if entry.best else rf"\underline{{{text}}}" if entry.second else text
             room = rf"\phantom{{{_superscript(suffix)}}}" if suffix else ""
             texts.append(text + (rf"\rlap{{{_superscript(entry.suffix)}}}" if entry.suffix else "") + room)
@@ -204,36 +204,43 @@ def _plain(made: Grid) -> _Rows:
 
 
 def _siunitx(made: Grid) -> _Rows:
-    """Columns of type S. An underlined number can not be parsed: it stands in braces, as wide as the others."""
+    """Columns of type S, which parse the means; what stands behind them is text, so that siunitx drops no zero."""
     columns, turned = [], []
     for column in _columns(made):
         fixed = [entry for entry in column if entry.digits is not None]
         before = max((_before(entry.mean) for entry in fixed), default=1)
         after = max((entry.digits or 0 for entry in fixed), default=0)
         minus = "-" if any(entry.mean.startswith("-") for entry in fixed) else ""
-        spread = max((_before(entry.std) for entry in fixed if entry.std), default=0)
-        suffix = max((entry.suffix for entry in column), key=_suffix_width, default="")
-        options = [f"table-format={minus}{before}.{after}" + (f"({spread}.{after})" if spread else "")]
-        options += [r"separate-uncertainty=true,uncertainty-mode=separate"] if spread else []
-        options += [rf"table-space-text-post={_superscript(suffix)},table-align-text-after=false"] if suffix else []
+        behind = _behind(max(column, key=lambda entry: _behind_width(entry, 8, False)))
+        options = [f"table-format={minus}{before}.{after}"]
+        options += [f"table-space-text-post={{{behind}}},table-align-text-after=false"] if behind else []
         columns.append(f"S[{','.join(options)}]")
-        turned.append([_number_cell(entry, before) for entry in column])
+        turned.append([_number_cell(entry, before, behind) for entry in column])
     return _Rows(columns, [list(line) for line in zip(*turned, strict=True)])
 
 
-def _number_cell(entry: Entry, before: int) -> str:
+def _number_cell(entry: Entry, before: int, widest: str) -> str:
     if entry.blank:
         return "{}"
-    suffix = _superscript(entry.suffix) if entry.suffix else ""
     if entry.digits is None:
-        return f"{{{escape_latex(entry.mean) if entry.mean else '---'}{suffix}}}"
-    number = f"{entry.mean} +- {entry.std}" if entry.std else entry.mean
-    if entry.second:
-        filler = rf"\phantom{{{'0' * (before - _before(entry.mean))}}}" if before > _before(entry.mean) else ""
-        spread = rf"\,$\pm$\,{entry.std}" if entry.std else ""
-        return rf"{{{filler}\underline{{{escape_latex(entry.mean)}{spread}}}{suffix}}}"
-    bold = r"\bfseries " if entry.best else ""
-    return f"{bold}{number}" + (f" {suffix}" if suffix else "")
+        return f"{{{escape_latex(entry.mean) if entry.mean else '---'}{_behind(entry)}}}"
+    if not entry.second:
+        behind = _behind(entry)
+        return (r"\bfseries " if entry.best else "") + entry.mean + (f" {{{behind}}}" if behind else "")
+    # an underlined number can not be parsed: it stands in braces, in a box as wide as the others'
+    filler = rf"\phantom{{{'0' * (before - _before(entry.mean))}}}" if before > _before(entry.mean) else ""
+    text = rf"\underline{{{escape_latex(entry.mean)}{_spread(entry)}}}"
+    suffix = _superscript(entry.suffix) if entry.suffix else ""
+    return rf"{{{filler}\rlap{{{text}{suffix}}}\phantom{{{escape_latex(entry.mean)}{widest}}}}}"
+
+
+def _spread(entry: Entry) -> str:
+    return rf"\,$\pm$\,{escape_latex(entry.std)}" if entry.std else ""
+
+
+def _behind(entry: Entry) -> str:
+    """What stands behind a mean."""
+    return _spread(entry) + (_superscript(entry.suffix) if entry.suffix else "")
 
 
 def _before(number: str) -> int:
@@ -300,22 +307,27 @@ def _column_widths(made: Grid, points: int, short: bool, numbers: str) -> list[f
 
 def _column_width(column: Sequence[Entry], points: int, numbers: str) -> float:
     """pt of the widest number of a column; one of type S has its widest mean beside its widest spread and suffix."""
-    parts = [_parts(entry, points, numbers) for entry in column if not entry.blank]
+    given = [entry for entry in column if not entry.blank]
+    means = [text_width(entry.mean or "—", points, entry.best) for entry in given]
     if numbers == "siunitx":
-        return sum(max((part[i] for part in parts), default=0.0) for i in range(3)) + 0.35
-    room = max((part[2] for part in parts), default=0.0)
-    return max((part[0] + part[1] for part in parts), default=0.0) + room
+        behind = max((_behind_width(entry, points, entry.best) for entry in given), default=0.0)
+        # measured with siunitx 3.2: what it puts around a number, and between that and text behind it
+        around = 0.35 if not any(entry.std for entry in given) else 2.5
+        return max(means, default=0.0) + behind + around
+    room = max((_suffix_width(entry.suffix, points) for entry in given), default=0.0)
+    wide = [mean + _spread_width(entry, points, entry.best) for mean, entry in zip(means, given, strict=True)]
+    return max(wide, default=0.0) + room
 
 
-def _parts(entry: Entry, points: int, numbers: str) -> tuple[float, float, float]:
-    """pt of a mean, of its spread with the sign before it, and of what stands above the line."""
-    spread = 0.0
-    if entry.std:
-        space = (2 / 9 if numbers == "siunitx" else 1 / 6) * _EM[points] * points
-        spread = text_width("±", points) + 2 * space + text_width(entry.std, points, entry.best)
-    mean = text_width(entry.mean or "—", points, entry.best)
-    return mean, spread, text_width(entry.suffix, _SUPERSCRIPT[points])
+def _spread_width(entry: Entry, points: int, bold: bool) -> float:
+    """pt of a spread and of the sign before it, between thin spaces."""
+    thin = _EM[points] * points / 6
+    return text_width("±", points) + 2 * thin + text_width(entry.std, points, bold) if entry.std else 0.0
 
 
-def _suffix_width(text: str) -> float:
-    return text_width(text, 6)
+def _behind_width(entry: Entry, points: int, bold: bool) -> float:
+    return _spread_width(entry, points, bold) + _suffix_width(entry.suffix, points)
+
+
+def _suffix_width(text: str, points: int = 8) -> float:
+    return text_width(text, _SUPERSCRIPT[points])

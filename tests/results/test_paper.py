@@ -196,7 +196,7 @@ def test_captions_are_short_full_or_none():
     assert "Evidence" not in short
     assert r"\caption" not in none
     assert sum(map(len, table.short)) < 400
-    with pytest.raises(ValueError, match='caption "ful": .*did you mean "full"') as caught:
+    with pytest.raises(ValueError, match=r'caption "ful": .*did you mean "full"') as caught:
         paper_latex(table, "tabel", "ful", "sinuitx")
     assert str(caught.value).count("\n") == 2
     assert set(CAPTIONS) == {"short", "full", "none"}
@@ -253,3 +253,9 @@ def test_a_style_is_checked_whole_and_options_go_over_it():
     file = PaperStyle.of({"norms": ["bn"], "digits": 2, "rows": {"a": "A"}}, "s.yaml")
     over = PaperStyle.of({"digits": 1, "rows": {"b": "B"}}, "options").over(file)
     assert (over.norms, over.digits, over.rows) == (("bn",), 1, {"a": "A", "b": "B"})
+
+
+def test_a_spread_of_zero_is_printed_by_both_kinds_of_columns():
+    table = table_of([run(norm, seed, value) for norm, value in (("bn", 0.5), ("gn", 0.25)) for seed in (0, 1)])
+    for numbers in NUMBERS:
+        assert paper_latex(table, numbers=numbers).count(r"$\pm$\,0.0") == 2
