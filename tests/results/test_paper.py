@@ -227,7 +227,7 @@ def test_tables_fit_their_place_and_are_as_wide_as_estimated(tmp_path):
     for width, (table, (environment, limit), numbers) in zip(widths, asked, strict=True):
         found = fit(table, environment, numbers)
         assert width <= limit
-        assert width == pytest.approx(found.width, abs=2, rel=0.03)
+        assert 0.95 * found.width - 2 < width < found.width + 1, "an estimate errs to the safe side"
         assert not advice(table, environment, numbers)
 
 
@@ -258,4 +258,6 @@ def test_a_style_is_checked_whole_and_options_go_over_it():
 def test_a_spread_of_zero_is_printed_by_both_kinds_of_columns():
     table = table_of([run(norm, seed, value) for norm, value in (("bn", 0.5), ("gn", 0.25)) for seed in (0, 1)])
     for numbers in NUMBERS:
-        assert paper_latex(table, numbers=numbers).count(r"$\pm$\,0.0") == 2
+        rows = [line for line in paper_latex(table, numbers=numbers).splitlines() if line.startswith(("bn &", "gn &"))]
+        assert len(rows) == 2
+        assert all(r"$\pm$\,0.0" in row for row in rows)
