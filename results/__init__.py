@@ -14,6 +14,9 @@
     print(results.to_markdown(results.task_table(part, metrics=["top1"])))
     print(results.to_latex(results.sweep_table(part, "norm_batch_size")))
 
+    table = results.paper_table(df, rows={"bn": "BN"}, spread="none")  # norms by tasks
+    results.write_paper(table, "paper", ["latex", "html"], environment="table*")
+
 Frames
     load, load_history    one row per run; one per run and epoch
     in_every_norm_batch   runs without a norm batch once for each, to group by it
@@ -21,6 +24,7 @@ Frames
 Tables
     render_all            every table that a frame supports
     task_table, sweep_table, overall_table   one of them
+    paper_table, write_paper   the table of a paper, norms by tasks, and its files
     tables_text, to_text, to_csv, to_latex, to_markdown, write_tables   their formats
 Figures
     draw_all, write_drawings   every figure that a frame supports, each a Drawing, and their files
@@ -63,9 +67,10 @@ if TYPE_CHECKING:
     from results.tables.csv import to_csv
     from results.tables.latex import to_latex
     from results.tables.markdown import to_markdown
+    from results.tables.paper import paper_table
     from results.tables.table import Table
     from results.tables.text import tables_text, to_text
-    from results.tables.writing import write_tables
+    from results.tables.writing import write_paper, write_tables
 
 __all__ = [
     "Drawing",
@@ -89,6 +94,7 @@ __all__ = [
     "option_curve",
     "overall_table",
     "paired_differences",
+    "paper_table",
     "performance_profiles",
     "read_asked",
     "read_record",
@@ -102,6 +108,7 @@ __all__ = [
     "to_markdown",
     "to_text",
     "write_drawings",
+    "write_paper",
     "write_tables",
 ]
 
@@ -130,7 +137,8 @@ _HOMES = {
     "tables.markdown": ("to_markdown",),
     "tables.table": ("Table",),
     "tables.text": ("tables_text", "to_text"),
-    "tables.writing": ("write_tables",),
+    "tables.paper": ("paper_table",),
+    "tables.writing": ("write_paper", "write_tables"),
     "tables.build": ("overall_table", "render_all", "sweep_table", "task_table"),
 }
 

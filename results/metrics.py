@@ -57,6 +57,13 @@ class Metric:
         text = f"{scaled:.{self.digits}{'g' if self.significant else 'f'}}"
         return text.removeprefix("-") if float(text) == 0 else text
 
+    def with_digits(self, digits: int | None) -> Metric:
+        """This metric printed with so many digits after the decimal point; None, or one without a direction or printed
+        with significant digits, stays as it is."""
+        if digits is None or self.higher_is_better is None or self.significant:
+            return self
+        return replace(self, digits=digits)
+
 
 def _percent(name: str, title: str, description: str) -> Metric:
     return Metric(name, title, "%", higher_is_better=True, digits=1, scale=100.0, description=description)

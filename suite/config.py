@@ -69,25 +69,41 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def config_text(path: str | Path) -> str:
     """The text of such a file. Raises PlanError where it can not be read."""
-    try:
-        content = _content(find_config(path))
-        return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
-        here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
-        near = nearest(str(path)[:200], [*map(str, here), *(f"configs/{file.name}" for file in own)])
-        raise PlanError([f'config "{cut(str(path), 120)}": {reason}{near}']) from error
+    here, own = Path("configs").glob("*.yaml"), CONFIGS.glob("*.yaml")
+    return _text(find_config(path), _config(path), [*here, *own])
 
 
 def parse_config(text: str, path: str | Path) -> dict[str, Any]:
     """The mapping in the text of a config's file. Raises PlanError for what is none."""
+    return _mapping(text, _config(path), KEYS)
+
+
+def read_mapping(path: Path, name: str, keys: Iterable[str], others: Iterable[Path] = ()) -> dict[str, Any]:
+    """As `read_config`, of a file that mistakes call by `name`. keys: those it may have; others: files like it."""
+    return _mapping(_text(path, name, others), name, keys)
+
+
+def _config(path: str | Path) -> str:
+    return f'config "{cut(str(path), 120)}"'
+
+
+def _text(path: Path, name: str, others: Iterable[Path]) -> str:
+    try:
+        content = _content(path)
+        return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file in UTF-8"
+        near = [f"configs/{file.name}" if file.parent == CONFIGS else str(file) for file in others]
+        raise PlanError([f"{name}: {reason}{nearest(str(path)[:200], near)}"]) from error
+
+
+def _mapping(text: str, name: str, keys: Iterable[str]) -> dict[str, Any]:
     try:
         config = yaml_core.load(text)
     except yaml.YAMLError as error:
-        raise PlanError([f'config "{cut(str(path), 120)}"{_said(error, text)}']) from error
+        raise PlanError([f"{name}{_said(error, text)}"]) from error
     if not isinstance(config, dict):
-        needed = f"a mapping with the keys {', '.join(KEYS)} is needed, not {kind(config)}"
-        raise PlanError([f'config "{cut(str(path), 120)}": {needed}'])
+        raise PlanError([f"{name}: a mapping with the keys {', '.join(keys)} is needed, not {kind(config)}"])
     return config
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import Console
 
+    from results.tables.table import Table
     from suite.engine import Event
     from suite.progress import Progress
 
@@ -122,26 +124,29 @@ def _console() -> Console:
     return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
 
 
-def show_tables(
-    folder: Path,
-    formats: Sequence[str],
-    metrics: Sequence[str] = (),
-    select: str = "",
-    sweep: Sequence[str] = (),
-    keys: Collection[str] | None = None,
-) -> tuple[DataFrame, list[Path]]:
-    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
+@dataclass(frozen=True)
+class Asked:
+    """What a person may ask of the tables of a folder; the arguments of `results.render_all`, and LaTeX's caption."""
 
-    Returns:
-        The runs, and the files, which lie in the folder.
+    metrics: tuple[str, ...] = ()
+    select: str | None = None
+    sweep: tuple[str, ...] = ()
+    reference: str | None = None
+    digits: int | None = None
+    caption: str = "short"
+
+    def __post_init__(self) -> None:
+        if self.digits is not None and self.digits not in range(7):
+            raise ValueError(f"--digits {self.digits}: 0 to 6 are allowed")
+
+
+def load_runs(folder: Path, keys: Collection[str] | None = None) -> DataFrame:
+    """The runs of a folder of results, or those with these keys; what could not be read is told on stderr.
 
     Raises:
-        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
+        ValueError: there are records, but none has one of the keys.
     """
     import results
-    from results.tables.build import render_all
-    from results.tables.text import tables_text
-    from results.tables.writing import write_tables
 
     df = results.load(folder, keys=keys)
     if df.empty and (others := sum(df.attrs["not_asked"].values())):
@@ -153,15 +158,68 @@ def show_tables(
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
     if unread := df.attrs.get("unread"):
         print(f"passed over, as if it was not there: {unread}", file=sys.stderr)
-    rendered = render_all(df, select=select or None, metrics=list(metrics) or None, sweep=list(sweep) or None)
-    files, unwritten = [], ""
+    return df
+
+
+def show_tables(
+    folder: Path,
+    formats: Sequence[str],
+    asked: Asked | None = None,
+    keys: Collection[str] | None = None,
+    out: Path | None = None,
+) -> tuple[DataFrame, list[Path]]:
+    """Print every table of a folder of results, or of the runs with these keys, and write them in the given formats.
+
+    Args:
+        folder: of results.
+        formats: none: nothing is written.
+        asked: None: the tables as `run` makes them.
+        keys: None: all.
+        out: where files go; None: "tables" in the folder.
+
+    Returns:
+        The runs, and the files.
+
+    Raises:
+        ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
+    """
+    from results.tables.build import render_all
+    from results.tables.choices import named_reference
+    from results.tables.pivot import REFERENCE
+    from results.tables.writing import write_tables
+
+    asked, out = asked or Asked(), out or folder / "tables"
+    df = load_runs(folder, keys)
+    reference = REFERENCE if asked.reference is None or df.empty else named_reference(df, asked.reference)
+    names = list(asked.metrics) or None, list(asked.sweep) or None
+    rendered = render_all(df, asked.select, *names, reference, asked.digits)
+    with writing_to(out) as written:
+        written += write_tables(rendered, out, list(formats), asked.caption) if formats else []
+    print_tables(rendered)
+    if written.problem:
+        raise ValueError(written.problem)
+    return df, written
+
+
+class Written(list[Path]):
+    """Files; `problem` says why they could not be written, "" if they were."""
+
+    problem = ""
+
+
+@contextlib.contextmanager
+def writing_to(out: Path) -> Iterator[Written]:
+    """A list for files that are written inside to a folder; what goes wrong is kept until the tables are printed."""
+    written = Written()
     try:
-        files = write_tables(rendered, folder / "tables", list(formats)) if formats else []
+        yield written
     except OSError as error:
         why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
-        unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
-    width = shutil.get_terminal_size((120, 24)).columns
-    print(tables_text(rendered, width, sys.stdout.encoding))
-    if unwritten:
-        raise ValueError(unwritten)
-    return df, files
+        written.problem = f"tables are not written to {shlex.quote(str(out))}: {why}"
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print tables as wide as the terminal is."""
+    from results.tables.text import tables_text
+
+    print(tables_text(tables, shutil.get_terminal_size((120, 24)).columns, sys.stdout.encoding))

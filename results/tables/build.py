@@ -35,7 +35,7 @@ from results.frame import NORM_BATCH
 from results.metrics import Metric, metric, nearest
 from results.rows import current, distinct, option_columns, value_text
 from results.selection import select
-from results.tables.captions import pivot_caption
+from results.tables.captions import pivot_caption, short_caption
 from results.tables.csv import to_csv
 from results.tables.latex import latex_document, to_latex
 from results.tables.markdown import to_markdown
@@ -43,6 +43,7 @@ from results.tables.overall import ranking_table
 from results.tables.pivot import (
     LONGEST_VALUE,
     OUTCOME,
+    REFERENCE,
     Block,
     Pivot,
     without,
@@ -67,7 +68,6 @@ __all__ = [
     "write_tables",
 ]
 
-REFERENCE = "bn"
 AUTO_SWEEPS = (NORM_BATCH, "batch_size", "learning_rate")
 REPEATED = "does not mix samples: the same runs stand in every norm batch"
 
@@ -78,6 +78,7 @@ def render_all(
     metrics: Sequence[str] | None = None,
     sweep: str | Sequence[str] | None = None,
     reference: str = REFERENCE,
+    digits: int | None = None,
 ) -> list[Table]:
     """Every table that a frame supports: per task one table and its sweeps, then the overall ranking.
 
@@ -88,6 +89,7 @@ def render_all(
         sweep: task or norm options that become columns; None: norm batch, SGD batch and learning rate, each where it
             varies while all other options stay.
         reference: label or name of the norm that others are compared with.
+        digits: after the decimal point, of every metric that has a direction; None: each metric's own.
 
     Raises:
         ValueError: no runs; unknown metric or option (with the nearest); what `select` refuses.
@@ -126,6 +128,8 @@ def render_all(
                 result.append(_sweep_table(pivot, part, option, subject))
             else:
                 result.append(sweep_table(part, option, subject.name, reference))
+    if digits is not None:
+        result = [replace(t, columns=tuple(_with_digits(c, digits) for c in t.columns)) for t in result]
     return [*result, ranking_table(df, pivots)]
 
 
@@ -200,7 +204,8 @@ def _sweep_table(pivot: Pivot, df: pd.DataFrame, option: str, subject: Metric) -
     title = f"{pivot.task}: {subject.heading} by {option}" + (" (sensitivity)" if option == "learning_rate" else "")
     caption = pivot_caption(pivot, df, rows, [subject])
     name = f"{pivot.task}_by_{option}_{subject.name}"
-    return Table(name, title, columns, _hoist_equals(rows), caption, pivot.task)
+    short = short_caption(pivot, rows)
+    return Table(name, title, columns, _hoist_equals(rows), caption, pivot.task, short=short)
 
 
 def overall_table(df: pd.DataFrame, reference: str = REFERENCE) -> Table:
@@ -232,7 +237,12 @@ def _task_table(pivot: Pivot, df: pd.DataFrame, metrics: Sequence[Metric]) -> Ta
         rows += _rows(pivot, here, cells, metrics, _setting(pivot.varying, block), _kinds(pivot, [block]))
     columns = tuple(Column(subject, subject.heading) for subject in metrics)
     caption = pivot_caption(pivot, df, rows, metrics)
-    return Table(pivot.task, pivot.task, columns, _hoist_equals(rows), caption, pivot.task)
+    short = short_caption(pivot, rows)
+    return Table(pivot.task, pivot.task, columns, _hoist_equals(rows), caption, pivot.task, short=short)
+
+
+def _with_digits(column: Column, digits: int) -> Column:
+    return replace(column, metric=column.metric.with_digits(digits))
 
 
 def _rows(

@@ -32,17 +32,7 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
         shown: the metrics that the table shows.
     """
     cells = [cell for row in rows for cell in row.cells if cell is not None]
-    usual = Table("", "", (), tuple(rows)).usual_n
-    lines = []
-    seeds = sorted({seed for block in pivot.blocks for seed in pivot.seeds[block]})
-    one = "one seed a cell" if any(pivot.domains.values()) else "one run a cell"
-    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else one
-    less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
-    other = " unless given" if any(c.seeds != usual for c in cells) else ""
-    if any(c.n for c in cells):
-        lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
-    else:
-        lines.append(f"No run here has a value: the footnotes say why; {_list(seeds)}.")
+    lines = [_values(pivot, rows)]
     lines += _several_runs(pivot, df, {metric.name: metric for metric in shown})
     count, total = pivot.holes()
     lines.append(
@@ -56,10 +46,7 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
             f"Left out, without a current record: {absent} of {len(pairs)} pairs of norm and setting (not asked for "
             "there, or not yet begun)."
         )
-    if any(c.best for c in cells):
-        lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
-    if pivot.reference is not None and len(pivot.rows) > 1:
-        lines += _tests(pivot.labels[pivot.reference], cells)
+    lines += _marks(pivot, cells)
     if pivot.surplus:
         lines.append(
             f"{pivot.surplus} records of a seed and setting that another one fills are left out (newest counts)."
@@ -74,6 +61,36 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
                 own = ", ".join(f"{o}={cut(value_text(o, given), LONGEST_VALUE)}" for o, given in used.items())
                 lines.append(f"With {deciding}={cut(str(value), LONGEST_VALUE)}: {own}.")
     return (*lines, *chosen(pivot, df), *evidence(df))
+
+
+def short_caption(pivot: Pivot, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The sentences of `pivot_caption` without which the numbers can not be read: spread, n, seeds, marks."""
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    return (_values(pivot, rows), *_marks(pivot, cells))
+
+
+def _values(pivot: Pivot, rows: Sequence[Row]) -> str:
+    """What a cell is the mean of."""
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    usual = Table("", "", (), tuple(rows)).usual_n
+    seeds = sorted({seed for block in pivot.blocks for seed in pivot.seeds[block]})
+    one = "one seed a cell" if any(pivot.domains.values()) else "one run a cell"
+    spread = "mean ± sample standard deviation (n - 1)" if any(c.std is not None for c in cells) else one
+    less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
+    other = " unless given" if any(c.seeds != usual for c in cells) else ""
+    if any(c.n for c in cells):
+        return f"Values: {spread}; n = {usual}{other}{less}; {seed_list(seeds)}."
+    return f"No run here has a value: the footnotes say why; {seed_list(seeds)}."
+
+
+def _marks(pivot: Pivot, cells: Sequence[Cell]) -> list[str]:
+    """What bold, underlined and † mean."""
+    lines = []
+    if any(c.best for c in cells):
+        lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
+    if pivot.reference is not None and len(pivot.rows) > 1:
+        lines += tests(pivot.labels[pivot.reference], cells)
+    return lines
 
 
 def _several_runs(pivot: Pivot, df: pd.DataFrame, shown: Mapping[str, Metric]) -> list[str]:
@@ -115,7 +132,7 @@ def _baseline(df: pd.DataFrame) -> str:
     return cut(value_text(METHOD, methods[0]), LONGEST_VALUE) if len(methods) == 1 else "baseline"
 
 
-def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
+def tests(reference: str, cells: Sequence[Cell]) -> list[str]:
     """What was tested against the reference, and what that can show."""
     pairs = [c.difference_n for c in cells if c.p is not None]
     untested = [c.difference_n for c in cells if c.p is None and c.difference_n]
@@ -137,6 +154,18 @@ def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
         needed = next(n for n in itertools.count(1) if 2 / 2**n < summary.SIGNIFICANT)
         lines.append(f"Fewer than {needed} pairs (here {min(pairs)} in some cells) can not reach that p.")
     return lines
+
+
+def short_test(reference: str, cells: Sequence[Cell]) -> str:
+    """The first of the sentences of `tests` in few words; "" where there is none."""
+    pairs = [c.difference_n for c in cells if c.p is not None]
+    if any(c.significant for c in cells):
+        return f"† differs from {reference} ({_test_name(pairs)}, p < {summary.SIGNIFICANT}, uncorrected)."
+    if pairs and 2 / 2 ** max(pairs) < summary.SIGNIFICANT:
+        return f"No cell differs from {reference} at p < {summary.SIGNIFICANT} ({_test_name(pairs)})."
+    if pairs:
+        return f"Too few seeds to test against {reference}."
+    return next(iter(tests(reference, cells)), "")
 
 
 def _test_name(pairs: Sequence[int]) -> str:
@@ -164,8 +193,8 @@ def chosen(pivot: Pivot, df: pd.DataFrame) -> list[str]:
         f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
     ]
     return [
-        f"{option} selected per norm and setting by {story['metric']} on {_list(story['seeds'])}; reported on "
-        f"{_list(story['reported'])}. Selected: {'; '.join(texts)}."
+        f"{option} selected per norm and setting by {story['metric']} on {seed_list(story['seeds'])}; reported on "
+        f"{seed_list(story['reported'])}. Selected: {'; '.join(texts)}."
     ]
 
 
@@ -248,7 +277,7 @@ def _words(df: pd.DataFrame, column: str) -> str:
     return " and ".join(dict.fromkeys(part for value in given for part in value.split(" and "))) or "unrecorded"
 
 
-def _list(seeds: Sequence[int]) -> str:
+def seed_list(seeds: Sequence[int]) -> str:
     """seed 3; seeds 0-4 for neighbours; seeds 0, 2, 5."""
     texts = [cut(str(seed), LONGEST_VALUE) for seed in seeds]
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:

@@ -33,7 +33,8 @@ def to_csv(table: Table, wide: bool = False) -> str:
     options = list(dict.fromkeys(name for setting in settings for name, _ in setting))
     if wide:
         fixed = [o for o in options if any(o == k for row in table.rows for k, _ in row.setting)]
-        names = [" ".join((c.metric.name, *(f"{k}={v}" for k, v in c.setting))) for c in table.columns]
+        parts = [(c.task, c.metric.name, *(f"{k}={v}" for k, v in c.setting)) for c in table.columns]
+        names = [" ".join(filter(None, part)) for part in parts]
         write(["task", *fixed, table.heading, *(f"{name}{end}" for name in names for end in ("", " std", " n"))])
         for row in table.rows:
             numbers = [_number(v) for c in row.cells for v in ((c.mean, c.std, c.n) if c else (None, None, None))]
@@ -46,7 +47,8 @@ def to_csv(table: Table, wide: bool = False) -> str:
             if cell is None:
                 continue
             setting = dict((*row.setting, *column.setting))
-            place = [table.name, table.task, *(setting.get(o, "") for o in options), row.label, column.metric.name]
+            task = column.task or table.task
+            place = [table.name, task, *(setting.get(o, "") for o in options), row.label, column.metric.name]
             shown = [_number(getattr(cell, name)) for name in NUMBERS]
             write([*place, *shown, *(int(getattr(cell, name)) for name in flags), cell.equals])
     return out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results.escape import escape_latex
+from results.metrics import nearest
 from results.tables.marked import LONGEST_SENTENCE, Style, marked_texts
 from results.tables.stems import file_stem
 from results.tables.table import Table
@@ -15,8 +16,24 @@ LATEX_ROWS = 40
 _STYLE = Style(escape_latex, r"\textbf{%s}", r"\underline{%s}", r"\textsuperscript{%s}", r" $\pm$ ", "---")
 
 
-def to_latex(table: Table) -> str:
-    r"""The table as one or more `table` floats: a fragment for \input; it needs the packages booktabs and graphicx."""
+CAPTIONS = ("short", "full", "none")
+
+
+def to_latex(table: Table, caption: str = "short") -> str:
+    r"""The table as one or more `table` floats: a fragment for \input; it needs the packages booktabs and graphicx.
+
+    Args:
+        table: what to print.
+        caption: "short": the title and `table.short` above, all other sentences in small print below; "full": all of
+            them above; "none": the title above and nothing below but footnotes.
+
+    Raises:
+        ValueError: another word than these (with the nearest).
+    """
+    if caption not in CAPTIONS:
+        raise ValueError(f'caption "{caption}": {" or ".join(CAPTIONS)}{nearest(caption, CAPTIONS)}')
+    above = {"short": table.short, "full": table.caption, "none": ()}[caption]
+    below = [sentence for sentence in table.caption if caption == "short" and sentence not in above]
     marked, notes = marked_texts(table, _STYLE)
     groups: list[list[int]] = [[]]
     for index, row in enumerate(table.rows):
@@ -41,7 +58,7 @@ def to_latex(table: Table) -> str:
     floats = []
     for part, indices in enumerate(groups):
         title = _STYLE.escape(table.title) + (" (continued)" if part else "")
-        caption = " ".join(_STYLE.escape(sentence, LONGEST_SENTENCE) for sentence in table.caption) if not part else ""
+        text = " ".join(_STYLE.escape(sentence, LONGEST_SENTENCE) for sentence in above) if not part else ""
         body: list[str] = []
         before = None
         for index in indices:
@@ -54,7 +71,7 @@ def to_latex(table: Table) -> str:
         lines = [
             r"\begin{table}[htbp]",
             r"\centering",
-            rf"\caption[{title}]{{{f'{title}. {caption}'.strip()}}}",
+            rf"\caption[{title}]{{{f'{title}. {text}'.strip()}}}",
             *([rf"\label{{tab:{file_stem(table.name)}}}"] if not part else []),
             r"\par\medskip",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -68,13 +85,16 @@ def to_latex(table: Table) -> str:
         ]
         if notes:
             lines.append(r"\par\smallskip{\footnotesize " + "; ".join(notes) + r"\par}")
+        if below and part == len(groups) - 1:
+            said = " ".join(_STYLE.escape(sentence, LONGEST_SENTENCE) for sentence in below)
+            lines.append(rf"\par\smallskip{{\footnotesize\raggedright {said}\par}}")
         floats.append("\n".join([*lines, r"\end{table}"]))
     return "% needs \\usepackage{booktabs,graphicx}\n" + "\n\n".join(floats) + "\n"
 
 
-def latex_document(tables: Sequence[Table]) -> str:
-    """A complete LaTeX document of all tables; pdflatex compiles it as it is."""
-    parts = [f"{to_latex(table)}\\clearpage" for table in tables]
+def latex_document(tables: Sequence[Table], caption: str = "short") -> str:
+    """A complete LaTeX document of all tables; pdflatex compiles it as it is. caption: as in `to_latex`."""
+    parts = [f"{to_latex(table, caption)}\\clearpage" for table in tables]
     return "\n".join(
         [
             r"\documentclass{article}",

@@ -42,7 +42,7 @@ def marked_texts(table: Table, style: Style) -> tuple[list[list[str]], list[str]
     letters: dict[str, str] = {}
 
     def letter(note: str) -> str:
-        return style.note % letters.setdefault(note, _letter(len(letters)))
+        return style.note % letters.setdefault(note, note_letter(len(letters)))
 
     rows: list[list[str]] = []
     usual_n = table.usual_n if table.show_n else 0
@@ -50,17 +50,38 @@ def marked_texts(table: Table, style: Style) -> tuple[list[list[str]], list[str]
         label = f"{row.label} = {row.equals}" if row.equals else row.label
         texts = [style.escape(label, LONGEST_LABEL) + "".join(letter(note) for note in row.notes)]
         for column, cell in zip(table.columns, row.cells, strict=True):
-            texts.append("" if cell is None else _cell_text(row, column.metric, cell, usual_n, style, letter))
+            told = (row, column.metric, cell, usual_n, table.spread)
+            texts.append(_cell_text(*told, style, letter))
         rows.append(texts)
     return rows, [f"{style.note % short} {style.escape(note)}" for note, short in letters.items()]
 
 
-def _cell_text(row: Row, metric: Metric, cell: Cell, usual_n: int, style: Style, letter: Callable[[str], str]) -> str:
+def numbers(metric: Metric, cell: Cell, spread: bool = True) -> tuple[str, str]:
+    """A cell's mean and its standard deviation as printed; "" for what it has not or does not show."""
+    if cell.mean is None:
+        return "", ""
+    # a count that never varies needs no ±
+    shown = spread and (cell.std or (cell.std == 0 and metric.higher_is_better is not None))
+    return metric.text(cell.mean), metric.text(cell.std) if shown and cell.std is not None else ""
+
+
+def _cell_text(
+    row: Row,
+    metric: Metric,
+    cell: Cell | None,
+    usual_n: int,
+    spread: bool,
+    style: Style,
+    letter: Callable[[str], str],
+) -> str:
+    if cell is None:
+        return ""
     text = style.dash
     if cell.mean is not None:
-        text = style.escape(metric.text(cell.mean))
-        if cell.std or (cell.std == 0 and metric.higher_is_better is not None):  # a count that never varies needs no ±
-            text += style.plus_minus + style.escape(metric.text(cell.std))
+        mean, std = numbers(metric, cell, spread)
+        text = style.escape(mean)
+        if std:
+            text += style.plus_minus + style.escape(std)
         text = style.best % text if cell.best else style.second % text if cell.second else text
         text += style.escape("†") if cell.significant else ""
         # where a footnote counts the holes, n is what they leave
@@ -72,7 +93,11 @@ def _cell_text(row: Row, metric: Metric, cell: Cell, usual_n: int, style: Style,
 def marked_grid(table: Table, style: Style) -> tuple[list[list[str]], list[str]]:
     """Headings, headings of groups, and rows as lines of texts, and the footnotes."""
     rows, notes = marked_texts(table, style)
-    over = [f"{c.over}: {c.title}" if c.over and c.over != b else c.title for c, b in _with_before(table.columns)]
+    repeat = table.transpose  # below each other, headings are read one by one
+    over = [
+        f"{c.over}: {c.title}" if c.over and (repeat or c.over != b) else c.title
+        for c, b in _with_before(table.columns)
+    ]
     grid = [[style.escape(t) for t in (table.heading, *over)]]
     before = ""
     for row, texts in zip(table.rows, rows, strict=True):
@@ -80,7 +105,7 @@ def marked_grid(table: Table, style: Style) -> tuple[list[list[str]], list[str]]
             grid.append([style.escape(row.group), *[""] * len(table.columns)])
         before = row.group
         grid.append(texts)
-    return grid, notes
+    return [list(line) for line in zip(*grid, strict=True)] if table.transpose else grid, notes
 
 
 def _with_before(columns: Sequence[Column]) -> list[tuple[Column, str]]:
@@ -95,7 +120,7 @@ def right(text: str, width: int) -> str:
     return " " * (width - columns_of(text)) + text
 
 
-def _letter(index: int) -> str:
+def note_letter(index: int) -> str:
     """0 -> a, 25 -> z, 26 -> aa: as spreadsheets count columns."""
     text = ""
     index += 1

@@ -69,7 +69,8 @@ def ranking_table(df: pd.DataFrame, every: Sequence[Pivot]) -> Table:
         *itertools.chain.from_iterable(chosen(pivot, df) for pivot, _ in pivots),
         *evidence(df),
     ]
-    return Table("overall", "Overall: average rank", tuple(columns), rows, tuple(caption), show_n=False)
+    short = tuple(ranking[:2] if pivots else caption[:1])
+    return Table("overall", "Overall: average rank", tuple(columns), rows, tuple(caption), show_n=False, short=short)
 
 
 def _ranking(pivot: Pivot, subject: Metric) -> str:

@@ -25,6 +25,8 @@ BATCH_COLUMN = f"option.{NORM_BATCH}"
 REASON_LENGTH = 160
 LONGEST_VALUE = 60
 """Characters of an option's value that are printed; CSV has all."""
+REFERENCE = "bn"
+"""The norm that others are compared with, unless another one is named."""
 OUTCOME = Metric("outcome", "outcome", description="How runs ended, where none of a task ended well.")
 
 
@@ -241,7 +243,7 @@ class Pivot:
         return {name: end for name in self.of_domains for end in [ended(run, name)] if end is not None}
 
 
-def every_pivot(df: pd.DataFrame, reference: str = "bn") -> list[Pivot]:
+def every_pivot(df: pd.DataFrame, reference: str = REFERENCE) -> list[Pivot]:
     """The arranged runs of each task of a frame, with the metrics that need several runs. df: of `results.load`."""
     whole = with_derived(df)
     return [Pivot(whole[whole["task"] == task], reference) for task in distinct(whole["task"])] if len(whole) else []

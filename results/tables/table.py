@@ -78,12 +78,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its metric, its heading, a heading over it and its neighbours, the options that it fixes."""
+    """One column: its metric, its heading, a heading over it and its neighbours, the options that it fixes.
+
+    Attributes:
+        task: where it is not the table's.
+        short: its heading below `over` where the title is too wide; "" where `over` says enough.
+    """
 
     metric: Metric
     title: str
     over: str = ""
     setting: OptionTexts = ()
+    task: str = ""
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Row:
         group: heading over the rows of one setting; "" for none.
         notes: footnotes at the label.
         equals: the norm that it is identical to in every setting, printed behind the label.
+        short: a label for a place where this one is too wide; "" for none.
     """
 
     label: str
@@ -107,11 +115,21 @@ class Row:
     group: str = ""
     notes: tuple[str, ...] = ()
     equals: str = ""
+    short: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is printed: `name` is the file's stem, `caption` a tuple of sentences, rows of one group stand together."""
+    """What is printed. Rows of one group stand together.
+
+    Attributes:
+        name: the stem of its files.
+        caption: everything that must be said, in sentences.
+        short: the sentences among them without which the numbers can not be read; LaTeX prints these above the table.
+        show_n: cells with another number of seeds than the usual one show theirs.
+        spread: cells show their standard deviation.
+        transpose: the formats of a paper print columns as rows.
+    """
 
     name: str
     title: str
@@ -121,6 +139,9 @@ class Table:
     task: str = ""
     heading: str = "norm"
     show_n: bool = True
+    short: tuple[str, ...] = ()
+    spread: bool = True
+    transpose: bool = False
 
     @property
     def usual_n(self) -> int:

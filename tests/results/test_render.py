@@ -82,6 +82,7 @@ GOLDEN = Table(
     ),
     caption=("Values: mean ± deviation.", "n < 3."),
     task="made_up",
+    short=("Values: mean ± deviation.",),
 )
 
 TIDY = """\
@@ -121,7 +122,7 @@ MARKDOWN = r"""### made_up &amp; more
 LATEX = r"""% needs \usepackage{booktabs,graphicx}
 \begin{table}[htbp]
 \centering
-\caption[made\_up \& more]{made\_up \& more. Values: mean $\pm$ deviation. n \textless{} 3.}
+\caption[made\_up \& more]{made\_up \& more. Values: mean $\pm$ deviation.}
 \label{tab:golden}
 \par\medskip
 \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%
@@ -141,6 +142,7 @@ bn & \underline{33.3}$\dagger$ (n=1) &  \\
 \end{tabular}}
 \par\smallskip{\footnotesize \textsuperscript{a} diverged 1/2; \textsuperscript{b} 100\% repeated; """ + (
     r"""\textsuperscript{c} failed 2/2\par}
+\par\smallskip{\footnotesize\raggedright n \textless{} 3.\par}
 \end{table}
 """
 )

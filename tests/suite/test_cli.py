@@ -1,6 +1,7 @@
 """suite.cli: what a person types, sees and gets as an exit code; and suite.progress, which words it."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -729,7 +730,8 @@ def test_tables_are_printed_and_written_without_torch_or_plugins(suite, tmp_path
     assert any(line.startswith("bn") and "62.5" in line for line in out)
     code, out, _ = suite("tables", "r", "--format", "csv,latex", "--metrics", "top1")
     assert code == 0
-    suffixes = {file.suffix for file in (tmp_path / "r/tables").iterdir()}
+    assert [file.name for file in (tmp_path / "r/tables").iterdir()] == ["custom"]
+    suffixes = {file.suffix for file in (tmp_path / "r/tables/custom").iterdir()}
     assert suffixes == {".csv", ".tex"}
     assert "test loss" not in "\n".join(out)
 
@@ -1128,3 +1130,47 @@ def test_data_list_and_prepare_take_plugins(tmp_path, capsys, monkeypatch):
             cli.main()
         assert ended.value.code == 0
         assert re.search(expected, capsys.readouterr().out)
+
+
+def test_a_papers_table_and_other_tables_with_options_lie_where_run_does_not_write(suite, tmp_path):
+    for norm, seed in itertools.product(("bn", "ln"), (0, 1)):
+        record = RunRecord(spec=fake_spec(norm, seed), status="ok", metrics={"top1": 0.5 + seed / 4, "test_loss": 1.0})
+        write_record(tmp_path / "r", record)
+    code, out, _ = suite("tables", "r", "--paper", "--rows", "ln=Ours", "--digits", "2", "--format", "latex,html")
+    assert code == 0
+    assert out[-1] == "4 files of tables in r/tables/paper; `run` does not touch them"
+    assert "62.50" in (tmp_path / "r/tables/paper/paper.tex").read_text()
+    (tmp_path / "style.yaml").write_text("rows: {ln: Mine}\nenvironment: table*\nout: elsewhere\n")
+    assert suite("tables", "r", "--style", "style.yaml", "--caption", "none")[0] == 0
+    text = (tmp_path / "elsewhere/paper.tex").read_text()
+    assert r"\begin{table*}" in text
+    assert "Mine" in text
+    assert r"\caption" not in text
+    for option in (("--digits", "0"), ("--reference", "ln"), ("--caption", "full")):
+        assert suite("tables", "r", *option, "--format", "csv")[0] == 0
+    assert sorted(file.name for file in (tmp_path / "r/tables").iterdir()) == ["custom", "paper"]
+    assert suite("tables", "r", "--format", "csv")[0] == 0
+    assert (tmp_path / "r/tables/cli_fake.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rows", "ln=Ours"), "--rows: only with --paper"),
+        (("--paper", "--sweep", "rate"), "--sweep: not with --paper"),
+        (("--paper", "--rows", "ln"), '--rows "ln": NORM=TEXT is needed'),
+        (("--paper", "--norms", "lm"), 'did you mean "ln"?'),
+        (("--paper", "--format", "latx"), 'did you mean "latex"?'),
+        (("--style", "stile.yaml"), 'did you mean "style.yaml"?'),
+        (("--digits", "0", "--out", "r/tables", "--format", "csv"), "`run` writes its own tables there"),
+        (("--reference", "lm"), 'did you mean "ln"?'),
+    ],
+)
+def test_a_mistake_in_the_options_of_tables_is_one_line(suite, tmp_path, options, said):
+    for norm in ("bn", "ln"):
+        write_record(tmp_path / "r", RunRecord(spec=fake_spec(norm, 0), status="ok", metrics={"top1": 0.5}))
+    (tmp_path / "style.yaml").write_text("rows: {}\n")
+    code, _, (line,) = suite("tables", "r", *options)
+    assert code == 2
+    assert said in line
+    assert not (tmp_path / "r/tables").exists()
