@@ -15,8 +15,8 @@ from results.escape import one_line
 from results.tables.marked import LONGEST_SENTENCE, Style, marked_texts
 from results.tables.table import Cell, Column, Row, Table
 
-SHORT = ("Values: ", "Runs: ", "No run here ", "Left out", "No significance ")
-"""How the sentences begin that a reader needs before any number: n, holes, and what n can not support."""
+HOLES = ("Runs: ", "Left out")
+"""How the sentences begin that say what is not there."""
 
 
 def escape_html(text: str) -> str:
@@ -28,8 +28,8 @@ _STYLE = Style(escape_html, "<strong>%s</strong>", "<u>%s</u>", "<sup>%s</sup>",
 
 
 def short_caption(table: Table) -> tuple[str, ...]:
-    """The sentences of a caption that say n, holes and what n can not support; the first one where none does."""
-    return tuple(s for s in table.caption if s.startswith(SHORT)) or table.caption[:1]
+    """The sentences that a reader needs before any number: those of `Table.short`, and what is not there."""
+    return tuple(s for s in table.caption if s in table.short or s.startswith(HOLES)) or table.caption[:1]
 
 
 def spaced(keys: Sequence[str]) -> str:
