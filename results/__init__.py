@@ -16,6 +16,7 @@
 
 Frames
     load, load_history    one row per run; one per run and epoch
+    load_whole            both, of one reading of the folder
     in_every_norm_batch   runs without a norm batch once for each, to group by it
     select                each norm's own value of an option, chosen by validation
 Tables
@@ -33,7 +34,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.frame import load, load_history
+    from results.frame import load
+    from results.history import load_history, load_whole
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
     from results.record import RunRecord, RunSpec
@@ -56,6 +58,7 @@ __all__ = [
     "in_every_norm_batch",
     "load",
     "load_history",
+    "load_whole",
     "metric",
     "overall_table",
     "read_record",
@@ -73,7 +76,8 @@ __all__ = [
 
 # Imported when first asked for: every worker imports results.record, and none of them needs pandas.
 _HOMES = {
-    "frame": ("load", "load_history"),
+    "frame": ("load",),
+    "history": ("load_history", "load_whole"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec"),

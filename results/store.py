@@ -1,6 +1,7 @@
 """The files of runs: opened, locked, read and written here and nowhere else.
 
-`<out>/tasks.json` says what tables have to know of the tasks (results.declared).
+`<out>/tasks.json` says what tables have to know of the tasks, `<out>/norms.json` what reports say of the norms
+(results.declared).
 `<out>/versions.json` says which versions of norms and tasks, and which data, were planned last, and by which config.
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
 temporary name in that folder, fsynced and renamed while its writer holds the lock, so a reader sees none or all of it.
@@ -18,18 +19,19 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from filelock import FileLock
 from pydantic import ValidationError
 
 from results import files
-from results.declared import TaskNotes
+from results.declared import NormNotes, TaskNotes
 from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
 
 VERSIONS = "versions.json"
 TASKS = "tasks.json"
+NORMS = "norms.json"
 _KEY = re.compile(r"[0-9a-f]{24}")
 
 
@@ -142,9 +144,31 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
     Raises:
         OSError: the file, or its lock, can not be written.
     """
-    file = Path(out) / TASKS
-    with _lock(Path(out) / ".versions.lock").acquire(timeout=30):
-        before, trouble = read_tasks(out)
+    return _write_notes(Path(out) / TASKS, told)
+
+
+def write_norms(out: str | Path, told: NormNotes) -> list[str]:
+    """The same for what a plan, or a check, says of its norms."""
+    return _write_notes(Path(out) / NORMS, told)
+
+
+def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
+    """The folder's notes on its tasks, and one line of reason if they can not be read."""
+    return _read_notes(Path(out) / TASKS, TaskNotes)
+
+
+def read_norms(out: str | Path) -> tuple[NormNotes, str]:
+    """The folder's notes on its norms, and one line of reason if they can not be read."""
+    return _read_notes(Path(out) / NORMS, NormNotes)
+
+
+_Notes = TypeVar("_Notes", TaskNotes, NormNotes)
+_ABOUT = {TaskNotes: "tasks", NormNotes: "norms"}
+
+
+def _write_notes(file: Path, told: _Notes) -> list[str]:
+    with _lock(file.with_name(".versions.lock")).acquire(timeout=30):
+        before, trouble = _read_notes(file, type(told))
         after = before.followed_by(told)
         notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []
         # equal mappings may differ in their order, and what was planned last stands last
@@ -153,22 +177,21 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
     return notes
 
 
-def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
-    """The folder's notes on its tasks, and one line of reason if they can not be read."""
-    file = Path(out) / TASKS
+def _read_notes(file: Path, kind: type[_Notes]) -> tuple[_Notes, str]:
+    said = f"not what a plan says of its {_ABOUT[kind]}"
     try:
-        return TaskNotes.model_validate_json(files.read_bytes(file)), ""
+        return kind.model_validate_json(files.read_bytes(file)), ""
     except FileNotFoundError:
-        return TaskNotes(), ""
+        return kind(), ""
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = cut(".".join(map(str, first["loc"])), 80)
-        why = f"not what a plan says of its tasks ({where + ': ' if where else ''}{first['msg']})"
+        why = f"{said} ({where + ': ' if where else ''}{first['msg']})"
     except OSError as error:
         why = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
-        why = f"not what a plan says of its tasks ({error})"
-    return TaskNotes(), str(RecordError(f"{file}: {why}"))
+        why = f"{said} ({error})"
+    return kind(), str(RecordError(f"{file}: {why}"))
 
 
 def _mapping(found: Any) -> dict[str, Any]:

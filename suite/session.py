@@ -25,6 +25,7 @@ from results.escape import cut
 from suite import engine
 from suite.blocks import Overrides
 from suite.config import PlanError, find_config, folder_of, read_config
+from suite.describing import headline, tell_folder
 from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
@@ -278,7 +279,6 @@ class Session:
     @property
     def headlines(self) -> dict[str, str]:
         """task -> the metric that a finished run's line shows."""
-        from suite.describing import headline
         from tasks import get_task
 
         return {name: headline(get_task(name)) for name in dict.fromkeys(spec.task for spec in self.plan.runs)}
@@ -307,7 +307,7 @@ class Session:
         Raises:
             ValueError: the folder can not be made or written to.
         """
-        from results.store import write_tasks, write_versions
+        from results.store import write_versions
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ class Session:
         unstored = write_skipped(self.folder, self.plan.skipped)
         try:
             write_versions(self.folder, self.everything, "" if self.config is None else str(self.config.resolve()))
-            self.notes += write_tasks(self.folder, self.plan.told)
+            self.notes += tell_folder(self.folder, self.everything, self.plan.told)
         except OSError as error:
             unstored.append(trouble(error))
         self.notes += self.runner.keep_plugins(self.folder)
