@@ -40,9 +40,9 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
     less = ", less the holes in footnotes" if any(c.holes for c in cells) else ""
     other = " unless given" if any(c.seeds != usual for c in cells) else ""
     if any(c.n for c in cells):
-        lines.append(f"Values: {spread}; n = {usual}{other}{less}; {_list(seeds)}.")
+        lines.append(f"Values: {spread}; n = {usual}{other}{less}; {seed_list(seeds)}.")
     else:
-        lines.append(f"No run here has a value: the footnotes say why; {_list(seeds)}.")
+        lines.append(f"No run here has a value: the footnotes say why; {seed_list(seeds)}.")
     lines += _several_runs(pivot, df, {metric.name: metric for metric in shown})
     count, total = pivot.holes()
     lines.append(
@@ -59,7 +59,7 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
     if any(c.best for c in cells):
         lines.append("Best mean bold, second underlined, in each group and column; cells with holes are not eligible.")
     if pivot.reference is not None and len(pivot.rows) > 1:
-        lines += _tests(pivot.labels[pivot.reference], cells)
+        lines += tests(pivot.labels[pivot.reference], cells)
     if pivot.surplus:
         lines.append(
             f"{pivot.surplus} records of a seed and setting that another one fills are left out (newest counts)."
@@ -115,7 +115,7 @@ def _baseline(df: pd.DataFrame) -> str:
     return cut(value_text(METHOD, methods[0]), LONGEST_VALUE) if len(methods) == 1 else "baseline"
 
 
-def _tests(reference: str, cells: Sequence[Cell]) -> list[str]:
+def tests(reference: str, cells: Sequence[Cell]) -> list[str]:
     """What was tested against the reference, and what that can show."""
     pairs = [c.difference_n for c in cells if c.p is not None]
     untested = [c.difference_n for c in cells if c.p is None and c.difference_n]
@@ -164,8 +164,8 @@ def chosen(pivot: Pivot, df: pd.DataFrame) -> list[str]:
         f"{label}: {'/'.join('nothing' if v is None else str(v) for v in values)}" for label, values in got.items()
     ]
     return [
-        f"{option} selected per norm and setting by {story['metric']} on {_list(story['seeds'])}; reported on "
-        f"{_list(story['reported'])}. Selected: {'; '.join(texts)}."
+        f"{option} selected per norm and setting by {story['metric']} on {seed_list(story['seeds'])}; reported on "
+        f"{seed_list(story['reported'])}. Selected: {'; '.join(texts)}."
     ]
 
 
@@ -248,7 +248,7 @@ def _words(df: pd.DataFrame, column: str) -> str:
     return " and ".join(dict.fromkeys(part for value in given for part in value.split(" and "))) or "unrecorded"
 
 
-def _list(seeds: Sequence[int]) -> str:
+def seed_list(seeds: Sequence[int]) -> str:
     """seed 3; seeds 0-4 for neighbours; seeds 0, 2, 5."""
     texts = [cut(str(seed), LONGEST_VALUE) for seed in seeds]
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:

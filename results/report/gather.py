@@ -1,0 +1,109 @@
+"""A folder of results -> all that its report says, of one reading of the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from results import store
+from results.escape import cut, one_line, visible
+from results.figures.drawing import Drawing
+from results.history import load_whole
+from results.report.cards import make_cards
+from results.report.content import Content
+from results.report.overview import cautions, overview
+from results.report.runs import drawings_that_fit, list_runs
+from results.tables.build import render_all
+from results.tables.pivot import every_pivot
+from results.tables.table import Table
+
+ROOM_FOR_FIGURES = 1_200_000
+"""Bytes of all figures in a page."""
+MOST_DRAWN = 3_000
+"""Runs up to which all figures are drawn; beyond, those of each task's headline, which take less time."""
+_LONGEST_CONFIG = 100_000
+
+
+def gather(folder: str | Path, keys: Collection[str] | None = None) -> Content:
+    """Everything that the report of a folder says.
+
+    Args:
+        folder: an output folder of `run`.
+        keys: only the runs with these keys, as of a plan; None: all.
+
+    Raises:
+        ValueError: `folder` is missing or holds no `runs`.
+    """
+    folder = Path(folder)
+    whole = load_whole(folder, keys=keys)
+    df = whole.df
+    plans = _plans(folder)
+    asked = plans[-1] if plans else None
+    pivots = every_pivot(df)
+    tables = render_all(df) if len(df) else []
+    headline, no_headline = _headline(df)
+    drawings, refused = _drawings(df, whole.history)
+    drawings, lost = drawings_that_fit(drawings, ROOM_FOR_FIGURES)
+    listed = list_runs(folder, whole)
+    return Content(
+        title=cut(one_line(folder.resolve().name or str(folder)), 200),
+        facts=tuple(overview(df, pivots, asked, len(plans))),
+        warnings=tuple([*cautions(df, pivots, tables), *_lacking(df)]),
+        headline=headline,
+        tables=tuple(tables),
+        drawings=tuple(drawings),
+        refused=tuple(refused),
+        cards=tuple(make_cards(df, pivots)),
+        runs=listed.runs,
+        left_out=(*no_headline, *lost, *listed.left_out),
+        config=_config(asked),
+    )
+
+
+def _plans(folder: Path) -> list[dict[str, Any]]:
+    read = getattr(store, "read_asked", None)
+    return [] if read is None else [plan for plan in read(folder) if isinstance(plan, dict)]
+
+
+def _config(asked: dict[str, Any] | None) -> str:
+    text = str((asked or {}).get("text") or "")
+    lines = "\n".join(visible(line) for line in text.splitlines())
+    return lines if len(lines) <= _LONGEST_CONFIG else f"{lines[:_LONGEST_CONFIG]}\n…"
+
+
+def _lacking(df: pd.DataFrame) -> list[str]:
+    """What the folder does not say of its norms."""
+    silent = sorted({*df["norm"].tolist()} - df.attrs.get("norms", {}).keys()) if len(df) else []
+    if not silent:
+        return []
+    names = ", ".join(cut(one_line(name), 60) for name in silent[:8]) + (", ..." if len(silent) > 8 else "")
+    return [
+        f"The folder does not say what these norms declare: {names} (planned by an earlier version, or norms.json is not "
+        "readable); cards show what the records say."
+    ]
+
+
+def _headline(df: pd.DataFrame) -> tuple[Table | None, list[str]]:
+    """The table of norms by tasks, or why there is none."""
+    try:
+        from results.tables.paper import paper_table
+    except ModuleNotFoundError:
+        return None, []
+    try:
+        return (paper_table(df), []) if len(df) else (None, [])
+    except ValueError as error:
+        return None, [f"No table of norms by tasks: {one_line(str(error))}."]
+
+
+def _drawings(df: pd.DataFrame, history: pd.DataFrame) -> tuple[list[Drawing], list[tuple[str, str]]]:
+    try:
+        from results.figures.every import draw_all
+    except ModuleNotFoundError:
+        return [], []
+    if df.empty:
+        return [], []
+    drawings, refused = draw_all(df, history)
+    return list(drawings), list(refused.items())
