@@ -18,12 +18,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.report.gather import gather
+    from results.report.gathering import gather
     from results.report.writing import write_report
 
 __all__ = ["gather", "write_report"]
 
-_HOMES = {"gather": "gather", "write_report": "writing"}
+_HOMES = {"gather": "gathering", "write_report": "writing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ def write_report(folder: str | Path, content: Content, file: str | Path | None =
 
     Args:
         folder: of results.
-        content: of `results.report.gather.gather`.
+        content: of `results.report.gathering.gather`.
         file: another place than `<folder>/report.html`; its folder is made.
 
     Raises:
