@@ -5,11 +5,12 @@
     write_report("runs/quick", gather("runs/quick"))  # runs/quick/report.html
 
 content.py    what stands in it, as values
-gather.py     a folder -> all of that
+gathering.py  a folder -> all of that
 overview.py   the facts at its top, and what must be said first
 cards.py      the norms
 runs.py       single runs, their curves and files, within the room of a page
-writing.py    its file
+page.py       the values as one HTML file, by page.html, page.css and page.js beside it
+writing.py    that file
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from results.rows import natural, plain_records, value_text
 from results.tables.captions import FLOAT_NOISE
 from results.tables.pivot import LONGEST_VALUE, Pivot
 
-COSTS = ("step_seconds", "peak_memory_mb", "norm_parameters", "norm_buffers")
+COMPARED = ("step_seconds", "peak_memory_mb")
+COSTS = (*COMPARED, "norm_parameters", "norm_buffers")
 MEASURE = "`run_suite.py report FOLDER --check` measures every declared fact"
 _MACHINE = ("device", "device_name", "threads")
 _AXES = {"N": "samples", "C": "channels", "HW": "positions"}
@@ -33,35 +34,36 @@ def make_cards(df: pd.DataFrame, pivots: Sequence[Pivot]) -> list[Card]:
     by_row: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         by_row[run["row"]].append(run)
-    newest = {row: max(of_row, key=lambda r: (r["finished"], str(r["key"]))) for row, of_row in by_row.items()}
-    labels = {row: str(run["norm_label"] or row) for row, run in newest.items()}
+    for of_row in by_row.values():
+        of_row.sort(key=lambda r: (r["finished"], str(r["key"])))  # the newest is last
+    labels = {row: str(of_row[-1]["norm_label"] or row) for row, of_row in by_row.items()}
     for row, label in [*labels.items()]:
         if [*labels.values()].count(label) > 1 and row != label:
             labels[row] = f"{label} [{row}]"
     references = {pivot.reference for pivot in pivots}
     machines = {run["key"]: tuple(run.get(name) for name in _MACHINE) for run in runs}
     ordered = sorted(by_row, key=lambda row: (row not in references, natural(labels[row]), row))
-    return [_card(row, labels[row], newest[row], by_row[row], df, pivots, machines) for row in ordered]
+    notes = df.attrs.get("norms", {})
+    return [_card(row, labels[row], by_row[row], notes, pivots, machines) for row in ordered]
 
 
 def _card(
     row: str,
     label: str,
-    newest: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
-    df: pd.DataFrame,
+    notes: Mapping[str, Any],
     pivots: Sequence[Pivot],
     machines: Mapping[str, tuple[Any, ...]],
 ) -> Card:
-    norm = str(newest["norm"])
-    note = df.attrs.get("norms", {}).get(norm)
-    checks, checked = _checks(note, norm, str(newest["norm_label"] or row))
+    norm = str(runs[-1]["norm"])
+    note = notes.get(norm)
+    checks, checked = _checks(note, norm, str(runs[-1]["norm_label"] or row))
     return Card(
         label=label,
         norm=norm,
         source=note["source"] if note else "",
         about=note["about"] if note else "",
-        facts=tuple(_facts(note, newest)),
+        facts=tuple(_facts(note, runs)),
         checks=checks,
         checked=checked,
         cost=tuple(_cost(row, pivots, machines)),
@@ -70,14 +72,17 @@ def _card(
     )
 
 
-def _facts(note: Mapping[str, Any] | None, run: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "version", str(run["norm_version"])
-    options = {c.partition(".")[2]: v for c, v in run.items() if c.startswith("norm.") and v is not None}
-    yield "options", ", ".join(f"{k}={cut(one_line(str(v)), LONGEST_VALUE)}" for k, v in options.items()) or "none"
+def _facts(note: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    """What a norm declares, with the options of its runs. runs: the newest last."""
+    yield "version", str(runs[-1]["norm_version"])
+    columns = [c for c in runs[-1] if c.startswith("norm.")]
+    values = {c.partition(".")[2]: list(dict.fromkeys(run[c] for run in runs)) for c in columns}
+    options = {k: _option(found) for k, found in values.items() if found != [None]}
+    yield "options", ", ".join(f"{k}={text}" for k, text in options.items()) or "none"
     if note is None:
         return
     defaults = ", ".join(
-        f"{k}={'of the run' if v is None and k in options else cut(value_text('', v), LONGEST_VALUE)}"
+        f"{k}={options[k] if v is None and k in options else cut(value_text('', v), LONGEST_VALUE)}"
         for k, v in note["options"].items()
     )
     yield "defaults", defaults or "no options"
@@ -98,9 +103,14 @@ def _facts(note: Mapping[str, Any] | None, run: Mapping[str, Any]) -> Iterable[t
     yield "needs besides x", ", ".join(n.replace("_", " ") for n in note["needs"]) or "nothing"
 
 
-def _checks(
-    note: Mapping[str, Any] | None, norm: str, label: str
-) -> tuple[tuple[tuple[str, str, str, str], ...], str]:
+def _option(values: Sequence[Any]) -> str:
+    """An option of a row, which a run's setting may fill in."""
+    if len(values) > 1:
+        return "the run's"
+    return cut(one_line(str(values[0])), LONGEST_VALUE)
+
+
+def _checks(note: Mapping[str, Any] | None, norm: str, label: str) -> tuple[tuple[tuple[str, str, str, str], ...], str]:
     """The facts that `check` measured, and the sentence about when."""
     if note is None:
         return (), (
@@ -131,9 +141,7 @@ def _checks(
     return checks, f"Measured{how}{f' ({when})' if when else ''}, at the version of the runs."
 
 
-def _cost(
-    row: str, pivots: Sequence[Pivot], machines: Mapping[str, tuple[Any, ...]]
-) -> Iterable[tuple[str, str]]:
+def _cost(row: str, pivots: Sequence[Pivot], machines: Mapping[str, tuple[Any, ...]]) -> Iterable[tuple[str, str]]:
     """What a norm costs in each task: the range of its means, and the ratio to the reference norm over pairs of runs of
     one setting, seed and machine."""
     for pivot in pivots:
@@ -147,7 +155,7 @@ def _cost(
             if not means:
                 continue
             text = _range(metric, means)
-            if pivot.reference not in (None, row):
+            if name in COMPARED and pivot.reference not in (None, row):
                 text += _relative(row, pivot, metric, machines)
             yield f"{pivot.task}: {metric.title}", text
 

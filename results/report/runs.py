@@ -72,15 +72,20 @@ def _columns(df: pd.DataFrame) -> dict[str, Any]:
     made = [c for c in ("commit", "torch", "device", "device_name", "threads", "environment.parts") if c in names]
     needed = ["key", "task", "norm", "norm_label", "row", "seed", "status", "reason", "finished", "seconds"]
     runs = plain_records(df, [*needed, *made, *options, *of_norm])
-    varying = {
-        task: [c for c in options if len(distinct(df[c][df["task"] == task].tolist())) > 1] for task in distinct(df["task"])
-    } if len(df) else {}
+    varying = (
+        {
+            task: [c for c in options if len(distinct(df[c][df["task"] == task].tolist())) > 1]
+            for task in distinct(df["task"])
+        }
+        if len(df)
+        else {}
+    )
     texts: dict[str, list[Any]] = {
         "key": [r["key"] for r in runs],
         "task": [r["task"] for r in runs],
         "norm": [r["norm_label"] or r["row"] for r in runs],
         "setting": [_text(r, varying[r["task"]], everything=True) for r in runs],
-        "options": [_text(r, [*of_norm, *options]) for r in runs],
+        "options": [f"norm: {_text(r, of_norm) or 'no options'}; task: {_text(r, options)}" for r in runs],
         "seed": [r["seed"] for r in runs],
         "status": [r["status"] for r in runs],
         "reason": [cut(one_line(r["reason"] or ""), _LONGEST_TEXT) for r in runs],
@@ -145,14 +150,19 @@ def _curves(epochs: Sequence[Epochs], room: int) -> tuple[list[Any], list[str]]:
     tries += [(points, lambda name: name in few) for points in LEVELS[-3:]]
     step = max(1, len(epochs) // _SAMPLE)
     for points, kept in tries:
-        sample = [_thinned(rows, filter(kept, names), points) for rows, (names, _) in zip(epochs[::step], chosen[::step], strict=True)]
+        sample = [
+            _thinned(rows, filter(kept, names), points)
+            for rows, (names, _) in zip(epochs[::step], chosen[::step], strict=True)
+        ]
         if packed_size(sample) * len(epochs) / len(sample) > room:
             continue
         if points < longest:
             told.append(f"Curves are thinned to {points} of up to {longest:,} points, so that the page stays small.")
         if lost := sorted({name for names, _ in chosen for name in names if not kept(name)}):
             told.append(f"Curves are shown of {', '.join(sorted(few))}; the records have {', '.join(lost[:12])}, too.")
-        return [_thinned(rows, filter(kept, names), points) for rows, (names, _) in zip(epochs, chosen, strict=True)], told
+        return [
+            _thinned(rows, filter(kept, names), points) for rows, (names, _) in zip(epochs, chosen, strict=True)
+        ], told
     return [None] * len(epochs), [f"The curves of {len(epochs):,} runs are left out; the records have them."]
 
 
@@ -208,7 +218,9 @@ def _artifacts(
             if text is not None and len(text) > room:
                 text, lost = None, lost + 1
             room -= len(text or "")
-            of_run.append({"name": name, "kind": kind, "text": text} if text is not None else {"name": name, "kind": "file"})
+            of_run.append(
+                {"name": name, "kind": kind, "text": text} if text is not None else {"name": name, "kind": "file"}
+            )
         found.append(of_run)
     return found, [f"The contents of {lost} files of runs are left out, so that the page stays small."] if lost else []
 

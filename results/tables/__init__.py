@@ -6,6 +6,6 @@ table.py     a table as data
 captions.py  the sentences under it
 overall.py   the ranking over all tasks
 marked.py    cells as texts: what the formats share
-csv.py latex.py markdown.py text.py   one format each
+csv.py html.py latex.py markdown.py text.py   one format each
 writing.py   every format's files in a folder, by the names of stems.py
 """

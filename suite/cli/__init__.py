@@ -3,6 +3,7 @@
 app.py       the application, and what its commands share
 runs.py      run, debug, watch
 tables.py    tables
+report.py    report
 checks.py    check, convert-report, bench
 lists.py     list ..., data ...
 
@@ -19,12 +20,13 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from suite import terminal
-from suite.cli import checks, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
+from suite.cli import checks, lists, report, runs, tables  # noqa: F401 - each adds its commands, in this order
 from suite.cli.app import app
 from suite.console import fail
 from suite.environment import set_allocator
@@ -36,7 +38,7 @@ def main() -> None:
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
     with terminal.steady() as (out, _):
-        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
+        code = _watch_app() if _forwards_layers(sys.argv[1:]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
@@ -45,6 +47,10 @@ def main() -> None:
         atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
         os._exit(code)
     sys.exit(code)
+
+
+def _forwards_layers(words: Sequence[str]) -> bool:
+    return words[:1] in (["check"], ["convert-report"]) or (words[:1] == ["report"] and "--check" in words)
 
 
 def _watch_app() -> int:
