@@ -67,7 +67,8 @@ def _history(read: Read, df: pd.DataFrame) -> pd.DataFrame:
         name: [run[name] for run, length in zip(runs, lengths, strict=True) for _ in range(length)] for name in _KEEP
     }
     total = sum(lengths)
-    columns["epoch"] = numbers = []
+    numbers: list[float | int | None] = []
+    columns["epoch"] = numbers
     quantities: dict[str, list[float | None]] = defaultdict(lambda: [None] * total)
     for run in runs:
         for number, entry in enumerate(epochs[run["key"]], start=1):

@@ -118,7 +118,7 @@ def _checks(note: Mapping[str, Any] | None, norm: str, label: str) -> tuple[tupl
             "run."
         )
     own = label == norm or label in note["rows"]
-    found = note["rows"][label] if label in note["rows"] else note
+    found = note["rows"].get(label, note)
     checked = found["checked"]
     if checked is None:
         return (), f"Not checked: {MEASURE}."

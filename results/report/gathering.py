@@ -22,8 +22,6 @@ from results.tables.table import Table
 
 ROOM_FOR_FIGURES = 1_200_000
 """Bytes of all figures in a page."""
-MOST_DRAWN = 3_000
-"""Runs up to which all figures are drawn; beyond, those of each task's headline, which take less time."""
 _LONGEST_CONFIG = 100_000
 
 
@@ -51,7 +49,7 @@ def gather(folder: str | Path, keys: Collection[str] | None = None) -> Content:
     return Content(
         title=cut(one_line(folder.resolve().name or str(folder)), 200),
         facts=tuple(overview(df, pivots, asked, len(plans))),
-        warnings=tuple([*cautions(df, pivots, tables), *_lacking(df)]),
+        warnings=(*cautions(df, pivots, tables), *_lacking(df)),
         headline=headline,
         tables=tuple(tables),
         drawings=tuple(drawings),
@@ -81,15 +79,15 @@ def _lacking(df: pd.DataFrame) -> list[str]:
         return []
     names = ", ".join(cut(one_line(name), 60) for name in silent[:8]) + (", ..." if len(silent) > 8 else "")
     return [
-        f"The folder does not say what these norms declare: {names} (planned by an earlier version, or norms.json is not "
-        "readable); cards show what the records say."
+        f"The folder does not say what these norms declare: {names} (no norms.json of their versions that can be read); "
+        "their cards show what the records say."
     ]
 
 
 def _headline(df: pd.DataFrame) -> tuple[Table | None, list[str]]:
     """The table of norms by tasks, or why there is none."""
     try:
-        from results.tables.paper import paper_table
+        from results.tables.paper import paper_table  # type: ignore[import-not-found, unused-ignore]
     except ModuleNotFoundError:
         return None, []
     try:
@@ -100,7 +98,7 @@ def _headline(df: pd.DataFrame) -> tuple[Table | None, list[str]]:
 
 def _drawings(df: pd.DataFrame, history: pd.DataFrame) -> tuple[list[Drawing], list[tuple[str, str]]]:
     try:
-        from results.figures.every import draw_all
+        from results.figures.every import draw_all  # type: ignore[import-not-found, unused-ignore]
     except ModuleNotFoundError:
         return [], []
     if df.empty:

@@ -260,7 +260,9 @@ def _figure(drawing: Drawing, name: str) -> _FigureView:
     more = len(drawing.data)
     shortened = f"The first {MOST_MARKS} of {more} rows." if more > MOST_MARKS else ""
     points = float(width[1]) if width else 237.0
-    return _FigureView(name, drawing.title, drawing.alt, Markup(svg), points, drawing.caption, heads, rows, shortened)
+    return _FigureView(
+        name, drawing.title, drawing.alt, Markup(svg), points, drawing.caption, heads, rows, shortened
+    )
 
 
 def _number(value: Any) -> str:

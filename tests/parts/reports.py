@@ -73,14 +73,12 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         "top1": {"title": top1.heading, "scale": top1.scale, "digits": top1.digits, "values": values},
         "step_seconds": {"title": seconds.heading, "scale": 1000.0, "digits": 1, "values": [0.03] * len(values)},
     }
-    caption = (
-        "Values: mean ± sample standard deviation (n - 1); n = 2.",
-        "Runs: 12, of which 11 ok.",
-        f"Common: {text}.",
-    )
+    caption = ("Values: mean ± sample standard deviation (n - 1); n = 2.", "Runs: 12, of which 11 ok.", f"Common: {text}.")
     columns = (Column(top1, top1.heading), Column(seconds, seconds.heading))
     task = Table("classification", "classification", columns, tuple(rows), caption, "classification")
-    swept = [Row(norm, tuple(row.cells[0] for row in rows if row.label == norm), norm) for norm in names]
+    swept = [
+        Row(norm, tuple(row.cells[0] for row in rows if row.label == norm), norm) for norm in names
+    ]
     over = tuple(Column(top1, str(b), "norm_batch_size", (("norm_batch_size", str(b)),)) for b in (2, 64))
     sweep = Table("by_batch", f"classification: {text} by norm batch", over, tuple(swept), caption, "classification")
     ranks = [Row(norm, (Cell(mean=1.5 + i, n=2),), norm) for i, norm in enumerate(names)]
@@ -104,12 +102,7 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         title=f"report of {text}",
         facts=(("command", f"run_suite.py run {text}"), ("runs", "12: 11 ok, 1 diverged"), ("seeds", "0, 1")),
         warnings=("1 of 12 runs diverged.", f"Synthetic data: {text}"),
-        headline=Table(
-            "headline",
-            "Norms by tasks",
-            columns[:1],
-            tuple(Row(r.label, r.cells[:1], r.norm) for r in rows[: len(names)]),
-        ),
+        headline=Table("headline", "Norms by tasks", columns[:1], tuple(Row(r.label, r.cells[:1], r.norm) for r in rows[: len(names)])),
         tables=(task, sweep, overall),
         drawings=(drawing(names), drawing(names[:2], "", "both")),
         refused=(("critical differences", f"3 blocks are needed: {text}"),),
