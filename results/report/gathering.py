@@ -13,15 +13,20 @@ from results.escape import cut, one_line, visible
 from results.figures.drawing import Drawing
 from results.history import load_whole
 from results.report.cards import make_cards
-from results.report.content import Content
+from results.report.content import LARGEST, Content
 from results.report.overview import cautions, overview
 from results.report.runs import drawings_that_fit, list_runs
 from results.tables.build import render_all
 from results.tables.pivot import every_pivot
 from results.tables.table import Table
 
-ROOM_FOR_FIGURES = 1_200_000
+ROOM_FOR_FIGURES = 1_000_000
 """Bytes of all figures in a page."""
+MOST_DRAWN = 3_000
+"""Runs up to which a report has figures: drawing those of more takes minutes."""
+_OF_CELL = 150
+"""Bytes of a table's cell in a page, with its share of the table's CSV and LaTeX."""
+_BESIDES = 250_000  # bytes of style, script, cards and sentences
 _LONGEST_CONFIG = 100_000
 
 
@@ -43,9 +48,11 @@ def gather(folder: str | Path, keys: Collection[str] | None = None) -> Content:
     pivots = every_pivot(df)
     tables = render_all(df) if len(df) else []
     headline, no_headline = _headline(df)
-    drawings, refused = _drawings(df, whole.history)
+    drawings, refused, undrawn = _drawings(df, whole.history)
     drawings, lost = drawings_that_fit(drawings, ROOM_FOR_FIGURES)
-    listed = list_runs(folder, whole)
+    cells = sum(len(table.rows) * len(table.columns) for table in tables)
+    figures = sum(len(drawing.svg()) for drawing in drawings)
+    listed = list_runs(folder, whole, LARGEST - _BESIDES - figures - _OF_CELL * cells)
     return Content(
         title=cut(one_line(folder.resolve().name or str(folder)), 200),
         facts=tuple(overview(df, pivots, asked, len(plans))),
@@ -56,7 +63,7 @@ def gather(folder: str | Path, keys: Collection[str] | None = None) -> Content:
         refused=tuple(refused),
         cards=tuple(make_cards(df, pivots)),
         runs=listed.runs,
-        left_out=(*no_headline, *lost, *listed.left_out),
+        left_out=(*no_headline, *undrawn, *lost, *listed.left_out),
         config=_config(asked),
     )
 
@@ -79,7 +86,7 @@ def _lacking(df: pd.DataFrame) -> list[str]:
         return []
     names = ", ".join(cut(one_line(name), 60) for name in silent[:8]) + (", ..." if len(silent) > 8 else "")
     return [
-        f"The folder does not say what these norms declare: {names} (no norms.json of their versions that can be read); "
+        f"The folder does not say what these norms declare: {names} (no readable norms.json of their versions); "
         "their cards show what the records say."
     ]
 
@@ -96,12 +103,15 @@ def _headline(df: pd.DataFrame) -> tuple[Table | None, list[str]]:
         return None, [f"No table of norms by tasks: {one_line(str(error))}."]
 
 
-def _drawings(df: pd.DataFrame, history: pd.DataFrame) -> tuple[list[Drawing], list[tuple[str, str]]]:
+def _drawings(df: pd.DataFrame, history: pd.DataFrame) -> tuple[list[Drawing], list[tuple[str, str]], list[str]]:
+    """The figures, those that the folder can not support with the reasons, and why there are none at all."""
     try:
         from results.figures.every import draw_all  # type: ignore[import-not-found, unused-ignore]
     except ModuleNotFoundError:
-        return [], []
+        return [], [], []
     if df.empty:
-        return [], []
+        return [], [], []
+    if len(df) > MOST_DRAWN:
+        return [], [], [f"No figures of more than {MOST_DRAWN:,} runs here; `run_suite.py figures FOLDER` draws them."]
     drawings, refused = draw_all(df, history)
-    return list(drawings), list(refused.items())
+    return list(drawings), list(refused.items()), []

@@ -135,7 +135,7 @@ def unpacked(text: str) -> Any:
 
 def visible_lines(text: str) -> str:
     """A text of several lines whose other control characters, and those that turn its direction, are U+XXXX."""
-    return "\n".join(visible(line.replace("\t", "    ")) for line in text.splitlines())
+    return "\n".join(visible(line.replace("\t", "    ")) for line in re.split("\r\n|[\r\n]", text))
 
 
 def _plain(value: Any) -> Any:
@@ -252,7 +252,7 @@ def _table(
 def _figure(drawing: Drawing, name: str) -> _FigureView:
     from markupsafe import Markup
 
-    svg = drawing.svg(name)
+    svg = visible_lines(drawing.svg(name))
     width = re.match(r'<svg[^>]*?\bwidth="([\d.]+)pt"', svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape_html(drawing.alt)}"', 1)
     heads = list(dict.fromkeys(name for mark in drawing.data for name in mark))
@@ -260,9 +260,7 @@ def _figure(drawing: Drawing, name: str) -> _FigureView:
     more = len(drawing.data)
     shortened = f"The first {MOST_MARKS} of {more} rows." if more > MOST_MARKS else ""
     points = float(width[1]) if width else 237.0
-    return _FigureView(
-        name, drawing.title, drawing.alt, Markup(svg), points, drawing.caption, heads, rows, shortened
-    )
+    return _FigureView(name, drawing.title, drawing.alt, Markup(svg), points, drawing.caption, heads, rows, shortened)
 
 
 def _number(value: Any) -> str:

@@ -20,10 +20,10 @@ from results.figures.drawing import Drawing
 from results.history import Epochs, Whole
 from results.rows import distinct, plain_records, value_text
 
-ROOM = 2_400_000
-"""Bytes of all runs in a page, packed; tables and figures need the rest."""
-MOST_RUNS = 20_000
+MOST_RUNS = 10_000
 """Runs that are listed one by one: the newest."""
+MOST_FOLDERS = 3_000
+"""Runs up to which each says its folder, which follows from its task, norm and key."""
 MOST_FILES, LARGEST_FILE = 400_000, 100_000
 """Bytes of all artifacts whose content stands in the page, and of one of them."""
 MOST_QUANTITIES = 10
@@ -44,17 +44,31 @@ class Listed:
     left_out: tuple[str, ...]
 
 
-def list_runs(folder: Path, whole: Whole) -> Listed:
-    """Every run of the frame. Metrics have full precision."""
+def list_runs(folder: Path, whole: Whole, room: int) -> Listed:
+    """Every run of the frame. Metrics have full precision.
+
+    Args:
+        folder: of results.
+        whole: what it holds.
+        room: bytes of the page that all runs may take, packed; curves and then the oldest runs give way.
+    """
     df, left_out = whole.df, []
     if len(df) > MOST_RUNS:
         df = df.sort_values("finished", kind="stable").tail(MOST_RUNS).sort_index()
         left_out.append(f"Of {len(whole.df):,} runs the newest {MOST_RUNS:,} are listed; tables are of all.")
     columns = _columns(df)
+    if (size := packed_size(columns)) > room:
+        most = max(100, int(len(df) * room / size))
+        df = df.sort_values("finished", kind="stable").tail(most).sort_index()
+        left_out = [f"Of {len(whole.df):,} runs the newest {len(df):,} are listed; tables are of all."]
+        columns = _columns(df)
+    if len(df) > MOST_FOLDERS:
+        columns["folder"] = [None] * len(df)
+        left_out.append("The folder of a run is runs/TASK/NORM/KEY, with the norm's name without options.")
     artifacts, told = _artifacts(folder, df, whole.artifacts)
     left_out += told
     columns["artifacts"] = artifacts
-    curves, told = _curves([whole.epochs.get(key, ()) for key in columns["key"]], ROOM - packed_size(columns))
+    curves, told = _curves([whole.epochs.get(key, ()) for key in columns["key"]], room - packed_size(columns))
     columns["curves"] = curves
     return Listed(columns, (*left_out, *told))
 
@@ -216,7 +230,7 @@ def _artifacts(
             if kind != "file" and Path(name).name == name:  # a record of a stranger may name a file anywhere
                 text = _content(folder / "runs" / task / norm / key / name, kind)
             if text is not None and len(text) > room:
-                text, lost = None, lost + 1
+                text, lost = None, lost + 1  # a smaller one may still fit
             room -= len(text or "")
             of_run.append(
                 {"name": name, "kind": kind, "text": text} if text is not None else {"name": name, "kind": "file"}
