@@ -20,8 +20,8 @@ from results.tables.build import render_all
 from results.tables.pivot import every_pivot
 from results.tables.table import Table
 
-ROOM_FOR_FIGURES = 1_000_000
-"""Bytes of all figures in a page."""
+ROOM_FOR_FIGURES = 700_000
+"""Bytes of all figures in a page, with their numbers."""
 MOST_DRAWN = 3_000
 """Runs up to which a report has figures: drawing those of more takes minutes."""
 _OF_CELL = 150

@@ -30,6 +30,7 @@ MOST_QUANTITIES = 10
 """Curves of a run; with more, those of single parts (a dot in the name: "normal.2.0.none") are left out first."""
 LEVELS = (200, 100, 50, 25, 12, 8, 5)
 """Points of a curve that are tried, until all runs fit."""
+_OF_MARK, _MOST_MARKS = 150, 200  # bytes of a row of a figure's numbers in a page, and rows that it shows
 _LONGEST_TEXT = 2_000
 _SAMPLE = 300  # runs whose curves are packed to estimate the size of all
 
@@ -248,10 +249,10 @@ def _content(file: Path, kind: str) -> str | None:
 
 
 def drawings_that_fit(drawings: Sequence[Drawing], room: int) -> tuple[list[Drawing], list[str]]:
-    """The first figures whose SVG fits into so many bytes, and what was left out."""
+    """The first figures that fit into so many bytes with their numbers, and what was left out."""
     kept, lost = [], []
     for drawing in drawings:
-        size = len(drawing.svg(drawing.name).encode())
+        size = len(drawing.svg().encode()) + _OF_MARK * min(len(drawing.data), _MOST_MARKS)
         if size <= room:
             room -= size
             kept.append(drawing)
