@@ -42,6 +42,7 @@ def test_the_wheel_holds_the_four_packages_their_types_and_the_configs(checkout,
         assert f"{package}/py.typed" in names
         sources = {file.relative_to(ROOT).as_posix() for file in (ROOT / package).rglob("*.py")}
         assert sources <= names
+    assert {f"results/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     for file in (ROOT / "configs").glob("*.yaml"):
         assert wheel.read(f"suite/configs/{file.name}") == file.read_bytes()
 

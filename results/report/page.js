@@ -365,9 +365,9 @@
   }
   function ticks(low, high) {
     if (low === high) return [low];
-    const rough = (high - low) / 3;
+    const rough = (high - low) / 4;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
+    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
     const found = [];
     for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9; i++) found.push(i * step);
     return found;
@@ -434,11 +434,12 @@
       { class: "tools", role: "group", "aria-label": `Tools of table ${name}` },
       ...filtering(table),
       choosing(table),
-      make("span", { class: "end" },
+      "cut" in block.dataset ? null : make("span", { class: "end" },
         copier("Copy as LaTeX", `LaTeX of ${name}`, () => get(0)),
         copier("Copy as CSV", `CSV of ${name}`, () => get(1))),
     ));
-    if (numbers) block.querySelector(".scroll").after(make("p", { class: "cut tools" }, "A number opens its runs; arrow keys move between numbers."));
+    const hint = `Headings sort${numbers ? "; a number opens its runs, arrow keys move between numbers" : ""}.`;
+    block.querySelector(".scroll").after(make("p", { class: "cut tools" }, hint));
     later(next);
   }
   later(next);

@@ -28,13 +28,15 @@ from results.tables.csv import to_csv
 from results.tables.html import escape_html, html_table, short_caption
 from results.tables.latex import to_latex
 from results.tables.marked import LONGEST_SENTENCE
+from results.tables.stems import file_stem
 from results.tables.table import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-MOST_CELLS = 40_000
-"""Cells of all tables that a page shows; a table that would pass it is cut after some rows, and says so."""
+MOST_CELLS = 25_000
+"""Cells of all tables that a page shows; a table that would pass it is cut after some rows and says so, and its LaTeX
+and CSV are left to files."""
 MOST_MARKS = 200
 """Rows of a figure's numbers; a longer list is cut, and says so."""
 ICON = (
@@ -45,16 +47,17 @@ ICON = (
 
 @dataclass(frozen=True)
 class _TableView:
-    """A table as it stands in the page: `table` and `notes` are HTML; `rest` the caption's further sentences."""
+    """A table as it stands in the page: `table` and `notes` are HTML; `rest` the caption's further sentences, `texts`
+    its LaTeX and CSV, none where it is cut."""
 
     id: str
-    name: str
     title: str
     table: Markup
     notes: list[Markup]
     rest: list[str]
     cut: str
     tall: bool
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def page(content: Content) -> str:
     """The report as one HTML file, UTF-8.
 
     Its numbers are those of `content`; rows of tables and of figures' numbers beyond MOST_CELLS and MOST_MARKS are left
-    out and counted there, while a table's CSV and LaTeX have all.
+    out and counted there.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -97,16 +100,7 @@ def page(content: Content) -> str:
     environment.filters["lines"] = lambda text: Markup(html.escape(visible_lines(text)))
     anchors = dict(zip((c.label for c in content.cards), _ids("norm", (c.label for c in content.cards)), strict=True))
     headline, sections = _sections(content, {label: f"#{anchor}" for label, anchor in anchors.items()})
-    tables = [*([content.headline] if content.headline else []), *content.tables]
-    texts = {
-        view.id: [to_latex(table), to_csv(table)]
-        for view, table in zip(
-            [*([headline] if headline else []), *(t for s in sections for t in s.tables)],
-            [*([content.headline] if content.headline else []), *_in_sections(content.tables)],
-            strict=True,
-        )
-    }
-    assert len(texts) == len(tables), "each table has its own id"
+    views = [*([headline] if headline else []), *(view for section in sections for view in section.tables)]
     return environment.from_string(template).render(
         content=content,
         policy=f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
@@ -118,7 +112,7 @@ def page(content: Content) -> str:
         headline=headline,
         sections=sections,
         runs=packed(content.runs),
-        texts=packed(texts),
+        texts=packed({view.id: view.texts for view in views if view.texts}),
     )
 
 
@@ -193,7 +187,7 @@ def _sections(content: Content, links: Mapping[str, str]) -> tuple[_TableView | 
     headline = views.pop(0) if content.headline else None
     ids = _ids("figure", (drawing.name for drawing in content.drawings))
     figures = [_figure(drawing, name) for drawing, name in zip(content.drawings, ids, strict=True)]
-    tasks = list(dict.fromkeys(entry.task for entry in (*ordered, *content.drawings) if entry.task))
+    tasks = [task for task in dict.fromkeys([*(t.task for t in ordered), *(d.task for d in content.drawings)]) if task]
     titles = [*tasks, "Over all tasks"]
     sections = [
         _Section(
@@ -242,11 +236,13 @@ def _table(
     text, notes = html_table(table, links, runs, most)
     short = short_caption(table)
     rows = len(table.rows)
-    shortened = f"The first {most} of {rows} rows; the table's CSV and LaTeX have all." if most < rows else ""
+    stem = file_stem(table.name)
+    left = f"The first {most} of {rows} rows; all are in the files {stem}.csv and {stem}.tex." if most < rows else ""
     rest = [sentence for sentence in table.caption if sentence not in short]
     title = table.title if table.title != table.task else "All metrics"
     view = [Markup(note) for note in notes]
-    return _TableView(name, table.name, title, Markup(text), view, rest, shortened, rows > 25)
+    texts = [] if left else [to_latex(table), to_csv(table)]
+    return _TableView(name, title, Markup(text), view, rest, left, rows > 25, texts)
 
 
 def _figure(drawing: Drawing, name: str) -> _FigureView:

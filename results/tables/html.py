@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from results.escape import one_line
@@ -95,11 +96,13 @@ def _head(table: Table) -> list[str]:
 
 def _heading(title: str, column: Column | None = None) -> str:
     name = f' data-metric="{escape_html(column.metric.name)}"' if column else ""
-    return f'<th scope="col"{name}>{_STYLE.escape(title)}</th>'
+    text = re.sub(" (?=[↑↓]$)", "&nbsp;", _STYLE.escape(title))  # an arrow alone on a line says nothing
+    return f'<th scope="col"{name}>{text}</th>'
 
 
 def _row(row: Row, texts: Sequence[str], links: Mapping[str, str], runs: Callable[[Sequence[str]], str]) -> str:
     label, mark, letters = texts[0].partition("<sup>")  # an escaped label has no "<"
+    label = label.replace("(", "<wbr>(")  # the one place where a long label may break
     if row.label in links:
         label = f'<a href="{escape_html(links[row.label])}">{label}</a>'
     keys = [runs(cell.keys) if cell is not None else "" for cell in row.cells]

@@ -1,5 +1,9 @@
 """A report planted by hand: small, with every kind of thing that can stand in one, and names that would break out."""
 
+import random
+from dataclasses import replace
+
+from results.escape import visible
 from results.figures.drawing import Drawing
 from results.figures.style import looks, new_figure, say, style
 from results.metrics import METRICS
@@ -19,7 +23,7 @@ def drawing(names, task="classification", name="curve"):
     with style():
         figure, axes = new_figure()
         for n in names:
-            axes.plot(xs, [d["top-1 (%)"] for d in data if d["norm"] == n], label=n, **looked[n].plot)
+            axes.plot(xs, [d["top-1 (%)"] for d in data if d["norm"] == n], label=visible(n), **looked[n].plot)
         axes.set(xlabel="images per norm batch", ylabel="top-1 (%)")
         axes.legend()
         say(axes, "n = 2; seeds 0, 1")
@@ -49,7 +53,8 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
                 runs["reason"].append(f"loss was nan: {text}" if lost else "")
                 runs["folder"].append(f"runs/classification/bn/{key}")
                 runs["curves"].append({"train_loss": [[1, 2, 3], [1.5, None if lost else 1.25, 1.0]]})
-                svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><script>alert("{key}")</script></svg>'
+                script = f'<script>alert("{key}")</script>'
+                svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20">{script}</svg>'
                 made.append(
                     [{"name": "a.svg", "kind": "svg", "text": svg}, {"name": "a.txt", "kind": "text", "text": text}]
                     if artifacts
@@ -73,12 +78,14 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         "top1": {"title": top1.heading, "scale": top1.scale, "digits": top1.digits, "values": values},
         "step_seconds": {"title": seconds.heading, "scale": 1000.0, "digits": 1, "values": [0.03] * len(values)},
     }
-    caption = ("Values: mean ± sample standard deviation (n - 1); n = 2.", "Runs: 12, of which 11 ok.", f"Common: {text}.")
+    caption = (
+        "Values: mean ± sample standard deviation (n - 1); n = 2.",
+        "Runs: 12, of which 11 ok.",
+        f"Common: {text}.",
+    )
     columns = (Column(top1, top1.heading), Column(seconds, seconds.heading))
     task = Table("classification", "classification", columns, tuple(rows), caption, "classification")
-    swept = [
-        Row(norm, tuple(row.cells[0] for row in rows if row.label == norm), norm) for norm in names
-    ]
+    swept = [Row(norm, tuple(row.cells[0] for row in rows if row.label == norm), norm) for norm in names]
     over = tuple(Column(top1, str(b), "norm_batch_size", (("norm_batch_size", str(b)),)) for b in (2, 64))
     sweep = Table("by_batch", f"classification: {text} by norm batch", over, tuple(swept), caption, "classification")
     ranks = [Row(norm, (Cell(mean=1.5 + i, n=2),), norm) for i, norm in enumerate(names)]
@@ -102,7 +109,12 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         title=f"report of {text}",
         facts=(("command", f"run_suite.py run {text}"), ("runs", "12: 11 ok, 1 diverged"), ("seeds", "0, 1")),
         warnings=("1 of 12 runs diverged.", f"Synthetic data: {text}"),
-        headline=Table("headline", "Norms by tasks", columns[:1], tuple(Row(r.label, r.cells[:1], r.norm) for r in rows[: len(names)])),
+        headline=Table(
+            "headline",
+            "Norms by tasks",
+            columns[:1],
+            tuple(Row(r.label, r.cells[:1], r.norm) for r in rows[: len(names)]),
+        ),
         tables=(task, sweep, overall),
         drawings=(drawing(names), drawing(names[:2], "", "both")),
         refused=(("critical differences", f"3 blocks are needed: {text}"),),
@@ -111,3 +123,36 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         left_out=(f"Curves are thinned: {text}",),
         config=f"tasks:\n\t- classification\n# {text}\n",
     )
+
+
+def large(count, seeds=5, metrics=8, epochs=20):
+    """A report of `count` runs: norms by settings by seeds, with a curve of two quantities each; numbers are drawn."""
+    draw = random.Random(0)
+    subjects = [replace(METRICS["top1"], name=f"metric{i}", title=f"metric {i}") for i in range(metrics)]
+    norms = [f"norm{i}(num_groups={i})" for i in range(20)]
+    settings = [f"learning_rate={i}" for i in range(-(-count // (seeds * len(norms))))]
+    runs = {name: [] for name in ("key", "seed", "status", "folder", "seconds", "curves")}
+    values, rows = {subject.name: [] for subject in subjects}, []
+    for setting in settings:
+        for norm in norms:
+            start = len(runs["key"])
+            for seed in range(seeds):
+                key = f"{draw.getrandbits(96):024x}"
+                runs["key"].append(key)
+                runs["seed"].append(seed)
+                runs["status"].append("ok")
+                runs["folder"].append(f"runs/classification/{norm}/{key}")
+                runs["seconds"].append(round(draw.uniform(10, 100), 3))
+                y = [round(draw.random(), 4) for _ in range(epochs)]
+                runs["curves"].append({"train_loss": [[*range(epochs)], y], "val_top1": [[*range(epochs)], y[::-1]]})
+                for each in values.values():
+                    each.append(draw.random())
+            keys = tuple(runs["key"][start:])
+            cells = tuple(Cell(mean=sum(v[start:]) / seeds, std=0.01, n=seeds, keys=keys) for v in values.values())
+            rows.append(Row(norm, cells, norm, (("learning_rate", setting),), setting))
+    runs["metrics"] = {
+        s.name: {"title": s.heading, "scale": 100.0, "digits": 1, "values": values[s.name]} for s in subjects
+    }
+    columns = tuple(Column(subject, subject.heading) for subject in subjects)
+    table = Table("classification", "classification", columns, tuple(rows), ("Values: drawn.",), "classification")
+    return Content("large", tables=(table,), runs=runs, cards=tuple(Card(norm, norm) for norm in norms))
