@@ -128,6 +128,13 @@ def norm_info(name: str) -> NormInfo:
     return _entry(name).info
 
 
+def norm_definition(name: str) -> str:
+    """The docstring of the norm's class, without indentation: words, equation, options. "" if it has none."""
+    build = _entry(name).build
+    said = (build.func if isinstance(build, functools.partial) else build).__doc__  # not that of a class above it
+    return inspect.cleandoc(said) if isinstance(said, str) else ""
+
+
 def norm_option_defaults(name: str) -> dict[str, Any]:
     """The norm's own options with their defaults (without affine, device, dtype, activation)."""
     return {p.name: p.default for p in constructor_parameters(_entry(name).build).values() if p.name not in CONTRACT}

@@ -19,6 +19,7 @@
 
 Frames
     load, load_history    one row per run; one per run and epoch
+    load_whole            both, of one reading of the folder
     in_every_norm_batch   runs without a norm batch once for each, to group by it
     select                each norm's own value of an option, chosen by validation
 Tables
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from results.figures.learning import learning_curves
     from results.figures.profiles import performance_profiles
     from results.figures.ranks import critical_difference
-    from results.frame import load, load_history
+    from results.frame import load
+    from results.history import load_history, load_whole
     from results.merging import merge
     from results.metrics import Metric, add_metric, metric
     from results.norm_batches import in_every_norm_batch
@@ -89,6 +91,7 @@ __all__ = [
     "learning_curves",
     "load",
     "load_history",
+    "load_whole",
     "merge",
     "metric",
     "option_curve",
@@ -126,7 +129,8 @@ _HOMES = {
     "figures.learning": ("learning_curves",),
     "differences": ("diff",),
     "merging": ("merge",),
-    "frame": ("load", "load_history"),
+    "frame": ("load",),
+    "history": ("load_history", "load_whole"),
     "metrics": ("Metric", "add_metric", "metric"),
     "norm_batches": ("in_every_norm_batch",),
     "record": ("RunRecord", "RunSpec"),

@@ -13,17 +13,27 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from results.declared import TaskNotes
+from results.declared import NormNotes, TaskNotes
 from results.metrics import GAIN, METRICS
 from results.record import RecordError, RunRecord, RunSpec
 from results.rows import natural
-from results.store import RECORD, Versions, asked_notes, read_record, read_tasks, read_versions, record_files
+from results.store import (
+    RECORD,
+    Versions,
+    asked_notes,
+    read_norms,
+    read_record,
+    read_tasks,
+    read_versions,
+    record_files,
+)
 from results.versions import NORM_BATCH, mark_stale
 
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
@@ -83,15 +93,15 @@ def load(
         - stale: of another version, or other data.
         `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n},
         and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
-        "tasks": {task: what the folder says of it (results.declared)}; "asked": the commands and configs that made it,
-        the newest last (results.store.read_asked); "unread": why it says nothing, where a file that should can not be
-        read. The last three are there only where there is something to say.
+        "tasks": {task: what the folder says of it}, "norms": {norm: what the folder says of the version that takes part
+        (results.declared.NormNotes.of)}; "asked": the commands and configs that made it, the newest last
+        (results.store.read_asked); "unread": why it says nothing, where a file that should can not be read. The last
+        four are there only where there is something to say.
 
     Raises:
         ValueError: `folder` is missing or holds no `runs`; with `strict`, damaged records, one per line.
     """
-    records, attrs, planned, told = _asked(folder, strict, keys)
-    return _current(_frame(records, planned, told), attrs, stale)
+    return frame(read_folder(folder, strict, keys), stale)
 
 
 def from_records(records: Iterable[RunRecord], stale: bool = False, told: TaskNotes | None = None) -> pd.DataFrame:
@@ -102,38 +112,26 @@ def from_records(records: Iterable[RunRecord], stale: bool = False, told: TaskNo
         stale: as `load`.
         told: what the folder would say of its tasks.
     """
-    found = _frame([(None, record.spec.key, record) for record in records], None, told or TaskNotes())
-    return _current(found, {"damaged": []}, stale)
+    found = [(None, record.spec.key, record) for record in records]
+    return frame(Read(found, {"damaged": []}, None, told or TaskNotes()), stale)
 
 
-def load_history(
-    folder: str | Path, strict: bool = False, stale: bool = False, keys: Collection[str] | None = None
-) -> pd.DataFrame:
-    """One row per run and epoch: task, norm, norm_label, row, seed, status, key, epoch and one column per quantity of
-    the history. Join with `load` on "key" for options. Arguments and errors as `load`.
+@dataclass(frozen=True)
+class Read:
+    """A folder's records as they were read, and what it says besides.
 
-    Epochs count from 1. Where a task records none (its rows may be tenths of its steps), `epoch` numbers the
-    rows in their order, from 1 too.
+    Attributes:
+        records: (file, key, record) of those asked for; None for the file of a record in memory.
+        attrs: entries of `df.attrs`.
+        planned: what was planned last; None where keys say which records count.
+        told, norms: of the tasks and norms.
     """
-    records, attrs, planned, told = _asked(folder, strict, keys)
-    keep = ["task", "norm", "norm_label", "row", "seed", "status", "key"]
-    df = _frame(records, planned, told)
-    if not stale:
-        df = df[~df["stale"]]
-    runs = df[keep].to_dict("records")
-    history = {key: record.history for _, key, record in records}
-    rows = [
-        {
-            **run,
-            "epoch": _whole(entry.get("epoch", epoch)),
-            **{k: v for k, v in entry.items() if k not in (*keep, "epoch")},
-        }
-        for run in runs
-        for epoch, entry in enumerate(history[run["key"]], start=1)
-    ]
-    result = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*keep, "epoch"])
-    result.attrs.update(attrs)
-    return result
+
+    records: Sequence[tuple[Path | None, str, RunRecord]]
+    attrs: dict[str, Any]
+    planned: Versions | None = None
+    told: TaskNotes = field(default_factory=TaskNotes)
+    norms: NormNotes = field(default_factory=NormNotes)
 
 
 def metric_columns(df: pd.DataFrame) -> list[str]:
@@ -141,28 +139,42 @@ def metric_columns(df: pd.DataFrame) -> list[str]:
     return [str(c) for c in df.columns if c not in FIXED and not str(c).startswith(PREFIXES)]
 
 
-def _current(df: pd.DataFrame, attrs: dict[str, Any], stale: bool) -> pd.DataFrame:
+def read_folder(folder: str | Path, strict: bool = False, keys: Collection[str] | None = None) -> Read:
+    """Everything below a folder that frames are made of, read once. Arguments and errors as `load`."""
+    records, attrs = _read(folder, strict)
+    told, trouble = read_tasks(folder)
+    norms, of_norms = read_norms(folder)
+    plans, of_plans = asked_notes(folder)
+    if plans.plans:
+        attrs["asked"] = plans.plain()
+    if troubles := [text for text in (trouble, of_norms, of_plans) if text]:
+        attrs["unread"] = "; ".join(troubles)
+    if keys is None:
+        return Read(records, attrs | {"not_asked": {}}, read_versions(folder), told, norms)
+    others = Counter(record.spec.task for _, key, record in records if key not in keys)
+    return Read([r for r in records if r[1] in keys], attrs | {"not_asked": dict(others)}, None, told, norms)
+
+
+def frame(read: Read, stale: bool = False) -> pd.DataFrame:
+    """The frame of `load`, of what was read."""
+    df = _frame(read.records, read.planned, read.told)
+    attrs = dict(read.attrs)
     attrs["stale"] = dict(Counter((df["task"] + " / " + df["norm"])[df["stale"]])) if len(df) else {}
+    taking_part = df[~df["stale"]]
+    versions = dict(zip(taking_part["norm"].tolist(), taking_part["norm_version"].tolist(), strict=True))
+    if norms := read.norms.of(versions):
+        attrs["norms"] = _Shared(norms)
     if not stale:
-        df = df[~df["stale"]].reset_index(drop=True)
+        df = taking_part.reset_index(drop=True)
     df.attrs.update(attrs, records=len(df))
     return df
 
 
-def _asked(
-    folder: str | Path, strict: bool, keys: Collection[str] | None
-) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any], Versions | None, TaskNotes]:
-    """The records below a folder, what is said of them, what was planned last (the keys themselves, if given), and what
-    the folder says of its tasks."""
-    records, attrs = _read(folder, strict)
-    told, trouble = read_tasks(folder)
-    plans, other = asked_notes(folder)
-    attrs |= {"asked": plans.plain()} if plans.plans else {}
-    attrs |= {"unread": "; ".join(filter(None, (trouble, other)))} if trouble or other else {}
-    if keys is None:
-        return records, attrs | {"not_asked": {}}, read_versions(folder), told
-    others = Counter(record.spec.task for _, key, record in records if key not in keys)
-    return [r for r in records if r[1] in keys], attrs | {"not_asked": dict(others)}, None, told
+class _Shared(dict[str, Any]):
+    """A mapping that pandas does not copy with every part of a frame: definitions and facts are long."""
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
 
 
 def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRecord]], dict[str, Any]]:
@@ -359,11 +371,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("label"), str):
         return value["label"]
     return json.dumps(value, sort_keys=True)
-
-
-def _whole(value: float | None) -> float | int | None:
-    """Records store every number of a history as a float; epochs are counted."""
-    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def finished_at(given: Any, file: Path | None, number: int = 0) -> datetime:

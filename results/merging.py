@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -38,18 +38,23 @@ from results.store import (
     folder_lock,
     is_held,
     join_versions,
+    read_norms,
     read_tasks,
     read_versions,
     run_folders,
     set_aside,
     write_asked,
+    write_norms,
     write_tasks,
 )
 
 _RANK = {"ok": 0, "diverged": 1, "failed": 2, "skipped": 3}
 _PASSING = ("checkpoint.pt", "checkpoint.before.pt", "history.jsonl")
 """Files of a run that is not finished."""
-_NOTES = ((read_tasks, write_tasks),)
+_NOTES: tuple[tuple[Callable[[Path], Any], Callable[[Path, Any], list[str]]], ...] = (
+    (read_tasks, write_tasks),
+    (read_norms, write_norms),
+)
 """Readers and writers of the notes that later ones follow."""
 
 

@@ -1,6 +1,7 @@
 """The files of runs: opened, locked, read and written here and nowhere else.
 
-`<out>/tasks.json` says what tables have to know of the tasks (results.declared).
+`<out>/tasks.json` says what tables have to know of the tasks, `<out>/norms.json` what reports say of the norms
+(results.declared).
 `<out>/versions.json` says which versions of norms and tasks, and which data, were planned last, and by which config.
 `<out>/asked.json` says by which commands and configs the folder was made (results.asked).
 A run lives in `<out>/runs/<task>/<norm>/<key>/`: `record.json`, artifacts, and `.lock`. A record is written to a
@@ -26,13 +27,14 @@ from pydantic import ValidationError
 
 from results import files
 from results.asked import AskedNotes
-from results.declared import TaskNotes
+from results.declared import NormNotes, TaskNotes
 from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
 
 VERSIONS = "versions.json"
 TASKS = "tasks.json"
 ASKED = "asked.json"
+NORMS = "norms.json"
 LOCK = ".lock"
 """In the folder of each run."""
 _KEY = re.compile(r"[0-9a-f]{24}")
@@ -190,9 +192,19 @@ def write_tasks(out: str | Path, told: TaskNotes) -> list[str]:
     return _write_notes(Path(out) / TASKS, told)
 
 
+def write_norms(out: str | Path, told: NormNotes) -> list[str]:
+    """The same for what a plan, or a check, says of its norms."""
+    return _write_notes(Path(out) / NORMS, told)
+
+
 def read_tasks(out: str | Path) -> tuple[TaskNotes, str]:
     """The folder's notes on its tasks, and one line of reason if they can not be read."""
     return _read_notes(Path(out) / TASKS, TaskNotes)
+
+
+def read_norms(out: str | Path) -> tuple[NormNotes, str]:
+    """The folder's notes on its norms, and one line of reason if they can not be read."""
+    return _read_notes(Path(out) / NORMS, NormNotes)
 
 
 def write_asked(out: str | Path, told: AskedNotes) -> list[str]:
@@ -214,8 +226,8 @@ def read_asked(out: str | Path) -> list[dict[str, Any]]:
     return asked_notes(out)[0].plain()
 
 
-_Notes = TypeVar("_Notes", TaskNotes, AskedNotes)
-_ABOUT = {TaskNotes: "tasks", AskedNotes: "command and config"}
+_Notes = TypeVar("_Notes", TaskNotes, NormNotes, AskedNotes)
+_ABOUT = {TaskNotes: "tasks", NormNotes: "norms", AskedNotes: "command and config"}
 
 
 def _write_notes(file: Path, told: _Notes) -> list[str]:

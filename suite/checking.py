@@ -1,13 +1,18 @@
-"""The command `check`: which norms it checks, the facts of a task, and facts as rows of text."""
+"""The command `check`: which norms it checks, the facts of a task, facts as rows of text, and those that a results
+folder keeps."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.declared import Checked, FactCheck, NormNotes
+from results.record import RunSpec
 from suite.console import print_lines
+from suite.environment import commit, now
 from suite.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -79,3 +84,62 @@ def check_lines(title: str, checks: Sequence[Check | TaskCheck]) -> Iterator[str
         yield line
         if check.hint:
             yield f"       usually: {check.hint}"
+
+
+def measured(specs: Iterable[RunSpec]) -> tuple[NormNotes, list[str]]:
+    """What a report says of the norms of these runs: what they declare here and now, and every fact as it is measured,
+    with default options and with those of each row.
+
+    A second or a few for each, mostly compiling.
+
+    Returns:
+        The notes, and a line for each row that could not be measured: a norm that is not registered here, options that
+        this version refuses.
+    """
+    import torch
+
+    from norms.conformance import check_norm
+    from norms.protocol import SETTING_FIELDS
+    from norms.registry import norm_info
+    from suite.describing import norm_notes
+
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for spec in specs:
+        rows.setdefault(spec.norm, (spec.norm, {}))
+        options = {k: v for k, v in spec.norm_options.items() if k not in SETTING_FIELDS}
+        rows.setdefault(spec.norm_label or spec.norm, (spec.norm, options))
+    torch.set_num_threads(1)  # on inputs this small a second one costs more than it computes
+    checked, lines, known = {}, {}, []
+    for row, (norm, options) in rows.items():
+        try:
+            checks = check_norm(norm, **options)
+        except ValueError as error:
+            lines[str(error)] = f"{row} is not checked: {error}"
+            continue
+        if not options:
+            known.append(norm)
+        checked[row] = Checked(
+            norm=norm,
+            norm_version=str(norm_info(norm).version),
+            version=_version(),
+            commit=commit(),
+            time=now(),
+            checks=tuple(
+                FactCheck(fact=c.fact, declared=c.declared, measured=c.measured, verdict=_verdict(c)) for c in checks
+            ),
+        )
+    return NormNotes(norms=norm_notes(known).norms, checked=checked), list(lines.values())
+
+
+def _version() -> str:
+    """Of the suite, where it is installed."""
+    try:
+        return importlib.metadata.version("normsuite")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _verdict(check: Check) -> Any:
+    if check.false:
+        return "false"
+    return "note" if check.note and not check.ok else "not tried" if check.measured == "not tried" else "holds"

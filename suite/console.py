@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
 """Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
+MOST_REPORTED = 10_000
+"""Records up to which `run` writes a report: seconds."""
 
 
 def shown(text: str) -> str:
@@ -223,3 +225,17 @@ def print_tables(tables: Sequence[Table]) -> None:
     from results.tables.text import tables_text
 
     print(tables_text(tables, shutil.get_terminal_size((120, 24)).columns, sys.stdout.encoding))
+
+
+def report_line(folder: Path, records: int) -> str:
+    """Write the report of a folder; returns the line that says where it is, or why there is none."""
+    from results.report import gather, write_report
+
+    command = f"`python run_suite.py report {shlex.quote(str(folder))}`"
+    if records > MOST_REPORTED:
+        return f"{command} writes a page of these {records:,} records"
+    try:
+        file = write_report(folder, gather(folder))
+    except Exception as error:  # noqa: BLE001 - the runs and their tables are there, and the exit code tells of these
+        return f"no report ({type(error).__name__}: {cut(str(error), 300)}); {command} shows why"
+    return f"report: {shlex.quote(str(file))}"

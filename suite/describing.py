@@ -1,19 +1,24 @@
-"""What a plan tells the results folder of its tasks and runs, so that tables need neither the tasks nor their plugins.
+"""What a plan tells the results folder of its tasks, norms and runs, so that tables and reports need neither these nor
+their plugins.
 
-Tasks declare it (tasks.base.Declaring), `results.declared` is its form. Nothing of it takes part in a run's key.
+Tasks declare it (tasks.base.Declaring), and norms (norms.protocol.NormInfo); `results.declared` is its form. Nothing of
+it takes part in a run's key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from norms.protocol import SETTING_FIELDS
+from norms.registry import norm_definition, norm_info, norm_option_defaults
 from norms.values import cut, nearest
 from results import metrics
-from results.declared import Declaration, TaskNotes
+from results.declared import Declaration, NormNote, NormNotes, TaskNotes
 from results.escape import one_line
 from results.record import RunSpec
+from results.store import write_norms, write_tasks
 from suite.blocks import Norm
 from tasks import get_task
 from tasks.base import Task
@@ -60,6 +65,45 @@ class Described:
             given=self.given,
             baselines=self.baselines,
         )
+
+
+def tell_folder(folder: Path, specs: Sequence[RunSpec], told: TaskNotes) -> list[str]:
+    """Write what a plan says of its tasks and norms into a folder of results.
+
+    Args:
+        specs: of the whole plan, skipped ones included.
+        told: of `Described.notes`.
+
+    Returns:
+        A line for each note that said nothing readable and was set aside.
+
+    Raises:
+        OSError: a note, or the lock of them, can not be written.
+    """
+    named = dict.fromkeys(spec.norm for spec in specs)
+    named.update(dict.fromkeys(norm for spec in specs for norm, _ in spec.further_norms.values()))
+    return [*write_tasks(folder, told), *write_norms(folder, norm_notes(named))]
+
+
+def norm_notes(names: Iterable[str]) -> NormNotes:
+    """What these registered norms declare."""
+    return NormNotes(norms={name: {str(norm_info(name).version): _note(name)} for name in names})
+
+
+def _note(name: str) -> NormNote:
+    info = norm_info(name)
+    return NormNote(
+        source=info.source,
+        about=norm_definition(name),
+        options=dict(norm_option_defaults(name)),
+        axes=info.axes,
+        mixes_samples=info.mixes_samples,
+        mixes_samples_in_eval=info.mixes_samples_in_eval,
+        keeps_stats=info.keeps_stats,
+        needs=tuple(sorted(info.needs)),
+        exact_gradient=info.exact_gradient,
+        compiles=info.compiles,
+    )
 
 
 def declaration(task: Task) -> Declaration:

@@ -25,6 +25,7 @@ from suite import engine
 from suite.arguments import asked_now, config_as_text, plain, several, texts
 from suite.blocks import Overrides
 from suite.config import PlanError, config_text, find_config, folder_of, parse_config, read_config
+from suite.describing import headline, tell_folder
 from suite.engine import Event, time_limit, write_skipped
 from suite.environment import check_device, commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
@@ -285,7 +286,6 @@ class Session:
     @property
     def headlines(self) -> dict[str, str]:
         """task -> the metric that a finished run's line shows."""
-        from suite.describing import headline
         from tasks import get_task
 
         return {name: headline(get_task(name)) for name in dict.fromkeys(spec.task for spec in self.plan.runs)}
@@ -314,7 +314,7 @@ class Session:
         Raises:
             ValueError: the folder can not be made or written to.
         """
-        from results.store import write_asked, write_tasks, write_versions
+        from results.store import write_asked, write_versions
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ class Session:
         unstored = write_skipped(self.folder, self.plan.skipped)
         try:
             write_versions(self.folder, self.everything, "" if self.config is None else str(self.config.resolve()))
-            self.notes += write_tasks(self.folder, self.plan.told)
+            self.notes += tell_folder(self.folder, self.everything, self.plan.told)
             self.notes += write_asked(self.folder, asked_now(self.command, self.config, self.text))
         except OSError as error:
             unstored.append(trouble(error))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "svg", "png")
+_PLACES = re.compile(r'\s(?:d|x|y|points)="[^"]*"|(?:translate|rotate)\([^)]*\)')
+"""Coordinates in an SVG: hundredths of a point are more than a screen shows."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Drawing:
     caption: tuple[str, ...] = ()
     data: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     task: str = ""
+    _drawn: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def words(self) -> str:
@@ -53,16 +56,19 @@ class Drawing:
     def svg(self, prefix: str = "") -> str:
         """The figure as one <svg> element to stand in a page: no XML head, ids that begin with `prefix`, colours and
         texts kept as texts, nothing that loads anything."""
-        stream = io.StringIO()
-        with style.style({"svg.fonttype": "none", "svg.hashsalt": prefix or self.name}):
-            self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-        text = stream.getvalue()
-        text = text[text.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = self._drawn.get("svg") or self._drawn.setdefault("svg", self._draw_svg())
         if prefix:
             text = re.sub(r'\bid="', f'id="{prefix}-', text)
             text = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", text)
-        return text.strip()
+        return text
+
+    def _draw_svg(self) -> str:
+        stream = io.StringIO()
+        with style.style({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        text = stream.getvalue()
+        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+        return _PLACES.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text).strip()
 
     def write(self, file: Path) -> None:
         """Write the figure whole or not at all, in the format of the file's ending."""

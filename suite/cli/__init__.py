@@ -5,6 +5,7 @@ runs.py      run, debug, watch
 tables.py    tables
 figures.py   figures
 folders.py   runs list, runs rm, merge, diff
+report.py    report
 checks.py    check, convert-report, bench
 lists.py     list ..., data ...
 
@@ -21,6 +22,7 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -31,6 +33,7 @@ from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
     figures,
     folders,
     lists,
+    report,
     runs,
     tables,
 )
@@ -45,7 +48,7 @@ def main() -> None:
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
     with terminal.steady() as (out, _):
-        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
+        code = _watch_app() if _forwards_layers(sys.argv[1:]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
@@ -54,6 +57,10 @@ def main() -> None:
         atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
         os._exit(code)
     sys.exit(code)
+
+
+def _forwards_layers(words: Sequence[str]) -> bool:
+    return words[:1] in (["check"], ["convert-report"]) or (words[:1] == ["report"] and "--check" in words)
 
 
 def _watch_app() -> int:

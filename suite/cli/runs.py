@@ -14,7 +14,7 @@ import typer
 
 from suite import terminal
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
-from suite.console import display, fail, print_lines, print_notes, screen, show_tables, shown
+from suite.console import display, fail, print_lines, print_notes, report_line, screen, show_tables, shown
 from suite.environment import check_device, export_threads
 
 
@@ -176,6 +176,7 @@ def run(
         if a_file and not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
             others = int((~df["key"].isin(session.keys)).sum())
             print_lines(status.not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
+        print(shown(report_line(folder, len(df))))
     except (ValueError, OSError) as error:
         if not counts["stopped"] or any(record_files(folder)):  # else there is nothing to tabulate yet
             fail(str(error))

@@ -84,7 +84,7 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
         f"Common: {text}.",
     )
     columns = (Column(top1, top1.heading), Column(seconds, seconds.heading))
-    task = Table("classification", "classification", columns, tuple(rows), caption, "classification")
+    task = Table("classification", "classification", columns, tuple(rows), caption, "classification", short=caption[:1])
     swept = [Row(norm, tuple(row.cells[0] for row in rows if row.label == norm), norm) for norm in names]
     over = tuple(Column(top1, str(b), "norm_batch_size", (("norm_batch_size", str(b)),)) for b in (2, 64))
     sweep = Table("by_batch", f"classification: {text} by norm batch", over, tuple(swept), caption, "classification")
