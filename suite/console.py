@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,43 @@ _LONGEST_LINE, _LONGEST_NAME, _MOST_LINES = 2000, 120, 50
 """Characters of a line about a run or a mistake, and of a run's name beside its bar; lines about mistakes."""
 
 
+class Voice:
+    """How much a command says beside its results and its errors: a state of the process, chosen before it starts.
+
+    Attributes:
+        quiet: neither progress nor notes.
+        verbose: also what is loaded and where time goes, and the traceback of a mistake, on stderr.
+    """
+
+    quiet = verbose = False
+
+
+voice = Voice()
+
+
+def say(line: str) -> None:
+    """Print a line about the progress of a command, unless it is to be quiet."""
+    if not voice.quiet:
+        print(line, flush=True)
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr where the command is verbose."""
+    if voice.verbose:
+        print(f"verbose: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Where the command is verbose, say how long the part inside took, and whether it loaded torch."""
+    start, before = time.perf_counter(), "torch" in sys.modules
+    try:
+        yield
+    finally:
+        loaded = ", loading torch among it" if not before and "torch" in sys.modules else ""
+        tell(f"{what}: {time.perf_counter() - start:.2f} s{loaded}")
+
+
 def shown(text: str) -> str:
     """A text of one line or more, each of which shows on a terminal and has an end."""
     return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
@@ -35,8 +73,8 @@ def print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
-def print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
+def print_notes(notes: Iterable[str]) -> None:
+    for note in () if voice.quiet else notes:
         print(f"note: {note}", file=sys.stderr)
 
 
@@ -57,6 +95,15 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
 
     from suite.progress import time_left
 
+    if voice.quiet:
+
+        def tell_failures(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None and event.record is not None and event.record.status == "failed":
+                print(shown(line), flush=True)
+
+        yield tell_failures
+        return
     console = _console()
     if not console.is_terminal:
 

@@ -14,7 +14,7 @@ from results import metrics
 from results.declared import Declaration, TaskNotes
 from results.escape import one_line
 from results.record import RunSpec
-from suite.blocks import Norm
+from suite.norm_entries import Norm
 from tasks import get_task
 from tasks.base import Task
 from tasks.options import Options

@@ -1,10 +1,12 @@
 """The command line: the only package that reads argv and chooses exit codes; suite.console prints.
 
-app.py       the application, and what its commands share
-runs.py      run, debug, watch
-tables.py    tables
-checks.py    check, convert-report, bench
-lists.py     list ..., data ...
+app.py         the application, and what its commands share
+completing.py  what a shell offers for an argument
+runs.py        run, debug, watch
+tables.py      tables
+checks.py      check, convert-report, bench
+lists.py       list ..., data ...
+configs.py     config ...
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
@@ -19,28 +21,40 @@ import atexit
 import os
 import sys
 import threading
+import time
+import traceback
 from typing import Any
 
 import typer
 
 from suite import terminal
-from suite.cli import checks, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
-from suite.cli.app import app
-from suite.console import fail
+from suite.cli import checks, configs, lists, runs, tables  # noqa: F401 - each adds its commands
+from suite.cli.app import app as app
+from suite.cli.app import command_of, whole_command
+from suite.cli.completing import is_asked
+from suite.console import fail, tell, voice
 from suite.environment import set_allocator
 from suite.forked import watched
 
+_WATCHED = ("check", "convert-report")
+"""Commands that forward users' layers in this process."""
+
 
 def main() -> None:
-    """Entry point of `run_suite.py` and of the console script."""
+    """Entry point of `run_suite.py`, of `python -m suite` and of the console script."""
+    if is_asked(sys.argv[1:]):  # by a shell, which reads scripts and words as they are
+        whole_command()()
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
+    command, start = command_of(sys.argv[1:]), time.perf_counter()
+    voice.quiet = voice.verbose = False
     with terminal.steady() as (out, _):
-        code = _watch_app() if sys.argv[1:2] in (["check"], ["convert-report"]) else _run_app()
+        code = _watch_app() if command in _WATCHED else _run_app()
+        tell(f"{command}: {time.perf_counter() - start:.2f} s in all, exit code {code}")
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
-            code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+            code = code or (0 if command == "run" else missing)
     if any(not thread.daemon for thread in set(threading.enumerate()) - before):
         atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
         os._exit(code)
@@ -59,12 +73,14 @@ def _watch_app() -> int:
 def _run_app() -> int:
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        code = app(standalone_mode=False)
+        code = whole_command()(standalone_mode=False)
     except usage_error as error:
         code = fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
+        if voice.verbose:
+            traceback.print_exc()
         code = fail(str(error))
     except (
         SystemExit

@@ -1,0 +1,1 @@
+"""The commands about configs, which run nothing: config check, config schema."""
