@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def tell(line: str) -> None:
+def explain(line: str) -> None:
     """Print a line on stderr where the command is verbose."""
     if voice.verbose:
         print(f"verbose: {line}", file=sys.stderr, flush=True)
@@ -60,12 +60,24 @@ def timed(what: str) -> Iterator[None]:
         yield
     finally:
         loaded = ", loading torch among it" if not before and "torch" in sys.modules else ""
-        tell(f"{what}: {time.perf_counter() - start:.2f} s{loaded}")
+        explain(f"{what}: {time.perf_counter() - start:.2f} s{loaded}")
 
 
 def shown(text: str) -> str:
     """A text of one line or more, each of which shows on a terminal and has an end."""
     return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """Print a JSON document (suite.documents)."""
+    from suite.documents import as_text
+
+    print(as_text(dict(document)))
+
+
+def documented(as_json: bool) -> contextlib.AbstractContextManager[Any]:
+    """While inside, nothing else reaches stdout where it is to hold a document: a user's file may print."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -18,7 +18,8 @@ list datasets   {"datasets": [{"name", "here": "yes", "no" or "damaged", "what"}
 check           {"norms": [{"norm", "options", "source", "facts"}], "false": count}
 check --task    {"task", "options", "facts", "false": count}
 
-A fact is {"fact", "declared", "measured", "ok", "detail", "hint", ...} (norms.conformance.Check, tasks.conformance.Check).
+A fact is {"fact", "declared", "measured", "ok", "detail", "hint", ...}, of norms.conformance.Check and
+tasks.conformance.Check.
 """
 
 from __future__ import annotations

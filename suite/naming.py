@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from norms.values import cut
@@ -69,3 +70,10 @@ def named_norm(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f'"{said}": {option}: {error}') from error
     return form[1], options
+
+
+def both(name: str, written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a norm's brackets, and those of --option. Raises ValueError for one that stands in both."""
+    if twice := [option for option in given if option in written]:
+        raise ValueError(f"--option {twice[0]}: {name}(...) gives it, too")
+    return {**written, **given}

@@ -125,7 +125,9 @@ def _task(name: str) -> Schema:
     definitions = {f"task.{name}.{inner}": _plain(schema) for inner, schema in given.get("$defs", {}).items()}
     choice = f"task.{name}.{NormChoice.__name__}"
     if choice in definitions:
-        definitions[choice] = _ref("norm")
+        definitions[choice] = {
+            "anyOf": [_ref("norm"), {"type": "object", "required": ["name", "version"]}]
+        }  # a record's
     for key, model_of in _models(model).items():
         if f"task.{name}.{key}" in definitions and key != NormChoice.__name__ and _reads_otherwise(model_of):
             definitions[f"task.{name}.{key}"] = {}  # it takes further forms, which only it knows

@@ -32,7 +32,7 @@ from suite.cli import checks, configs, lists, runs, tables  # noqa: F401 - each 
 from suite.cli.app import app as app
 from suite.cli.app import command_of, whole_command
 from suite.cli.completing import is_asked
-from suite.console import fail, tell, voice
+from suite.console import explain, fail, voice
 from suite.environment import set_allocator
 from suite.forked import watched
 
@@ -46,11 +46,10 @@ def main() -> None:
         whole_command()()
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
-    command, start = command_of(sys.argv[1:]), time.perf_counter()
+    command = command_of(sys.argv[1:])
     voice.quiet = voice.verbose = False
     with terminal.steady() as (out, _):
         code = _watch_app() if command in _WATCHED else _run_app()
-        tell(f"{command}: {time.perf_counter() - start:.2f} s in all, exit code {code}")
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
@@ -71,6 +70,8 @@ def _watch_app() -> int:
 
 
 def _run_app() -> int:
+    """The command in this process; returns its exit code."""
+    start = time.perf_counter()
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = whole_command()(standalone_mode=False)
@@ -86,7 +87,11 @@ def _run_app() -> int:
         SystemExit
     ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
         code = fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
-    return code if isinstance(code, int) else 0
+    code = code if isinstance(code, int) else 0
+    explain(
+        f"{time.perf_counter() - start:.2f} s in all, exit code {code}; {'with' if 'torch' in sys.modules else 'without'} torch"
+    )
+    return code
 
 
 def _innermost(error: BaseException) -> str:

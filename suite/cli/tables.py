@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, split_names
 from suite.console import show_tables
 from suite.environment import export_threads
@@ -15,7 +16,7 @@ from suite.plugins import load_plugins
 
 @app.command()
 def tables(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)],
     formats: Annotated[
         str | None,
         typer.Option("--format", help="csv, latex, markdown, separated by commas: written to FOLDER/tables."),
