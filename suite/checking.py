@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.console import documented, print_document, print_lines
+from suite.console import documented, painted, print_document, print_lines
 from suite.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def check_one_task(
     found = f"{len(task.metrics) - len(unknown)} of {len(task.metrics)}"
     checks.append(Check(name, "metrics known to tables", "all", found if unknown else "all", not unknown, detail, hint))
     if not as_json:
-        print_lines(check_lines(name, checks))
+        print_lines(map(painted, check_lines(name, checks)))
     for c in checks:
         if c.false:
             print(f"false: {name}: {c.fact}: declared {c.declared}, measured {c.measured}", file=sys.stderr)

@@ -4,6 +4,7 @@ a screen that is drawn anew, tables."""
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import Console
 
+    from results.tables.table import Table
     from suite.engine import Event
     from suite.progress import Progress
 
@@ -68,6 +70,28 @@ def shown(text: str) -> str:
     return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
 
 
+_STATUS = re.compile(r"^(\[ *[0-9]+/[0-9]+\] )?(ok|diverged|failed before|failed|FALSE|note)(?= )")
+_COUNT = re.compile(r"\b([0-9]+ (?:ok|diverged|failed before|failed))(?=,|$)")
+_LOOKS = {
+    "ok": "green",
+    "diverged": "yellow",
+    "note": "yellow",
+    "failed": "red",
+    "failed before": "red",
+    "FALSE": "red",
+}
+
+
+def painted(line: str) -> str:
+    """A line whose first word, or the one behind "[3/92]", is a status: that word in its colour."""
+    return _STATUS.sub(lambda found: (found[1] or "") + terminal.paint(found[2], _LOOKS[found[2]]), line)
+
+
+def painted_counts(line: str) -> str:
+    """A line of counts, "4 ok, 1 failed, ...": those of a status in its colour."""
+    return _COUNT.sub(lambda found: terminal.paint(found[1], _LOOKS[found[1].partition(" ")[2]]), line)
+
+
 def print_document(document: Mapping[str, Any]) -> None:
     """Print a JSON document (suite.documents)."""
     from suite.documents import as_text
@@ -95,7 +119,7 @@ def fail(message: str) -> int:
     if len(lines) > _MOST_LINES:
         lines = [*lines[: _MOST_LINES - 1], f"{len(lines) - _MOST_LINES + 1} more"]
     for line in lines:
-        print(f"error: {cut(line, _LONGEST_LINE)}", file=sys.stderr)
+        print(f"{terminal.paint('error:', 'red', sys.stderr)} {cut(line, _LONGEST_LINE)}", file=sys.stderr)
     return 2
 
 
@@ -104,6 +128,7 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
     """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
     from suite.progress import time_left
 
@@ -112,7 +137,7 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell_failures(event: Event) -> None:
             line = progress.take(event)
             if line is not None and event.record is not None and event.record.status == "failed":
-                print(shown(line), flush=True)
+                print(painted(shown(line)), flush=True)
 
         yield tell_failures
         return
@@ -122,7 +147,7 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell_plainly(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                print(shown(line), flush=True)
+                print(painted(shown(line)), flush=True)
 
         yield tell_plainly
         return
@@ -139,7 +164,7 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                console.print(shown(line))
+                console.print(Text.from_ansi(terminal.codes(painted(shown(line)))))
             key = event.spec.key
             if key in progress.running and key not in rows:
                 name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
@@ -178,7 +203,15 @@ def _console() -> Console:
     from rich.console import Console
 
     screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
-    return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+    return Console(
+        file=screen,  # type: ignore[arg-type]
+        force_terminal=screen.isatty(),  # else FORCE_COLOR would have a file hold movements of the cursor
+        no_color=not screen.colours,
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def show_tables(
@@ -199,7 +232,6 @@ def show_tables(
     """
     import results
     from results.tables.build import render_all
-    from results.tables.text import tables_text
     from results.tables.writing import write_tables
 
     df = results.load(folder, keys=keys)
@@ -220,7 +252,25 @@ def show_tables(
         why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror or error
         unwritten = f"tables are not written to {shlex.quote(str(folder / 'tables'))}: {why}"
     width = shutil.get_terminal_size((120, 24)).columns
-    print(tables_text(rendered, width, sys.stdout.encoding))
+    print(_tables(rendered, width))
     if unwritten:
         raise ValueError(unwritten)
     return df, files
+
+
+_BEST, _SECOND = ("\x01", "\x02"), ("\x03", "\x04")
+"""What stands around the best and the second before they are painted; in a name it would be made visible."""
+
+
+def _tables(rendered: Sequence[Table], width: int) -> str:
+    """Tables as text, the best in bold and the second underlined where stdout is in colours."""
+    from results.tables.text import tables_text
+
+    if not terminal.in_colours(sys.stdout):
+        return tables_text(rendered, width, sys.stdout.encoding)
+    text = tables_text(rendered, width, sys.stdout.encoding, ("%s".join(_BEST), "%s".join(_SECOND)))
+    for (before, after), look in ((_BEST, "bold"), (_SECOND, "underline")):
+        marked = f"{before}([^{before}{after}]*){after}"
+        text = text.replace(f"{before}so{after}", terminal.paint("so", look))  # in a sentence: no columns to keep
+        text = re.sub(marked, lambda found, look=look: f" {terminal.paint(found[1], look)} ", text)
+    return text

@@ -107,13 +107,19 @@ def described(documentation: str | None) -> dict[str, str]:
     return found
 
 
+def _texts(kind: Any) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of its options; that of the class itself wins."""
+    texts: dict[str, str] = {}
+    for each in reversed(getattr(kind, "__mro__", (kind,))):
+        texts |= described(each.__dict__.get("__doc__"))
+    return texts
+
+
 def _task(name: str) -> Schema:
     """The definitions of a task's options: of its block, and of the models that its options hold."""
     model = get_task(name).options
     given = model.model_json_schema(ref_template=f"#/$defs/task.{name}.{{model}}")
-    texts: dict[str, str] = {}
-    for each in reversed(model.__mro__):
-        texts |= described(each.__dict__.get("__doc__"))
+    texts = _texts(model)
     properties = {}
     for option, schema in given["properties"].items():
         value = _named(option, _plain(schema))
@@ -178,7 +184,7 @@ def _norm() -> Schema:
 
 def _norm_options(name: str) -> Schema:
     build = norm_constructor(name)
-    model, texts = options_model(build), described(build.__doc__)
+    model, texts = options_model(build), _texts(build)
     properties = {}
     for option, schema in model.model_json_schema().get("properties", {}).items():
         value = _plain(schema)

@@ -42,8 +42,11 @@ _WATCHED = ("check", "convert-report")
 
 def main() -> None:
     """Entry point of `run_suite.py`, of `python -m suite` and of the console script."""
-    if is_asked(sys.argv[1:]):  # by a shell, which reads scripts and words as they are
-        whole_command()()
+    try:
+        if is_asked(sys.argv):  # by a shell, which reads scripts and words as they are
+            whole_command()()
+    except ValueError as error:
+        sys.exit(fail(str(error)))
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
     command = command_of(sys.argv[1:])
@@ -88,9 +91,8 @@ def _run_app() -> int:
     ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
         code = fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
     code = code if isinstance(code, int) else 0
-    explain(
-        f"{time.perf_counter() - start:.2f} s in all, exit code {code}; {'with' if 'torch' in sys.modules else 'without'} torch"
-    )
+    torch = "with torch" if "torch" in sys.modules else "without torch"
+    explain(f"all of it: {time.perf_counter() - start:.2f} s, {torch}; exit code {code}")
     return code
 
 

@@ -12,7 +12,7 @@ from results.escape import cut
 from suite.checking import check_lines, check_one_task, norms_to_check
 from suite.cli import completing
 from suite.cli.app import AsJson, DataDir, Plugins, app, as_options, parse_options
-from suite.console import documented, print_document, print_lines
+from suite.console import documented, painted, print_document, print_lines
 from suite.environment import check_device
 from suite.plugins import load_plugins
 
@@ -108,7 +108,7 @@ def check(
         used = {key: value for key, value in resolve_norm_options(name, options_given).items() if key in options_given}
         found.append({"norm": name, "options": used, "source": norm_info(name).source, "facts": facts(checks)})
         if not as_json:
-            print_lines(check_lines(f"{label}: {norm_info(name).source}", checks))
+            print_lines(map(painted, check_lines(f"{label}: {norm_info(name).source}", checks)))
             sys.stdout.flush()
         false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if c.false]
     for line in false:

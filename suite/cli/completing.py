@@ -7,6 +7,7 @@ are therefore not offered. Where a function offers nothing, bash falls back to t
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,19 @@ _MOST = 500  # names that are looked at in one folder
 _HELD_BY_RESULTS = ("runs", "versions.json")  # either stands in every folder of results
 
 
-def is_asked(arguments: Sequence[str]) -> bool:
-    """Whether this process is to complete a command, or to print or install a shell's script for that."""
-    wanted = ("--show-completion", "--install-completion")
-    before = next((i for i, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
-    return any(argument in wanted for argument in arguments[:before]) or any(
-        name.startswith("_") and name.endswith("_COMPLETE") and "_" in value for name, value in os.environ.items()
-    )
+def is_asked(argv: Sequence[str]) -> bool:
+    """Whether this process is to complete a command, or to print or install a shell's script for that.
+
+    Raises:
+        ValueError: a script is asked for, but not of a command that a shell could complete.
+    """
+    arguments, name = argv[1:], Path(argv[0]).name
+    before = itertools.takewhile(lambda argument: argument.startswith("-"), arguments)
+    if any(argument in ("--show-completion", "--install-completion") for argument in before):
+        if name == "__main__.py":
+            raise ValueError("a shell completes the name of a command: run-suite --show-completion gives its script")
+        return True
+    return f"_{name}_COMPLETE".replace("-", "_").upper() in os.environ
 
 
 def norms(incomplete: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from suite.cli.app import SETTINGS, AsJson, DataDir, Plugins, app
-from suite.console import documented, print_document, print_lines
+from suite.console import documented, print_document, print_lines, print_notes
 from suite.plugins import load_plugins
 
 list_app = typer.Typer(help="What there is: norms, tasks, data sets, metrics.", **SETTINGS)
@@ -123,7 +123,7 @@ def data_prepare(
     load_plugins(plugin)
     done = data.prepare(name, data_dir, source=source, size=size, force=force)
     if done.layout:
-        print(f"note: {done.layout}", file=sys.stderr)
+        print_notes([done.layout])
     for note in done.notes:
         print(f"warning: {note}", file=sys.stderr)
     if done.made:

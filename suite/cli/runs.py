@@ -20,6 +20,8 @@ from suite.console import (
     documented,
     explain,
     fail,
+    painted,
+    painted_counts,
     print_document,
     print_lines,
     print_notes,
@@ -181,7 +183,7 @@ def run(
         return 0
     if dry_run:
         print_lines(status.describe(session.status, names))
-        print_lines(status.failed_before(session.status, names))
+        print_lines(map(painted, status.failed_before(session.status, names)))
         print_lines(status.dry_summary(session.status, session.jobs, session.left()))
         return 0
     for line in status.left_out(planned):
@@ -223,10 +225,10 @@ def run(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
-    print_lines(status.failed_before(session.status, names))
+    print_lines(map(painted, status.failed_before(session.status, names)))
     if keep_weights:
         print_notes([*status.without_weights(session.status)])
-    print_lines(status.summary(session.status, counts, failed))
+    print_lines(map(painted_counts, status.summary(session.status, counts, failed)))
     if counts["stopped"]:
         print(shown(progress.stopped_line()), file=sys.stderr)
         return 130
