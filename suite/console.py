@@ -270,7 +270,7 @@ def _tables(rendered: Sequence[Table], width: int) -> str:
         return tables_text(rendered, width, sys.stdout.encoding)
     text = tables_text(rendered, width, sys.stdout.encoding, ("%s".join(_BEST), "%s".join(_SECOND)))
     for (before, after), look in ((_BEST, "bold"), (_SECOND, "underline")):
-        marked = f"{before}([^{before}{after}]*){after}"
         text = text.replace(f"{before}so{after}", terminal.paint("so", look))  # in a sentence: no columns to keep
-        text = re.sub(marked, lambda found, look=look: f" {terminal.paint(found[1], look)} ", text)
+        on, off = terminal.paint("\0", look).split("\0")
+        text = text.replace(before, f" {on}").replace(after, f"{off} ")
     return text

@@ -94,7 +94,8 @@ def config_schema() -> Schema:
 def described(documentation: str | None) -> dict[str, str]:
     """name -> text of each entry under "Attributes:" or "Args:" of a docstring."""
     found: dict[str, str] = {}
-    inside, names = False, ()
+    inside = False
+    names: tuple[str, ...] = ()
     for line in inspect.cleandoc(documentation or "").splitlines():
         if not line.startswith(" "):
             inside = line.strip() in ("Attributes:", "Args:") or (inside and not line.strip())
