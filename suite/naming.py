@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from norms.values import cut
-from suite.config import parse_value
+from results.escape import cut
 
 _FORM = re.compile(r"\s*([^\s()]+)\s*\((.*)\)\s*", re.DOTALL)
 
@@ -48,6 +47,8 @@ def named_norm(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: not of this form, an option twice, a value that no config could hold.
     """
+    from suite.config import parse_value  # which imports torch; splitting names must not
+
     said = cut(text, 120)
     if not has_options(text):
         return text.strip(), {}
