@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """NormSuite from a checkout: `python run_suite.py --help`."""
 
 if __name__ == "__main__":

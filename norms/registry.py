@@ -135,6 +135,11 @@ def norm_definition(name: str) -> str:
     return inspect.cleandoc(said) if isinstance(said, str) else ""
 
 
+def norm_constructor(name: str) -> Callable[..., nn.Module]:
+    """The class, or the function, that was registered under a name."""
+    return _entry(name).build
+
+
 def norm_option_defaults(name: str) -> dict[str, Any]:
     """The norm's own options with their defaults (without affine, device, dtype, activation)."""
     return {p.name: p.default for p in constructor_parameters(_entry(name).build).values() if p.name not in CONTRACT}

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from norms.protocol import NormInfo
-from norms.registry import norm_info, norm_label, norm_names, norm_option_defaults, norm_option_types
 from norms.values import cut, nearest, sequence_depth, shown
 from results.escape import one_line
 from suite.config import KEYS, MOST_LINES, kind, parse_seeds, parse_value, whole
+from suite.norm_entries import Norm, NormEntries, as_list, depth, too_many
 from tasks import get_task, task_names
 from tasks.base import NotPrepared, Task
 from tasks.options import LeftOut, Options
@@ -28,8 +26,6 @@ from tasks.options import LeftOut, Options
 BUDGETS = ("reduced", "full")
 MOST_THREADS = 4096
 """Of a run; more than any machine has, and not all systems start more for one process."""
-MOST_COMBINATIONS = 100_000
-"""Settings of one block, or options of one norm: a grid of more is refused before it is expanded."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Overrides:
     Args:
         tasks: only these tasks of the config.
         norms: instead of the config's norms: a name or a label selects the config's entries, another registered name
-            is added with its defaults.
+            is added with its defaults, and gn(num_groups=4) with its options.
         seeds: instead of every `seeds:` of the config, as text ("0-4", "0,2,5").
         settings: "task.option=value" texts; the value is YAML, and a list is an axis.
         plugin_norms: names added to every norm list (not where `norms` is given).
@@ -56,16 +52,6 @@ class Overrides:
     threads: int | None = None
     many: bool = False
     timeout: float | None = None
-
-
-@dataclass(frozen=True)
-class Norm:
-    """One norm with options as given (not yet completed by a run's setting)."""
-
-    name: str
-    options: Mapping[str, Any]
-    label: str
-    info: NormInfo
 
 
 @dataclass(frozen=True)
@@ -95,6 +81,7 @@ class Reader:
         self.mistakes: list[str] = []
         self.missing: list[str] = []
         self.left_out: list[str] = []
+        self.norms = NormEntries(self.mistakes, overrides.norms, overrides.plugin_norms)
         for key in config:
             if key not in KEYS and not key.startswith("x-"):
                 self.mistakes.append(
@@ -105,7 +92,7 @@ class Reader:
 
     def blocks(self) -> list[Block]:
         entries = self._entries()
-        self._check_selected_norms(entries)
+        self.norms.check_wanted([given.get("norms", self.config.get("norms")) or [] for _, given in entries])
         blocks = []
         for name, given in entries:
             block = self._block(name, given)
@@ -114,7 +101,7 @@ class Reader:
         if not entries:
             if not self.mistakes:
                 self.mistakes.append(f"tasks: nothing to run; tasks: {', '.join(task_names())}")
-            self._norms(self.config.get("norms"), "")  # for their mistakes
+            self.norms.of(self.config.get("norms"), "")  # for their mistakes
             self._seeds(self.config.get("seeds"))
         return blocks
 
@@ -176,7 +163,7 @@ class Reader:
 
     def _block(self, name: str, given: dict[str, Any]) -> Block | None:
         before = len(self.mistakes)
-        norms = self._norms(
+        norms = self.norms.of(
             given.get("norms", self.config.get("norms")), f'task "{name}": ' if "norms" in given else ""
         )
         seeds = self._seeds(given.get("seeds", self.config.get("seeds")))
@@ -197,14 +184,14 @@ class Reader:
                 self.mistakes.append(
                     f'task "{task.name}": unknown option "{key}"; it has {", ".join(fields)}{nearest(key, fields)}'
                 )
-            elif _depth(value) > sequence_depth(fields[key].annotation):
+            elif depth(value) > sequence_depth(fields[key].annotation):
                 axes[key] = value
                 if not value:
                     self.mistakes.append(f'task "{task.name}": option "{key}": an empty list leaves nothing to run')
             else:
                 axes[key] = [value]
-        if too_many := _too_many(axes):
-            self.mistakes.append(f'task "{task.name}": {too_many}')
+        if many := too_many(axes):
+            self.mistakes.append(f'task "{task.name}": {many}')
             return []
         before = len(self.mistakes)
         settings, left_out = [], []
@@ -233,7 +220,7 @@ class Reader:
             where = ".".join(str(part) for part in e["loc"][:1])
             what = f'option "{where}" given {shown(e["input"])}: ' if where else ""
             for line in e["msg"].removeprefix("Value error, ").splitlines():
-                self.mistakes.append(_as_list(f'task "{task.name}": {what}{line}', given))
+                self.mistakes.append(as_list(f'task "{task.name}": {what}{line}', given))
             given.pop(where, None)
         with contextlib.suppress(ValidationError):  # the rest may name data that is not there
             self._checksum(task, task.options(**given))
@@ -245,7 +232,7 @@ class Reader:
         except ValueError as error:
             lines = self.missing if isinstance(error, NotPrepared) else self.mistakes
             said = [f'task "{task.name}": {line}' for line in str(error).splitlines()]
-            lines += [_as_list(line, dict(options)) for line in said]
+            lines += [as_list(line, dict(options)) for line in said]
         except OSError as error:
             where = cut(str(error.filename or self.data_dir), 120)
             self.mistakes.append(f'task "{task.name}": its data can not be read: {error.strerror}: {where}')
@@ -253,80 +240,6 @@ class Reader:
             text = cut(one_line(f"{type(error).__name__}: {error}"), 200)
             self.mistakes.append(f'task "{task.name}": data_checksum(options, data_dir) raised {text}')
         return ""
-
-    def _norms(self, given: Any, where: str) -> list[Norm]:
-        if given is None and not self.overrides.norms:
-            self.mistakes.append(f"{where}norms: missing; registered: {', '.join(norm_names())}")
-            return []
-        entries = self._norm_entries(given if given is not None else [], where)
-        if self.overrides.norms:
-            chosen = []
-            for name in self.overrides.norms:
-                matching = [e for e in entries if name in (e.name, e.label)]
-                chosen += matching or self._norm_entries([name] if name in norm_names() else [], where)
-            return list({(e.label, repr(e.options)): e for e in chosen}.values())
-        present = {e.name for e in entries}
-        entries += self._norm_entries([n for n in self.overrides.plugin_norms if n not in present], where)
-        if not entries and given == []:
-            self.mistakes.append(f"{where}norms: an empty list leaves nothing to run")
-        return entries
-
-    def _check_selected_norms(self, entries: list[tuple[str, dict[str, Any]]]) -> None:
-        """--norms names what is registered, or the label of an entry of some selected task."""
-        if not self.overrides.norms:
-            return
-        lists = [given.get("norms", self.config.get("norms")) or [] for _, given in entries]
-        quiet = Reader({}, Overrides(), self.data_dir)  # these entries' mistakes are reported where they are read
-        known = {*norm_names(), *(e.label for each in lists for e in quiet._norm_entries(each, ""))}
-        for name in self.overrides.norms:
-            if name not in known:
-                self.mistakes.append(
-                    f'--norms "{name}": unknown; known: {", ".join(sorted(known))}{nearest(name, known)}'
-                )
-
-    def _norm_entries(self, given: Any, where: str) -> list[Norm]:
-        if isinstance(given, str):
-            given = [given]
-        if not isinstance(given, list):
-            self.mistakes.append(f"{where}norms: a list of names is needed, not {kind(given)}")
-            return []
-        entries: list[Norm] = []
-        for item in given:
-            if isinstance(item, str):
-                name, options = item, None
-            elif isinstance(item, dict) and len(item) == 1:
-                name, options = next(iter(item.items()))
-            else:
-                self.mistakes.append(f"{where}norms: {shown(item)}: a name or {{name: {{option: value}}}} is needed")
-                continue
-            entries += self._norm_grid(name, options if options is not None else {}, where)
-        return entries
-
-    def _norm_grid(self, name: Any, options: Any, where: str) -> Iterator[Norm]:
-        try:
-            info, defaults, types = norm_info(name), norm_option_defaults(name), norm_option_types(name)
-        except ValueError as error:
-            self.mistakes.append(_as_list(f"{where}{error}", {"norms": name}))
-            return
-        if not isinstance(options, dict):
-            self.mistakes.append(f'{where}norm "{name}": a mapping of options is needed, not {kind(options)}')
-            return
-        axes = {}
-        for key, value in options.items():
-            one = max(_depth(defaults.get(key)), sequence_depth(types.get(key)))  # a default of None tells nothing
-            axes[key] = value if _depth(value) > one else [value]
-        if too_many := _too_many(axes):
-            self.mistakes.append(f'{where}norm "{name}": {too_many}')
-            return
-        for key, values in axes.items():
-            if not values:
-                self.mistakes.append(f'{where}norm "{name}": option "{key}": an empty list leaves nothing to run')
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            try:
-                yield Norm(name, chosen, norm_label(name, chosen), info)
-            except ValueError as error:
-                self.mistakes += [f"{where}{one_line(line)}" for line in str(error).splitlines()]
 
     def _seeds(self, given: Any) -> list[int]:
         given = given if self.overrides.seeds is None else self.overrides.seeds
@@ -351,27 +264,3 @@ class Reader:
             near = nearest(given, allowed) if isinstance(given, str) else ""
             self.mistakes.append(f"{key} {shown(given)}: allowed: {', '.join(allowed)}{near}")
         return str(given)
-
-
-def _depth(value: Any) -> int:
-    """How deep lists are nested: 0 for a plain value, 1 for a list of plain values."""
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
-
-
-def _as_list(line: str, given: Mapping[str, Any]) -> str:
-    """A line about something in `given`, which says how a list is written where it quotes a text with commas."""
-    for value in given.values():
-        if isinstance(value, str) and "," in value and value in line and "a list is written" not in line:
-            items = ", ".join(item.strip() for item in value.split(","))
-            return f"{line}; a list is written [{cut(items, 60)}]"
-    return line
-
-
-def _too_many(axes: Mapping[str, Collection[Any]]) -> str | None:
-    """The reason why these axes are too many to expand, or None."""
-    count = math.prod(map(len, axes.values()))
-    if count <= MOST_COMBINATIONS:
-        return None
-    sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items() if len(values) > 1)
-    number = f"{count:,}" if count < 10**12 else "more than 10^12"
-    return f"{number} combinations ({cut(sizes, 100)}); at most {MOST_COMBINATIONS:,} are planned"

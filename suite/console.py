@@ -4,10 +4,12 @@ a screen that is drawn anew, tables."""
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +31,80 @@ MOST_REPORTED = 10_000
 """Records up to which `run` writes a report: seconds."""
 
 
+class Voice:
+    """How much a command says beside its results and its errors: a state of the process, chosen before it starts.
+
+    Attributes:
+        quiet: neither progress nor notes.
+        verbose: also what is loaded and where time goes, and the traceback of a mistake, on stderr.
+    """
+
+    quiet = verbose = False
+
+
+voice = Voice()
+
+
+def say(line: str) -> None:
+    """Print a line about the progress of a command, unless it is to be quiet."""
+    if not voice.quiet:
+        print(line, flush=True)
+
+
+def explain(line: str) -> None:
+    """Print a line on stderr where the command is verbose."""
+    if voice.verbose:
+        print(f"verbose: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Where the command is verbose, say how long the part inside took, and whether it loaded torch."""
+    start, before = time.perf_counter(), "torch" in sys.modules
+    try:
+        yield
+    finally:
+        loaded = ", loading torch among it" if not before and "torch" in sys.modules else ""
+        explain(f"{what}: {time.perf_counter() - start:.2f} s{loaded}")
+
+
 def shown(text: str) -> str:
     """A text of one line or more, each of which shows on a terminal and has an end."""
     return "\n".join(cut(visible(line), _LONGEST_LINE) for line in text.split("\n"))
+
+
+_STATUS = re.compile(r"^(\[ *[0-9]+/[0-9]+\] )?(ok|diverged|failed before|failed|FALSE|note)(?= )")
+_COUNT = re.compile(r"\b([0-9]+ (?:ok|diverged|failed before|failed))(?=,|$)")
+_LOOKS = {
+    "ok": "green",
+    "diverged": "yellow",
+    "note": "yellow",
+    "failed": "red",
+    "failed before": "red",
+    "FALSE": "red",
+}
+
+
+def painted(line: str) -> str:
+    """A line whose first word, or the one behind "[3/92]", is a status: that word in its colour."""
+    return _STATUS.sub(lambda found: (found[1] or "") + terminal.paint(found[2], _LOOKS[found[2]]), line)
+
+
+def painted_counts(line: str) -> str:
+    """A line of counts, "4 ok, 1 failed, ...": those of a status in its colour."""
+    return _COUNT.sub(lambda found: terminal.paint(found[1], _LOOKS[found[1].partition(" ")[2]]), line)
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """Print a JSON document (suite.as_json)."""
+    from suite.as_json import as_text
+
+    print(as_text(dict(document)))
+
+
+def documented(as_json: bool) -> contextlib.AbstractContextManager[Any]:
+    """While inside, nothing else reaches stdout where it is to hold a document: a user's file may print."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -39,8 +112,8 @@ def print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
-def print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
+def print_notes(notes: Iterable[str]) -> None:
+    for note in () if voice.quiet else notes:
         print(f"note: {note}", file=sys.stderr)
 
 
@@ -49,7 +122,7 @@ def fail(message: str) -> int:
     if len(lines) > _MOST_LINES:
         lines = [*lines[: _MOST_LINES - 1], f"{len(lines) - _MOST_LINES + 1} more"]
     for line in lines:
-        print(f"error: {cut(line, _LONGEST_LINE)}", file=sys.stderr)
+        print(f"{terminal.paint('error:', 'red', sys.stderr)} {cut(line, _LONGEST_LINE)}", file=sys.stderr)
     return 2
 
 
@@ -58,16 +131,26 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
     """Prints events: a live display with one bar per run on a terminal, plain lines elsewhere."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
     from suite.progress import time_left
 
+    if voice.quiet:
+
+        def tell_failures(event: Event) -> None:
+            line = progress.take(event)
+            if line is not None and event.record is not None and event.record.status == "failed":
+                print(painted(shown(line)), flush=True)
+
+        yield tell_failures
+        return
     console = _console()
     if not console.is_terminal:
 
         def tell_plainly(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                print(shown(line), flush=True)
+                print(painted(shown(line)), flush=True)
 
         yield tell_plainly
         return
@@ -84,7 +167,7 @@ def display(progress: Progress) -> Iterator[Callable[[Event], None]]:
         def tell(event: Event) -> None:
             line = progress.take(event)
             if line is not None:
-                console.print(shown(line))
+                console.print(Text.from_ansi(terminal.codes(painted(shown(line)))))
             key = event.spec.key
             if key in progress.running and key not in rows:
                 name = cut(visible(progress.names.run(event.spec)), _LONGEST_NAME)
@@ -123,7 +206,15 @@ def _console() -> Console:
     from rich.console import Console
 
     screen = terminal.Output(sys.stdout.stream if isinstance(sys.stdout, terminal.Output) else sys.stdout, escape=False)
-    return Console(file=screen, soft_wrap=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+    return Console(
+        file=screen,  # type: ignore[arg-type]
+        force_terminal=screen.isatty(),  # else FORCE_COLOR would have a file hold movements of the cursor
+        no_color=not screen.colours,
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -222,9 +313,25 @@ def writing_to(out: Path) -> Iterator[Written]:
 
 def print_tables(tables: Sequence[Table]) -> None:
     """Print tables as wide as the terminal is."""
+    print(_tables(tables, shutil.get_terminal_size((120, 24)).columns))
+
+
+_BEST, _SECOND = ("\x01", "\x02"), ("\x03", "\x04")
+"""What stands around the best and the second before they are painted; in a name it would be made visible."""
+
+
+def _tables(rendered: Sequence[Table], width: int) -> str:
+    """Tables as text, the best in bold and the second underlined where stdout is in colours."""
     from results.tables.text import tables_text
 
-    print(tables_text(tables, shutil.get_terminal_size((120, 24)).columns, sys.stdout.encoding))
+    if not terminal.in_colours(sys.stdout):
+        return tables_text(rendered, width, sys.stdout.encoding)
+    text = tables_text(rendered, width, sys.stdout.encoding, ("%s".join(_BEST), "%s".join(_SECOND)))
+    for (before, after), look in ((_BEST, "bold"), (_SECOND, "underline")):
+        text = text.replace(f"{before}so{after}", terminal.paint("so", look))  # in a sentence: no columns to keep
+        on, off = terminal.paint("\0", look).split("\0")
+        text = text.replace(before, f" {on}").replace(after, f"{off} ")
+    return text
 
 
 def report_line(folder: Path, records: int) -> str:

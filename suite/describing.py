@@ -19,7 +19,7 @@ from results.declared import Declaration, NormNote, NormNotes, TaskNotes
 from results.escape import one_line
 from results.record import RunSpec
 from results.store import write_norms, write_tasks
-from suite.blocks import Norm
+from suite.norm_entries import Norm
 from tasks import get_task
 from tasks.base import Task
 from tasks.options import Options

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tomllib
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +83,17 @@ def commit() -> str:
     if not head or not top or Path(top).resolve() != ROOT:
         return "unknown"
     return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def version_line() -> str:
+    """NormSuite, its commit where it is a checkout, Python and torch with their versions; nothing of them is loaded."""
+    file = ROOT / "pyproject.toml"
+    if file.is_file():  # the metadata of a package may be those of another checkout
+        own = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
+    else:
+        own = importlib.metadata.version("normsuite")
+    revision = "" if commit() == "unknown" else f" (commit {commit()})"
+    return f"NormSuite {own}{revision}, Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
 
 
 def now() -> str:

@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 
+from suite.terminal import in_colours
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -51,6 +53,7 @@ class _Stream:
 
     def __init__(self, name: str, parent: Connection):
         self.name, self.parent, self.encoding = name, parent, getattr(sys, name).encoding
+        self.colours = in_colours(getattr(sys, name))
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):  # as text streams do: click takes those that bear bytes for binary ones

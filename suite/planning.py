@@ -29,10 +29,11 @@ from norms.registry import norm_info, resolve_norm_options
 from results.declared import TaskNotes
 from results.escape import cut, one_line
 from results.record import RunSpec
-from suite.blocks import Block, Norm, Overrides, Reader
+from suite.blocks import Block, Overrides, Reader
 from suite.config import ManyRuns, PlanError, folder_of, form_mistakes, read_config
 from suite.describing import Described, baseline, declaration
 from suite.folders import Folders
+from suite.norm_entries import Norm
 from suite.plugins import distinct, load_configured, load_installed
 from suite.trial import Trials, asked_for, trial_seconds
 from tasks import task_version

@@ -69,7 +69,7 @@ def plan(
             form.
         tasks: only these tasks of the config.
         norms: instead of the config's norms; a name or label selects the config's entries, another registered name is
-            added with its defaults.
+            added with its defaults, and "gn(num_groups=4)" with its options.
         seeds: instead of the config's, as a list or as text ("0-4").
         settings: {"task.option": value}, on top of the config; a list is an axis. Or texts "task.option=value".
         plugins: files of the user's own norms, tasks and the like; their norms are added to the config's.

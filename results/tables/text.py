@@ -9,6 +9,8 @@ from results.escape import columns_of, one_line, spell
 from results.tables.marked import LONGEST_SENTENCE, Style, left, marked_grid, right
 from results.tables.table import Table
 
+MARKS = ("*%s*", "_%s_")
+"""The best and the second."""
 NARROWEST = 20
 """Characters of a line at least, whatever the terminal says of itself."""
 
@@ -25,24 +27,27 @@ def to_text(table: Table, width: int | None = None, encoding: str = "utf-8") -> 
     return tables_text([table], width, encoding)
 
 
-def tables_text(tables: Sequence[Table], width: int | None = None, encoding: str = "utf-8") -> str:
+def tables_text(
+    tables: Sequence[Table], width: int | None = None, encoding: str = "utf-8", marks: tuple[str, str] = MARKS
+) -> str:
     """Tables for a terminal, one below the other. What stands under several of them is printed once, after the last.
 
-    Arguments as `to_text`.
+    Arguments as `to_text`, and marks: of the best and the second, with %s for the number; each of their characters
+    counts as one column.
     """
     width = None if width is None else max(width, NARROWEST)
-    style = _text_style(encoding)
+    style = _text_style(encoding, marks)
     homes: dict[str, list[Table]] = {}
     for table in tables:
         for sentence in table.caption:
             homes.setdefault(sentence, []).append(table)
     lines: list[str] = []
-    marks: list[str] = []
+    legend: list[str] = []
     for table in tables:
         body, notes = _body(table, width, style)
         own = [style.escape(sentence, LONGEST_SENTENCE) for sentence in table.caption if len(homes[sentence]) == 1]
         if any(cell is not None and cell.best for row in table.rows for cell in row.cells):
-            marks = ["Here the best is *so*, the second _so_."]
+            legend = [f"Here the best is {marks[0] % 'so'}, the second {marks[1] % 'so'}."]
         lines += [*body, "", *_wrapped([*own, *notes], width), *([""] if own or notes else [])]
     shared: list[str] = []
     for sentence, where in homes.items():
@@ -51,7 +56,7 @@ def tables_text(tables: Sequence[Table], width: int | None = None, encoding: str
             shared.append(style.escape(of + sentence, LONGEST_SENTENCE))
     if shared:
         lines.append("Under several tables:")
-    return "\n".join([*lines, *_wrapped([*shared, *marks], width)]).rstrip() + "\n"
+    return "\n".join([*lines, *_wrapped([*shared, *legend], width)]).rstrip() + "\n"
 
 
 def _wrapped(texts: Sequence[str], width: int | None) -> list[str]:
@@ -82,8 +87,8 @@ def _body(table: Table, width: int | None, style: Style) -> tuple[list[str], lis
     return lines, notes
 
 
-def _text_style(encoding: str) -> Style:
+def _text_style(encoding: str, marks: tuple[str, str]) -> Style:
     def say(text: str) -> str:
         return spell(text, encoding)
 
-    return Style(lambda text: say(one_line(text)), "*%s*", "_%s_", "[%s]", say(" ± "), say("—"))
+    return Style(lambda text: say(one_line(text)), *marks, "[%s]", say(" ± "), say("—"))

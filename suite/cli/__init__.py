@@ -1,13 +1,15 @@
 """The command line: the only package that reads argv and chooses exit codes; suite.console prints.
 
-app.py       the application, and what its commands share
-runs.py      run, debug, watch
-tables.py    tables
-figures.py   figures
-folders.py   runs list, runs rm, merge, diff
-report.py    report
-checks.py    check, convert-report, bench
-lists.py     list ..., data ...
+app.py         the application, and what its commands share
+completing.py  what a shell offers for an argument
+runs.py        run, debug, watch
+tables.py      tables
+figures.py     figures
+report.py      report
+folders.py     runs list, runs rm, merge, diff
+configs.py     config ...
+checks.py      check, convert-report, bench
+lists.py       list ..., data ...
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
@@ -22,6 +24,8 @@ import atexit
 import os
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +34,7 @@ import typer
 from suite import terminal
 from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
     checks,
+    configs,
     figures,
     folders,
     lists,
@@ -37,22 +42,34 @@ from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
     runs,
     tables,
 )
-from suite.cli.app import app
-from suite.console import fail
+from suite.cli.app import app as app
+from suite.cli.app import command_of, whole_command
+from suite.cli.completing import is_asked
+from suite.console import explain, fail, voice
 from suite.environment import set_allocator
 from suite.forked import watched
 
+_WATCHED = ("check", "convert-report")
+"""Commands that forward users' layers in this process."""
+
 
 def main() -> None:
-    """Entry point of `run_suite.py` and of the console script."""
+    """Entry point of `run_suite.py`, of `python -m suite` and of the console script."""
+    try:
+        if is_asked(sys.argv):  # by a shell, which reads scripts and words as they are
+            whole_command()()
+    except ValueError as error:
+        sys.exit(fail(str(error)))
     set_allocator()  # before any command imports torch
     before = set(threading.enumerate())
+    command = command_of(sys.argv[1:])
+    voice.quiet = voice.verbose = False
     with terminal.steady() as (out, _):
         code = _watch_app() if _forwards_layers(sys.argv[1:]) else _run_app()
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):  # a reader that has seen enough is none
             missing = fail(f"standard output: {getattr(out.lost, 'strerror', None) or out.lost}")
-            code = code or (0 if sys.argv[1:2] == ["run"] else missing)
+            code = code or (0 if command == "run" else missing)
     if any(not thread.daemon for thread in set(threading.enumerate()) - before):
         atexit._run_exitfuncs()  # all of the interpreter's exit but that it would wait for a plugin's thread for ever
         os._exit(code)
@@ -60,7 +77,8 @@ def main() -> None:
 
 
 def _forwards_layers(words: Sequence[str]) -> bool:
-    return words[:1] in (["check"], ["convert-report"]) or (words[:1] == ["report"] and "--check" in words)
+    command = command_of(words)
+    return command in _WATCHED or (command == "report" and "--check" in words)
 
 
 def _watch_app() -> int:
@@ -73,20 +91,27 @@ def _watch_app() -> int:
 
 
 def _run_app() -> int:
+    """The command in this process; returns its exit code."""
+    start = time.perf_counter()
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        code = app(standalone_mode=False)
+        code = whole_command()(standalone_mode=False)
     except usage_error as error:
         code = fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except (ValueError, OSError) as error:  # by the rules of this house, what a user can mend
+        if voice.verbose:
+            traceback.print_exc()
         code = fail(str(error))
     except (
         SystemExit
     ) as error:  # nothing of ours raises it: a user's file or layer would end the command as if all was done
         code = fail(f"sys.exit({error.code!r:.40}) was called in {_innermost(error)}; the command is not finished")
-    return code if isinstance(code, int) else 0
+    code = code if isinstance(code, int) else 0
+    torch = "with torch" if "torch" in sys.modules else "without torch"
+    explain(f"all of it: {time.perf_counter() - start:.2f} s, {torch}; exit code {code}")
+    return code
 
 
 def _innermost(error: BaseException) -> str:

@@ -9,6 +9,10 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
+
+from suite.cli import completing
+from suite.console import voice
 
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -18,9 +22,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A file with your own norms, tasks, models, ... (repeatable).")
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="A file with your own norms, tasks, models, ... (repeatable).",
+        autocompletion=completing.python_files,
+    ),
 ]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared data sets.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout in the place of text.")]
 
 
 ORDER = (
@@ -44,7 +54,86 @@ class _Commands(typer.core.TyperGroup):
             raise ValueError(f"a file ends too early: {error}") from error
 
 
-app = typer.Typer(cls=_Commands, help="NormSuite: what does a normalization layer change?", **SETTINGS)
+app = typer.Typer(
+    cls=_Commands,
+    help="NormSuite: what does a normalization layer change?",
+    context_settings={"help_option_names": ["-h", "--help"]},  # which every command inherits
+    **(SETTINGS | {"add_completion": True}),
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from suite.environment import version_line
+
+        print(version_line())
+        raise typer.Exit
+
+
+def _be_quiet(asked: bool) -> None:
+    voice.quiet = voice.quiet or asked
+    _check_voice()
+
+
+def _be_verbose(asked: bool) -> None:
+    voice.verbose = voice.verbose or asked
+    _check_voice()
+
+
+def _check_voice() -> None:
+    if voice.quiet and voice.verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other")
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, expose_value=False, help="What runs here."),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            callback=_be_quiet,
+            expose_value=False,
+            help="Neither progress nor notes: results, failed runs and errors only.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            callback=_be_verbose,
+            expose_value=False,
+            help="On stderr: what is loaded, where time goes, and the traceback of a mistake.",
+        ),
+    ] = False,
+) -> None:
+    """NormSuite: what does a normalization layer change?"""
+
+
+def whole_command() -> Any:
+    """The command of all commands, in which --quiet and --verbose may also stand behind a command's name."""
+    command: Any = typer.main.get_command(app)
+    of_all = [option for option in command.params if option.name in ("quiet", "verbose")]
+    for each in _below(command):
+        taken = {text for option in each.params for text in option.opts}
+        each.params += [option for option in of_all if not taken.intersection(option.opts)]
+    return command
+
+
+def _below(command: Any) -> Iterator[Any]:
+    for each in getattr(command, "commands", {}).values():
+        yield each
+        yield from _below(each)
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The name of the command that is called, "" without one. What may stand before it are flags, without values."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def split_names(option: str, text: str | None) -> tuple[str, ...]:
@@ -55,21 +144,13 @@ def split_names(option: str, text: str | None) -> tuple[str, ...]:
     """
     if text is None:
         return ()
-    parts, open_ = [""], ""
-    for character in text:
-        if character in "([":
-            open_ += character
-        elif character in ")]":
-            if open_[-1:] + character not in ("()", "[]"):
-                raise ValueError(f'{option} "{text[:120]}": a "{character}" closes nothing')
-            open_ = open_[:-1]
-        if character == "," and not open_:
-            parts.append("")
-        else:
-            parts[-1] += character
-    if open_:
-        raise ValueError(f'{option} "{text[:120]}": a "{open_[-1]}" is not closed')
-    names = tuple(part.strip() for part in parts if part.strip())
+    from suite.naming import split_outside
+
+    try:
+        parts = split_outside(text)
+    except ValueError as error:
+        raise ValueError(f'{option} "{text[:120]}": {error}') from error
+    names = tuple(filter(None, parts))
     if not names:
         raise ValueError(f'{option} "{text[:120]}": a name is needed')
     return names

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from results.escape import cut
 from suite.checking import check_lines, check_one_task, norms_to_check
-from suite.cli.app import DataDir, Plugins, app, as_options, parse_options
-from suite.console import print_lines
+from suite.cli import completing
+from suite.cli.app import AsJson, DataDir, Plugins, app, as_options, parse_options
+from suite.console import documented, painted, print_document, print_lines
 from suite.environment import check_device
 from suite.plugins import load_plugins
-
-if TYPE_CHECKING:
-    from norms.conformance import Check
 
 
 @app.command()
 def check(
     norms: Annotated[
-        list[str] | None, typer.Argument(help="Norms to check.  [default: those of the plugins, else all]")
+        list[str] | None,
+        typer.Argument(
+            help="Norms to check, as gn or 'gn(num_groups=4)'.  [default: those of the plugins, else all]",
+            autocompletion=completing.norm,
+        ),
     ] = None,
     all_norms: Annotated[bool, typer.Option("--all", help="Every registered norm, plugins' included.")] = False,
     options: Annotated[
@@ -36,10 +35,19 @@ def check(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="Check this task instead, by small runs; --option is then one of the task."),
+        typer.Option(
+            "--task",
+            help="Check this task instead, by small runs; --option is then one of the task.",
+            autocompletion=completing.task,
+        ),
     ] = None,
     norm: Annotated[
-        str | None, typer.Option("--norm", help='With --task: the norm of its runs.  [default: "bn"]')
+        str | None,
+        typer.Option(
+            "--norm",
+            help="With --task: the norm of its runs, as bn or 'gn(num_groups=4)'.  [default: bn]",
+            autocompletion=completing.norm,
+        ),
     ] = None,
     like: Annotated[
         Path | None,
@@ -47,10 +55,10 @@ def check(
             help="A Python file with a function reference(x, weight, bias, ...), to compare the one norm with."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout in the place of tables.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Where the layers are measured: cpu, cuda, ...")] = "cpu",
+    as_json: AsJson = False,
+    device: Annotated[
+        str, typer.Option(help="Where the layers are measured: cpu, cuda, ...", autocompletion=completing.devices)
+    ] = "cpu",
     plugin: Plugins = None,
     data_dir: DataDir = Path("data"),
 ) -> int:
@@ -68,19 +76,20 @@ def check(
     from norms.conformance import check_like, check_norm
     from norms.conformance.like import load_formula
     from norms.registry import norm_info, norm_label, resolve_norm_options
+    from suite.as_json import facts
+    from suite.naming import both
 
     given = parse_options(options)
     if task is not None:
-        for option, value in (("norms", norms), ("--all", all_norms), ("--like", like), ("--json", as_json)):
+        for option, value in (("norms", norms), ("--all", all_norms), ("--like", like)):
             if value:
                 raise ValueError(f"--task checks one task; {option} is for norms")
         if device != "cpu":
             raise ValueError(f'--device "{cut(device, 40)}": a task is checked on the cpu')
-        return check_one_task(task, given, norm, plugin, data_dir)
+        return check_one_task(task, given, norm, plugin, data_dir, as_json)
     if norm is not None:
         raise ValueError("--norm is for --task; norms to check are named without it")
-    # what a user's file prints is no part of the document
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with documented(as_json):
         chosen = norms_to_check(norms, all_norms, plugin)
         if len(chosen) != 1 and (given or like):
             option, those = "--option" if given else "--like", ", ".join(norms or ()) or f"{len(chosen)} norms"
@@ -88,23 +97,24 @@ def check(
         with as_options():
             check_device(device)
         formula = None if like is None else load_formula(like)
+        chosen = [(name, both(name, own, given)) for name, own in chosen]
     torch.set_num_threads(1)  # on inputs this small a second one costs more than it computes
     found, false = [], []
-    for name in chosen:
-        with torch.device(device), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            checks = check_like(name, formula, **given) if formula else []
-            checks += [c for c in check_norm(name, **given) if c not in checks]
-        label = norm_label(name, given)
-        options_used = {key: value for key, value in resolve_norm_options(name, given).items() if key in given}
-        found.append({"norm": name, "options": options_used, "source": norm_info(name).source, "facts": checks})
+    for name, options_given in chosen:
+        with torch.device(device), documented(as_json):
+            checks = check_like(name, formula, **options_given) if formula else []
+            checks += [c for c in check_norm(name, **options_given) if c not in checks]
+        label = norm_label(name, options_given)
+        used = {key: value for key, value in resolve_norm_options(name, options_given).items() if key in options_given}
+        found.append({"norm": name, "options": used, "source": norm_info(name).source, "facts": facts(checks)})
         if not as_json:
-            print_lines(check_lines(f"{label}: {norm_info(name).source}", checks))
+            print_lines(map(painted, check_lines(f"{label}: {norm_info(name).source}", checks)))
             sys.stdout.flush()
         false += [f"{label}: {c.fact}: declared {c.declared}, measured {c.measured}" for c in checks if c.false]
     for line in false:
         print(f"false: {line}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"norms": found, "false": len(false)}, default=_fact, allow_nan=False, indent=2))
+        print_document({"norms": found, "false": len(false)})
     else:
         print(f"{len(chosen)} norms checked, {len(false)} false facts")
     return 1 if false else 0
@@ -116,7 +126,9 @@ def convert_report(
         str,
         typer.Argument(help="A model of torchvision (classification, segmentation, detection, video), or timm:NAME."),
     ],
-    norm: Annotated[str, typer.Argument(help="The norm to put in.")],
+    norm: Annotated[
+        str, typer.Argument(help="The norm to put in, as gn or 'gn(num_groups=8)'.", autocompletion=completing.norm)
+    ],
     options: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the norm, such as num_groups=8 (repeatable)."),
@@ -134,10 +146,12 @@ def convert_report(
     """
     from norms.registry import make_norm, norm_label
     from suite.foreign import conversion_lines, convert_model
+    from suite.naming import both, named_norm
 
     load_plugins(plugin)
-    given = parse_options(options)
-    factory, label = make_norm(norm, **given), norm_label(norm, given)
+    name, own = named_norm(norm)
+    given = both(name, own, parse_options(options))
+    factory, label = make_norm(name, **given), norm_label(name, given)
     conversion = convert_model(model, factory, label, keep or ())
     print_lines(conversion_lines(conversion, model, label))
     return 0 if conversion.complete else 1
@@ -160,8 +174,3 @@ def bench(
     for name in names or BENCHMARKS:
         for line in BENCHMARKS[name]():
             print(line, flush=True)
-
-
-def _fact(check: Check) -> dict[str, Any]:
-    """A check in a JSON document, without the norm that it stands under."""
-    return {key: value for key, value in asdict(check).items() if key != "norm"}

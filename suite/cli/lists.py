@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from suite.cli.app import SETTINGS, DataDir, Plugins, app
-from suite.console import print_lines
+from suite.cli.app import SETTINGS, AsJson, DataDir, Plugins, app
+from suite.console import documented, print_document, print_lines, print_notes
 from suite.plugins import load_plugins
 
 list_app = typer.Typer(help="What there is: norms, tasks, data sets, metrics.", **SETTINGS)
@@ -19,12 +19,17 @@ app.add_typer(data_app, name="data")
 
 
 @list_app.command("norms")
-def list_norms(plugin: Plugins = None) -> None:
+def list_norms(as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Registered norms and the facts they declare."""
     from norms.registry import norm_info, norm_names, norm_option_defaults
+    from suite.as_json import norms_document
     from suite.progress import columns
 
-    load_plugins(plugin)
+    with documented(as_json):
+        load_plugins(plugin)
+    if as_json:
+        print_document(norms_document())
+        return
     rows = [("name", "mixes samples", "statistics over", "keeps statistics", "needs", "options", "source")]
     for name in norm_names():
         info = norm_info(name)
@@ -37,35 +42,46 @@ def list_norms(plugin: Plugins = None) -> None:
 
 
 @list_app.command("tasks")
-def list_tasks(plugin: Plugins = None) -> None:
+def list_tasks(as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Tasks, their metrics, and their options with defaults."""
+    from suite.as_json import tasks_document, type_text
     from suite.progress import columns
     from tasks import get_task, task_names
 
-    load_plugins(plugin)
+    with documented(as_json):
+        load_plugins(plugin)
+    if as_json:
+        print_document(tasks_document())
+        return
     for name in task_names():
         task = get_task(name)
         print(f"{name}: {', '.join(task.metrics)}")
         rows = [
-            (f"  {key}", f"= {field.get_default(call_default_factory=True)!r}", _annotation(field.annotation))
+            (f"  {key}", f"= {field.get_default(call_default_factory=True)!r}", type_text(field.annotation))
             for key, field in task.options.model_fields.items()
         ]
         print_lines(columns(rows))
 
 
 @list_app.command("datasets")
-def list_datasets(data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
+def list_datasets(as_json: AsJson = False, data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
     """Data sets, and whether they are prepared."""
-    data_list(data_dir, plugin)
+    data_list(as_json, data_dir, plugin)
 
 
 @list_app.command("metrics")
-def list_metrics(plugin: Plugins = None) -> None:
+def list_metrics(as_json: AsJson = False, plugin: Plugins = None) -> None:
     """Metrics: unit, direction, meaning."""
     from results import metrics
+    from suite.as_json import metrics_document
+
+    with documented(as_json):
+        load_plugins(plugin)
+    if as_json:
+        print_document(metrics_document())
+        return
     from suite.progress import columns
 
-    load_plugins(plugin)
     rows = [("name", "unit", "better", "meaning")]
     for name in metrics.METRICS:
         metric = metrics.METRICS[name]
@@ -75,12 +91,17 @@ def list_metrics(plugin: Plugins = None) -> None:
 
 
 @data_app.command("list")
-def data_list(data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
+def data_list(as_json: AsJson = False, data_dir: DataDir = Path("data"), plugin: Plugins = None) -> None:
     """Data sets, and whether they are prepared."""
+    from suite.as_json import datasets_document
     from suite.progress import columns
     from tasks import data
 
-    load_plugins(plugin)
+    with documented(as_json):
+        load_plugins(plugin)
+    if as_json:
+        print_document(datasets_document(data_dir))
+        return
     rows = [("name", "here", "what"), *((each.name, each.here, each.what) for each in data.listed(data_dir))]
     print_lines(columns(rows))
 
@@ -102,7 +123,7 @@ def data_prepare(
     load_plugins(plugin)
     done = data.prepare(name, data_dir, source=source, size=size, force=force)
     if done.layout:
-        print(f"note: {done.layout}", file=sys.stderr)
+        print_notes([done.layout])
     for note in done.notes:
         print(f"warning: {note}", file=sys.stderr)
     if done.made:
@@ -113,7 +134,3 @@ def data_prepare(
         raise ValueError(f'data set "{name}" is not here, and its source prepares nothing')
     else:
         print(f"{name} is prepared already in {data_dir}: nothing to do")
-
-
-def _annotation(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

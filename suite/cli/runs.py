@@ -13,22 +13,48 @@ from typing import Annotated, Any
 import typer
 
 from suite import terminal
+from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
-from suite.console import display, fail, print_lines, print_notes, report_line, screen, show_tables, shown
+from suite.console import (
+    display,
+    documented,
+    explain,
+    fail,
+    painted,
+    painted_counts,
+    print_document,
+    print_lines,
+    print_notes,
+    report_line,
+    say,
+    screen,
+    show_tables,
+    shown,
+    timed,
+    voice,
+)
 from suite.environment import check_device, export_threads
 
 
 @app.command()
 def run(
     config: Annotated[
-        Path, typer.Argument(help="A config file; configs/NAME.yaml is the suite's own where there is none here.")
+        Path,
+        typer.Argument(
+            help="A config file; configs/NAME.yaml is the suite's own where there is none here.",
+            autocompletion=completing.configs,
+        ),
     ] = Path("configs/quick.yaml"),
-    tasks: Annotated[str | None, typer.Option(help="Only these tasks of the config, separated by commas.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Only these tasks of the config, separated by commas.", autocompletion=completing.tasks),
+    ] = None,
     norms: Annotated[
         str | None,
         typer.Option(
-            help="Instead of the config's norms: a name or label selects the config's entries, another registered "
-            "name is added with its defaults."
+            help="Instead of the config's norms, separated by commas: a name or label selects the config's entries, "
+            "another registered name is added with its defaults, and 'gn(num_groups=4)' with these options.",
+            autocompletion=completing.norms,
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help='Instead of the config\'s seeds: "0-4", "0,2,5".')] = None,
@@ -61,9 +87,14 @@ def run(
     ] = "5m",
     out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
     plugin: Plugins = None,
-    device: Annotated[str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
+    ] = "cpu",
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: one JSON document on stdout in the place of text.")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
     keep_weights: Annotated[
         bool, typer.Option("--keep-weights", help="Keep the trained network of each run that is ok, as weights.pt.")
@@ -95,6 +126,8 @@ def run(
         check_device(device)
         check_loader_workers(loader_workers)
     check_trackers(tracker or ())
+    if as_json and not dry_run:
+        raise ValueError("--json is for --dry-run; what runs gave is read by results.load, or from tables --format csv")
     asked: dict[str, Any] = {
         "tasks": split_names("--tasks", tasks),
         "norms": split_names("--norms", norms),
@@ -110,17 +143,22 @@ def run(
     text = config_text(config)  # once: a pipe has one end
     given = parse_config(text, config)
     try:
-        planned = plan(given, many=yes, **asked)
+        with timed("planning"), documented(as_json):
+            planned = plan(given, many=yes, **asked)
     except ManyRuns as error:
         if not sys.stdin.isatty() or not typer.confirm(f"{error.lines[0].partition(';')[0]}. Make them?", err=True):
             raise
         planned = plan(given, many=True, **asked)
+    for each in planned.plugins:
+        explain(
+            f"plugin {each.file}: version {each.version}, {', '.join(f'{kind} {name}' for kind, name in each.names)}"
+        )
     idle = [file for file in plugin or () if not registered_by(file)]
-    print_notes([f'plugin "{file}" registers nothing, so no run executes it' for file in idle])
-    print_notes(planned.notes)
+    notes = [f'plugin "{file}" registers nothing, so no run executes it' for file in idle]
+    print_notes([*notes, *planned.notes])
     file = find_config(config)
     a_file = file.is_file()  # else a pipe, which nobody can read again
-    with as_options():
+    with as_options(), timed("reading what is done"):
         session = Session(
             planned,
             out if out is not None else Path("runs") / config.stem,
@@ -139,44 +177,52 @@ def run(
             loader_workers=loader_workers,
         )
     folder, names, todo = session.folder, session.names, session.status.todo
-    if out is None:
+    if out is None and not voice.quiet:
         for line in status.shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
+    if as_json:
+        from suite.as_json import plan_document
+
+        print_document(plan_document(session, notes))
+        return 0
     if dry_run:
         print_lines(status.describe(session.status, names))
-        print_lines(status.failed_before(session.status, names))
+        print_lines(map(painted, status.failed_before(session.status, names)))
         print_lines(status.dry_summary(session.status, session.jobs, session.left()))
         return 0
-    print_lines(status.left_out(planned))
+    for line in status.left_out(planned):
+        say(line)
     with as_options():
         unstored = session.begin()
     for line in unstored:
         print(f"not stored: {line}", file=sys.stderr)
     print_notes(session.notes)
     if session.restated:
-        print(f"budget: restated as {planned.budget} in {session.restated} records that were made before")
+        say(f"budget: restated as {planned.budget} in {session.restated} records that were made before")
     progress = Progress(todo, names, session.headlines, session.remaining, folder, session.begun)
     counts: Counter[str] = Counter()
     if todo:
-        print(
+        say(
             f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "
-            f"{shlex.quote(str(folder))}",
-            flush=True,
+            f"{shlex.quote(str(folder))}"
         )
         try:
-            with as_interrupts(), display(progress) as tell:
+            with timed("the runs"), as_interrupts(), display(progress) as tell:
                 counts = session.make(tell)
         except KeyboardInterrupt:
             print(f"\n{shown(progress.stopped_line())}", file=sys.stderr)
             return 130
     failed = session.status.failed + counts["failed"]
     try:
-        df, files = show_tables(folder, ("csv", "latex", "markdown"))
-        print(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
+        with timed("the tables"):
+            df, files = show_tables(folder, ("csv", "latex", "markdown"))
+        say(f"{len(files)} files of tables (CSV, LaTeX, Markdown) in {shlex.quote(str(folder / 'tables'))}")
         if a_file and not (tasks or norms or seeds is not None or settings):  # else the plan is smaller on purpose
             others = int((~df["key"].isin(session.keys)).sum())
-            print_lines(status.not_of_config(others, folder, config, _plan_options(plugin, data_dir)))
-        print(shown(report_line(folder, len(df))))
+            for line in status.not_of_config(others, folder, config, _plan_options(plugin, data_dir)):
+                say(line)
+        with timed("the report"):
+            say(shown(report_line(folder, len(df))))
     except (ValueError, OSError) as error:
         if not counts["stopped"] or any(record_files(folder)):  # else there is nothing to tabulate yet
             fail(str(error))
@@ -185,10 +231,10 @@ def run(
             f"no tables: {type(error).__name__}: {error}\n"
             f"`python run_suite.py tables {shlex.quote(str(folder))}` shows where; the records are complete"
         )
-    print_lines(status.failed_before(session.status, names))
+    print_lines(map(painted, status.failed_before(session.status, names)))
     if keep_weights:
         print_notes([*status.without_weights(session.status)])
-    print_lines(status.summary(session.status, counts, failed))
+    print_lines(map(painted_counts, status.summary(session.status, counts, failed)))
     if counts["stopped"]:
         print(shown(progress.stopped_line()), file=sys.stderr)
         return 130
@@ -197,17 +243,27 @@ def run(
 
 @app.command()
 def debug(
-    config: Annotated[Path, typer.Argument(help="A config file, as of `run`.")] = Path("configs/quick.yaml"),
+    config: Annotated[
+        Path, typer.Argument(help="A config file, as of `run`.", autocompletion=completing.configs)
+    ] = Path("configs/quick.yaml"),
     norm: Annotated[
-        str | None, typer.Option(help="Its norm, by name or label.  [default: that of the plugin, else the config's]")
+        str | None,
+        typer.Option(
+            help="Its norm, by name, label or as 'gn(num_groups=4)'.  [default: that of the plugin, else the config's]",
+            autocompletion=completing.norm,
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Its task.  [default: the config's first]")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Its task.  [default: the config's first]", autocompletion=completing.task)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Its seed.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Change an option (repeatable).")
     ] = None,
     plugin: Plugins = None,
-    device: Annotated[str, typer.Option(help="Where the run computes: cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where the run computes: cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
+    ] = "cpu",
     data_dir: DataDir = Path("data"),
 ) -> int:
     """Make one run of a config in this process, to look for a mistake: no record is written.
@@ -233,7 +289,7 @@ def debug(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)],
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Print what there is now, and leave.")] = False,
 ) -> None:

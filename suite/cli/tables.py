@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
 from suite.console import Asked, load_runs, print_notes, print_tables, show_tables, writing_to
 from suite.environment import export_threads
@@ -27,7 +28,7 @@ LISTS = ("tasks", "norms", "metrics", "order")
 
 @app.command()
 def tables(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)],
     formats: Annotated[
         str | None,
         typer.Option(

@@ -1,0 +1,9 @@
+"""NormSuite where it is installed or in a checkout: `python -m suite --help`."""
+
+if __name__ == "__main__":
+    try:
+        from suite.cli import main
+
+        main()
+    except KeyboardInterrupt:  # before the command line could take care of it
+        raise SystemExit(130) from None
