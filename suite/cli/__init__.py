@@ -5,6 +5,7 @@ runs.py      run, debug, watch
 tables.py    tables
 checks.py    check, convert-report, bench
 lists.py     list ..., data ...
+docs.py      docs
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
@@ -24,7 +25,7 @@ from typing import Any
 import typer
 
 from suite import terminal
-from suite.cli import checks, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
+from suite.cli import checks, docs, lists, runs, tables  # noqa: F401 - each adds its commands, in this order
 from suite.cli.app import app
 from suite.console import fail
 from suite.environment import set_allocator
