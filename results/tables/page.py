@@ -18,21 +18,26 @@ from results.tables.markdown import to_markdown
 from results.tables.table import Table
 
 _OURS = re.compile(r"python run_suite\.py tables (\S+|'[^']*') .*--page\b")
+_MOST_COMMANDS = 5
 _STATUSES = ("ok", "diverged", "failed", "skipped")
 
 
-def findings(df: pd.DataFrame, tables: Sequence[Table], made_by: str = "") -> str:
+def findings(df: pd.DataFrame, tables: Sequence[Table], made_by: str = "", brief: bool = False) -> str:
     """The facts about the runs as a list, then every table with its caption.
 
     Args:
         df: from `results.load`; the numbers are those of `tables`, which were made of it.
         tables: what to print, in this order.
-        made_by: the command that made the runs; "": told from the config that was planned last, where that is known.
+        made_by: the command that made the runs; "": what the folder says of it.
+        brief: the tables first, the facts as one paragraph below them: for a page about something else.
 
     Returns:
         Markdown without a title and without markers. No path of the machine is in it.
     """
-    return "\n".join([*(f"- {fact}" for fact in _facts(df, made_by)), "", *(to_markdown(table) for table in tables)])
+    rendered = [to_markdown(table) for table in tables]
+    if brief:
+        return "\n".join([*rendered, " ".join(_facts(df, made_by))])
+    return "\n".join([*(f"- {fact}" for fact in _facts(df, made_by)), "", *rendered])
 
 
 def write_page(
@@ -74,15 +79,15 @@ def write_page(
         return bool(match and source and match[1] == source[1])
 
     return pages.write_block(
-        file, command, findings(df, chosen, made_by), escape_markdown(heading), mine, retitle=bool(title)
+        file, command, findings(df, chosen, made_by, brief=bool(only)), escape_markdown(heading), mine, retitle=bool(title)
     )
 
 
 def _facts(df: pd.DataFrame, made_by: str) -> list[str]:
-    config = _config(df)
-    facts = []
-    if made_by or config:
-        facts.append(f"Made by {_code(made_by or f'python run_suite.py run {shlex.quote(config)}')}.")
+    config, facts = _config(df), []
+    commands = [made_by] if made_by else _commands(df)
+    if commands:
+        facts.append(f"Made by {', then '.join(map(_code, commands))}.")
     if config:
         facts.append(f"Config: {_code(config)}.")
     counts = df["status"].value_counts()
@@ -122,12 +127,32 @@ def _values(df: pd.DataFrame, column: str) -> list[str]:
     return [escape_markdown(value) for value in found if value]
 
 
+def _commands(df: pd.DataFrame) -> list[str]:
+    """The commands that the folder was made by, each once, in their order; of an older folder the one that its last
+    config asks for."""
+    plans = df.attrs.get("asked") or ()
+    found = [
+        shlex.join(["python", "run_suite.py", *map(_without_place, plan["command"])])
+        for plan in plans
+        if plan.get("command")
+    ]
+    if found:
+        return list(dict.fromkeys(found))[-_MOST_COMMANDS:]
+    config = _config(df)
+    return [shlex.join(["python", "run_suite.py", "run", config])] if config else []
+
+
 def _config(df: pd.DataFrame) -> str:
-    """The config that was planned last: its name and its folder's, since the rest of the path is the machine's."""
+    """The config that was planned last: its name and its folder's."""
     folder = df.attrs.get("folder")
-    planned = read_versions(folder) if folder else None
-    name = str((planned or {}).get("config") or "")
-    return "/".join(PurePath(name.replace("\\", "/")).parts[-2:]).lstrip("/")
+    return _without_place(str((read_versions(folder) if folder else {}).get("config") or ""))
+
+
+def _without_place(word: str) -> str:
+    """An absolute path without what only its machine knows: its last two parts. Other words stay."""
+    if not re.match(r"/|~|[A-Za-z]:[\\/]", word):
+        return word
+    return "/".join(PurePath(word.replace("\\", "/")).parts[-2:]).lstrip("/")
 
 
 def _code(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer.main
 
+from suite.config import read_config
 from suite.documents.docstrings import in_a_cell
 from suite.environment import ROOT
 
@@ -40,17 +41,21 @@ def _help(text: str) -> str:
 
 
 def all_configs() -> str:
-    """Every config of the suite: the first sentence of its comment."""
-    rows = ["| config | what |", "| --- | --- |"]
+    """Every config of the suite: what its comment says first, its tasks and its budget."""
+    rows = ["| config | what | tasks | budget |", "| --- | --- | --- | --- |"]
     for file in sorted((ROOT / "configs").glob("*.yaml")):
-        rows.append(f"| `configs/{file.name}` | {in_a_cell(_first_sentence(file.read_text(encoding='utf-8')))} |")
+        config = read_config(file)
+        tasks = ", ".join(f"`{task}`" for task in config["tasks"])
+        what = in_a_cell(_first_sentence(file.read_text(encoding="utf-8")))
+        rows.append(f"| `configs/{file.name}` | {what} | {tasks} | {config['budget']} |")
     return "\n".join(rows)
 
 
 def _first_sentence(text: str) -> str:
+    """Of the comment at the top of a file."""
     comment = []
     for line in text.splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("#") or line.startswith("#   "):
             break
         comment.append(line.lstrip("# "))
-    return re.split(r"(?<=[a-z)A-Z0-9]\.)\s+(?=[A-Z])|(?<=[.]`)\s", " ".join(comment), maxsplit=1)[0]
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", " ".join(comment), maxsplit=1)[0]
