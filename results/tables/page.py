@@ -78,6 +78,9 @@ def write_page(
         match = _OURS.match(other)
         return bool(match and source and match[1] == source[1])
 
+    tasks = {table.task for table in chosen}
+    if only and "" not in tasks:  # the facts are those of the runs in the tables
+        df = df[df["task"].isin(tasks)]
     return pages.write_block(
         file, command, findings(df, chosen, made_by, brief=bool(only)), escape_markdown(heading), mine, retitle=bool(title)
     )
