@@ -55,7 +55,9 @@ def blocks(text: str) -> list[Block]:
             fence = mark[1]
         elif begin := _BEGIN.fullmatch(line):
             if open_ is not None:
-                raise ValueError(f'line {number + 1}: a block begins inside that of line {open_[0] + 1}; "{_END}" first')
+                raise ValueError(
+                    f'line {number + 1}: a block begins inside that of line {open_[0] + 1}; "{_END}" first'
+                )
             open_ = number, begin[1]
         elif line == _END:
             if open_ is None:

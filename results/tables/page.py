@@ -82,7 +82,12 @@ def write_page(
     if only and "" not in tasks:  # the facts are those of the runs in the tables
         df = df[df["task"].isin(tasks)]
     return pages.write_block(
-        file, command, findings(df, chosen, made_by, brief=bool(only)), escape_markdown(heading), mine, retitle=bool(title)
+        file,
+        command,
+        findings(df, chosen, made_by, brief=bool(only)),
+        escape_markdown(heading),
+        mine,
+        retitle=bool(title),
     )
 
 
@@ -148,11 +153,14 @@ def _commands(df: pd.DataFrame) -> list[str]:
 def _config(df: pd.DataFrame) -> str:
     """The config that was planned last: its name and its folder's."""
     folder = df.attrs.get("folder")
-    return _without_place(str((read_versions(folder) if folder else {}).get("config") or ""))
+    return _without_place(read_versions(folder)["config"]) if folder else ""
 
 
 def _without_place(word: str) -> str:
     """An absolute path without what only its machine knows: its last two parts. Other words stay."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={_without_place(value)}"
     if not re.match(r"/|~|[A-Za-z]:[\\/]", word):
         return word
     return "/".join(PurePath(word.replace("\\", "/")).parts[-2:]).lstrip("/")

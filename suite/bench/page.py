@@ -12,8 +12,8 @@ import torch
 
 from results.pages import write_block
 from suite.bench.timings import BENCHMARKS
-from suite.environment import commit, cpu_count, describe, now
 from suite.documents.docstrings import in_a_cell
+from suite.environment import commit, cpu_count, describe, now
 
 _COMMAND = "python run_suite.py bench {name} --page {file}"
 _OURS = re.compile(r"python run_suite\.py bench (\w+) --page ")

@@ -75,7 +75,9 @@ def _spared(text: str) -> str:
     """Text in which Markdown finds no markup but code and emphasis of ours."""
     parts = text.split("`")
     outside = [re.sub(r"([|<>$\\\[\]])", r"\\\1", part) for part in parts[::2]]
-    outside = [re.sub(r"(?<![\w./])((?:[A-Za-z]\w*[./])*[A-Za-z]\w*_\w+(?:[./]\w+)*)", r"`\1`", part) for part in outside]
+    outside = [
+        re.sub(r"(?<![\w./])((?:[A-Za-z]\w*[./])*[A-Za-z]\w*_\w+(?:[./]\w+)*)", r"`\1`", part) for part in outside
+    ]
     outside = [re.sub(r" \*(?= )", r" \\*", part) for part in outside]
     inside = [part.replace("|", r"\|") for part in parts[1::2]]
     return "".join(a + (f"`{b}`" if b is not None else "") for a, b in zip(outside, [*inside, None], strict=True))

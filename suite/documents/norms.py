@@ -29,7 +29,14 @@ def overview() -> str:
         info = norm_info(name)
         needs = ", ".join(_NEEDS[need].split(",")[0] for need in sorted(info.needs))
         running = "yes" if info.keeps_stats else ""
-        cells = (f"[`{name}`](#{name})", in_a_cell(LAYERS[name][1]), _axes(info), running, needs, in_a_cell(info.source))
+        cells = (
+            f"[`{name}`](#{name})",
+            in_a_cell(LAYERS[name][1]),
+            _axes(info),
+            running,
+            needs,
+            in_a_cell(info.source),
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -40,16 +47,26 @@ def pages_of_norms() -> str:
 
 
 def _section(name: str) -> Iterator[str]:
-    info, layer = norm_info(name), make_norm(name).build
+    info, layer = norm_info(name), _class_of(name)
     said = parts_of(layer)
     yield from (f"## `{name}`", "", f"{in_a_cell(info.source)}.", "", as_markdown(said.words), "")
     yield from (*(f"- {fact}." for fact in _facts(info)), "")
-    rows = [*_options(name, said.sections.get("Args", {}))]
+    meanings: dict[str, str] = {}
+    for base in reversed(inspect.getmro(layer)):  # a layer that only adds something leaves its options to its base
+        if base.__module__.startswith("norms."):
+            meanings |= parts_of(base).sections.get("Args", {})
+    rows = [*_options(name, meanings)]
     if rows:
         yield from ("| option | default | meaning |", "| --- | --- | --- |", *rows, "")
     refused = _refused(layer)
     if refused:
         yield from (f"Refused with a ValueError: {in_a_cell(refused)}", "")
+
+
+def _class_of(name: str) -> type:
+    layer = make_norm(name).build
+    assert isinstance(layer, type)  # the suite's own norms are classes
+    return layer
 
 
 def _facts(info: NormInfo) -> Iterator[str]:

@@ -73,9 +73,13 @@ def _type(kind: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in inside)
     if origin in (typing.Union, UnionType):
-        return ", ".join([*(_type(part) for part in inside if part is not NoneType)] + ["`null`"] * (NoneType in inside))
+        return ", ".join(
+            [*(_type(part) for part in inside if part is not NoneType)] + ["`null`"] * (NoneType in inside)
+        )
     if origin is tuple:
-        return "list of numbers" if inside[0] is not str and "`" not in _type(inside[0]) else f"list of {_type(inside[0])}"
+        return (
+            "list of numbers" if inside[0] is not str and "`" not in _type(inside[0]) else f"list of {_type(inside[0])}"
+        )
     if origin is dict:
         return "mapping"
     words = {bool: "`true`, `false`", int: "integer", float: "number", str: "text", NoneType: "`null`"}
@@ -99,7 +103,10 @@ def _metric_row(metric: metrics.Metric, own: str) -> str:
 
 def all_datasets() -> str:
     """Every data set that the suite knows by name, whether it is here or not."""
-    rows = ["| name | what | classes | images | domains | from | licence |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| name | what | classes | images | domains | from | licence |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name in data.dataset_names():
         info = data.dataset_info(name)
         sizes = ", ".join(f"{count:,} {part}" for part, count in info.sizes.items())

@@ -45,7 +45,8 @@ def page_of(df, file, command=COMMAND, **more):
 
 
 def test_a_block_is_replaced_and_every_other_line_stays():
-    text = f"# A\n\nwords\n\n<!-- made by: {COMMAND} -->\nold\n<!-- end -->\n\nmore\n\n<!-- made by: x -->\ny\n<!-- end -->\n"
+    text = f"# A\n\nwords\n\n<!-- made by: {COMMAND} -->\nold\n<!-- end -->\n\nmore\n"
+    text += "\n<!-- made by: x -->\ny\n<!-- end -->\n"
     new = pages.with_block(text, COMMAND, "new\n\nlines")
     assert new == text.replace("\nold\n", "\n\nnew\n\nlines\n\n")
     assert pages.with_block(new, COMMAND, "new\n\nlines") == new
@@ -100,9 +101,11 @@ def test_a_page_of_findings_says_what_it_was_made_of(tmp_path):
 
 def test_the_commands_that_a_folder_keeps_stand_on_its_page(tmp_path):
     df = plant(tmp_path / "a")
-    plans = [{"command": ["run", "/home/me/configs/mine.yaml", "--seeds", "0-1"], "config": ""}] * 2
+    plans = [
+        {"command": ["run", "/home/me/configs/mine.yaml", "--seeds", "0-1", "--out=/home/me/x/y"], "config": ""}
+    ] * 2
     df.attrs["asked"] = [*plans, {"command": [], "config": ""}]
-    assert findings(df, []).count("`python run_suite.py run configs/mine.yaml --seeds 0-1`") == 1
+    assert findings(df, []).count("`python run_suite.py run configs/mine.yaml --seeds 0-1 --out=x/y`") == 1
     assert "/home" not in findings(df, [])
 
 
@@ -137,7 +140,7 @@ def test_some_tables_stand_before_the_facts_of_their_runs(tmp_path):
     text = page_of(df, tmp_path / "page.md", only=["classification"])
     assert text.index("### classification") < text.index("Runs: 4")
     assert "Overall" not in text
-    with pytest.raises(ValueError, match='no table is named "clasification".*classification'):
+    with pytest.raises(ValueError, match=r'no table is named "clasification".*classification'):
         page_of(df, tmp_path / "other.md", only=["clasification"])
     assert not (tmp_path / "other.md").exists()
 
