@@ -25,7 +25,7 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of prepared da
 
 ORDER = (
     *("run", "debug", "watch", "tables", "figures", "report"),
-    *("runs", "merge", "diff", "config", "check", "convert-report", "list", "data", "bench"),
+    *("runs", "merge", "diff", "config", "check", "convert-report", "list", "data", "bench", "docs"),
 )
 """The commands as `--help` lists them: what a newcomer needs first."""
 

@@ -101,10 +101,8 @@ def test_a_page_of_findings_says_what_it_was_made_of(tmp_path):
 
 def test_the_commands_that_a_folder_keeps_stand_on_its_page(tmp_path):
     df = plant(tmp_path / "a")
-    plans = [
-        {"command": ["run", "/home/me/configs/mine.yaml", "--seeds", "0-1", "--out=/home/me/x/y"], "config": ""}
-    ] * 2
-    df.attrs["asked"] = [*plans, {"command": [], "config": ""}]
+    words = ["run", "/home/me/configs/mine.yaml", "--seeds", "0-1", "--out=/home/me/x/y"]
+    df.attrs["asked"] = [{"command": words}, {"command": words}, {"command": []}]
     assert findings(df, []).count("`python run_suite.py run configs/mine.yaml --seeds 0-1 --out=x/y`") == 1
     assert "/home" not in findings(df, [])
 

@@ -1,18 +1,18 @@
 """README.md and docs/ as a reader meets them: commands that are there, links that lead somewhere, code that runs."""
 
 import re
-import shlex
 
 import pytest
 import typer.main
 import yaml
+from parts.doc_pages import COMMANDS, PAGES, command_lines, words_of
 
 from results.pages import blocks
 from results.record import RunRecord, RunSpec
 from results.store import write_record
 from suite.cli.app import app
 from suite.config import find_config, read_config
-from suite.documents.made import COMMAND, page_files
+from suite.documents.made import COMMAND
 from suite.environment import ROOT
 
 PENDING = frozenset(
@@ -27,27 +27,15 @@ PENDING_FILES = frozenset({"docs/pictures/norm_batch.svg", "docs/pictures/report
 PENDING_BLOCKS = ("python run_suite.py bench ",)
 """Beginnings of commands whose blocks on the pages are empty until they are measured."""
 NOT_COMMANDS = {"python run_suite.py": "the program itself, in a sentence about its names"}
-"""What looks like a command and is not parsed -> why. All others are parsed; those of the pages about plugins, whose
-files stand beside them, are run by tests/suite/test_docs.py, and `run` on configs by tests/test_project.py."""
+"""What looks like a command and is not parsed -> why. All others are parsed; tests/suite/test_docs.py runs those of the
+pages about plugins, and those of all pages that run in seconds (`run` as a dry run)."""
 
-PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in page_files(ROOT)}
-INLINE = re.compile(r"`(python run_suite\.py[^`]*)`")
-LINE = re.compile(r"^(?: *\$ | +|)(python run_suite\.py\b.*)$")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 USAGE = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 """What the parser raises for what it does not know."""
 
 
-def command_lines(text):
-    """Every command of a page: of fenced and indented lines, continued ones joined, and of code in sentences."""
-    text = re.sub(r"^<!-- made by: .*$", "", text, flags=re.MULTILINE)
-    inline = [" ".join(found.split()) for found in INLINE.findall(re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))]
-    lines = re.sub(r" \\\n\s*", " ", text).split("\n")
-    return inline + [match[1] for line in lines if "`" not in line and (match := LINE.match(line))]
-
-
-COMMANDS = sorted({(name, line) for name, text in PAGES.items() for line in command_lines(text)})
 MADE_BY = sorted({(name, block.command) for name, text in PAGES.items() for block in blocks(text)})
 
 
@@ -84,10 +72,6 @@ def pending(words):
         if (len(parts := word.split()) == 1 and word == words[0])
         or (len(parts) == 2 and parts[0] == words[0] and parts[1] in words)
     }
-
-
-def words_of(line):
-    return shlex.split(line, comments=True)[2:]
 
 
 def test_every_page_has_commands_and_none_is_overlooked():
