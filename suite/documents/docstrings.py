@@ -78,6 +78,11 @@ def _spared(text: str) -> str:
     outside = [
         re.sub(r"(?<![\w./])((?:[A-Za-z]\w*[./])*[A-Za-z]\w*_\w+(?:[./]\w+)*)", r"`\1`", part) for part in outside
     ]
-    outside = [re.sub(r" \*(?= )", r" \\*", part) for part in outside]
+    outside = [re.sub(r"(?<!\w)\*(\w[^*]*\w)\*(?!\w)|\*", _starred, part) for part in outside]
     inside = [part.replace("|", r"\|") for part in parts[1::2]]
     return "".join(a + (f"`{b}`" if b is not None else "") for a, b in zip(outside, [*inside, None], strict=True))
+
+
+def _starred(match: re.Match[str]) -> str:
+    """Emphasis of whole words stays, a product's star is a star."""
+    return match[0] if match[1] else r"\*"

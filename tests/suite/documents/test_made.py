@@ -143,4 +143,7 @@ def test_words_of_docstrings_are_no_markup():
         in_a_cell("a_b | <i> x[k] `c|d` tasks.step.train_step")
         == r"`a_b` \| \<i\> x\[k\] `c\|d` `tasks.step.train_step`"
     )
+    assert in_a_cell("D = C*H*W of (N, C, *), a * b; *not confirmed*, so") == (
+        r"D = C\*H\*W of (N, C, \*), a \* b; *not confirmed*, so"
+    )
     assert as_markdown("a_b\n\n    y = a_b * <x>") == "`a_b`\n\n    y = a_b * <x>"
