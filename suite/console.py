@@ -254,6 +254,17 @@ def load_runs(folder: Path, keys: Collection[str] | None = None) -> DataFrame:
     return df
 
 
+def render(df: DataFrame, asked: Asked) -> list[Table]:
+    """The tables of runs, as they are asked for. Raises ValueError for an unknown name, or no runs."""
+    from results.tables.build import render_all
+    from results.tables.choices import named_reference
+    from results.tables.pivot import REFERENCE
+
+    reference = REFERENCE if asked.reference is None or df.empty else named_reference(df, asked.reference)
+    names = list(asked.metrics) or None, list(asked.sweep) or None
+    return render_all(df, asked.select, *names, reference, asked.digits)
+
+
 def show_tables(
     folder: Path,
     formats: Sequence[str],
@@ -276,16 +287,11 @@ def show_tables(
     Raises:
         ValueError: there is no run, or a name is unknown; or, after all is printed, the tables can not be written.
     """
-    from results.tables.build import render_all
-    from results.tables.choices import named_reference
-    from results.tables.pivot import REFERENCE
     from results.tables.writing import write_tables
 
     asked, out = asked or Asked(), out or folder / "tables"
     df = load_runs(folder, keys)
-    reference = REFERENCE if asked.reference is None or df.empty else named_reference(df, asked.reference)
-    names = list(asked.metrics) or None, list(asked.sweep) or None
-    rendered = render_all(df, asked.select, *names, reference, asked.digits)
+    rendered = render(df, asked)
     with writing_to(out) as written:
         written += write_tables(rendered, out, list(formats), asked.caption) if formats else []
     print_tables(rendered)

@@ -14,5 +14,6 @@ grid.py      a table as heads, labels and entries, turned if asked for
 styled.py    by the Styler of pandas: HTML, Excel
 paper_latex.py   LaTeX that fits a column, or a page, of a two-column document
 widths.py    how wide a text will be there
+page.py      a page of findings, of several tables
 writing.py   every format's files in a folder, by the names of stems.py
 """

@@ -8,5 +8,6 @@ grids.py        the engine, jobs, planning and tables
 rivals.py       bare loops that the suite's are compared with
 bookkeeping.py  checkpoints and the loop
 reading.py      images that are decoded while they are read, per second
+page.py         timings as a page of Markdown
 timing.py       how two things are timed in one run
 """

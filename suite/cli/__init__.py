@@ -10,6 +10,7 @@ folders.py     runs list, runs rm, merge, diff
 configs.py     config ...
 checks.py      check, convert-report, bench
 lists.py       list ..., data ...
+docs.py        docs
 
 Exit codes: 0 done (diverged and skipped are results); 1 a run failed, or a norm does not keep what it declares; 2 a
 mistake in what was given, nothing was run; 130 stopped by Ctrl-C or another signal, or a run was told to leave.
@@ -35,6 +36,7 @@ from suite import terminal
 from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
     checks,
     configs,
+    docs,
     figures,
     folders,
     lists,

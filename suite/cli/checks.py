@@ -160,6 +160,13 @@ def convert_report(
 @app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks.  [default: all]")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write them into this page of Markdown, too, each as soon as it is measured, with command, commit, "
+            "machine and date; other benchmarks on it stay."
+        ),
+    ] = None,
 ) -> None:
     """Timings as ratios: layers, training steps, checkpoints, the loop, images read, the allocator, scale."""
     from norms.values import nearest
@@ -172,5 +179,11 @@ def bench(
         ]
         raise ValueError("\n".join(lines))
     for name in names or BENCHMARKS:
+        lines = []
         for line in BENCHMARKS[name]():
             print(line, flush=True)
+            lines.append(line)
+        if page is not None:
+            from suite.bench.page import write_benchmark
+
+            write_benchmark(page, name, lines)

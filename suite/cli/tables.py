@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
-from suite.console import Asked, load_runs, print_notes, print_tables, show_tables, writing_to
+from suite.console import Asked, load_runs, print_notes, print_tables, render, show_tables, writing_to
 from suite.environment import export_threads
 from suite.plugins import load_plugins
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from results.tables.paper_style import PaperStyle
+    from results.tables.table import Table
 
 PAPER = "With --paper: "
 LISTS = ("tasks", "norms", "metrics", "order")
@@ -84,6 +86,17 @@ def tables(
     numbers: Annotated[
         str | None, typer.Option(help=f"{PAPER}plain, or siunitx for columns aligned at the decimal point.")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the tables into this page of Markdown, with command, config, commit, machine and dates, in "
+            "the place of printing them; the text that people wrote there stays."
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="With --page: its title.  [default: the config's name]")] = "",
+    only: Annotated[
+        str | None, typer.Option(help="With --page: only these tables by their files' names, separated by commas.")
+    ] = None,
     plugin: Plugins = None,
     data_dir: DataDir = Path("data"),
 ) -> None:
@@ -112,11 +125,16 @@ def tables(
         from suite.session import planned_keys
 
         keys = planned_keys(configs, own, data_dir)
+    if page is None and (title or only is not None):
+        raise ValueError(f"--{'title' if title else 'only'} is for --page")
+    if page is not None and (formats is not None or out is not None):
+        raise ValueError("--format and --out are for files of tables, --page for a page; give one of them")
+    pages = None if page is None else Page(page, title, split_names("--only", only))
     if paper or style:
         if sweep is not None:
             raise ValueError("--sweep: not with --paper, whose table has a column for each setting")
         given = {"metrics": metrics, "select": select, "reference": reference, "digits": digits, "caption": caption}
-        df = _paper(folder, style, _asked({**of_paper, **given, "format": formats, "out": out}), keys)
+        df = _paper(folder, style, _asked({**of_paper, **given, "format": formats, "out": out}), keys, pages)
     else:
         with as_options():
             asked = Asked(
@@ -128,11 +146,15 @@ def tables(
                 "short" if caption is None else caption,
             )
         changed = asked != Asked() or keys is not None
-        target = _target(folder, out, "custom" if changed else "")
-        names = split_names("--format", formats) or (("csv", "latex", "markdown") if out is not None else ())
-        df, files = show_tables(folder, names, asked, keys, target)
-        if files:
-            print(_written(len(files), target, changed))
+        if pages is not None:
+            df = load_runs(folder, keys)
+            pages.write(df, render(df, asked))
+        else:
+            target = _target(folder, out, "custom" if changed else "")
+            names = split_names("--format", formats) or (("csv", "latex", "markdown") if out is not None else ())
+            df, files = show_tables(folder, names, asked, keys, target)
+            if files:
+                print(_written(len(files), target, changed))
     if keys is not None:
         print(
             f"{df.attrs['records']} records of {', '.join(map(str, configs or ()))}; "
@@ -140,14 +162,19 @@ def tables(
         )
 
 
-def _paper(folder: Path, style: Path | None, given: PaperStyle, keys: Collection[str] | None) -> DataFrame:
+def _paper(
+    folder: Path, style: Path | None, given: PaperStyle, keys: Collection[str] | None, page: Page | None
+) -> DataFrame:
     from results.tables.paper import paper_table
     from results.tables.writing import write_paper
 
     asked = given if style is None else given.over(_read_style(style))
-    out = _target(folder, None if asked.out is None else Path(asked.out), "paper")
     df = load_runs(folder, keys)
     table = paper_table(df, **asked.of_table)
+    if page is not None:
+        page.write(df, [replace(table, caption=table.short)])
+        return df
+    out = _target(folder, None if asked.out is None else Path(asked.out), "paper")
     with writing_to(out) as files, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", UserWarning)
         files += write_paper(table, out, asked.format or ("latex",), **asked.of_files)
@@ -218,3 +245,19 @@ def _target(folder: Path, out: Path | None, below: str) -> Path:
 def _written(count: int, out: Path, changed: bool) -> str:
     kept = "; `run` does not touch them" if changed else ""
     return f"{count} files of tables in {shlex.quote(str(out))}{kept}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of Markdown that takes tables in the place of the terminal; `only`: names of tables, none: all."""
+
+    file: Path
+    title: str
+    only: tuple[str, ...]
+
+    def write(self, df: DataFrame, tables: Sequence[Table]) -> None:
+        from results.tables.page import write_page
+
+        command = shlex.join(["python", "run_suite.py", *sys.argv[1:]])
+        write_page(df, tables, self.file, command, self.title, self.only)
+        print(f"{len(self.only or tables)} tables of {len(df)} runs in {shlex.quote(str(self.file))}")

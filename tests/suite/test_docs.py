@@ -1,9 +1,11 @@
-"""docs/your-norm.md and docs/your-task.md: a stranger who copies the files and types the commands gets tables."""
+"""A stranger who copies the files of docs/your-norm.md and docs/your-task.md and types the commands gets tables; and
+the commands of all pages do something, `run` as a dry run."""
 
 import re
 import sys
 
 import pytest
+from parts.doc_pages import COMMANDS, words_of
 
 from suite import cli
 from suite.environment import ROOT
@@ -30,7 +32,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "set_allocator", lambda: None)
 
     def call(command):
-        monkeypatch.setattr(sys, "argv", ["run_suite.py", *command.split()])
+        monkeypatch.setattr(sys, "argv", ["run_suite.py", *(command.split() if isinstance(command, str) else command)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         said = capsys.readouterr()
@@ -67,3 +69,34 @@ def test_every_command_of_the_docs_does_what_it_says(call, tmp_path, name, comma
     if tiny:
         assert re.search(r"^\d ok, 0 skipped, 0 already done$", out, re.MULTILINE)
         assert ("first loss (nats) ↓" in out) == ("my_metric.py" in command)
+
+
+OWN_FILES = ("your-norm.md", "your-task.md")
+GRIDS = sorted(
+    {
+        line
+        for name, line in COMMANDS
+        if words_of(line)[:1] == ["run"] and not name.endswith(OWN_FILES) and "--plugin" not in words_of(line)
+    }
+)
+NOT_YET = ("--json", "gn(num_groups=4)")
+"""In commands that come with another branch."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in GRIDS if not any(part in line for part in NOT_YET)])
+def test_every_grid_of_the_pages_plans(call, line):
+    """Without data that are not here, and without the device."""
+    words = [word for word in words_of(line) if word not in ("--dry-run", "--device", "cuda")]
+    words = ["configs/quick.yaml" if word == "CONFIG" else word for word in words]
+    words = [re.sub(r"genotype=.*", "genotype=DARTS_V2", word) for word in words]
+    code, out, err = call([*words, "--dry-run", "--out", "elsewhere"])
+    assert code == 0, err
+    assert "to do" in out
+
+
+@pytest.mark.parametrize("words", ["list norms", "list tasks", "list metrics", "list datasets", "data list"])
+def test_what_there_is_is_listed(call, words):
+    code, out, err = call(words)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) > 6

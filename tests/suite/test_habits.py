@@ -355,7 +355,7 @@ def test_a_task_s_facts_as_json(suite, monkeypatch):
 
 
 def test_documents_hold_no_number_that_json_has_not():
-    text = documents.as_text(
+    text = as_json.as_text(
         {"a": float("nan"), "b": [float("inf"), 1.5], "c": frozenset({"y", "x"}), "d": (True, None)}
     )
     assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": ["x", "y"], "d": [True, None]}
