@@ -23,13 +23,13 @@ runs = typer.Typer(help="The runs of a folder of results: list them, remove them
 app.add_typer(runs, name="runs")
 
 Folder = Annotated[Path, typer.Argument(help="A folder of results.")]
-Tasks = Annotated[str | None, typer.Option("--task", help="Only these tasks, separated by commas.")]
-Norms = Annotated[str | None, typer.Option("--norm", help="Only these norms, by name or label.")]
+Tasks = Annotated[str | None, typer.Option("--tasks", help="Only these tasks, separated by commas.")]
+Norms = Annotated[str | None, typer.Option("--norms", help="Only these norms, by name or label.")]
 Statuses = Annotated[
     str | None,
     typer.Option("--status", help="Only ok, diverged, failed, skipped, damaged, unfinished, busy (being made)."),
 ]
-Seeds = Annotated[str | None, typer.Option("--seed", help='Only these seeds: "0-4", "0,2,5".')]
+Seeds = Annotated[str | None, typer.Option("--seeds", help='Only these seeds: "0-4", "0,2,5".')]
 
 
 @runs.command("list")
@@ -80,7 +80,7 @@ def rm(
 
     given = (keys, task, norm, status, seed)
     if not any(value is not None and value != [] for value in given) and not everything:
-        raise ValueError("nothing says which runs: give keys, --task, --norm, --status, --seed, or --all")
+        raise ValueError("nothing says which runs: give keys, --tasks, --norms, --status, --seeds, or --all")
     if everything and any(value is not None and value != [] for value in given):
         raise ValueError("--all means every run; give it without keys and filters")
     found, _ = _chosen(folder, task, norm, status, seed, tuple(keys or ()))
@@ -142,7 +142,7 @@ def merge(
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A folder of results.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="The folder that is compared with it.")],
-    metric: Annotated[str | None, typer.Option(help="Only these metrics, separated by commas.")] = None,
+    metric: Annotated[str | None, typer.Option("--metrics", help="Only these metrics, separated by commas.")] = None,
     task: Tasks = None,
     tolerance: Annotated[
         float, typer.Option(help="A difference up to this share of a value (or of 1) counts as reproduced.")
@@ -177,7 +177,7 @@ def diff(
             )
     with as_options():
         found = results.diff(
-            frames[0], frames[1], split_names("--metric", metric), split_names("--task", task), tolerance
+            frames[0], frames[1], split_names("--metrics", metric), split_names("--tasks", task), tolerance
         )
     if as_json:
         rows = [_finite(row) for row in found.to_dict("records")]
@@ -197,7 +197,7 @@ def _chosen(
     from results.folders import choose, list_runs
     from suite.config import parse_seeds
 
-    names = split_names("--task", task), split_names("--norm", norm), split_names("--status", status)
+    names = split_names("--tasks", task), split_names("--norms", norm), split_names("--status", status)
     seeds = () if seed is None else parse_seeds(seed)
     found, lines = list_runs(folder)
     return choose(found, *names, seeds, keys), [cut(line, 1000) for line in lines]

@@ -79,12 +79,10 @@ GRIDS = sorted(
         if words_of(line)[:1] == ["run"] and not name.endswith(OWN_FILES) and "--plugin" not in words_of(line)
     }
 )
-NOT_YET = ("--json", "gn(num_groups=4)")
-"""In commands that come with another branch."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in GRIDS if not any(part in line for part in NOT_YET)])
+@pytest.mark.parametrize("line", GRIDS)
 def test_every_grid_of_the_pages_plans(call, line):
     """Without data that are not here, and without the device."""
     words = [word for word in words_of(line) if word not in ("--dry-run", "--device", "cuda")]

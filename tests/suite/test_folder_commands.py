@@ -42,7 +42,7 @@ def out(tmp_path):
 
 
 def test_runs_are_listed_as_lines_and_as_json(suite, out):
-    code, lines, err = suite("runs", "list", out, "--norm", "gn")
+    code, lines, err = suite("runs", "list", out, "--norms", "gn")
     assert (code, err) == (0, [])
     assert lines[0].split()[:4] == ["task", "norm", "setting", "seed"]
     assert [line.split()[-1] for line in lines[1:3]] == [spec("gn", s).key for s in (0, 1)]
@@ -55,17 +55,17 @@ def test_runs_are_listed_as_lines_and_as_json(suite, out):
 def test_nothing_is_removed_without_a_word(suite, out, monkeypatch):
     before = content(out)
     assert suite("runs", "rm", out)[0] == 2
-    assert suite("runs", "rm", out, "--all", "--norm", "gn")[0] == 2
-    code, _, err = suite("runs", "rm", out, "--norm", "gn")  # standard input is no terminal
+    assert suite("runs", "rm", out, "--all", "--norms", "gn")[0] == 2
+    code, _, err = suite("runs", "rm", out, "--norms", "gn")  # standard input is no terminal
     assert (code, err[0].startswith("error: 2 runs (2 ok), ")) == (2, True)
-    code, lines, _ = suite("runs", "rm", out, "--norm", "gn", "--dry-run", "--yes")
+    code, lines, _ = suite("runs", "rm", out, "--norms", "gn", "--dry-run", "--yes")
     assert (code, lines[-1]) == (0, "nothing is removed (--dry-run)")
     for answer, said in (("n", "nothing is removed"), ("y", "2 runs removed, ")):
         terminal = io.StringIO(f"{answer}\n")
         terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stdin", terminal)
         assert content(out) == before
-        code, lines, _ = suite("runs", "rm", out, "--norm", "gn")
+        code, lines, _ = suite("runs", "rm", out, "--norms", "gn")
         assert (code, lines[-1].strip().startswith(said)) == (0, True)
 
 
@@ -80,13 +80,13 @@ def test_runs_are_removed_but_those_that_are_made(suite, out):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs", "list", "out", "--task", "mino"], 'did you mean "mine"?'),
+        (["runs", "list", "out", "--tasks", "mino"], 'did you mean "mine"?'),
         (["runs", "list", "oot"], 'did you mean "out"?'),
         (["runs", "rm", "out", "--status", "oke", "--yes"], 'did you mean "ok"?'),
         (["merge", "out", "--out", "out"], "is one of the folders to merge"),
         (["merge", "oot", "--out", "c"], 'did you mean "out"?'),
         (["diff", "out", "oot"], 'did you mean "out"?'),
-        (["diff", "out", "out", "--metric", "topp1"], 'did you mean "top1"?'),
+        (["diff", "out", "out", "--metrics", "topp1"], 'did you mean "top1"?'),
         (["diff", "out", "out", "--tolerance", "2"], "--tolerance 2.0: 0 to 1"),
         (["diff", "out", "out", "--json", "--csv"], "one of them"),
     ],

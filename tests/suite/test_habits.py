@@ -14,7 +14,7 @@ from norms.conformance import Check
 from norms.registry import norm_label, norm_names
 from results.record import RunRecord, RunSpec
 from results.store import write_record
-from suite import cli, console, documents, session, terminal
+from suite import as_json, cli, console, session, terminal
 from suite.cli import completing
 from suite.environment import ROOT
 from suite.forked import watched
@@ -355,9 +355,7 @@ def test_a_task_s_facts_as_json(suite, monkeypatch):
 
 
 def test_documents_hold_no_number_that_json_has_not():
-    text = as_json.as_text(
-        {"a": float("nan"), "b": [float("inf"), 1.5], "c": frozenset({"y", "x"}), "d": (True, None)}
-    )
+    text = as_json.as_text({"a": float("nan"), "b": [float("inf"), 1.5], "c": frozenset({"y", "x"}), "d": (True, None)})
     assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": ["x", "y"], "d": [True, None]}
 
 
