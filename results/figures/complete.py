@@ -38,7 +38,7 @@ class CompleteBlock:
 
     @property
     def name(self) -> str:
-        """'classification, norm_batch_size=2'."""
+        """Task and setting, as in 'task, norm_batch_size=2'."""
         return told(f"{self.task}, {self.setting}" if self.setting else self.task)
 
     def ranks(self, norms: Sequence[str]) -> dict[str, float]:
@@ -167,7 +167,7 @@ def _whole(cell: Cell) -> bool:
 
 
 def _by_task(blocks: Sequence[CompleteBlock]) -> list[str]:
-    """'classification (2 settings)' of each task."""
+    """The task, and how many settings it has here, of each."""
     counts = {task: len(list(group)) for task, group in itertools.groupby(blocks, key=lambda block: block.task)}
     return [f"{told(task)} ({n} settings)" if n > 1 else told(task) for task, n in counts.items()]
 

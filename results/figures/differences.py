@@ -14,7 +14,7 @@ from results.comparing import LEAST_PAIRS, rope_probabilities
 from results.figures.asked import arranged, setting_text, the_metric
 from results.figures.drawing import Drawing
 from results.figures.style import COLOURS, COLUMN, GREY, new_figure, note, style
-from results.figures.words import drawn, drawn_names, n_text, told
+from results.figures.words import drawn, drawn_names, n_text, seeds_text, told
 from results.metrics import Metric, nearest
 from results.statistics import summarize
 from results.tables.pivot import Block, Pivot
@@ -92,7 +92,8 @@ def paired_differences(
     limit = rope * subject.scale
     region = f"±{_amount(limit, unit)}"
     counts = sorted({len(line.differences) for line in lines if line.differences})
-    many = n_text(counts)
+    pairs = {seed for line in lines for seed in line.differences}
+    many = f"{n_text(counts)} ({seeds_text(pairs)})"
     with style():
         figure, axes = new_figure(COLUMN, 0.7 + 0.145 * (len(lines) + len({line.setting for line in lines})))
         _draw(axes, lines, limit)
@@ -100,7 +101,7 @@ def paired_differences(
         better = {True: ", better →", False: ", ← better", None: ""}[subject.higher_is_better]
         axes.set_xlabel(f"{drawn(subject.title, 24)} less {short}'s{f' ({unit})' if unit else ''}{better}", loc="right")
         interval = "95 % t-interval" + (" where n > 1" if counts[0] == 1 else "")
-        note(figure, f"{many} {'seed: no interval' if counts == [1] else f'paired seeds, {interval}'}; grey: {region}")
+        note(figure, f"{many}, paired; {'no interval' if counts == [1] else interval}; grey: {region}")
     finding = _finding(lines, reference, unit, limit)
     caption = [
         f"{subject.title} of each norm less that of {reference}, paired by seed, {many}"

@@ -143,7 +143,7 @@ def _abbreviated(names: Sequence[str]) -> dict[str, str]:
 
 
 def _cut_word(word: str) -> str:
-    """adversarial -> adv.: cut between a consonant and a vowel, behind the third letter or later."""
+    """alternating -> alt.: cut between a consonant and a vowel, behind the third letter or later."""
     if len(word) <= 5 or not word.isalpha():
         return word
     for end in range(3, 6):

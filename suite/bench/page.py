@@ -57,4 +57,7 @@ def write_benchmark(file: str | Path, name: str, lines: Sequence[str]) -> Path:
 
 def _load() -> str:
     """Processes that wanted to run over the last minute, on average: a busy machine spoils timings."""
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    try:
+        return f"{os.getloadavg()[0]:.1f}"
+    except (AttributeError, OSError):  # Windows has no such number
+        return "unknown"

@@ -394,7 +394,7 @@ def test_what_users_and_plugins_wrote_reaches_no_terminal(suite, config, tmp_pat
 
 
 def test_a_live_display_shows_control_characters_as_numbers(monkeypatch, capsys):
-    monkeypatch.setattr(console.terminal.Output, "isatty", lambda self: True)
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     spec = fake_spec("bn", 0, rate=HOSTILE)
     other = fake_spec("bn", 0, rate=0.1)

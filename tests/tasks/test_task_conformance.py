@@ -15,7 +15,7 @@ from torch import nn
 import tasks
 from norms.generators import forked_generators
 from results.metrics import METRICS
-from suite import cli
+from suite.cli import checks
 from tasks import data as datasets
 from tasks.admission import Host, refusal
 from tasks.base import Diverged, Outcome, Setting, Trained
@@ -305,4 +305,4 @@ def test_the_command_checks_a_task_of_a_plugin_and_a_false_fact_fails_it(tmp_pat
 def test_the_command_refuses_what_does_not_go_together(given, message):
     without = {"norms": None, "all_norms": False, "device": "cpu", "data_dir": Path("data")}
     with pytest.raises(ValueError, match=message):
-        cli.check(**{**without, **given})
+        checks.check(**{**without, **given})

@@ -12,7 +12,7 @@ from suite.cli.docs import docs
 from suite.documents import made
 from suite.documents.docstrings import as_markdown, in_a_cell, parts_of
 from suite.environment import ROOT
-from tasks import get_task, task_names
+from tasks import get_task
 
 
 @pytest.fixture
@@ -96,9 +96,13 @@ def test_every_norm_has_a_section_with_a_definition_and_the_meaning_of_each_opti
         assert definition, name
 
 
+OURS = [folder.name for folder in sorted((ROOT / "tasks").iterdir()) if (folder / "task.py").is_file()]
+"""Other test modules may have registered tasks of theirs in this process."""
+
+
 def test_every_task_has_a_section_with_the_meaning_of_each_option_and_metric():
     found = sections(made.BLOCKS["tasks"]())
-    assert list(found) == task_names()
+    assert set(OURS) <= set(found)
     for name, text in found.items():
         task = get_task(name)
         rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \|$", text, re.MULTILINE))
