@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from results.asked import AskedNotes, asked
-from suite.environment import commit, now
+from suite.environment import commit, now, own_version
 
 
 def asked_now(command: Sequence[str], config: Path | None, text: str) -> AskedNotes:
@@ -20,11 +19,7 @@ def asked_now(command: Sequence[str], config: Path | None, text: str) -> AskedNo
         config: its file; None: a mapping, or a pipe.
         text: of the config.
     """
-    try:
-        version = importlib.metadata.version("normsuite")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        version = ""
-    return asked(now(), command, "" if config is None else str(config.resolve()), text, version, commit())
+    return asked(now(), command, "" if config is None else str(config.resolve()), text, own_version(), commit())
 
 
 def config_as_text(config: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@ folder keeps."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from results.declared import Checked, FactCheck, NormNotes
 from results.record import RunSpec
 from suite.console import documented, painted, print_document, print_lines
-from suite.environment import commit, now
+from suite.environment import commit, now, own_version
 from suite.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def measured(specs: Iterable[RunSpec]) -> tuple[NormNotes, list[str]]:
         checked[row] = Checked(
             norm=norm,
             norm_version=str(norm_info(norm).version),
-            version=_version(),
+            version=own_version(),
             commit=commit(),
             time=now(),
             checks=tuple(
@@ -151,14 +150,6 @@ def measured(specs: Iterable[RunSpec]) -> tuple[NormNotes, list[str]]:
             ),
         )
     return NormNotes(norms=norm_notes(known).norms, checked=checked), list(lines.values())
-
-
-def _version() -> str:
-    """Of the suite, where it is installed."""
-    try:
-        return importlib.metadata.version("normsuite")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _verdict(check: Check) -> Any:

@@ -85,13 +85,20 @@ def commit() -> str:
     return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def version_line() -> str:
-    """NormSuite, its commit where it is a checkout, Python and torch with their versions; nothing of them is loaded."""
+def own_version() -> str:
+    """NormSuite's version; "" where nothing says it."""
     file = ROOT / "pyproject.toml"
     if file.is_file():  # the metadata of a package may be those of another checkout
-        own = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
-    else:
-        own = importlib.metadata.version("normsuite")
+        return str(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"])
+    try:
+        return importlib.metadata.version("normsuite")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def version_line() -> str:
+    """NormSuite, its commit where it is a checkout, Python and torch with their versions; nothing of them is loaded."""
+    own = own_version()
     revision = "" if commit() == "unknown" else f" (commit {commit()})"
     return f"NormSuite {own}{revision}, Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
 
