@@ -238,4 +238,5 @@ def _finding(found: Mapping[str, _Shared]) -> str:
         if not shared.axes:
             what = shared.text
         kinds[what].append(told(label))
-    return "; ".join(f"{what}: {', '.join(labels)}" for what, labels in kinds.items()) + "."
+    said = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in kinds.items())
+    return f"{said[:1].upper()}{said[1:]}."

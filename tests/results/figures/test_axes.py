@@ -52,14 +52,14 @@ def test_groups_of_channels_share_apart_and_a_single_group_is_all_channels():
         "ln": "",
     }
     assert "8 groups" in texts(drawing)
-    assert "over C, HW in groups of channels: gn; over N, C, HW in groups of channels: bgn" in drawing.alt
+    assert "Over C, HW in groups of channels: gn; over N, C, HW in groups of channels: bgn" in drawing.alt
 
 
 def test_what_is_not_declared_is_said_and_colours_nothing():
     drawing = axes_cubes({"own": {"axes": None}, "older": {}})
     assert [(mark["axes"], mark["cells"]) for mark in drawing.data] == [(None, 0), (None, 0)]
     assert texts(drawing).count("not declared") == 2
-    assert "not declared: own, older" in drawing.alt
+    assert "Not declared: own, older" in drawing.alt
 
 
 def test_mistakes_are_refused():
