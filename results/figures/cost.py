@@ -43,8 +43,9 @@ def cost_against_accuracy(
     """A metric against a cost, one point per norm; the Pareto front of the means is marked.
 
     The cost is divided by the reference norm's mean in the same setting; it is in its own unit in all settings if that
-    norm is missing or costs nothing in one of them. Bars are one sample standard deviation of either. On the front stand the norms with whole cells
-    (no hole) that no other one beats in one mean and equals or beats in the other; noise is not taken into account.
+    norm is missing or costs nothing in one of them. Bars are one sample standard deviation of either. On the front
+    stand the norms with whole cells (no hole) that no other one beats in one mean and equals or beats in the other;
+    noise is not taken into account.
 
     Args:
         df: from `results.load`, or a part of it.

@@ -1,5 +1,7 @@
 """Paired differences: the numbers are those of tables, intervals and probabilities stand only where n carries them."""
 
+import itertools
+
 import pytest
 from parts.drawn_runs import inches
 from parts.planted_records import frame, planted, texts
@@ -95,10 +97,9 @@ def test_the_axis_points_to_the_better_side():
 
 
 def test_a_long_setting_stays_within_the_column():
-    setting = {"dataset": "fashion_mnist_mini", "norm_batch_size": 1}
-    other = {"dataset": "glyphs", "norm_batch_size": 2}
     norms = {"bn": SIX["bn"], "group_whitening_2": SIX["gn"]}
-    drawing = paired_differences(frame(planted(norms, **setting), planted(norms, **other)))
+    places = itertools.product(("fashion_mnist_mini", "glyphs"), (1, 2))
+    drawing = paired_differences(frame(*(planted(norms, dataset=d, norm_batch_size=b) for d, b in places)))
     assert inches(drawing.figure) <= COLUMN
 
 
