@@ -188,7 +188,7 @@ def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
     low, high = _limits(lines, limit)
     axes.axvspan(-limit, limit, color="#e3e3e3", linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.7)
-    left_edge = blended_transform_factory(axes.get_figure(root=True).transFigure, axes.transData)
+    left_edge = blended_transform_factory(axes.figure.transFigure, axes.transData)
     y, places, labels = 0.0, [], []
     setting = None
     chances = any(line.probabilities for line in lines)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
+from parts.drawn_runs import frame, run
 from parts.planted_records import texts
 
 from results.figures.axes import SIZES, axes_cubes
@@ -67,6 +68,16 @@ def test_mistakes_are_refused():
         axes_cubes({"own": {"axes": "NWH"}})
     with pytest.raises(ValueError, match="no norms are described"):
         axes_cubes({})
+    with pytest.raises(ValueError, match="no norms are described"):
+        axes_cubes(frame([run("bn")]))
+
+
+def test_a_frame_is_drawn_by_what_its_folder_says_with_the_options_of_its_rows():
+    df = frame([run("bn"), run("gn", label="gn(num_groups=4)")])
+    df["norm.num_groups"] = [None, 4]
+    df.attrs["norms"] = {"bn": {"axes": "NHW"}, "gn": {"axes": "CHW", "options": {"num_groups": 32}}}
+    found = {m["norm"]: (m["axes"], m["num_groups"]) for m in axes_cubes(df).data}
+    assert found == {"bn": ("NHW", ""), "gn(num_groups=4)": ("CHW", "4")}
 
 
 def test_labels_of_many_norms_do_not_overlap_and_markup_is_inert():
