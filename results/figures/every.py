@@ -65,6 +65,8 @@ def _learning(asked: Asked) -> Made:
     for task in asked.tasks:
         if asked.history is None:
             yield task, partial(_refuse, f"{task}: no history is given")
+        elif task not in set(asked.history["task"]):
+            yield task, partial(_refuse, f"{task}: no run recorded an epoch")
         else:
             yield task, partial(learning_curves, asked.history, None, task, asked.df, asked.reference)
 
