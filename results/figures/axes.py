@@ -13,10 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from results.escape import one_line
 from results.figures.drawing import Drawing
 from results.figures.style import COLUMN, GREY, new_figure, style
 from results.figures.words import drawn, told
+from results.rows import current, plain_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,11 +62,12 @@ class _Shared:
         return ", ".join(self.axes) if self.axes else "nothing shared"
 
 
-def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
+def axes_cubes(norms: pd.DataFrame | Mapping[str, Mapping[str, Any]]) -> Drawing:
     """Cubes with the cells coloured that share one statistic, one for each norm, in the order given.
 
     Args:
-        norms: label -> what is declared of it, as in `df.attrs["norms"]`. "axes": letters of "NCHW" along which a
+        norms: from `results.load`, or a part of it, whose rows are drawn of whose norms the folder says something; or
+            label -> what is declared of a norm, as in `df.attrs["norms"]`. "axes": letters of "NCHW" along which a
             value's training output depends on other values, "" for none; None or absent: not declared. "options": a
             mapping; its "num_groups" (above 1, or a text such as "auto") says that channels share in groups. Further
             entries have no meaning here.
@@ -71,9 +75,10 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
     Raises:
         ValueError: no norms, or axes that are none, with what is allowed.
     """
-    if not norms:
+    declared = _declared(norms) if isinstance(norms, pd.DataFrame) else norms
+    if not declared:
         raise ValueError("no norms are described, so there are no axes to draw")
-    found = {label: _shared(label, facts) for label, facts in norms.items()}
+    found = {label: _shared(label, facts) for label, facts in declared.items()}
     lines = {label: _lines(label) for label in found}
     wide = max(len(line) for each in lines.values() for line in each) > SHORT
     columns = 3 if wide else 4
@@ -122,6 +127,18 @@ def axes_cubes(norms: Mapping[str, Mapping[str, Any]]) -> Drawing:
     )
 
 
+def _declared(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """label of each row -> what the results folder says of its norm, with the options of the row."""
+    notes, found = df.attrs.get("norms", {}), {}
+    options = [c for c in map(str, df.columns) if c.startswith("norm.")]
+    for run in plain_records(current(df), ["norm", "norm_label", *options]):
+        if run["norm"] in notes and run["norm_label"] not in found:
+            own = {c.removeprefix("norm."): run[c] for c in options if run[c] is not None}
+            note = notes[run["norm"]]
+            found[run["norm_label"]] = {**note, "options": {**note.get("options", {}), **own}}
+    return found
+
+
 def _shared(label: str, facts: Mapping[str, Any]) -> _Shared:
     axes = facts.get("axes")
     allowed = ["".join(parts) for parts in itertools.product(("", "N"), ("", "C"), ("", "HW"))]
@@ -133,6 +150,8 @@ def _shared(label: str, facts: Mapping[str, Any]) -> _Shared:
     groups = (facts.get("options") or {}).get("num_groups")
     if "C" not in letters or groups in (None, 1, "1"):
         groups = ""
+    if isinstance(groups, float) and groups.is_integer():
+        groups = int(groups)  # of a column in which other rows have none
     return _Shared(letters, drawn(str(groups), 8))
 
 
@@ -238,4 +257,5 @@ def _finding(found: Mapping[str, _Shared]) -> str:
         if not shared.axes:
             what = shared.text
         kinds[what].append(told(label))
-    return "; ".join(f"{what}: {', '.join(labels)}" for what, labels in kinds.items()) + "."
+    said = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in kinds.items())
+    return f"{said[:1].upper()}{said[1:]}."

@@ -82,6 +82,11 @@ class Complete:
         return tuple(dict.fromkeys(block.task for block in self.blocks))
 
     @property
+    def shared(self) -> bool:
+        """Whether blocks share a task, and so its data and even runs."""
+        return len(self.blocks) > len(self.tasks)
+
+    @property
     def behind(self) -> int:
         """How many of their cells have diverged or failed runs."""
         cells = [block.cells[norm] for block in self.blocks for norm in self.norms]
@@ -97,7 +102,7 @@ class Complete:
             said.append(f"Blocks left out, since norms lack a whole result there: {_listed(self.lacking)}.")
         if self.unranked:
             said.append(f"Without a metric to compare by: {_listed(self.unranked)}.")
-        if len(self.blocks) > len(self.tasks):
+        if self.shared:
             said.append(
                 "Settings of one task share its data, and a norm that does not mix samples its runs in every norm "
                 "batch: such blocks are not independent, and differences over them look surer than they are."

@@ -42,9 +42,10 @@ def cost_against_accuracy(
 ) -> Drawing:
     """A metric against a cost, one point per norm; the Pareto front of the means is marked.
 
-    The cost is divided by the reference norm's mean in the same setting (in its own unit where that norm is not there
-    or costs nothing). Bars are one sample standard deviation of either. On the front stand the norms with whole cells
-    (no hole) that no other one beats in one mean and equals or beats in the other; noise is not taken into account.
+    The cost is divided by the reference norm's mean in the same setting; it is in its own unit in all settings if that
+    norm is missing or costs nothing in one of them. Bars are one sample standard deviation of either. On the front
+    stand the norms with whole cells (no hole) that no other one beats in one mean and equals or beats in the other;
+    noise is not taken into account.
 
     Args:
         df: from `results.load`, or a part of it.
@@ -66,11 +67,12 @@ def cost_against_accuracy(
         raise ValueError(f'{pivot.task}: no direction of "{subject.name}" is better; choose a metric that has one')
     marks: list[dict[str, Any]] = []
     holes: list[tuple[str, Any]] = []
-    for block in pivot.blocks:
-        if pivot.applies(block, subject) and pivot.applies(block, price):
-            found = _points(pivot, block, subject, price, holes)
-            if any(m["mean"] is not None and m["cost"] is not None for m in found):
-                marks += found
+    blocks = [block for block in pivot.blocks if pivot.applies(block, subject) and pivot.applies(block, price)]
+    bases = _bases(pivot, blocks, price)
+    for block in blocks:
+        found = _points(pivot, block, subject, price, bases.get(block), holes)
+        if any(m["mean"] is not None and m["cost"] is not None for m in found):
+            marks += found
     if not marks:
         raise ValueError(f"{pivot.task}: no run has both {subject.title} and {price.title}")
     settings = list(dict.fromkeys(m["setting"] for m in marks))
@@ -96,13 +98,15 @@ def cost_against_accuracy(
     if machines:
         caption.append(f"Runs differ in {', '.join(machines)}, so their cost is not comparable.")
     caption += [*holes_lines(holes), *sources(part, pivot)]
+    where = "Pareto front of the means"
+    where += f", each in one or more of {len(settings)} settings" if len(settings) > 1 else ""
     front = ", ".join(dict.fromkeys(cut(one_line(m["norm"]), 60) for m in marks if m["front"]))
     return Drawing(
         name=f"{pivot.task}_cost_{cost}".replace("/", "_") + (f"_{subject.name}".replace("/", "_") if metric else ""),
         title=f"{cut(one_line(pivot.task), 60)}: {subject.title} against {price.title}",
         figure=figure,
         alt=f"Scatter chart of {subject.title} against {price.title} {unit} on {one_line(pivot.task)}, "
-        f"{len(pivot.rows)} norms, {n_text(counts)}. Pareto front of the means: {front or 'none'}.",
+        f"{len(pivot.rows)} norms, {n_text(counts)}. {where}: {front or 'none'}.",
         caption=tuple(caption),
         data=tuple(marks),
         task=pivot.task,
@@ -115,10 +119,22 @@ def pareto(points: list[tuple[float, float]]) -> list[bool]:
     return [not any(a <= cost and b >= value and (a < cost or b > value) for a, b in points) for cost, value in points]
 
 
+def _bases(pivot: Pivot, blocks: list[Block], price: Metric) -> dict[Block, float]:
+    """The reference norm's mean cost of every block in which a norm has one; {} where any lacks it, since all panels
+    have one unit."""
+    found = {}
+    for block in blocks:
+        base = printed(price, pivot.values(str(pivot.reference), block, price).values())[0] if pivot.reference else None
+        if base:
+            found[block] = base
+        elif any(pivot.values(row, block, price) for row in pivot.rows):
+            return {}
+    return found
+
+
 def _points(
-    pivot: Pivot, block: Block, subject: Metric, price: Metric, holes: list[tuple[str, Any]]
+    pivot: Pivot, block: Block, subject: Metric, price: Metric, base: float | None, holes: list[tuple[str, Any]]
 ) -> list[dict[str, Any]]:
-    base = printed(price, pivot.values(str(pivot.reference), block, price).values())[0] if pivot.reference else None
     setting = setting_text(pivot, block)
     found: list[dict[str, Any]] = []
     for row in pivot.rows:
@@ -168,7 +184,11 @@ def _draw(
     columns = 1 if len(settings) <= 3 else 2
     rows = math.ceil(len(settings) / columns)
     figure, grid = style.new_figure(
-        COLUMN if columns == 1 else PAGE, 0.6 + 2.1 * rows, nrows=rows, ncols=columns, squeeze=False
+        COLUMN if columns == 1 else PAGE,
+        0.6 + (2.1 + style.more_lines(settings)) * rows,
+        nrows=rows,
+        ncols=columns,
+        squeeze=False,
     )
     flat = [a for line in grid for a in line]
     for empty in flat[len(settings) :]:
@@ -207,7 +227,7 @@ def _draw(
         axes.set_xlabel(x_title)
         axes.set_ylabel(subject.heading)
         if setting:
-            axes.set_title(drawn(setting, 55), loc="left")
+            style.heading(axes, drawn(setting, style.TITLE))
     style.note(figure, foot)
     figure.draw_without_rendering()
     for axes, setting in zip(flat, settings, strict=False):

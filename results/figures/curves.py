@@ -86,7 +86,7 @@ def option_curve(
             for row in pivot.rows
             if (found := _line(pivot, row, full, place, shown[rest], subject, option, title, marks, holes)) is not None
         ]
-        drawings.append(Panel(drawn(title, 55), tuple(lines), subject.heading))
+        drawings.append(Panel(drawn(title, style.TITLE), tuple(lines), subject.heading))
     values = sorted({v for found in shown.values() for v in found})
     scale, about_scale = number_scale(values)
     labels = [pivot.labels[row] for row in pivot.rows]

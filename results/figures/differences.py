@@ -183,9 +183,12 @@ def _holes(pivot: Pivot, row: str, block: Block, subject: Metric) -> str:
 
 
 def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
+    from matplotlib.transforms import blended_transform_factory
+
     low, high = _limits(lines, limit)
     axes.axvspan(-limit, limit, color="#e3e3e3", linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.7)
+    left_edge = blended_transform_factory(axes.figure.transFigure, axes.transData)
     y, places, labels = 0.0, [], []
     setting = None
     chances = any(line.probabilities for line in lines)
@@ -199,7 +202,7 @@ def _draw(axes: Axes, lines: Sequence[_Line], limit: float) -> None:
             if setting:
                 text = drawn(setting, _LONGEST_SETTING)
                 axes.text(
-                    low, y, text, va="center", ha="left", fontsize=7, fontweight="bold",
+                    0.02, y, text, va="center", ha="left", fontsize=7, fontweight="bold", transform=left_edge,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
                 )  # fmt: skip
                 y += 1
@@ -302,14 +305,25 @@ def _marks(line: _Line, limit: float) -> list[dict[str, Any]]:
 
 
 def _finding(lines: Sequence[_Line], reference: str, unit: str, limit: float) -> str:
-    """In a sentence: how many intervals lie outside, inside or across the region; without intervals, nothing."""
-    whole = [(line.mean, line.half) for line in lines if line.mean is not None and line.half is not None]
-    if not whole:
+    """In a sentence: how many intervals lie outside, inside or across the region, of those over enough seeds."""
+    there = [
+        (line.mean, line.half, len(line.differences))
+        for line in lines
+        if line.mean is not None and line.half is not None
+    ]
+    if not there:
         return f"Without an interval at any norm nothing is found about differences to {reference}."
+    whole = [(mean, half) for mean, half, n in there if n >= LEAST_PAIRS]
+    if not whole:
+        return (
+            f"Intervals over fewer than {LEAST_PAIRS} seeds rest on the assumption of normal differences, so they find "
+            f"nothing about differences to {reference}, wherever they lie."
+        )
+    few = f" over {LEAST_PAIRS} seeds or more" if len(whole) < len(there) else ""
     above = sum(mean - half > limit for mean, half in whole)
     below = sum(mean + half < -limit for mean, half in whole)
     inside = sum(-limit <= mean - half and mean + half <= limit for mean, half in whole)
     return (
-        f"Of {len(whole)} intervals {above} lie wholly above {_amount(limit, unit)}, {below} wholly "
+        f"Of {len(whole)} intervals{few} {above} lie wholly above {_amount(limit, unit)}, {below} wholly "
         f"below {-limit:.3g}, {inside} within, and {len(whole) - above - below - inside} decide nothing."
     )

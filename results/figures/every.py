@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -21,7 +20,7 @@ from results.figures.learning import learning_curves
 from results.figures.profiles import performance_profiles
 from results.figures.ranks import critical_difference
 from results.metrics import nearest
-from results.rows import current, distinct, option_columns, plain_records
+from results.rows import current, distinct, option_columns
 from results.tables.build import REFERENCE
 
 COSTS = ("step_seconds", "peak_memory_mb", "search_seconds")
@@ -66,6 +65,8 @@ def _learning(asked: Asked) -> Made:
     for task in asked.tasks:
         if asked.history is None:
             yield task, partial(_refuse, f"{task}: no history is given")
+        elif task not in set(asked.history["task"]):
+            yield task, partial(_refuse, f"{task}: no run recorded an epoch")
         else:
             yield task, partial(learning_curves, asked.history, None, task, asked.df, asked.reference)
 
@@ -96,21 +97,9 @@ FIGURES: tuple[tuple[str, Callable[[Asked], Made]], ...] = (
     ("critical_difference", whole(lambda asked: critical_difference(asked.df, asked.reference))),
     ("performance_profiles", whole(lambda asked: performance_profiles(asked.df, asked.reference))),
     ("paired_differences", per_task(lambda asked, t: paired_differences(asked.df, t, asked.metric, asked.reference))),
-    ("axes_cubes", whole(lambda asked: axes_cubes(_declared(asked.df)))),
+    ("axes_cubes", whole(lambda asked: axes_cubes(asked.df))),
 )
 """Name of a kind of figure -> the figures of that kind that are tried."""
-
-
-def _declared(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """label of each row -> what the results folder says of its norm, with the options of the row."""
-    told, found = df.attrs.get("norms", {}), {}
-    options = [c for c in map(str, df.columns) if c.startswith("norm.")]
-    for run in plain_records(df, ["norm", "norm_label", *options]):
-        if run["norm"] in told and run["norm_label"] not in found:
-            own = {c.removeprefix("norm."): run[c] for c in options if run[c] is not None}
-            note = told[run["norm"]]
-            found[run["norm_label"]] = {**note, "options": {**note.get("options", {}), **own}}
-    return found
 
 
 def draw_all(

@@ -74,6 +74,7 @@ def learning_curves(
     order = _order(part, reference)
     marks: list[dict[str, Any]] = []
     lost: dict[str, str] = {}
+    without_epoch = 0
     panels = []
     for setting, phase, wanted in combinations:
         subject = _title(wanted)
@@ -84,21 +85,25 @@ def learning_curves(
             line = _line(label, own, runs, part, subject, ", ".join(filter(None, (setting, phase))), marks)
             lines += [line] if line is not None else []
         if any(line.end is not None for line in lines):
-            panels.append(Panel(drawn(", ".join(filter(None, (setting, phase))), 55), tuple(lines), subject.heading))
+            panels.append(
+                Panel(drawn(", ".join(filter(None, (setting, phase))), style.TITLE), tuple(lines), subject.heading)
+            )
     if not panels:
         raise ValueError(f"{name}: no run has finite values of {' or '.join(quantities)}")
     check_panels(len(panels), f"{name}, learning curves")
     for key, (label, seed, status) in runs.items():
         if status not in ("ok", "skipped") and key not in set(part["key"]):
+            without_epoch += 1
             lost[f"{cut(one_line(label), 60)}, seed {seed}"] = f"{status} before its first epoch ended"
     counts = [mark["n"] for mark in marks if mark["n"]]
-    stopped = {(mark["norm"], mark["seed"], mark["status"]) for mark in marks if mark.get("stopped")}
+    stopped = {mark["key"]: (mark["norm"], mark["seed"], mark["status"]) for mark in marks if "key" in mark}
+    early = len(stopped) + without_epoch
     labels = [label for label in order if any(line.label == label for panel in panels for line in panel.lines)]
     thin = len(labels) <= NORM_LINES and 1 < max(counts, default=0) <= SEED_LINES
     foot = f"{name}: {n_text(counts)} ({seeds_text(seed for _, seed, _ in runs.values())}); {spread_words(counts)}"
     foot += "; thin: single seeds" if thin else ""
     foot += "; dotted to ×: a run that ended early" if stopped else ""
-    foot += f"; {len(lost)} run{'s' * (len(lost) != 1)} without any epoch" if lost else ""
+    foot += f"; {without_epoch} run{'s' * (without_epoch != 1)} without any epoch" if lost else ""
     epochs = sorted({mark["epoch"] for mark in marks})
     ticks = [float(e) for e in epochs] if len(epochs) <= 6 else None
     first = next(
@@ -122,7 +127,7 @@ def learning_curves(
         + (", band: mean ± sample standard deviation." if max(counts, default=0) > 1 else "; one seed shows no spread.")
     ]
     if stopped:
-        texts = {f"{cut(one_line(label), 60)}, seed {seed}": status for label, seed, status in sorted(stopped)}
+        texts = {f"{cut(one_line(label), 60)}, seed {seed}": status for label, seed, status in sorted(stopped.values())}
         caption.append(f"Not in any mean, dotted to a cross: {listed(texts)}.")
     if lost:
         caption.append(f"Runs without a curve: {listed(lost)}.")
@@ -133,7 +138,7 @@ def learning_curves(
         title=f"{cut(one_line(name), 60)}: learning curves",
         figure=figure,
         alt=f"Line chart of {what} against epochs on {one_line(name)}, one "
-        f"line for each of {len(labels)} norms, {n_text(counts)}; {len(stopped)} runs ended early. "
+        f"line for each of {len(labels)} norms, {n_text(counts)}; {early} run{'s' * (early != 1)} ended early. "
         f"{_last(marks, quantities)}",
         caption=tuple(caption),
         data=tuple(marks),
@@ -260,7 +265,7 @@ def _line(
         stops.append(tuple(path))
         marks.append(
             {"norm": label, "setting": where, "quantity": subject.name, "epoch": path[-1][0], "mean": None, "std": None}
-            | {"n": 0, "stopped": path[-1][1], "seed": runs[key][1], "status": runs[key][2]}
+            | {"n": 0, "stopped": path[-1][1], "key": key, "seed": runs[key][1], "status": runs[key][2]}
         )
     if not epochs and not stops:
         return None

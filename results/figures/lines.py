@@ -103,13 +103,13 @@ def draw_panels(
         foot += f"; named: {EXTREMES} highest and lowest at the right end; grey: other norms"
     elif len(parts) > len(panels):
         foot += "; grey: other norms"
-    figure, grid = _grid(len(parts))
+    figure, grid = _grid(len(parts), style.more_lines(panel.title for panel in panels))
     for number, (axes, (panel, lines, context)) in enumerate(zip(grid, parts, strict=False)):
         _draw(axes, lines, context, looks, thin)
         for key in ("top", "right"):
             axes.spines[key].set_visible(False)
         if panel.title:
-            axes.set_title(panel.title, loc="left")
+            style.heading(axes, panel.title)
         _x_axis(axes, scale, ticks, panel.lines)
         columns = 1 if len(parts) <= _ONE_COLUMN else 2
         last = number + columns >= len(parts)
@@ -170,10 +170,11 @@ def _parts(panel: Panel, reference: str | None) -> list[tuple[tuple[Line, ...], 
     return found
 
 
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, more: float) -> tuple[Figure, list[Axes]]:
+    """more: inches that each row needs besides, for its title."""
     columns = 1 if count <= _ONE_COLUMN else 2
     rows = math.ceil(count / columns)
-    height = 2.3 if rows == 1 else 0.5 + 1.5 * rows
+    height = (2.3 if rows == 1 else 0.5 + 1.5 * rows) + more * rows
     figure, axes = style.new_figure(
         COLUMN if columns == 1 else PAGE, height, nrows=rows, ncols=columns, squeeze=False, sharex="col"
     )

@@ -75,7 +75,8 @@ def critical_difference(df: pd.DataFrame, reference: str = "bn", alpha: float = 
         "critical_difference",
         "Average ranks and critical difference",
         figure,
-        f"Critical-difference diagram: average ranks of {k} norms over {complete.number}, {complete.seeds}. {finding}",
+        f"Critical-difference diagram: average ranks of {k} norms over {complete.number}, {complete.seeds}. {finding}"
+        + (" Blocks of one task are not independent." if complete.shared else ""),
         tuple(caption),
         _data(ranking),
     )
@@ -108,6 +109,8 @@ def _said(ranking: Ranking, complete: Complete) -> str:
         f"{complete.number}, {complete.seeds} each; Friedman {friedman}{nothing}; Nemenyi, "
         f"α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{ranking.alpha:g}: bars join norms not told apart"
     )
+    if complete.shared:
+        said += "; blocks of one task are not independent, so differences look surer than they are"
     out = []
     if complete.without:
         names = ", ".join(drawn_names(complete.without, LONGEST).values())

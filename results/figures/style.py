@@ -22,6 +22,9 @@ COLUMN, PAGE = 237 / 72.27, 492 / 72.27
 SIZE = 7.5
 """Points of texts; none is below 7."""
 
+TITLE, _TITLE_LINE = 80, 42
+"""Characters of a panel's title, and of one line of it."""
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 LINES = ("-", "--", "-.", ":")
@@ -104,6 +107,24 @@ def new_figure(width: float = COLUMN, height: float = 2.2, **subplots: Any) -> t
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**subplots)
+
+
+def heading(axes: Axes, text: str) -> None:
+    """The title of a panel, at its left, in lines that end within the panel and the names beside it.
+
+    Args:
+        text: at most TITLE characters.
+    """
+    axes.set_title("\n".join(_lines(text)), loc="left")
+
+
+def more_lines(titles: Iterable[str]) -> float:
+    """Inches that these titles need beyond one line each."""
+    return 0.13 * max((len(_lines(title)) - 1 for title in titles if title), default=0)
+
+
+def _lines(title: str) -> list[str]:
+    return textwrap.wrap(title, _TITLE_LINE, break_on_hyphens=False)  # at spaces: an option stays with its value
 
 
 def say(axes: Axes, text: str) -> None:

@@ -80,3 +80,9 @@ def points(line):
     """x -> y of a line, without its gaps."""
     pairs = zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True)
     return {x: y for x, y in pairs if not math.isnan(y)}
+
+
+def inches(figure):
+    """The width of the file that the figure becomes: what leaves its column makes it wider."""
+    figure.draw_without_rendering()
+    return figure.get_tightbbox().width

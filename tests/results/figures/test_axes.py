@@ -5,6 +5,7 @@ import itertools
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
+from parts.drawn_runs import frame, run
 from parts.planted_records import texts
 
 from results.figures.axes import SIZES, axes_cubes
@@ -52,14 +53,14 @@ def test_groups_of_channels_share_apart_and_a_single_group_is_all_channels():
         "ln": "",
     }
     assert "8 groups" in texts(drawing)
-    assert "over C, HW in groups of channels: gn; over N, C, HW in groups of channels: bgn" in drawing.alt
+    assert "Over C, HW in groups of channels: gn; over N, C, HW in groups of channels: bgn" in drawing.alt
 
 
 def test_what_is_not_declared_is_said_and_colours_nothing():
     drawing = axes_cubes({"own": {"axes": None}, "older": {}})
     assert [(mark["axes"], mark["cells"]) for mark in drawing.data] == [(None, 0), (None, 0)]
     assert texts(drawing).count("not declared") == 2
-    assert "not declared: own, older" in drawing.alt
+    assert "Not declared: own, older" in drawing.alt
 
 
 def test_mistakes_are_refused():
@@ -67,6 +68,16 @@ def test_mistakes_are_refused():
         axes_cubes({"own": {"axes": "NWH"}})
     with pytest.raises(ValueError, match="no norms are described"):
         axes_cubes({})
+    with pytest.raises(ValueError, match="no norms are described"):
+        axes_cubes(frame([run("bn")]))
+
+
+def test_a_frame_is_drawn_by_what_its_folder_says_with_the_options_of_its_rows():
+    df = frame([run("bn"), run("gn", label="gn(num_groups=4)")])
+    df["norm.num_groups"] = [None, 4]
+    df.attrs["norms"] = {"bn": {"axes": "NHW"}, "gn": {"axes": "CHW", "options": {"num_groups": 32}}}
+    found = {m["norm"]: (m["axes"], m["num_groups"]) for m in axes_cubes(df).data}
+    assert found == {"bn": ("NHW", ""), "gn(num_groups=4)": ("CHW", "4")}
 
 
 def test_labels_of_many_norms_do_not_overlap_and_markup_is_inert():

@@ -65,6 +65,10 @@ def test_without_the_reference_or_its_cost_the_axis_is_in_units():
     assert drawing.figure.axes[0].get_xlabel() == "step (ms)"
     free = cost_against_accuracy(frame(costly()), cost="peak_memory_mb")
     assert {m["cost"] for m in free.data} == {0.0}
+    some = cost_against_accuracy(frame([*costly(batch_size=1), *costly(("gn", "ln"), batch_size=2)]))
+    assert [m["cost"] for m in some.data if m["norm"] == "gn"] == pytest.approx([11.0, 11.0])
+    assert {axes.get_xlabel() for axes in some.figure.axes} == {"step (ms)"}
+    assert "in one or more of 2 settings: " in some.alt
 
 
 def test_one_seed_has_no_bars():

@@ -6,7 +6,7 @@ import math
 import matplotlib as mpl
 import pytest
 from matplotlib.text import Text
-from parts.drawn_runs import drawn, frame, points, run, said, sweep, texts
+from parts.drawn_runs import drawn, frame, inches, points, run, said, sweep, texts
 
 from results.figures.curves import option_curve
 from results.figures.lines import PER_PANEL
@@ -140,6 +140,12 @@ def test_other_options_have_a_panel_each_and_are_not_averaged():
     assert {m["n"] for m in drawing.data} == {3}
     assert len(drawing.data) == 9 + 6
     assert len({axes.get_ylim() for axes in drawing.figure.axes}) == 1
+    long = {"adaptation_method": "domain_adversarial", "discriminator_width": 128}
+    records = [*sweep(**long), *sweep(**{**long, "adaptation_method": "source_only", "discriminator_width": 64})]
+    wide = option_curve(frame(records)).figure
+    titles = [axes.get_title(loc="left") for axes in wide.axes]
+    assert "adaptation_method=domain_adversarial,\ndiscriminator_width=128" in titles
+    assert inches(wide) <= COLUMN
     many = [r for i in range(13) for r in sweep(("bn",), 1, (1, 2), method=f"m{i}")]
     with pytest.raises(ValueError, match="13 panels, at most 12 are readable"):
         option_curve(frame(many))

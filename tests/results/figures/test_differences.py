@@ -1,10 +1,14 @@
 """Paired differences: the numbers are those of tables, intervals and probabilities stand only where n carries them."""
 
+import itertools
+
 import pytest
+from parts.drawn_runs import inches
 from parts.planted_records import frame, planted, texts
 
 from results.comparing import rope_probabilities
 from results.figures.differences import paired_differences
+from results.figures.style import COLUMN
 from results.statistics import summarize
 from results.tables.build import task_table
 
@@ -28,7 +32,7 @@ def test_means_are_those_of_the_table_and_probabilities_those_of_the_posterior()
     points = {m["seed"]: m["difference"] for m in drawing.data if m["mark"] == "seed"}
     assert points == pytest.approx(dict(enumerate(differences)))
     text = texts(drawing)
-    assert "n = 6 paired seeds, 95 % t-interval; grey: ±2 points" in text
+    assert "n = 6 (seeds 0-5), paired; 95 % t-interval; grey: ±2 points" in text
     assert "P below, within," in text
     assert "Of 1 intervals 1 lie wholly above 2 points" in drawing.alt
 
@@ -40,13 +44,16 @@ def test_with_five_seeds_there_are_intervals_but_no_probabilities():
     assert mark["p_within"] is None
     assert "P below" not in texts(drawing)
     assert any("Probabilities need 6 seeds" in sentence for sentence in drawing.caption)
+    assert mark["low"] > 1  # outside of the region, which five seeds support only if differences are normal
+    assert "lie wholly" not in " ".join((drawing.alt, *drawing.caption))
+    assert "fewer than 6 seeds" in drawing.alt
 
 
 def test_a_single_seed_is_a_point_without_interval_and_finds_nothing():
     drawing = paired_differences(frame(planted({"bn": [0.5], "gn": [0.6]})))
     mark = means(drawing)["gn"]
     assert (mark["difference"], mark["low"], mark["p_within"]) == (pytest.approx(10), None, None)
-    assert "n = 1 seed: no interval" in texts(drawing)
+    assert "n = 1 (seed 0), paired; no interval" in texts(drawing)
     assert "nothing is found about differences to bn" in drawing.alt
 
 
@@ -87,6 +94,13 @@ def test_the_axis_points_to_the_better_side():
     losses = frame(planted({"bn": [0.5], "gn": [0.4]}, metric="test_loss"))
     assert "← better" in texts(paired_differences(losses, metric="test_loss"))
     assert "better →" in texts(paired_differences(frame(planted(SIX))))
+
+
+def test_a_long_setting_stays_within_the_column():
+    norms = {"bn": SIX["bn"], "group_whitening_2": SIX["gn"]}
+    places = itertools.product(("fashion_mnist_mini", "glyphs"), (1, 2))
+    drawing = paired_differences(frame(*(planted(norms, dataset=d, norm_batch_size=b) for d, b in places)))
+    assert inches(drawing.figure) <= COLUMN
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def test_failures_only_are_refused_and_not_a_crash():
     assert drawings == []
     assert {name.partition(" ")[0] for name in refused} == {name for name, _ in FIGURES}
     assert all(refused.values())
+    silent = [run("bn"), *sweep(("gn",), 1, history=EPOCHS, task="few_shot")]
+    _, refused = draw_all(frame(silent), history(silent), only=["learning_curves"])
+    assert refused == {"learning_curves (classification)": "classification: no run recorded an epoch"}
 
 
 @pytest.mark.parametrize(

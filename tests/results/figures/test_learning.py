@@ -54,6 +54,7 @@ def test_a_run_that_ended_early_ends_in_a_cross_and_is_in_no_mean(learned):
     assert "Runs without a curve: ln, seed 0: diverged before its first epoch ended" in caption
     assert "dotted to ×: a run that ended early; 1 run without any epoch" in picture
     assert "n = 2 to 3 (seeds 0-2)" in picture
+    assert "3 runs ended early" in drawing.alt
 
 
 def test_settings_are_panels_and_need_the_frame():

@@ -34,9 +34,11 @@ def test_drawn_ranks_are_those_of_the_overall_table_and_of_the_tests():
     assert (cd["critical_difference"], cd["friedman_p"]) == (expected.critical_difference, expected.p)
     assert tuple(mark["norms"] for mark in marks(drawing, "bar")) == expected.groups
     assert "bn has the best average rank, 1.00, and bn differs from ln and in." in drawing.alt
+    assert "not independent" in drawing.alt
     text = texts(drawing)
     for said in (
         "8 blocks of 1 task, 2 seeds each",
+        "blocks of one task are not independent",
         "Friedman p < 0.001",
         "Nemenyi",
         "0.05",
