@@ -68,7 +68,10 @@ class Drawing:
             self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
         text = stream.getvalue()
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        return _PLACES.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text).strip()
+        text = _PLACES.sub(lambda found: _coordinates(found[0]), text).strip()
+        text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
+        # nothing refers to a group, and a report has thousands of them
+        return re.sub(r">\n\s*<", "><", re.sub(r'<g id="[^"]*"', "<g", text))
 
     def write(self, file: Path) -> None:
         """Write the figure whole or not at all, in the format of the file's ending."""
@@ -76,6 +79,12 @@ class Drawing:
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
         with style.style({"svg.hashsalt": self.name}), files.replacing(file) as stream:
             self.figure.savefig(stream, format=kind, metadata=metadata, bbox_inches="tight")
+
+
+def _coordinates(text: str) -> str:
+    """On one line, of at most two digits behind the point."""
+    text = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s+", " ", text))
+    return re.sub(r"\.(\d*?)0+\b", lambda found: f".{found[1]}" if found[1] else "", text)
 
 
 def write_drawings(

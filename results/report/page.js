@@ -398,7 +398,9 @@
       let path = "";
       let pen = "M";
       line.y.forEach((value, i) => {
-        if (value === null) { pen = "M"; return; }
+        // a history with several trainings begins again at its first epoch: no line joins two of them
+        if (value === null || (i && line.x[i] <= line.x[i - 1])) pen = "M";
+        if (value === null) return;
         path += `${pen}${x(line.x[i]).toFixed(1)} ${y(value).toFixed(1)}`;
         pen = "L";
       });

@@ -48,10 +48,11 @@ ICON = (
 @dataclass(frozen=True)
 class _TableView:
     """A table as it stands in the page: `table` and `notes` are HTML; `rest` the caption's further sentences, `texts`
-    its LaTeX and CSV, none where it is cut."""
+    its LaTeX and CSV, none where it is cut; `label` tells the tables of a page apart."""
 
     id: str
     title: str
+    label: str
     table: Markup
     notes: list[Markup]
     rest: list[str]
@@ -99,7 +100,9 @@ def page(content: Content) -> str:
     )
     environment.filters["lines"] = lambda text: Markup(html.escape(visible_lines(text)))
     anchors = dict(zip((c.label for c in content.cards), _ids("norm", (c.label for c in content.cards)), strict=True))
-    headline, sections = _sections(content, {label: f"#{anchor}" for label, anchor in anchors.items()})
+    # a row that stands for several options of a norm leads to the first of its cards
+    links = {card.norm: f"#{anchors[card.label]}" for card in reversed(content.cards)}
+    headline, sections = _sections(content, links | {label: f"#{anchor}" for label, anchor in anchors.items()})
     views = [*([headline] if headline else []), *(view for section in sections for view in section.tables)]
     return environment.from_string(template).render(
         content=content,
@@ -128,8 +131,11 @@ def unpacked(text: str) -> Any:
 
 
 def visible_lines(text: str) -> str:
-    """A text of several lines whose other control characters, and those that turn its direction, are U+XXXX."""
-    return "\n".join(visible(line.replace("\t", "    ")) for line in re.split("\r\n|[\r\n]", text))
+    """A text of several lines whose other control characters, and those that turn its direction, are U+XXXX; a space
+    that breaks no line is a space."""
+    return "\n".join(
+        visible(line.replace("\t", "    ").replace("\u00a0", " ")) for line in re.split("\r\n|[\r\n]", text)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -186,7 +192,7 @@ def _sections(content: Content, links: Mapping[str, str]) -> tuple[_TableView | 
     views = [_table(table, name, links, runs, most) for table, name, most in zip(whole, names, rows, strict=True)]
     headline = views.pop(0) if content.headline else None
     ids = _ids("figure", (drawing.name for drawing in content.drawings))
-    figures = [_figure(drawing, name) for drawing, name in zip(content.drawings, ids, strict=True)]
+    figures = [_figure(d, name, f"f{place}") for place, (d, name) in enumerate(zip(content.drawings, ids, strict=True))]
     tasks = [task for task in dict.fromkeys([*(t.task for t in ordered), *(d.task for d in content.drawings)]) if task]
     titles = [*tasks, "Over all tasks"]
     sections = [
@@ -242,13 +248,13 @@ def _table(
     title = table.title if table.title != table.task else "All metrics"
     view = [Markup(note) for note in notes]
     texts = [] if left else [to_latex(table), to_csv(table)]
-    return _TableView(name, title, Markup(text), view, rest, left, rows > 25, texts)
+    return _TableView(name, title, table.title, Markup(text), view, rest, left, rows > 25, texts)
 
 
-def _figure(drawing: Drawing, name: str) -> _FigureView:
+def _figure(drawing: Drawing, name: str, prefix: str) -> _FigureView:
     from markupsafe import Markup
 
-    svg = visible_lines(drawing.svg(name))
+    svg = visible_lines(drawing.svg(prefix))  # a short one: thousands of references have it
     width = re.match(r'<svg[^>]*?\bwidth="([\d.]+)pt"', svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape_html(drawing.alt)}"', 1)
     heads = list(dict.fromkeys(name for mark in drawing.data for name in mark))

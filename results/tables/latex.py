@@ -17,6 +17,8 @@ _STYLE = Style(escape_latex, r"\textbf{%s}", r"\underline{%s}", r"\textsuperscri
 
 
 CAPTIONS = ("short", "full", "none")
+LONGEST_CAPTION = 2_500
+r"""Characters of a \caption: LaTeX sets it on one line first, and TeX measures none of more than 16,384 pt."""
 
 
 def to_latex(table: Table, caption: str = "short") -> str:
@@ -25,15 +27,15 @@ def to_latex(table: Table, caption: str = "short") -> str:
     Args:
         table: what to print.
         caption: "short": the title and `table.short` above, all other sentences in small print below; "full": all of
-            them above; "none": the title above and nothing below but footnotes.
+            them above, of very many the last below; "none": the title above and nothing below but footnotes.
 
     Raises:
         ValueError: another word than these (with the nearest).
     """
     if caption not in CAPTIONS:
         raise ValueError(f'caption "{caption}": {" or ".join(CAPTIONS)}{nearest(caption, CAPTIONS)}')
-    above = {"short": table.short, "full": table.caption, "none": ()}[caption]
-    below = [sentence for sentence in table.caption if caption == "short" and sentence not in above]
+    above, below = caption_sentences(table, caption)
+    below = [s for s in table.caption if s not in above] if caption == "short" else below
     marked, notes = marked_texts(table, _STYLE)
     groups: list[list[int]] = [[]]
     for index, row in enumerate(table.rows):
@@ -90,6 +92,17 @@ def to_latex(table: Table, caption: str = "short") -> str:
             lines.append(rf"\par\smallskip{{\footnotesize\raggedright {said}\par}}")
         floats.append("\n".join([*lines, r"\end{table}"]))
     return "% needs \\usepackage{booktabs,graphicx}\n" + "\n\n".join(floats) + "\n"
+
+
+def caption_sentences(table: Table, caption: str) -> tuple[list[str], list[str]]:
+    r"""The sentences of a \caption, and those of "full" beyond LONGEST_CAPTION, which stand below the table."""
+    sentences = {"short": table.short, "full": table.caption, "none": ()}[caption]
+    room = LONGEST_CAPTION
+    for count, sentence in enumerate(sentences):
+        room -= min(len(sentence), LONGEST_SENTENCE) + 1
+        if room < 0:
+            return list(sentences[:count]), list(sentences[count:])
+    return list(sentences), []
 
 
 def latex_document(tables: Sequence[Table], caption: str = "short") -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from results.escape import escape_latex
 from results.metrics import nearest
 from results.tables.grid import Entry, Grid, grid
-from results.tables.latex import CAPTIONS
+from results.tables.latex import CAPTIONS, caption_sentences
 from results.tables.marked import LONGEST_SENTENCE
 from results.tables.stems import file_stem
 from results.tables.styled import escaped, styler
@@ -108,7 +108,8 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
     Args:
         table: of `paper_table`.
         environment: "table", a column of 237 pt, or "table*", a page of 492 pt.
-        caption: "short"; "full", with every sentence; "none", no caption at all: the notes under the table stay.
+        caption: "short"; "full", with every sentence, of very many the last below the table; "none", no caption at
+            all: the notes under the table stay.
         numbers: "plain", right-aligned, or "siunitx", aligned at the decimal point by columns of type S.
 
     Raises:
@@ -128,8 +129,10 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
         multicol_align="c",
         siunitx=numbers == "siunitx",
     )
-    sentences = {"short": table.short, "full": table.caption, "none": ()}[caption]
-    text = " ".join(escape_latex(sentence[:LONGEST_SENTENCE]) for sentence in sentences)
+    text, rest = (
+        " ".join(escape_latex(sentence[:LONGEST_SENTENCE]) for sentence in sentences)
+        for sentences in caption_sentences(table, caption)
+    )
     title = escape_latex(table.title)
     head = [rf"\caption[{title}]{{{text}}}", rf"\label{{tab:{file_stem(table.name)}}}"]
     notes = [rf"\textsuperscript{{{letter}}}~{escape_latex(note)}" for letter, note in made.notes]
@@ -147,6 +150,8 @@ def paper_latex(table: Table, environment: str = "table", caption: str = "short"
     ]
     if notes:
         lines.append(rf"\par\smallskip{{\footnotesize {'; '.join(notes)}\par}}")
+    if rest:
+        lines.append(rf"\par\smallskip{{\footnotesize\raggedright {rest}\par}}")
     return "\n".join([*lines, rf"\end{{{environment}}}", ""])
 
 

@@ -11,7 +11,7 @@ from results import files
 from results.escape import cut, escape_markdown
 from results.metrics import nearest
 from results.tables.csv import to_csv
-from results.tables.latex import latex_document, to_latex
+from results.tables.latex import caption_sentences, latex_document, to_latex
 from results.tables.markdown import to_markdown
 from results.tables.marked import LONGEST_HEADING, LONGEST_SENTENCE
 from results.tables.stems import file_stems
@@ -79,7 +79,8 @@ def write_paper(
         table: what to write.
         folder: made if it is not there.
         formats: of PAPER_FORMATS.
-        environment, caption, numbers: as in `paper_latex`; with LaTeX a UserWarning says if the table is too wide.
+        environment, caption, numbers: as in `paper_latex`; with LaTeX a UserWarning says if the table is too wide
+            or its caption too long.
 
     Raises:
         ValueError: an unknown format, environment, caption or kind of numbers, or openpyxl is missing.
@@ -120,6 +121,11 @@ def write_paper(
         written.append(folder / f"{stem}.xlsx")
     if "latex" in formats and (wide := advice(table, environment, numbers)):
         warnings.warn(wide, stacklevel=2)
+    if "latex" in formats and caption_sentences(table, caption)[1]:
+        warnings.warn(
+            f"{table.name}: the full caption is longer than a page; take caption short, and {stem}.notes.tex",
+            stacklevel=2,
+        )
     return written
 
 

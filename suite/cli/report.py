@@ -18,7 +18,12 @@ from suite.plugins import load_plugins
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder of results.")],
-    out: Annotated[Path | None, typer.Option(help="The file.  [default: FOLDER/report.html]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file.  [default: FOLDER/report.html, as `run` writes it; FOLDER/report_custom.html with --config]"
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -43,6 +48,10 @@ def report(
     own = load_plugins(plugin)  # their metrics count without --check, too
     keys = None
     if configs:
+        own_file = folder / "report.html"
+        if out is not None and out.resolve() == own_file.resolve():
+            raise ValueError(f"--out {shlex.quote(str(out))}: `run` writes its own report there; name another file")
+        out = folder / "report_custom.html" if out is None else out
         export_threads(1)
         from suite.session import planned_keys
 

@@ -52,7 +52,8 @@ def report(names=("bn", "gn(num_groups=8)", "ln"), text="plain", artifacts=True)
                 runs["status"].append("diverged" if lost else "ok")
                 runs["reason"].append(f"loss was nan: {text}" if lost else "")
                 runs["folder"].append(f"runs/classification/bn/{key}")
-                runs["curves"].append({"train_loss": [[1, 2, 3], [1.5, None if lost else 1.25, 1.0]]})
+                losses = [[1, 2, 3], [1.5, None if lost else 1.25, 1.0]]
+                runs["curves"].append({"train_loss": losses, "two_trainings": [[1, 2, 1, 2], [4, 3, 2, 1]]})
                 script = f'<script>alert("{key}")</script>'
                 svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20">{script}</svg>'
                 made.append(

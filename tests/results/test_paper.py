@@ -7,6 +7,7 @@ import itertools
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from parts.two_columns import compiled
@@ -15,6 +16,7 @@ import results
 from results.frame import from_records
 from results.record import RunRecord, RunSpec
 from results.tables.grid import grid
+from results.tables.latex import to_latex
 from results.tables.paper_latex import CAPTIONS, COLUMN_PT, NUMBERS, PAGE_PT, advice, fit, notes_of, paper_latex
 from results.tables.paper_style import PaperStyle
 from results.tables.styled import to_html
@@ -196,6 +198,10 @@ def test_captions_are_short_full_or_none():
     assert "Evidence" not in short
     assert r"\caption" not in none
     assert sum(map(len, table.short)) < 400
+    many = replace(table, caption=(*table.short, *(f"Sentence {i} is here." for i in range(400))))
+    for text in (paper_latex(many, caption="full"), to_latex(many, "full")):
+        assert len(re.search(r"\\caption\[.*", text)[0]) < 2800  # TeX measures none of more than 16,384 pt
+        assert text.count(" is here.") == 400
     with pytest.raises(ValueError, match=r'caption "ful": .*did you mean "full"') as caught:
         paper_latex(table, "tabel", "ful", "sinuitx")
     assert str(caught.value).count("\n") == 2

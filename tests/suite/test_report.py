@@ -94,11 +94,18 @@ def test_a_row_with_options_is_measured_besides_its_norm(monkeypatch):
     assert lines == []
 
 
-def test_report_writes_where_it_is_told_and_refuses_a_folder_without_runs(tmp_path):
+def test_report_writes_where_it_is_told_and_refuses_a_folder_without_runs(tmp_path, monkeypatch):
     planted(tmp_path / "runs_here")
     out = tmp_path / "other" / "page.html"
     assert call("report", tmp_path / "runs_here", "--out", out).exit_code == 0
     assert out.is_file()
+    assert not (tmp_path / "runs_here" / "report.html").exists()
+    monkeypatch.setattr("suite.session.planned_keys", lambda *_: {"0" * 24})
+    words = ["report", str(tmp_path / "runs_here"), "--config", "any.yaml"]
+    assert call(*words).exit_code == 0
+    assert (tmp_path / "runs_here" / "report_custom.html").is_file()  # `run` would write over report.html
+    with pytest.raises(ValueError, match="name another file"):
+        app([*words, "--out", str(tmp_path / "runs_here" / "report.html")], standalone_mode=False)
     assert not (tmp_path / "runs_here" / "report.html").exists()
     with pytest.raises(ValueError, match="runs_here"):
         app(["report", str(tmp_path / "runs_her")], standalone_mode=False)

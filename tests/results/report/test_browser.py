@@ -136,6 +136,8 @@ def test_a_number_opens_its_runs_with_their_curves_and_artifacts(page, files):
     curve = panel.get_by_role("img", name="train_loss")
     assert "seed 0 from 1.5 to 1; seed 1 from 1.5 to 1" in curve.get_attribute("aria-label")
     assert curve.locator("circle").count() == 5  # of six values one is not finite
+    again = panel.get_by_role("img", name="two_trainings").locator("path[stroke]").all()
+    assert [path.get_attribute("d").count("M") for path in again] == [2, 2]  # no line joins one with the next
     panel.locator(".run summary").nth(1).click()
     run = panel.locator(".run").nth(1)
     assert "loss was nan: plain" in run.inner_text()
@@ -202,9 +204,13 @@ def test_a_table_is_copied_as_latex_and_csv_and_shown_where_copying_is_refused(p
 
 
 def test_a_row_leads_to_the_card_of_its_norm(page):
+    # what is drawn on the way there is taller than it was before
+    page.add_style_tag(content="section { contain-intrinsic-size: auto 40px } .block, .card { min-height: 2000px }")
     block(page).locator("tbody a").first.click()
     assert page.url.endswith("#norm-bn")
     assert page.locator("#norm-bn").is_visible()
+    page.wait_for_timeout(300)
+    assert 0 <= page.evaluate("document.getElementById('norm-bn').getBoundingClientRect().top") < 200
 
 
 # what is dark differs in colours only

@@ -13,7 +13,7 @@ from parts import reports
 from results.metrics import METRICS
 from results.report import page as pages
 from results.report.content import Card, Content
-from results.report.page import packed, page, unpacked
+from results.report.page import packed, page, unpacked, visible_lines
 from results.tables.csv import to_csv
 from results.tables.html import short_caption, to_html
 from results.tables.latex import to_latex
@@ -186,6 +186,7 @@ def test_packed_data_is_letters_only_and_what_json_has_no_word_for_is_null():
     text = packed(held)
     assert re.fullmatch("[A-Za-z0-9+/]+=*", text)
     (values,) = unpacked(text).values()
+    assert visible_lines("a\u00a0b\tc\u202e") == "a b    cU+202E"
     assert values == ["</script>", "U+2028", "<!--", "a\nbU+001B", None, 1.5, None, True, "U+D800"]
 
 
@@ -199,6 +200,7 @@ def test_a_figure_has_its_alt_text_its_numbers_and_ids_of_its_own(odd):
         assert root.get("role") == "img"
         assert root.get("aria-label").startswith("Lines of </script>")
         ids += re.findall(r' id="(.*?)"', picture)
+        assert not re.search(r"<g id=|rotate\(-?0 |\n\s*<", picture.partition(">")[2])  # nothing in vain
         assert len(drawing.data) in (15, 6)
     assert len(ids) == len(set(ids))
     rows = re.findall(r'<table class="plain"><thead><tr><th scope="col">norm</th>.*?</table>', text, re.DOTALL)
@@ -227,6 +229,12 @@ def test_short_tables_are_whole_beside_a_long_one(monkeypatch):
     assert shown == [12, 32, 24, 12]  # what the others leave of their shares
     texts = unpacked(Read(page(content)).one("script", id="data-texts")[2])
     assert list(texts) == ["table-headline", "table-by_batch", "table-overall"]
+
+
+def test_a_row_of_several_options_of_a_norm_leads_to_its_first_card():
+    table = Table("t", "t", (Column(METRICS["top1"], "top-1"),), (Row("gn", (Cell(mean=0.5, n=1),), "gn"),))
+    text = page(Content("t", headline=table, cards=(Card("gn(num_groups=2)", "gn"), Card("gn(num_groups=8)", "gn"))))
+    assert '<a href="#norm-gn-num_groups-2">gn</a>' in text
 
 
 def test_norms_and_tables_of_one_name_have_anchors_of_their_own():
