@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from results import files
 from results.escape import one_line
@@ -65,7 +65,7 @@ class Drawing:
     def _draw_svg(self) -> str:
         stream = io.StringIO()
         with style.style({"svg.fonttype": "none", "svg.hashsalt": self.name}):
-            self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+            self._save(stream, "svg", {"Date": None, "Creator": None})
         text = stream.getvalue()
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         return _PLACES.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text).strip()
@@ -75,7 +75,16 @@ class Drawing:
         kind = file.suffix.removeprefix(".")
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
         with style.style({"svg.hashsalt": self.name}), files.replacing(file) as stream:
-            self.figure.savefig(stream, format=kind, metadata=metadata, bbox_inches="tight")
+            self._save(stream, kind, metadata)
+
+    def _save(self, stream: IO[Any], kind: str, metadata: dict[str, Any]) -> None:
+        import matplotlib as mpl
+
+        style.settle(self.figure)
+        box = self.figure.get_tightbbox()  # not by savefig, which draws the figure once more for it
+        self.figure.savefig(
+            stream, format=kind, metadata=metadata, bbox_inches=box.padded(mpl.rcParams["savefig.pad_inches"])
+        )
 
 
 def write_drawings(

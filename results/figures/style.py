@@ -106,6 +106,17 @@ def new_figure(width: float = COLUMN, height: float = 2.2, **subplots: Any) -> t
     return figure, figure.subplots(**subplots)
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out: its axes stay where they are from now on. Call it inside `style`: ticks are made here.
+
+    Layout takes longer than drawing, and matplotlib repeats it with each.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def say(axes: Axes, text: str) -> None:
     """A grey line below the axes: n and seeds stand in every figure."""
     axes.annotate(
