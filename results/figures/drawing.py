@@ -81,7 +81,8 @@ class Drawing:
         import matplotlib as mpl
 
         style.settle(self.figure)
-        box = self.figure.get_tightbbox()  # not by savefig, which draws the figure once more for it
+        with style.in_print(self.figure):  # not by savefig, which draws the figure once more for it
+            box = self.figure.get_tightbbox().frozen()
         self.figure.savefig(
             stream, format=kind, metadata=metadata, bbox_inches=box.padded(mpl.rcParams["savefig.pad_inches"])
         )

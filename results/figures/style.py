@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 LINES = ("-", "--", "-.", ":")
 GREY = "#666666"
 
-_RC = {
+_RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": SIZE,
     "axes.titlesize": SIZE,
@@ -113,8 +113,20 @@ def settle(figure: Figure) -> None:
     """
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.execute(figure)
+        with in_print(figure):
+            engine.execute(figure)
         figure.set_layout_engine("none")
+
+
+@contextlib.contextmanager
+def in_print(figure: Figure) -> Iterator[None]:
+    """Inside, texts are measured in the dots of print: in those of a screen they are some per cent wider."""
+    dpi = figure.dpi
+    figure.set_dpi(_RC["savefig.dpi"])
+    try:
+        yield
+    finally:
+        figure.set_dpi(dpi)
 
 
 def say(axes: Axes, text: str) -> None:
