@@ -1,6 +1,7 @@
 """A frame of runs -> figures, one function each.
 
 drawing.py    a figure as a value, and its files
+compact.py    the SVG of a figure in a page, in fewer letters
 style.py      the one look of all figures
 every.py      all figures that a frame supports, and why others are refused
 

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from results import files
 from results.escape import one_line
 from results.figures import style
+from results.figures.compact import compact, in_tags
 from results.metrics import nearest
 from results.tables.stems import file_stems
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "svg", "png")
-_PLACES = re.compile(r'\s(?:d|x|y|points)="[^"]*"|(?:translate|rotate)\([^)]*\)')
-"""Coordinates in an SVG: hundredths of a point are more than a screen shows."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,14 @@ class Drawing:
         texts kept as texts, nothing that loads anything."""
         text = self._drawn.get("svg") or self._drawn.setdefault("svg", self._draw_svg())
         if prefix:
-            text = re.sub(r'\bid="', f'id="{prefix}-', text)
-            text = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", text)
+            text = in_tags(text, lambda tag: re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag))
         return text
 
     def _draw_svg(self) -> str:
         stream = io.StringIO()
         with style.style({"svg.fonttype": "none", "svg.hashsalt": self.name}):
             self._save(stream, "svg", {"Date": None, "Creator": None})
-        text = stream.getvalue()
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        return _PLACES.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text).strip()
+        return compact(stream.getvalue())
 
     def write(self, file: Path) -> None:
         """Write the figure whole or not at all, in the format of the file's ending."""
