@@ -32,7 +32,7 @@ from results.metrics import (
     of_domain,
 )
 from results.record import DATASET
-from results.rows import distinct, natural
+from results.rows import bare, distinct, natural
 
 ALWAYS_SHOWN = ("crafting_mode", "forward")
 """Options without whose value results can not be read."""
@@ -135,7 +135,7 @@ class Facts:
 
 def task_facts(df: pd.DataFrame, task: str) -> Facts:
     """What is known of a task of a frame. df: of `results.load`, or a part of it; it may hold other tasks, too."""
-    part = df[df["task"] == task] if len(df) else df
+    part = bare(df[df["task"] == task] if len(df) else df)
     declared = Declaration.model_validate(df.attrs.get("tasks", {}).get(task, {}))
     present = frozenset(name for name in metric_columns(part) if part[name].notna().any())
     ends = [c for c in map(str, part.columns) if c.startswith(ENDED) and "/" in c]

@@ -164,6 +164,10 @@ def frame(read: Read, stale: bool = False) -> pd.DataFrame:
     versions = dict(zip(taking_part["norm"].tolist(), taking_part["norm_version"].tolist(), strict=True))
     if norms := read.norms.of(versions):
         attrs["norms"] = _Shared(norms)
+    if tasks := df.attrs.get("tasks"):
+        attrs["tasks"] = _Shared(tasks)
+    if plans := attrs.get("asked"):
+        attrs["asked"] = [_Shared(plan) for plan in plans]
     if not stale:
         df = taking_part.reset_index(drop=True)
     df.attrs.update(attrs, records=len(df))

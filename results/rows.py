@@ -19,13 +19,20 @@ def current(df: pd.DataFrame) -> pd.DataFrame:
     return df[~df["stale"].astype(bool)] if "stale" in df.columns else df
 
 
+def bare(df: pd.DataFrame) -> pd.DataFrame:
+    """The same frame without `attrs`, for code that reads many columns: pandas copies `attrs` with every one."""
+    return pd.DataFrame(df)
+
+
 def option_columns(df: pd.DataFrame) -> list[str]:
     """The `option.<name>` columns that hold anything, in alphabetical order."""
-    return sorted(c for c in map(str, df.columns) if c.startswith("option.") and not df[c].isna().all())
+    df = bare(df)
+    return sorted(c for c in map(str, df.columns) if c.startswith("option.") and df[c].notna().any())
 
 
 def plain_records(df: pd.DataFrame, columns: Sequence[str]) -> list[Run]:
     """The frame's rows as mappings, with None for every kind of nothing."""
+    df = bare(df)
     lists = [df[c].tolist() for c in columns]
     for i, c in enumerate(columns):
         if df[c].isna().any():

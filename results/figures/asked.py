@@ -13,6 +13,7 @@ import pandas as pd
 
 from results.escape import cut, one_line
 from results.facts import present_metrics
+from results.figures.remembered import remembered
 from results.metrics import Metric, metric, nearest
 from results.rows import current, distinct, option_columns, value_text
 from results.tables.pivot import Block, Pivot, every_pivot
@@ -38,6 +39,7 @@ def the_task(df: pd.DataFrame, task: str | None) -> str:
     return str(there[0] if task is None else task)
 
 
+@remembered
 def arranged(df: pd.DataFrame, task: str | None, reference: str) -> tuple[Pivot, pd.DataFrame]:
     """The pivot of one task, and its current runs, unfolded.
 

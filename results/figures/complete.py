@@ -11,6 +11,7 @@ import pandas as pd
 
 from results import statistics as summary
 from results.figures.asked import setting_text
+from results.figures.remembered import remembered
 from results.figures.words import told
 from results.metrics import Metric
 from results.rows import natural
@@ -110,6 +111,7 @@ class Complete:
         return said
 
 
+@remembered
 def complete_blocks(df: pd.DataFrame, reference: str = "bn") -> Complete:
     """The largest complete part of a frame: whole tasks, and the norms that have a whole result in each block of them.
 

@@ -229,7 +229,7 @@ def _draw(
         if setting:
             style.heading(axes, drawn(setting, style.TITLE))
     style.note(figure, foot)
-    figure.draw_without_rendering()
+    style.settle(figure)
     for axes, setting in zip(flat, settings, strict=False):
         own = [m for m in marks if m["setting"] == setting and m["mean"] is not None and m["cost"] is not None]
         named = _named_points(own, chosen)
@@ -237,7 +237,6 @@ def _draw(
         bars = [_bar(m, key) for m in own for key in ("std", "cost_std")]
         points = [End(names[m["norm"]], m["cost"], m["mean"], looks[m["norm"]].colour) for m in named]
         label_points(axes, points, [steps, *bars])
-    figure.draw_without_rendering()
     return figure
 
 

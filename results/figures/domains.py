@@ -190,7 +190,7 @@ def _draw(
         spine.set_visible(False)
     axes.set_xlabel(subject.heading)
     style.note(figure, foot)
-    figure.draw_without_rendering()
+    style.settle(figure)
     return figure
 
 

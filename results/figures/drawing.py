@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from results import files
 from results.escape import one_line
 from results.figures import style
+from results.figures.compact import compact, in_tags
 from results.metrics import nearest
 from results.tables.stems import file_stems
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "svg", "png")
-_PLACES = re.compile(r'\s(?:d|x|y|points)="[^"]*"|(?:translate|rotate)\([^)]*\)')
-"""Coordinates in an SVG: hundredths of a point are more than a screen shows."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,31 @@ class Drawing:
         texts kept as texts, nothing that loads anything."""
         text = self._drawn.get("svg") or self._drawn.setdefault("svg", self._draw_svg())
         if prefix:
-            text = re.sub(r'\bid="', f'id="{prefix}-', text)
-            text = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", text)
+            text = in_tags(text, lambda tag: re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag))
         return text
 
     def _draw_svg(self) -> str:
         stream = io.StringIO()
         with style.style({"svg.fonttype": "none", "svg.hashsalt": self.name}):
-            self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-        text = stream.getvalue()
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        text = _PLACES.sub(lambda found: _coordinates(found[0]), text).strip()
-        text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
-        # nothing refers to a group, and a report has thousands of them
-        return re.sub(r">\n\s*<", "><", re.sub(r'<g id="[^"]*"', "<g", text))
+            self._save(stream, "svg", {"Date": None, "Creator": None})
+        return compact(stream.getvalue())
 
     def write(self, file: Path) -> None:
         """Write the figure whole or not at all, in the format of the file's ending."""
         kind = file.suffix.removeprefix(".")
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
         with style.style({"svg.hashsalt": self.name}), files.replacing(file) as stream:
-            self.figure.savefig(stream, format=kind, metadata=metadata, bbox_inches="tight")
+            self._save(stream, kind, metadata)
 
+    def _save(self, stream: IO[Any], kind: str, metadata: dict[str, Any]) -> None:
+        import matplotlib as mpl
 
-def _coordinates(text: str) -> str:
-    """On one line, of at most two digits behind the point."""
-    text = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s+", " ", text))
-    return re.sub(r"\.(\d*?)0+\b", lambda found: f".{found[1]}" if found[1] else "", text)
+        style.settle(self.figure)
+        with style.in_print(self.figure):  # not by savefig, which draws the figure once more for it
+            box = self.figure.get_tightbbox().frozen()
+        self.figure.savefig(
+            stream, format=kind, metadata=metadata, bbox_inches=box.padded(mpl.rcParams["savefig.pad_inches"])
+        )
 
 
 def write_drawings(

@@ -19,6 +19,7 @@ from results.figures.drawing import Drawing
 from results.figures.learning import learning_curves
 from results.figures.profiles import performance_profiles
 from results.figures.ranks import critical_difference
+from results.figures.remembered import remembering
 from results.metrics import nearest
 from results.rows import current, distinct, option_columns
 from results.tables.build import REFERENCE
@@ -151,14 +152,15 @@ def draw_all(
     asked = Asked(whole_df, history, tuple(map(str, tasks)), option, metric, reference)
     drawings: list[Drawing] = []
     refused: dict[str, str] = {}
-    for kind, entries in FIGURES:
-        if only and kind not in only:
-            continue
-        for about, make in entries(asked):
-            try:
-                drawings.append(make())
-            except ValueError as error:
-                refused[f"{kind} ({about})" if about else kind] = str(error)
+    with remembering():
+        for kind, entries in FIGURES:
+            if only and kind not in only:
+                continue
+            for about, make in entries(asked):
+                try:
+                    drawings.append(make())
+                except ValueError as error:
+                    refused[f"{kind} ({about})" if about else kind] = str(error)
     return drawings, refused
 
 

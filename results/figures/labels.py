@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from results.figures import style
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -63,7 +65,7 @@ def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
     """Write each line's name right of its axes, at the height of its end or as near as the others allow, with a hair
     line to the end. Call it inside `style.style`, when the axes have their limits."""
     notes = {axes: [_end(axes, end) for end in found] for axes, found in ends.items() if found}
-    figure.draw_without_rendering()  # the names take room: where they stand moves the axes no further
+    style.settle(figure)  # the names take room: where they stand moves the axes no further
     for axes, own in notes.items():
         to_axes = axes.transData + axes.transAxes.inverted()
         heights = [(end.x, end.y) for end in ends[axes]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from results.escape import cut, one_line
 from results.figures import style
-from results.figures.asked import check_panels, the_task, varying_columns
+from results.figures.asked import MOST_PANELS, check_panels, the_task, varying_columns
 from results.figures.drawing import Drawing
 from results.figures.lines import NORM_LINES, SEED_LINES, Line, Panel, draw_panels
 from results.figures.words import (
@@ -68,9 +68,10 @@ def learning_curves(
     quantities = _quantities(part, quantity, name)
     settings, runs = _settings(part, df, name)
     phases = _phases(part)
+    columns = {column: part[column].tolist() for column in ("epoch", *quantities)}
     if part["epoch"].nunique() < 2:
         raise ValueError(f"{name}: each run has a single epoch, which makes no curve")
-    combinations = [(s, p, q) for s in settings for p in phases for q in quantities]
+    combinations = [(s, p, q) for s in settings for p in phases if settings[s] & phases[p].keys() for q in quantities]
     order = _order(part, reference)
     marks: list[dict[str, Any]] = []
     lost: dict[str, str] = {}
@@ -80,19 +81,25 @@ def learning_curves(
         subject = _title(wanted)
         members = settings[setting]
         lines = []
+        of_label: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        for run, places in phases[phase].items():
+            if run in members:
+                of_label[runs[run][0]][run] = places
         for label in order:
-            own = {run: points for run, points in phases[phase].items() if run in members and runs[run][0] == label}
-            line = _line(label, own, runs, part, subject, ", ".join(filter(None, (setting, phase))), marks)
+            where = ", ".join(filter(None, (setting, phase)))
+            line = _line(label, of_label[label], runs, columns, subject, where, marks)
             lines += [line] if line is not None else []
         if any(line.end is not None for line in lines):
             panels.append(
                 Panel(drawn(", ".join(filter(None, (setting, phase))), style.TITLE), tuple(lines), subject.heading)
             )
+        if len(panels) > MOST_PANELS:  # thousands of runs would be averaged for nothing
+            check_panels(len(combinations), f"{name}, learning curves")
     if not panels:
         raise ValueError(f"{name}: no run has finite values of {' or '.join(quantities)}")
-    check_panels(len(panels), f"{name}, learning curves")
+    with_epochs = set(part["key"])
     for key, (label, seed, status) in runs.items():
-        if status not in ("ok", "skipped") and key not in set(part["key"]):
+        if status not in ("ok", "skipped") and key not in with_epochs:
             without_epoch += 1
             lost[f"{cut(one_line(label), 60)}, seed {seed}"] = f"{status} before its first epoch ended"
     counts = [mark["n"] for mark in marks if mark["n"]]
@@ -204,17 +211,18 @@ def _told(runs: pd.DataFrame) -> dict[str, tuple[str, int, str]]:
     return {str(r["key"]): (str(r["norm_label"]), int(r["seed"]), str(r["status"])) for r in records}
 
 
-def _phases(part: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """phase in words -> key -> its rows. A run whose epochs start again (a search, then a retraining) has several."""
-    found: dict[str, dict[str, pd.DataFrame]] = defaultdict(dict)
-    most = 0
-    for key, rows in part.groupby("key", sort=False):
-        starts = (rows["epoch"].diff() <= 0).cumsum()
-        most = max(most, int(starts.max()))
-        for number, phase in rows.groupby(starts):
-            found[str(int(number))][str(key)] = phase
-    order = sorted(found, key=int)
-    return {f"part {int(n) + 1} of {most + 1}" if most else "": found[n] for n in order}
+def _phases(part: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
+    """phase in words -> key -> places of its rows. A run whose epochs start again (a search, then a retraining) has
+    several."""
+    found: dict[int, dict[str, list[int]]] = defaultdict(dict)
+    last: dict[str, tuple[int, float]] = {}  # key -> its phase, and the epoch before
+    for place, (key, epoch) in enumerate(zip(part["key"].tolist(), part["epoch"].tolist(), strict=True)):
+        number, before = last.get(key, (0, epoch - 1))
+        number += epoch <= before
+        last[key] = (number, epoch)
+        found[number].setdefault(key, []).append(place)
+    most = max(found, default=0)
+    return {f"part {n + 1} of {most + 1}" if most else "": found[n] for n in sorted(found)}
 
 
 def _order(part: pd.DataFrame, reference: str) -> list[str]:
@@ -228,17 +236,21 @@ def _is_norm(part: pd.DataFrame, order: list[str], reference: str) -> bool:
 
 def _line(
     label: str,
-    own: Mapping[str, pd.DataFrame],
+    own: Mapping[str, Sequence[int]],
     runs: Mapping[str, tuple[str, int, str]],
-    part: pd.DataFrame,
+    columns: Mapping[str, Sequence[Any]],
     subject: Metric,
     where: str,
     marks: list[dict[str, Any]],
 ) -> Line | None:
-    """One norm in one panel; None if it has no run there. Adds its epochs and runs that stopped to `marks`."""
+    """One norm in one panel; None if it has no run there. Adds its epochs and runs that stopped to `marks`.
+
+    own: key -> places of its rows in `columns`.
+    """
+    numbers, found = columns["epoch"], columns[subject.name]
     values: dict[str, _Points] = {}
-    for key, rows in own.items():
-        pairs = zip(rows["epoch"].tolist(), rows[subject.name].tolist(), strict=True)
+    for key, places in own.items():
+        pairs = ((numbers[i], found[i]) for i in places)
         values[key] = {float(e): float(v) for e, v in pairs if not is_nothing(v) and not is_nothing(e)}
     well = {key: points for key, points in values.items() if runs[key][2] == "ok" and points}
     epochs = sorted({epoch for points in well.values() for epoch in points})
@@ -273,8 +285,8 @@ def _line(
         runs[key][1]: tuple(finite(points[e] * subject.scale) if e in points else None for e in epochs)
         for key, points in well.items()
     }
-    columns = (tuple(mean for mean, _, _ in means), tuple(std for _, std, _ in means), tuple(n for _, _, n in means))
-    return Line(label, tuple(epochs), *columns, ("",) * len(epochs), lines, tuple(stops))
+    drawn_at = (tuple(mean for mean, _, _ in means), tuple(std for _, std, _ in means), tuple(n for _, _, n in means))
+    return Line(label, tuple(epochs), *drawn_at, ("",) * len(epochs), lines, tuple(stops))
 
 
 def _at(runs: Iterable[_Points], epoch: float) -> list[float]:

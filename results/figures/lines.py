@@ -125,7 +125,6 @@ def draw_panels(
             End(names[line.label], *line.end, looks[line.label].colour) for line in lines if line.end is not None
         ]
     label_ends(figure, ends)
-    figure.draw_without_rendering()  # texts that are made while drawing are made in this style
     return figure
 
 

@@ -30,7 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 LINES = ("-", "--", "-.", ":")
 GREY = "#666666"
 
-_RC = {
+_RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": SIZE,
     "axes.titlesize": SIZE,
@@ -125,6 +125,29 @@ def more_lines(titles: Iterable[str]) -> float:
 
 def _lines(title: str) -> list[str]:
     return textwrap.wrap(title, _TITLE_LINE, break_on_hyphens=False)  # at spaces: an option stays with its value
+
+
+def settle(figure: Figure) -> None:
+    """Lay a figure out: its axes stay where they are from now on. Call it inside `style`: ticks are made here.
+
+    Layout takes longer than drawing, and matplotlib repeats it with each.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with in_print(figure):
+            engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+@contextlib.contextmanager
+def in_print(figure: Figure) -> Iterator[None]:
+    """Inside, texts are measured in the dots of print: in those of a screen they are some per cent wider."""
+    dpi = figure.dpi
+    figure.set_dpi(_RC["savefig.dpi"])
+    try:
+        yield
+    finally:
+        figure.set_dpi(dpi)
 
 
 def say(axes: Axes, text: str) -> None:

@@ -24,8 +24,8 @@ from results.tables.table import Table
 
 ROOM_FOR_FIGURES = 700_000
 """Bytes of all figures in a page, with their numbers."""
-MOST_DRAWN = 3_000
-"""Runs up to which a report has figures: drawing those of more takes minutes."""
+MOST_DRAWN = 30_000
+"""Runs up to which a report has figures: of 10,000 they take 5 s."""
 _OF_CELL = 150
 """Bytes of a table's cell in a page, with its share of the table's CSV and LaTeX."""
 _BESIDES = 250_000  # bytes of style, script, cards and sentences

@@ -289,9 +289,7 @@ def _setting(options: Sequence[str], block: Block) -> OptionTexts:
 
 def _kinds(pivot: Pivot, blocks: Iterable[Block]) -> set[str]:
     """Kinds of data ("real", "synthetic") of the runs in these blocks."""
-    inside = set(blocks)
-    found = {str(r["data"] or "") for (_, b), runs in pivot.runs.items() if b in inside for r in runs.values()}
-    return found - {""}
+    return set().union(*(pivot.kinds.get(block, ()) for block in blocks))
 
 
 def _some_runs(df: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ stand in the block of every norm batch.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -148,6 +149,14 @@ class Pivot:
         named = named or [row for row in newest if self.norms[row] == reference]
         self.reference = named[0] if len(named) == 1 else None
         self.rows = sorted(newest, key=lambda row: (row != self.reference, natural(self.labels[row]), row))
+
+    @functools.cached_property
+    def kinds(self) -> dict[Block, set[str]]:
+        """block -> kinds of data ("real", "synthetic") of its runs."""
+        found: dict[Block, set[str]] = {block: set() for block in self.blocks}
+        for (_, block), runs in self.runs.items():
+            found[block] |= {str(run["data"]) for run in runs.values() if run["data"]}
+        return found
 
     def repeated(self, row: str, block: Block) -> bool:
         """Whether the runs here stand in every norm batch."""

@@ -160,6 +160,7 @@ def test_31_norms_are_named_and_each_part_has_the_reference():
     assert drawing.figure.get_figwidth() == pytest.approx(PAGE)
     assert "grey: other norms" in said(drawing.figure)
     width, height = drawing.figure.bbox.width, drawing.figure.bbox.height
+    drawing.figure.draw_without_rendering()
     for text in texts(drawing.figure):
         box = Text.get_window_extent(text)  # of an annotation without its hair line
         assert min(box.x0, box.y0) >= -4
