@@ -30,7 +30,7 @@ MOST_DRAWN = 30_000
 """Runs up to which a report has figures: of 10,000 they take 5 s."""
 _OF_CELL = 150
 """Bytes of a table's cell in a page, with its share of the table's CSV and LaTeX."""
-_BESIDES = 250_000  # bytes of style, script, cards and sentences
+_BESIDES = 190_000  # bytes of style, script, cards and sentences
 _LONGEST_CONFIG = 100_000
 
 
