@@ -238,16 +238,16 @@ def _line(
     label: str,
     own: Mapping[str, Sequence[int]],
     runs: Mapping[str, tuple[str, int, str]],
-    columns: Mapping[str, Sequence[Any]],
+    histories: Mapping[str, Sequence[Any]],
     subject: Metric,
     where: str,
     marks: list[dict[str, Any]],
 ) -> Line | None:
     """One norm in one panel; None if it has no run there. Adds its epochs and runs that stopped to `marks`.
 
-    own: key -> places of its rows in `columns`.
+    own: key -> places of its rows in `histories`.
     """
-    numbers, found = columns["epoch"], columns[subject.name]
+    numbers, found = histories["epoch"], histories[subject.name]
     values: dict[str, _Points] = {}
     for key, places in own.items():
         pairs = ((numbers[i], found[i]) for i in places)

@@ -10,7 +10,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _KEPT: ContextVar[dict[Any, tuple[pd.DataFrame, Any]] | None] = ContextVar("_KEPT", default=None)
 
 

@@ -39,6 +39,8 @@ _RC: dict[str, Any] = {
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "figure.dpi": 150,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "savefig.dpi": 300,
     "savefig.transparent": False,
     "savefig.pad_inches": 0.02,  # a figure stays as wide as its column
@@ -136,7 +138,7 @@ def settle(figure: Figure) -> None:
     if engine is not None:
         with in_print(figure):
             engine.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # "none" would stand for an engine, for which each file is drawn twice
 
 
 @contextlib.contextmanager

@@ -23,12 +23,14 @@ from results.tables.pivot import every_pivot
 from results.tables.table import Table
 
 ROOM_FOR_FIGURES = 700_000
-"""Bytes of all figures in a page, with their numbers."""
+"""Bytes of all figures in a page, with their numbers;"""
+MANY, ROOM_BESIDE_MANY = 3_000, 100_000
+"""of more runs than so many, whose curves need the page, so many bytes: the smallest figures."""
 MOST_DRAWN = 30_000
 """Runs up to which a report has figures: of 10,000 they take 5 s."""
 _OF_CELL = 150
 """Bytes of a table's cell in a page, with its share of the table's CSV and LaTeX."""
-_BESIDES = 250_000  # bytes of style, script, cards and sentences
+_BESIDES = 190_000  # bytes of style, script, cards and sentences
 _LONGEST_CONFIG = 100_000
 
 
@@ -51,7 +53,7 @@ def gather(folder: str | Path, keys: Collection[str] | None = None) -> Content:
     tables = render_all(df) if len(df) else []
     headline, no_headline = _headline(df)
     drawings, refused, undrawn = _drawings(df, whole.history)
-    drawings, lost = drawings_that_fit(drawings, ROOM_FOR_FIGURES)
+    drawings, lost = drawings_that_fit(drawings, ROOM_FOR_FIGURES if len(df) <= MANY else ROOM_BESIDE_MANY)
     cells = sum(len(table.rows) * len(table.columns) for table in tables)
     figures = sum(len(drawing.svg()) for drawing in drawings)
     listed = list_runs(folder, whole, LARGEST - _BESIDES - figures - _OF_CELL * cells)

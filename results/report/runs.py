@@ -249,14 +249,13 @@ def _content(file: Path, kind: str) -> str | None:
 
 
 def drawings_that_fit(drawings: Sequence[Drawing], room: int) -> tuple[list[Drawing], list[str]]:
-    """The first figures that fit into so many bytes with their numbers, and what was left out."""
-    kept, lost = [], []
-    for drawing in drawings:
-        size = len(drawing.svg().encode()) + _OF_MARK * min(len(drawing.data), _MOST_MARKS)
-        if size <= room:
-            room -= size
-            kept.append(drawing)
-        else:
-            lost.append(drawing.title)
+    """The figures that fit into so many bytes with their numbers, the largest left out first; and what was left out."""
+    sizes = [len(d.svg().encode()) + _OF_MARK * min(len(d.data), _MOST_MARKS) for d in drawings]
+    fitting = set()
+    for place in sorted(range(len(drawings)), key=lambda i: sizes[i]):
+        room -= sizes[place]
+        fitting |= {place} if room >= 0 else set()
+    kept = [drawing for place, drawing in enumerate(drawings) if place in fitting]
+    lost = [drawing.title for place, drawing in enumerate(drawings) if place not in fitting]
     told = f"Figures left out, so that the page stays small: {'; '.join(lost)}. `run_suite.py figures` draws them."
     return kept, [told] if lost else []

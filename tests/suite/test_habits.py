@@ -198,6 +198,7 @@ def test_completion_of_a_module_is_refused(suite, monkeypatch, capsys):
     assert "run-suite --show-completion" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_makes_runs_as_the_script_does(fake, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "suite", "run", *fake, "--norms", "bn"],

@@ -169,5 +169,6 @@ def test_curves_are_thinned_until_the_page_holds_them_and_it_says_so(tmp_path):
 def test_a_report_of_ten_thousand_records_keeps_within_its_size(tmp_path):
     content = gather(plant(tmp_path, 10_000))
     assert len(content.runs["key"]) == 10_000
+    assert {"critical_difference", "differences_classification_top1"} <= {d.name for d in content.drawings}
     assert write_report(tmp_path, content).stat().st_size <= LARGEST
     assert len(packed(content.runs)) < LARGEST / 2
