@@ -63,6 +63,7 @@ def test_one_changed_metric_is_found_and_no_other():
         ([0.5, 0.5], [0.5 + 1e-5, 0.5], "inside"),
         ([0.5, 0.5, 0.5], [0.6, 0.61, 0.6], "different"),
         ([0.5], [0.6], "unjudged"),
+        ([0.5, 0.7], [0.4995, 0.6995], "unjudged"),  # one image of 2,000 in each seed
         (["diverged"], [0.6], None),
         ([0.5, 0.5, "diverged"], [0.6, 0.61, 0.6], "unjudged"),
     ],

@@ -181,6 +181,19 @@ def test_what_is_offered(tmp_path, monkeypatch):
     assert completing.results("nowhere/") == []
 
 
+def test_every_argument_that_is_a_folder_of_results_is_completed():
+    def arguments(command, name):
+        for key, each in getattr(command, "commands", {}).items():
+            yield from arguments(each, f"{name} {key}")
+        for param in command.params:
+            if param.name in ("folder", "folders", "a", "b"):
+                yield name, param
+
+    found = [*arguments(cli.whole_command(), "")]
+    assert len(found) >= 9
+    assert [name for name, param in found if param._custom_shell_complete is None] == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_script_for_each_shell_is_printed(shell):
     code = f"sys.argv = ['./run_suite.py', '--show-completion', {shell!r}]\nfrom suite.cli import main; main()"
