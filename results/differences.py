@@ -11,8 +11,8 @@ Of each task, setting, norm and metric, over the seeds:
     inside        not all do, and the 95 % interval of the mean difference covers 0: Student's t over the pairs, and for
                   one pair the metric's own half widths, where it has them
     different     that interval does not cover 0
-    unjudged      they differ, and there is no interval: one pair, runs that ended differently, or pairs that all differ by
-                  the same amount (one test image, say), whose spread of 0 measures no noise
+    unjudged      they differ, and there is no interval: one pair, runs that ended differently, or pairs that all differ
+                  by the same amount (one test image, say), whose spread of 0 measures no noise
 
 The p value is that of the sign-flip test, uncorrected, and can not fall below `p_floor` = 2 / 2^n of n pairs. It is
 left out for one pair, and where a run of a pair has no value: survivors alone are not tested. Times and memory are
@@ -87,8 +87,8 @@ def diff(
     sides = [current(a), current(b)]
     present = {str(task) for df in sides for task in df["task"]}
     measured = {name for df in sides for name in [*metric_columns(df), SECONDS] if df[name].notna().any()}
-    _check("task", tasks, present)
-    _check("metric", metrics, measured)
+    _check("tasks", tasks, present)
+    _check("metrics", metrics, measured)
     shown = [name for name in _ordered(measured) if not metrics or name in metrics]
     result: list[Run] = []
     attrs: dict[str, Any] = {"tolerance": tolerance, "pairs": 0, "replaced": 0}

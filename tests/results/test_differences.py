@@ -132,7 +132,7 @@ def test_settings_are_compared_each_by_itself():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metrics": ["top2"]}, 'metric "top2": neither folder has it; .*did you mean "top1"'),
+        ({"metrics": ["top2"]}, 'metrics "top2": neither folder has it; .*did you mean "top1"'),
         ({"tasks": ["mien"]}, 'did you mean "mine"'),
         ({"tolerance": -1}, "tolerance -1: 0 to 1"),
         ({"tolerance": math.nan}, "tolerance nan: 0 to 1"),

@@ -94,6 +94,9 @@ def test_every_command_has_short_help_quiet_and_verbose(suite):
         assert out == suite(*path, "--help")[1]
         assert "-q, --quiet" in out
         assert "-v, --verbose" in out
+    for group in ((), ("runs",)):
+        code, out, err = suite(*group)
+        assert (code, out, err.splitlines()[0]) == (2, "", f"Usage: {err.split('[')[0][7:]}[OPTIONS] COMMAND [ARGS]...")
 
 
 def test_quiet_leaves_results_failures_and_errors(suite, fake):
