@@ -11,7 +11,8 @@ Of each task, setting, norm and metric, over the seeds:
     inside        not all do, and the 95 % interval of the mean difference covers 0: Student's t over the pairs, and for
                   one pair the metric's own half widths, where it has them
     different     that interval does not cover 0
-    unjudged      they differ, and there is no interval: one pair, or runs that ended differently
+    unjudged      they differ, and there is no interval: one pair, runs that ended differently, or pairs that all differ
+                  by the same amount (one test image, say), whose spread of 0 measures no noise
 
 The p value is that of the sign-flip test, uncorrected, and can not fall below `p_floor` = 2 / 2^n of n pairs. It is
 left out for one pair, and where a run of a pair has no value: survivors alone are not tested. Times and memory are
@@ -43,6 +44,8 @@ OWN_HALF_WIDTHS = {"acc_inductive": "ci95", "robust_top1": "robust_ci95"}
 """A metric -> the half width of its 95 % interval within one run."""
 SECONDS = "seconds"
 
+_NO_SPREAD = 1e-9
+"""Of a difference: a half width below it is of 64-bit rounding."""
 _UNSEEN = ("environment.clock", "environment.parts", "environment.parts_differ")
 """Of the environment: what differs between any two runs."""
 Run = dict[str, Any]
@@ -84,8 +87,8 @@ def diff(
     sides = [current(a), current(b)]
     present = {str(task) for df in sides for task in df["task"]}
     measured = {name for df in sides for name in [*metric_columns(df), SECONDS] if df[name].notna().any()}
-    _check("task", tasks, present)
-    _check("metric", metrics, measured)
+    _check("tasks", tasks, present)
+    _check("metrics", metrics, measured)
     shown = [name for name in _ordered(measured) if not metrics or name in metrics]
     result: list[Run] = []
     attrs: dict[str, Any] = {"tolerance": tolerance, "pairs": 0, "replaced": 0}
@@ -241,6 +244,8 @@ def _compared(metric: str, pairs: Sequence[tuple[Run, Run]], tolerance: float) -
     if n == 1 and (name := OWN_HALF_WIDTHS.get(metric)):
         own = [math.nan if is_nothing(run.get(name)) else float(run[name]) for run in both[0]]
         half = None if any(map(math.isnan, own)) else math.hypot(*own)
+    elif half is not None and near < n and half <= _NO_SPREAD * max(sizes):
+        half = None
     half = half if whole and not cost else None
     tested = n > 1 and whole and not cost
     if equal == n:

@@ -167,6 +167,8 @@ def choose(
         of_it = [k for k in known if k.startswith(key)] if len(key) >= _SHORTEST and _KEY.fullmatch(key) else []
         if len(of_it) == 1 or key in known:
             wanted.add(key if key in known else of_it[0])
+        elif 0 < len(key) < _SHORTEST and any(k.startswith(key) for k in known):
+            mistakes.append(f'key "{key}": too short; give its first {_SHORTEST} characters or more')
         elif of_it:
             mistakes.append(f'key "{key}": {len(of_it)} runs have keys that begin so; give more of it')
         else:

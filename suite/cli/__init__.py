@@ -99,6 +99,11 @@ def _run_app() -> int:
     try:
         code = whole_command()(standalone_mode=False)
     except usage_error as error:
+        if (
+            type(error).__name__ == "NoArgsIsHelpError"
+        ):  # what is needed is said by the help, which is no mistake's line
+            print(error.format_message(), file=sys.stderr)
+            return 2
         code = fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130

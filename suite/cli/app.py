@@ -179,4 +179,4 @@ def as_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"--{error}") from error
+        raise ValueError(str(error) if str(error).startswith("--") else f"--{error}") from error

@@ -36,7 +36,7 @@ def config_check(
     plugin: Plugins = None,
     data_dir: DataDir = Path("data"),
 ) -> int:
-    """Say what configs ask for, or all their mistakes: no run is made, and data need not be here.
+    """Say what configs ask for, or their mistakes: no run is made, and data need not be here.
 
     Printed are the number of runs of each task, and what is skipped with the reason. Exit code 2 for mistakes.
     """

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from suite.cli import completing
 from suite.cli.app import app, split_names
 from suite.console import fail, shown
 
 
 @app.command()
 def figures(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)],
     formats: Annotated[str, typer.Option("--format", help="pdf, svg, png, separated by commas.")] = "pdf,svg",
     out: Annotated[Path | None, typer.Option(help="Where the files go.  [default: FOLDER/figures]")] = None,
     only: Annotated[

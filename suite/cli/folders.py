@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from results.escape import cut, escape_csv, visible
+from suite.cli import completing
 from suite.cli.app import SETTINGS, app, as_options, split_names
 from suite.console import print_lines, shown
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 runs = typer.Typer(help="The runs of a folder of results: list them, remove them.", **SETTINGS)
 app.add_typer(runs, name="runs")
 
-Folder = Annotated[Path, typer.Argument(help="A folder of results.")]
+Folder = Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)]
 Tasks = Annotated[str | None, typer.Option("--tasks", help="Only these tasks, separated by commas.")]
 Norms = Annotated[str | None, typer.Option("--norms", help="Only these norms, by name or label.")]
 Statuses = Annotated[
@@ -106,13 +107,18 @@ def rm(
         print(shown(f"stays: {run.task} {run.label} {run.key}: {why}"), file=sys.stderr)
     gone = len(found) - len(stay)
     freed = bytes_text(sum(r.size for r in found) - sum(r.size for r, _ in stay))
-    print(f"{gone} run{'' if gone == 1 else 's'} removed, {freed}" + (f"; {len(stay)} stay" if stay else ""))
+    print(
+        f"{gone} run{'' if gone == 1 else 's'} removed, {freed}"
+        + (f"; {len(stay)} stay{'s' if len(stay) == 1 else ''}" if stay else "")
+    )
     return 1 if stay else 0
 
 
 @app.command()
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of results.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of results.", autocompletion=completing.results)
+    ],
     out: Annotated[Path, typer.Option(help="The folder that takes their runs; it may hold runs already.")],
     prefer: Annotated[
         Path | None, typer.Option(help="One of the folders: its finished records and its versions are taken.")
@@ -140,8 +146,11 @@ def merge(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A folder of results.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The folder that is compared with it.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A folder of results.", autocompletion=completing.results)],
+    b: Annotated[
+        Path,
+        typer.Argument(metavar="B", help="The folder that is compared with it.", autocompletion=completing.results),
+    ],
     metric: Annotated[str | None, typer.Option("--metrics", help="Only these metrics, separated by commas.")] = None,
     task: Tasks = None,
     tolerance: Annotated[

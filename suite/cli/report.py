@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app
 from suite.console import print_notes, shown
 from suite.environment import export_threads
@@ -17,7 +18,7 @@ from suite.plugins import load_plugins
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", autocompletion=completing.results)],
     out: Annotated[
         Path | None,
         typer.Option(

@@ -63,6 +63,7 @@ def test_one_changed_metric_is_found_and_no_other():
         ([0.5, 0.5], [0.5 + 1e-5, 0.5], "inside"),
         ([0.5, 0.5, 0.5], [0.6, 0.61, 0.6], "different"),
         ([0.5], [0.6], "unjudged"),
+        ([0.5, 0.7], [0.4995, 0.6995], "unjudged"),  # one image of 2,000 in each seed
         (["diverged"], [0.6], None),
         ([0.5, 0.5, "diverged"], [0.6, 0.61, 0.6], "unjudged"),
     ],
@@ -131,7 +132,7 @@ def test_settings_are_compared_each_by_itself():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metrics": ["top2"]}, 'metric "top2": neither folder has it; .*did you mean "top1"'),
+        ({"metrics": ["top2"]}, 'metrics "top2": neither folder has it; .*did you mean "top1"'),
         ({"tasks": ["mien"]}, 'did you mean "mine"'),
         ({"tolerance": -1}, "tolerance -1: 0 to 1"),
         ({"tolerance": math.nan}, "tolerance nan: 0 to 1"),

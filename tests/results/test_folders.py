@@ -57,6 +57,8 @@ def test_what_to_look_for_is_chosen_by_names_seeds_and_beginnings_of_keys(out):
     assert len(choose(runs, norms=["bn"], seeds=[0])) == 2
     (run,) = choose(runs, keys=[spec("gn").key[:8]])
     assert (run.norm, run.seed) == ("gn", 0)
+    with pytest.raises(ValueError, match="too short; give its first 6 characters"):
+        choose(runs, keys=[spec("gn").key[:5]])
 
 
 @pytest.mark.parametrize(

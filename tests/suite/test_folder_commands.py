@@ -86,7 +86,8 @@ def test_runs_are_removed_but_those_that_are_made(suite, out):
         (["merge", "out", "--out", "out"], "is one of the folders to merge"),
         (["merge", "oot", "--out", "c"], 'did you mean "out"?'),
         (["diff", "out", "oot"], 'did you mean "out"?'),
-        (["diff", "out", "out", "--metrics", "topp1"], 'did you mean "top1"?'),
+        (["diff", "out", "out", "--metrics", "topp1"], 'error: --metrics "topp1": neither folder has it'),
+        (["diff", "out", "out", "--metrics", ""], 'error: --metrics "": a name is needed'),
         (["diff", "out", "out", "--tolerance", "2"], "--tolerance 2.0: 0 to 1"),
         (["diff", "out", "out", "--json", "--csv"], "one of them"),
     ],
@@ -109,7 +110,9 @@ def test_merge_says_what_it_did_and_is_done_the_second_time(suite, out, tmp_path
 
 def test_diff_names_what_differs_and_exits_as_it_is_told(suite, out, tmp_path):
     plant(
-        tmp_path / "b", *(record(spec("bn", s), top1=0.625, commit="d") for s in (0, 1)), record(spec("gn"), "diverged")
+        tmp_path / "b",
+        *(record(spec("bn", s), top1=0.625 + s / 1000, commit="d") for s in (0, 1)),
+        record(spec("gn"), "diverged"),
     )
     assert suite("diff", "out", "out", "--exit-code")[0] == 0
     code, lines, err = suite("diff", "out", "b", "--exit-code")

@@ -94,6 +94,9 @@ def test_every_command_has_short_help_quiet_and_verbose(suite):
         assert out == suite(*path, "--help")[1]
         assert "-q, --quiet" in out
         assert "-v, --verbose" in out
+    for group in ((), ("runs",)):
+        code, out, err = suite(*group)
+        assert (code, out, err.splitlines()[0]) == (2, "", f"Usage: {err.split('[')[0][7:]}[OPTIONS] COMMAND [ARGS]...")
 
 
 def test_quiet_leaves_results_failures_and_errors(suite, fake):
@@ -179,6 +182,19 @@ def test_what_is_offered(tmp_path, monkeypatch):
     assert "configs/quick.yaml" in completing.configs("")
     assert completing.python_files("") == ["mine.py"]
     assert completing.results("nowhere/") == []
+
+
+def test_every_argument_that_is_a_folder_of_results_is_completed():
+    def arguments(command, name):
+        for key, each in getattr(command, "commands", {}).items():
+            yield from arguments(each, f"{name} {key}")
+        for param in command.params:
+            if param.name in ("folder", "folders", "a", "b"):
+                yield name, param
+
+    found = [*arguments(cli.whole_command(), "")]
+    assert len(found) >= 9
+    assert [name for name, param in found if param._custom_shell_complete is None] == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
