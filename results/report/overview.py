@@ -79,7 +79,8 @@ def _asked(asked: Mapping[str, Any] | None, plans: int) -> list[tuple[str, str]]
     if asked is None:
         return [("command", "not stored in this folder")]
     words = asked.get("command")
-    command = shlex.join(map(str, words)) if isinstance(words, list | tuple) and words else "from Python"
+    known = isinstance(words, list | tuple) and bool(words)
+    command = shlex.join(["python", "run_suite.py", *map(str, words or ())]) if known else "from Python"
     made = [("planned", asked.get("time")), ("by version", asked.get("version")), ("at commit", asked.get("commit"))]
     return [
         ("command", command),

@@ -172,7 +172,8 @@ def _paper(
     df = load_runs(folder, keys)
     table = paper_table(df, **asked.of_table)
     if page is not None:
-        page.write(df, [replace(table, caption=table.short)])
+        named = tuple(line for line in table.caption if any(line.startswith(f"{row.label} is ") for row in table.rows))
+        replace(page, only=(table.name,)).write(df, [replace(table, caption=(*table.short, *named))])
         return df
     out = _target(folder, None if asked.out is None else Path(asked.out), "paper")
     with writing_to(out) as files, warnings.catch_warnings(record=True) as seen:
