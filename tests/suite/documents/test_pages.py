@@ -127,7 +127,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page):
         assert "://" not in link, link
         path, _, anchor = link.partition("#")
         file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
-        relative = str(file.relative_to(ROOT))
+        assert file.is_relative_to(ROOT), link
         assert file.exists(), link
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), link
 
