@@ -214,7 +214,9 @@ def test_a_row_leads_to_the_card_of_its_norm(page):
 
 
 # what is dark differs in colours only
-@pytest.mark.parametrize(("scheme", "rules"), [("light", None), ("dark", ["color-contrast"])])
+@pytest.mark.parametrize(
+    ("scheme", "rules"), [("light", None), pytest.param("dark", ["color-contrast"], marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing_serious_in_page_or_panel(chromium, files, scheme, rules):
     with opened(chromium, files[1] / "odd.html", color_scheme=scheme, reduced_motion="reduce") as page:
         page.add_style_tag(content="section { content-visibility: visible !important }")
