@@ -22,6 +22,8 @@ from typing import Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
+from norms.workers import Workers
+
 Activation = nn.Module | Callable[[Tensor], Tensor]
 """The activation that a norm may fuse."""
 
@@ -87,6 +89,7 @@ class Situation:
     part: str | None = None
     slices: int = 1
     again: bool = False
+    workers: Workers | None = None
 
 
 class AfterUpdate(Protocol):

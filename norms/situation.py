@@ -26,13 +26,18 @@ from torch import Tensor, nn
 from norms.generators import forked_generators
 from norms.protocol import AfterUpdate, BranchDistance, NormInfo, Situation, hook, norm_modules
 from norms.telling import Telling
+from norms.workers import Workers
 
 PARTS = ("context", "query")
 
 
 @contextlib.contextmanager
 def situation(
-    net: nn.Module, domain: int | Tensor | None = None, part: str | None = None, slices: int = 1
+    net: nn.Module,
+    domain: int | Tensor | None = None,
+    part: str | None = None,
+    slices: int = 1,
+    workers: Workers | None = None,
 ) -> Iterator[None]:
     """Within the block every norm of `net` knows the given facts and no others; afterwards those that it knew before.
 
@@ -43,6 +48,8 @@ def situation(
         domain: the domain of the whole batch, or a LongTensor (N,) with one per sample.
         part: "context" or "query" (few-shot learning).
         slices: number of norm batches in one batch; it must divide the batch's size.
+        workers: processes that forward the other parts of the batch at the same time (norms.workers); None: this one
+            has all of it.
 
     Raises:
         ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that
@@ -52,7 +59,8 @@ def situation(
         raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
     if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
         raise ValueError(f"slices={slices}: a whole number of at least 1 is needed")
-    with _told(net, Situation(domain, part, slices)):
+    shared = workers if workers is not None and not workers.alone else None
+    with _told(net, Situation(domain, part, slices, workers=shared)):
         yield
 
 

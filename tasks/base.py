@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from norms.factory import NormFactory
 from norms.protocol import NormInfo
+from norms.workers import ALONE, Workers
 from tasks.journal import Journal
 from tasks.options import Options
 
@@ -100,6 +101,7 @@ class RunContext:
         keep_weights: the outcome shall hold the trained network.
         loader_workers: processes that decode images which are not held in memory; None: as tasks.data.reading chooses.
             No result depends on it.
+        workers: that make this run together; this process is one of them.
     """
 
     device: torch.device
@@ -110,6 +112,7 @@ class RunContext:
     journal: Journal = field(default_factory=Journal)
     keep_weights: bool = False
     loader_workers: int | None = None
+    workers: Workers = ALONE
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator seeded from (seed, purpose) alone, so that no draw depends on which norm or part drew before.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from norms.protocol import norm_modules
 from norms.situation import after_update, hold, predict, situation
+from norms.workers import ALONE, Workers
 from tasks.base import Diverged
 
 Precision = Literal["float32", "bfloat16"]
@@ -35,6 +36,7 @@ class StepOptions:
         precision: "bfloat16" runs forwards under autocast.
         domain: of the batch, or (N,) of its images, for norms that ask; None: not told.
         gradient_clip: largest norm of the gradient of all parameters; None: it is left as it is.
+        workers: that take this step together, each on its part of the batch.
     """
 
     slices: int = 1
@@ -42,6 +44,7 @@ class StepOptions:
     precision: Precision = "float32"
     domain: int | Tensor | None = None
     gradient_clip: float | None = None
+    workers: Workers = ALONE
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ def told(net: nn.Module, images: Tensor, options: StepOptions, **facts: Any) -> 
         options: domain, slices, precision.
         facts: in the place of `domain` or `slices`, or further ones (norms.situation.situation).
     """
-    known = {"domain": options.domain, "slices": options.slices, **facts}
+    known = {"domain": options.domain, "slices": options.slices, "workers": options.workers, **facts}
     with situation(net, **known), autocast(images.device, options.precision):
         yield
 
