@@ -3,7 +3,7 @@
     local                                                    this machine
     slurm                slurm:partition=gpu,time=4:00:00,gpus=1,array=32%8
     ray                  ray:10.0.0.1:6379                   ray:address=auto,gpus=0.5
-    FILE.yaml            {on: slurm, partition: gpu, ...}; configs/on/NAME.yaml is the suite's own where there is none here
+    FILE.yaml            {on: slurm, partition: gpu, ...}; configs/on/NAME.yaml is the suite's own, too
 
 On the command line a comma separates options; inside quotes or brackets it does not. What stands here decides where and
 with what a run is made and never what it is: no part of it enters a run's key.
@@ -43,7 +43,11 @@ _OURS = {
 """Options of sbatch that the suite gives itself, and such as submit nothing."""
 _FIELDS = {
     **{name: name for name in ("partition", "account", "qos", "time", "constraint", "nodelist", "exclude")},
-    **{"gpus": "gpus", "gres": "gpus", "gpus-per-node": "gpus", "cpus-per-task": "cpus", "mem": "memory"},
+    "gpus": "gpus",
+    "gres": "gpus",
+    "gpus-per-node": "gpus",
+    "cpus-per-task": "cpus",
+    "mem": "memory",
 }
 """Options of sbatch that have a field -> its name."""
 
@@ -234,8 +238,8 @@ class Ray(Options):
     """A Ray cluster. Resources are those of one run.
 
     Attributes:
-        address: of the cluster, as ray.init has it; None: the one that RAY_ADDRESS or this machine names, else a new one
-            on this machine.
+        address: of the cluster, as ray.init has it; None: the one that RAY_ADDRESS or this machine names, else a new
+            one on this machine.
         cpus, gpus: of a run; parts are allowed. None: as many as the run has threads; 1 on an accelerator, else 0.
         memory: bytes; given as 16G. None: not counted.
         jobs: runs at a time; None: as many as there are resources for.
@@ -281,11 +285,8 @@ def read_place(text: str) -> Place:
         return _place(kind, _given(kind, rest, where), where, typed=True)
     if text.strip().endswith((".yaml", ".yml")):
         return _from_file(text.strip(), where)
-    raise PlanError(
-        [
-            f"{where}: {', '.join(KINDS)} are allowed, and a YAML file such as configs/on/slurm.yaml{nearest(kind, KINDS)}"
-        ]
-    )
+    allowed = f"{', '.join(KINDS)} are allowed, and a YAML file such as configs/on/slurm.yaml"
+    raise PlanError([f"{where}: {allowed}{nearest(kind, KINDS)}"])
 
 
 def _from_file(text: str, where: str) -> Place:

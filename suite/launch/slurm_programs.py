@@ -31,7 +31,12 @@ _ID = re.compile(r"([0-9]+)(?:_([0-9]+))?")
 
 
 class NotAnswered(ValueError):
-    """A program of Slurm was started and gave no usable answer. `refused`: it said no, and why stands in the message."""
+    """A program of Slurm was started and gave no usable answer.
+
+    Args:
+        text: what it said, or how it ended.
+        refused: it said no, and nothing was done.
+    """
 
     def __init__(self, text: str, refused: bool = False):
         super().__init__(text)
