@@ -97,11 +97,10 @@ def script(
     program = [str(ROOT / "run_suite.py")] if (ROOT / "run_suite.py").is_file() else ["-P", "-m", "suite"]
     command = shlex.join([sys.executable, *program, *words])
     body = _BODY.format(
-        setup="\n".join(options.setup) or ":",
+        setup="\n".join(["", *options.setup, ""]) if options.setup else "",
         working=shlex.quote(str(working)),
         command=command,
         requeues=options.requeues,
-        notice=options.notice,
     )
     return "\n".join(lines) + "\n" + body
 
@@ -109,7 +108,7 @@ def script(
 _BODY = r"""
 # Made by NormSuite. Every element runs the same command on the same folder and makes what nobody else makes.
 # Some time before the limit Slurm sends SIGUSR1 to this script: the runs make checkpoints and leave, and the element is
-# begun again; so it is when the limit itself comes (SIGTERM, {notice} s later). After scancel (SIGTERM) it stays ended.
+# begun again; so it is when they take longer and the limit itself comes (SIGTERM). After scancel (SIGTERM) it stays ended.
 me=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # of the last element the job's number alone means the whole array
 restarts=${{SLURM_RESTART_COUNT:-0}}
 command= told= stopped= heard= asked=
@@ -124,12 +123,11 @@ again() {{
     echo "$(date '+%F %T'): time is over, and requeues={requeues}; the same command submits an array that goes on"
   fi
 }}
-trap 'told=${{told:-$SECONDS}}; tell USR1' USR1
-trap 'if [ -n "$told" ] && [ $((SECONDS - told)) -ge {notice} ]; then again; else stopped=1; fi; tell TERM' TERM
+at_limit() {{ scontrol show job "$me" 2>/dev/null | grep -q "Reason=TimeLimit"; }}
+trap 'told=1; tell USR1' USR1
+trap 'tell TERM; if at_limit; then again; else stopped=1; fi' TERM
 echo "$(date '+%F %T'): element $me on $(hostname), begun again $restarts times"
-
 {setup}
-
 cd -- {working} || exit 2
 code=130
 if [ -z "$told$stopped" ]; then
