@@ -93,7 +93,8 @@ def test_text_and_file_say_the_same(tmp_path):
     file = tmp_path / "place.yaml"
     file.write_text(
         "on: slurm\npartition: gpu\ntime: 4:00:00\ngpus: a100:2\ncpus: 8\nmemory: 16 GB\narray: 32%8\n"
-        "nodelist: n[1,3],n7\nsetup: |\n  module load cuda\n  export A=1\nextra: {mail-type: END, exclusive: true, nice: 5}"
+        "nodelist: n[1,3],n7\nsetup: |\n  module load cuda\n  export A=1\n"
+        "extra: {mail-type: END, exclusive: true, nice: 5}"
     )
     typed = read_place(
         "slurm:partition=gpu,time=4h,gpus=a100:2,cpus=8,memory=16GiB,array=32%8,nodelist='n[1,3],n7',"

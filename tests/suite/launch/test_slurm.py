@@ -1,4 +1,4 @@
-"""Arrays of Slurm against programs that refuse, die, hang, say rubbish or lose their answer; and the batch script as bash
+"""Arrays of Slurm against programs that refuse, die, hang, say rubbish or lose their answer; the batch script as bash
 runs it. tests/cluster has the same with a real Slurm."""
 
 import json
