@@ -6,6 +6,7 @@ Each claim: the grid goes on, the run is recorded or named with path and reason,
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -289,21 +290,22 @@ def test_an_error_of_the_disk_in_the_parent_is_counted_and_said(runner, tmp_path
     assert write_skipped(tmp_path, [(spec, "no")]) == [f"{run_folder(tmp_path, spec)}/.claim: {os.strerror(number)}"]
 
 
-def test_a_run_that_another_makes_in_a_folder_that_vanishes_is_counted(runner, tmp_path, monkeypatch):
+def test_a_run_that_another_makes_in_a_folder_that_vanishes_is_counted(runner, tmp_path):
     (spec,) = specs_of(["ok"])
-    with run_lock(tmp_path, spec):
-        pass
+    folder, said = run_folder(tmp_path, spec), []
 
     def gone(event):
+        said.append(event)
         if event.kind == "waiting":
-            monkeypatch.setattr(engine, "run_lock", refuse)
+            shutil.rmtree(folder)
+            folder.touch()
 
-    def refuse(out, spec):
-        raise PermissionError(errno.EACCES, "Permission denied", str(run_folder(out, spec)))
-
-    with run_lock(tmp_path, spec).acquire(timeout=0):
-        counts = execute([spec], runner, tmp_path, on_event=gone)
-    assert counts == {"failed": 1}
+    held = run_lock(tmp_path, spec)
+    held.acquire(timeout=0)
+    assert execute([spec], runner, tmp_path, on_event=gone) == {"failed": 1}
+    assert "exists" in said[-1].record.reason
+    folder.unlink()  # else its release would complain
+    held.release()
 
 
 ELSEWHERE = """
@@ -390,7 +392,6 @@ def test_notes_of_versions_are_added_one_at_a_time(tmp_path):
     from results.store import read_versions
 
     assert set(read_versions(tmp_path)["norm"]) == set(names)
-    (tmp_path / ".versions.claim").unlink()
     (tmp_path / ".versions.claim").mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         write_versions(tmp_path, [spec])
