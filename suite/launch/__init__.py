@@ -1,5 +1,11 @@
-"""Where a run's process is started, and how its end is heard of.
+"""Where a run's process is started.
 
+launcher.py        what the engine asks of a place
+making.py          the claim to a run, taken by whoever makes it
+local.py           a process per run on this machine
+process.py         the life of such a process
+server.py          the process that forks them
+devices.py         accelerators as slots
 places.py          the value of --on: local, slurm, ray, with what each may be told
 slurm.py           an array of Slurm: its batch script
 submissions.py     arrays submitted, noted in the folder, found again

@@ -23,8 +23,8 @@ from suite.environment import ROOT
 if TYPE_CHECKING:
     from suite.launch.places import Slurm
 
-ELEMENT = ("--on", "local", "--no-wait")
-"""What an element's command has beside the words of its submission."""
+ELEMENT = ("--no-wait",)
+"""What an element's command has beside the words of its submission, without --on."""
 
 
 def element_command(words: Sequence[str], options: Slurm, threads: int = 1) -> list[str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from results.escape import cut, one_line, visible
 from results.record import RECORD, RecordError, RunSpec
-from results.store import read_asked, read_record
+from results.store import LEASE, Holder, holder, read_asked, read_record, run_folders
 from suite.launch.slurm_programs import Element
 from suite.launch.submissions import SUBMISSIONS, Submission, find_lost, look_up, planned_runs, submissions
 from suite.live import number, telling, where
@@ -48,7 +48,9 @@ class Standing:
         folder: of results.
         planned: the runs of the newest submission; None: not known.
         statuses: of the records.
-        runs: that are being made or were left; see suite.watch.
+        runs: that are being made or were left; see suite.watch. One whose claim is renewed is being made, whatever
+            else is known of it.
+        starting: runs whose claim is held and that have written nothing yet.
         failed: (where, spec or None, reason) of failed runs, the first MOST_FAILED.
         submitted: number -> submission.
         elements: number -> its elements in the queue; None: what Slurm's queue holds is not known.
@@ -59,6 +61,7 @@ class Standing:
     planned: frozenset[Place] | None
     statuses: Mapping[Place, str]
     runs: tuple[Seen, ...]
+    starting: Mapping[Place, Holder]
     failed: tuple[tuple[Place, RunSpec | None, str], ...]
     submitted: Mapping[int, Submission]
     elements: Mapping[int, list[Element]] | None
@@ -72,7 +75,7 @@ class Standing:
             return None
         done = {place for place, status in self.statuses.items() if status != "damaged"}
         made = {seen.place for seen in self.runs if seen.state == "runs"}
-        return len(self.planned - done - made)
+        return len(self.planned - done - made - self.starting.keys())
 
 
 def standing(folder: Path) -> Standing:
@@ -93,11 +96,14 @@ def standing(folder: Path) -> Standing:
     counts = watch.statuses()
     statuses = watch.places()
     planned = planned_runs(folder, max(submitted)) if submitted else []
+    claims = _claims(folder, statuses)
+    runs = [replace(seen, state="runs") if seen.place in claims else seen for seen in watch.runs()]
     return Standing(
         folder=folder,
         planned=frozenset(tuple(line.split("/")) for line in planned) if planned else None,  # type: ignore[misc]
         statuses=statuses,
-        runs=tuple(sorted(watch.runs(), key=lambda seen: seen.place)),
+        runs=tuple(sorted(runs, key=lambda seen: seen.place)),
+        starting={place: claims[place] for place in sorted(claims.keys() - {seen.place for seen in runs})},
         failed=tuple(_failed(folder, statuses)),
         submitted=submitted,
         elements=elements,
@@ -110,9 +116,10 @@ def lines(now: Standing) -> Iterator[str]:
     """A standing in words."""
     specs = [seen.spec for seen in now.runs] + [spec for _, spec, _ in now.failed]
     names = Names([spec for spec in specs if spec is not None])
-    if now.runs:
-        head = ("run", "host", "where", "steps", "last epoch", "its age", "left")
-        yield from columns([head, *(_row(seen, names) for seen in now.runs)])
+    rows = [_row(seen, names) for seen in now.runs]
+    rows += [(visible(" ".join(place)), visible(held.host), "starts", *"----") for place, held in now.starting.items()]
+    if rows:
+        yield from columns([("run", "host", "where", "steps", "last epoch", "its age", "left"), *rows])
     for place, spec, reason in now.failed:
         name = names.run(spec) if spec is not None else " ".join(place)
         yield f"failed: {visible(name)}: {cut(one_line(reason), _REASON)}"
@@ -132,6 +139,10 @@ def document(now: Standing) -> dict[str, Any]:
         "waiting": now.waiting,
         "records": {state: now.counts[state] for state in _STATES},
         "runs": [_seen(seen) for seen in now.runs],
+        "starting": [
+            {"task": task, "norm": norm, "key": key, "host": held.host}
+            for (task, norm, key), held in now.starting.items()
+        ],
         "failed": [
             {"task": task, "norm": norm, "key": key, "reason": cut(one_line(reason), _REASON)}
             for (task, norm, key), _, reason in now.failed
@@ -159,6 +170,18 @@ def document(now: Standing) -> dict[str, Any]:
         ],
         "notes": list(now.notes),
     }
+
+
+def _claims(folder: Path, statuses: Mapping[Place, str]) -> dict[Place, Holder]:
+    """The claims to runs that are not done, of those that were renewed lately."""
+    claims: dict[Place, Holder] = {}
+    for run in run_folders(folder):
+        task, norm, key = run.parts[-3:]
+        if statuses.get((task, norm, key)) not in ("ok", "diverged", "skipped"):
+            held = holder(run)
+            if held is not None and held.age < LEASE:
+                claims[task, norm, key] = held
+    return claims
 
 
 def _failed(folder: Path, statuses: Mapping[Place, str]) -> Iterator[tuple[Place, RunSpec | None, str]]:
@@ -238,6 +261,7 @@ def _why(state: str, same: list[Element]) -> str:
 
 def _summary(now: Standing) -> str:
     states = Counter(seen.state for seen in now.runs)
+    states["runs"] += len(now.starting)
     words = {"runs": "being made", "silent": "without a sign", "left": "left by their process, to go on with"}
     shown = [f"{now.counts[state]} {state}" for state in _STATES if now.counts[state]]
     shown += [f"{states[state]} {word}" for state, word in words.items() if states[state]]

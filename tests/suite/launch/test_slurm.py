@@ -177,9 +177,9 @@ def test_the_elements_command_is_the_same_without_its_place():
     assert "--jobs" not in slurm.element_command(
         words, Slurm(gpus="2", cpus=8)
     )  # one on each, as the command finds them
-    assert slurm.element_command([*words, "--jobs", "3"], Slurm(cpus=8))[-5:-3] == ["--jobs", "3"]
+    assert slurm.element_command([*words, "--jobs", "3"], Slurm(cpus=8))[-3:-1] == ["--jobs", "3"]
     both = slurm.element_command(words, Slurm(gpus=2, jobs=3, runs_per_device=2))
-    assert shlex.join(both).endswith("--jobs 3 --runs-per-device 2 --on local --no-wait")
+    assert shlex.join(both).endswith("--jobs 3 --runs-per-device 2 --no-wait")
 
 
 def test_an_accelerator_that_nobody_uses_or_asks_for_is_named():
