@@ -108,7 +108,7 @@ def script(
 _BODY = r"""
 # Made by NormSuite. Every element runs the same command on the same folder and makes what nobody else makes.
 # Some time before the limit Slurm sends SIGUSR1 to this script: the runs make checkpoints and leave, and the element is
-# begun again; so it is when they take longer and the limit itself comes (SIGTERM). After scancel (SIGTERM) it stays ended.
+# begun again; so it is when they take longer and the limit itself comes. After scancel it stays ended.
 me=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # of the last element the job's number alone means the whole array
 restarts=${{SLURM_RESTART_COUNT:-0}}
 command= told= stopped= heard= asked=

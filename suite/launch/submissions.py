@@ -140,6 +140,14 @@ def submit(
     return number, done, said
 
 
+def preview(options: Slurm, words: Sequence[str], folder: Path, to_do: int, threads: int = 1) -> str:
+    """The batch script that `submit` would write next; nothing is written. Arguments and ValueError as of `submit`."""
+    folder = folder.resolve()
+    own = folder / SUBMISSIONS / str((_numbers(folder) or [0])[-1] + 1)
+    command = element_command(words, options, threads)
+    return script(options, command, own, _job_name(folder), array_size(options, to_do))
+
+
 def submissions(folder: Path, damaged: list[str] | None = None) -> dict[int, Submission]:
     """number -> submission, of a folder of results; the newest last.
 

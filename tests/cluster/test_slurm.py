@@ -21,7 +21,7 @@ from suite.launch import standing
 from suite.launch.places import read_place
 from suite.launch.submissions import in_queue, submit
 
-pytestmark = pytest.mark.cluster; _s.ELEMENT = ()
+pytestmark = pytest.mark.cluster
 
 TASK = """
 import time
@@ -109,7 +109,7 @@ NAPS = 'norms: [bn, gn]\nseeds: "0-{last}"\nplugins: [nap.py]\ntasks: {{nap: {{s
 def grid(tmp_path, monkeypatch):
     """Makes a grid of naps."""
     monkeypatch.chdir(tmp_path)
-    return lambda last=4, seconds=0.2: Grid(tmp_path, NAPS.format(last=last, seconds=seconds))
+    return lambda last=3, seconds=0.2: Grid(tmp_path, NAPS.format(last=last, seconds=seconds))
 
 
 def slurm(*arguments):
@@ -141,13 +141,13 @@ def test_an_array_makes_the_grid_and_its_records_are_those_of_this_machine(grid)
     assert command("run", "c.yaml", "--out", "here").returncode == 0
     assert all(equal(a, b) for a, b in zip(naps.records(), naps.records(naps.folder / "here"), strict=True))
     found = standing.standing(naps.out)
-    assert [*standing.lines(found)][-1].startswith("10 runs planned: 10 ok, 0 wait")
+    assert [*standing.lines(found)][-1].startswith("8 runs planned: 8 ok, 0 wait")
     assert naps.printed().count("leaves with exit code 0") == 2
-    assert len(results.load(naps.out)) == 10
+    assert len(results.load(naps.out)) == 8
 
 
 def test_a_cancelled_element_costs_nothing_and_the_same_command_again_does_the_rest(grid):
-    naps = grid(last=9, seconds=1.0)
+    naps = grid(last=5, seconds=1.0)
     job = naps.submit()
     naps.running(2)
     assert until(lambda: len(list(record_files(naps.out))) > 1, 60), naps.printed()
@@ -161,12 +161,12 @@ def test_a_cancelled_element_costs_nothing_and_the_same_command_again_does_the_r
     again = naps.submit()
     assert again != job
     naps.ended(90)
-    assert [record.status for record in naps.records()] == ["ok"] * 20
-    assert len(list(record_files(naps.out))) == 20
+    assert [record.status for record in naps.records()] == ["ok"] * 12
+    assert len(list(record_files(naps.out))) == 12
 
 
 def test_one_that_slurm_begins_again_goes_on(grid):
-    naps = grid(last=3, seconds=1.0)
+    naps = grid(last=2, seconds=1.0)
     job = naps.submit("slurm:array=1")
     naps.running()
     assert until(lambda: len(list(record_files(naps.out))) > 0, 60), naps.printed()
@@ -177,7 +177,7 @@ def test_one_that_slurm_begins_again_goes_on(grid):
     assert any("1 waiting (BeginTime 20" in line and "1 of them begun again" in line for line in said)
     slurm("scontrol", "update", f"jobid={job}_1", "StartTime=now")
     naps.ended(90)
-    assert [record.status for record in naps.records()] == ["ok"] * 8
+    assert [record.status for record in naps.records()] == ["ok"] * 6
 
 
 SMALL = "model: resnet8, width: 4, batch_size: 8, recalibration_images: 8, augmentation: crop_flip"
@@ -233,7 +233,7 @@ def test_status_and_cancel_from_the_command_line(grid):
     assert (ended.returncode, ended.stdout.count("ended: slurm/1")) == (0, 1)
     naps.ended(40)
     assert "nothing to end" in command("cancel", "out", "--yes").stdout
-    assert (run_folder(naps.out, naps.plan.runs[0]).parent.parent).exists()
+    assert naps.records().count(None) > 10  # they wait for the same command again
 
 
 def test_slurms_own_refusal_is_shown(grid):

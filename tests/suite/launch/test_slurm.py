@@ -12,6 +12,7 @@ import pytest
 from parts.folders import plant, record, spec
 from parts.watching import alive, until
 
+from results.store import CLAIM, run_folder
 from suite.launch import slurm, slurm_programs, standing, submissions
 from suite.launch.places import Slurm, read_place
 from suite.launch.submissions import in_queue, submit
@@ -363,6 +364,33 @@ def test_where_a_folder_stands(tmp_path, programs):
         (1, "RUNNING", 0),
         (2, "PENDING", 1),
         (3, "PENDING", 0),
+    ]
+
+
+def test_a_claim_that_is_renewed_is_a_run_that_is_made_wherever_that_is(tmp_path, programs):
+    out = tmp_path / "out"
+    submitted(out)
+    plant(out, record(RUNS[0]))
+    for run, age in zip(RUNS[:3], (0, 0, 3600), strict=True):
+        claim = run_folder(out, run) / CLAIM
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        claim.write_text("token=a\npid=7\nhost=node17\n")
+        os.utime(claim, (time.time() - age,) * 2)
+    now = standing.standing(out)
+    assert [place[2] for place in now.starting] == [RUNS[1].key]
+    lines = list(standing.lines(now))
+    assert "node17" in lines[1]
+    assert lines[-1].startswith("6 runs planned: 1 ok, 1 being made, 4 wait")
+    assert standing.document(now)["starting"][0]["host"] == "node17"
+
+
+def test_a_preview_is_the_script_and_writes_nothing(tmp_path, programs):
+    text = submissions.preview(Slurm(array="4"), WORDS, tmp_path / "out", 6)
+    assert not (tmp_path / "out").exists()
+    submitted(tmp_path / "out")
+    written = (tmp_path / "out" / "slurm" / "1" / "job.sh").read_text()
+    assert [line for line in text.splitlines() if "job-name" not in line] == [
+        line for line in written.splitlines() if "job-name" not in line
     ]
 
 
