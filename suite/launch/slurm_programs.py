@@ -23,10 +23,11 @@ PATIENCE = 60.0
 """Seconds that a program of Slurm may take; a busy controller answers within ten."""
 _MOST = 64 * 2**20  # bytes of an answer that are read
 
-_FIELDS = (
+FIELDS = (
     *(("JobArrayID", 48), ("State", 24), ("Reason", 80), ("NodeList", 80), ("TimeUsed", 24), ("StartTime", 32)),
     *(("RestartCnt", 12), ("Name", 80)),
 )
+"""What squeue is asked for: Slurm's names of the fields, and how many characters each takes in a line."""
 _ID = re.compile(r"([0-9]+)(?:_([0-9]+))?")
 
 
@@ -95,7 +96,7 @@ def queue(names: Sequence[str], cluster: str = "") -> list[Element]:
     """
     if not names:
         return []
-    layout = ",".join(f"{name}:{width}" for name, width in _FIELDS)
+    layout = ",".join(f"{name}:{width}" for name, width in FIELDS)
     where = [f"--clusters={cluster}"] if cluster else []
     code, out, err = _call(
         ["squeue", *where, "--noheader", "--array", f"--name={','.join(names)}", f"--Format={layout}"]
@@ -123,7 +124,7 @@ def _elements(text: str) -> Iterator[Element]:
         if not line.strip() or line.startswith("CLUSTER:"):
             continue
         values, at = [], 0
-        for _, width in _FIELDS:
+        for _, width in FIELDS:
             values.append(one_line(line[at : at + width]))
             at += width
         number, state, reason, node, elapsed, start, restarts, name = values

@@ -9,6 +9,8 @@ import subprocess
 import time
 
 import pytest
+from parts import fake_slurm
+from parts.fake_slurm import answers, queue_line
 from parts.folders import plant, record, spec
 from parts.watching import alive, until
 
@@ -23,42 +25,7 @@ WORDS = ["run", "c.yaml", "--on", "slurm:array=4", "--seeds", "0-5"]
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Puts programs of the given names and shell bodies on PATH; each notes its arguments in calls()."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    class Programs:
-        def __init__(self):
-            self.log = folder / "log"
-
-        def set(self, **bodies):
-            for name, body in bodies.items():
-                file = folder / name
-                file.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >>{shlex.quote(str(self.log))}\n{body}\n')
-                file.chmod(0o755)
-
-        def calls(self, name):
-            lines = self.log.read_text().splitlines() if self.log.exists() else []
-            return [line for line in lines if line.split()[0] == name]
-
-    made = Programs()
-    made.set(sbatch="echo 12", squeue="", scancel="", scontrol="")
-    monkeypatch.setattr(slurm_programs, "PATIENCE", 10.0)
-    return made
-
-
-def queue_line(name, element="12_1", state="RUNNING", reason="None", node="n1", start="N/A", restarts=0):
-    values = (element, state, reason, node, "0:10", start, str(restarts), name)
-    return "".join(f"{v:<{w}}" for v, (_, w) in zip(values, slurm_programs._FIELDS, strict=True))
-
-
-def answers(folder, *lines):
-    """A squeue that knows these jobs; NAME in a line is the name of the newest submission."""
-    notes = f"{shlex.quote(str(folder))}/slurm"
-    find = f"""name=$(sed -n 's/.*"name": "\\(.*\\)",/\\1/p' {notes}/$(ls {notes} | tail -1)/submission.json)"""
-    rows = "".join(f"\n{line}" for line in lines)
-    return f'{find}\nsed "s/NAME/$name/" <<END{rows}\nEND'
+    return fake_slurm.on_path(tmp_path / "programs", monkeypatch)
 
 
 def submitted(folder, **options):
