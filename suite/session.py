@@ -276,7 +276,9 @@ class Session:
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
         place = read_place(on) if isinstance(on, str) else on
         if place.kind == "slurm":
-            raise ValueError("on slurm: an array is submitted, and not waited for, by `run_suite.py run ... --on slurm`")
+            raise ValueError(
+                "on slurm: an array is submitted, and not waited for, by `run_suite.py run ... --on slurm`"
+            )
         chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
         self.launcher, self.jobs, self.wait = chosen.launcher, chosen.jobs, wait
         self.timeout, self.retry = time_limit(timeout), retry

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from results.claims import LEASE, Holder, holder
 from results.escape import cut, one_line, visible
 from results.record import RECORD, RecordError, RunSpec
-from results.store import LEASE, Holder, holder, read_asked, read_record, run_folders
+from results.store import read_asked, read_record, run_folders
 from suite.launch.slurm_programs import Element
 from suite.launch.submissions import SUBMISSIONS, Submission, find_lost, look_up, planned_runs, submissions
 from suite.live import number, telling, where
@@ -197,7 +198,9 @@ def _failed(folder: Path, statuses: Mapping[Place, str]) -> Iterator[tuple[Place
 
 def _row(seen: Seen, names: Names) -> tuple[str, ...]:
     name = names.run(seen.spec) if seen.spec is not None else " ".join(seen.place)
-    place = where(seen.at)
+    place, epoch = where(seen.at), seen.row.get("epoch")
+    if "of" not in seen.at and epoch is not None:  # positions are told every ten seconds, epochs when they end
+        place = f"after epoch {epoch:.0f}"
     if seen.state != "runs":
         word = "left, to go on with" if seen.state == "left" else f"no sign for {duration(seen.sign_age)}"
         place = f"{word}{', ' + place if place else ''}"

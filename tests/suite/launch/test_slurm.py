@@ -14,7 +14,8 @@ from parts.fake_slurm import answers, queue_line
 from parts.folders import plant, record, spec
 from parts.watching import alive, until
 
-from results.store import CLAIM, run_folder
+from results.claims import CLAIM
+from results.store import run_folder
 from suite.launch import slurm, slurm_programs, standing, submissions
 from suite.launch.places import Slurm, read_place
 from suite.launch.submissions import in_queue, submit
