@@ -275,10 +275,7 @@ class Session:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
         place = read_place(on) if isinstance(on, str) else on
-        if place.kind == "slurm":
-            raise ValueError(
-                "on slurm: an array is submitted, and not waited for, by `run_suite.py run ... --on slurm`"
-            )
+        self.place = place
         chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
         self.launcher, self.jobs, self.wait = chosen.launcher, chosen.jobs, wait
         self.timeout, self.retry = time_limit(timeout), retry
@@ -364,6 +361,8 @@ class Session:
         """
         if not self.status.todo:
             return Counter()
+        if self.place.kind == "slurm":
+            raise ValueError("on slurm: `run_suite.py run ... --on slurm` submits an array; nothing here waits for it")
         export_threads(self.plan.threads)
         return engine.execute(
             self.status.todo,

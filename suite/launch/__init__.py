@@ -6,6 +6,7 @@ local.py           a process per run on this machine
 process.py         the life of such a process
 server.py          the process that forks them
 devices.py         accelerators as slots
+choosing.py        the launcher of a place and a device
 places.py          the value of --on: local, slurm, ray, with what each may be told
 slurm.py           an array of Slurm: its batch script
 submissions.py     arrays submitted, noted in the folder, found again

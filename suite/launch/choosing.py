@@ -63,7 +63,8 @@ def choose(
         wanted = jobs if jobs is not None else options.jobs
         ray = RayLauncher(options.address, cpus=cpus, gpus=gpus, memory=options.memory, jobs=wanted)
         return Chosen(ray, wanted or 1, device)
-    assert isinstance(options, Local)
+    if not isinstance(options, Local):  # the elements of an array have commands of their own
+        return Chosen(LocalLauncher(1), 1, device)
     slots = slots_of(device)
     jobs = jobs if jobs is not None else options.jobs
     each = runs_per_device if runs_per_device is not None else options.runs_per_device or 1
@@ -73,8 +74,7 @@ def choose(
         return Chosen(LocalLauncher(jobs), jobs, device)
     if most > len(slots):
         raise ValueError(
-            f'device "{cut(device, 40)}": {len(slots)} accelerator{"s"[: len(slots) != 1]}, and a run of {most} workers '
-            f"needs {most}"
+            f'device "{cut(device, 40)}": a run of {most} workers needs as many accelerators, not {len(slots)}'
         )
     devices = Devices(slots, each)
     jobs = devices.places if jobs is None else jobs
