@@ -9,12 +9,11 @@ import torch
 
 from tasks import register_task, task_names
 from tasks.base import Options, Outcome, Setting
-from tasks.journal import Unusable
 
 class TeamOptions(Options):
     workers: int = 1
     parts: int = 3
-    fails: str = ""  # "2 raises", "1 dies": what a worker does in the middle of the second part
+    fails: str = ""  # "2 raises", "1 dies", "0 hangs, 1 raises": what workers do in the middle of the second part
     seconds: float = 0.0  # of a part
 
 class Team:
@@ -42,15 +41,15 @@ class Team:
             x = torch.rand(7, generator=draw, dtype=torch.float64)
             total = workers.total(workers.share(x).sum())
             if part == 1 and options.fails:
-                rank, how = options.fails.split()
-                if int(rank) == workers.rank:
-                    if how == "dies":
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    elif how == "leaves":
-                        os._exit(3)
-                    elif how == "hangs":
-                        time.sleep(3600)
-                    raise RuntimeError(f"of worker {rank}")
+                how = dict(each.split()[:2] for each in options.fails.split(", ")).get(str(workers.rank), "")
+                if how == "dies":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                elif how == "leaves":
+                    os._exit(3)
+                elif how == "hangs":
+                    time.sleep(3600)
+                elif how == "raises":
+                    raise RuntimeError(f"of worker {workers.rank}")
                 workers.total(x)
             time.sleep(options.seconds)
             return float(total)
