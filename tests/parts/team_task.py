@@ -1,5 +1,7 @@
 """A plugin with a task whose workers add up numbers, and fail as they are told to."""
 
+import os
+
 TASK = """
 import os
 import signal
@@ -62,3 +64,8 @@ class Team:
 if "team" not in task_names():
     register_task(Team())
 """
+
+
+def dies(part):
+    """The life of a worker's process that ends before it has begun."""
+    os._exit(7)

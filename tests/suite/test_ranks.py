@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts.team_task import TASK
+from parts.team_task import TASK, dies
 from parts.watching import alive, until
 
 import suite
@@ -130,14 +130,10 @@ def test_of_three_workers_the_one_that_failed_first_is_named(team, tmp_path, fai
 def test_a_worker_that_does_not_come_as_far_as_the_others_is_named(team, tmp_path, monkeypatch):
     """Rank 0 does not wait for it until the time limit of the group."""
     spec, runner = team(2)
-    monkeypatch.setattr(ranks, "_live", _dies)
+    monkeypatch.setattr(ranks, "_live", dies)
     record = run_one(spec, tmp_path, lambda fraction: None, runner)
     assert record.reason == "worker 1 ended with exit code 7 before the run was finished"
     assert not torch.distributed.is_initialized()
-
-
-def _dies(part):
-    os._exit(7)
 
 
 def test_of_failures_the_first_counts_and_a_process_that_said_nothing_before_all():
