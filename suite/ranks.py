@@ -23,6 +23,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -36,11 +37,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from results.escape import cut
-from suite.environment import describe, set_allocator, set_threads
+from suite.environment import describe, devices_of, set_allocator, set_threads
 from suite.leaving import REQUESTS
 from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, post, posted, share_state
 from suite.processes import leave_with_parent
-from suite.torchrun import Place, host_name, torchrun_place, workers_of
+from suite.torchrun import Place, torchrun_place, workers_of
 
 if TYPE_CHECKING:
     from torch import distributed as dist
@@ -273,30 +274,6 @@ def crew_of(spec: RunSpec, runner: Runner, trouble: Callable[[Failure], None] | 
     return _Several(spec, runner, trouble) if workers_of(spec) > 1 else Crew(ALONE, runner.device)
 
 
-def devices_of(device: str, size: int) -> list[str]:
-    """The devices of `size` workers on this machine, by rank.
-
-    Raises:
-        ValueError: there are fewer, or this device can not have several workers.
-    """
-    import torch
-
-    where = torch.device(device)
-    if where.type == "cpu":
-        return [device] * size
-    if where.type != "cuda":
-        raise ValueError(f'device "{cut(device, 40)}": several workers compute on cpu or cuda')
-    if where.index is not None and size > 1:
-        raise ValueError(f'device "{cut(device, 40)}" is one, and {size} workers need one each: device "cuda"')
-    count = torch.cuda.device_count()
-    if count < size:
-        raise ValueError(
-            f"{size} workers need a CUDA device each, and {count} are visible to this run; fewer workers, "
-            "CUDA_VISIBLE_DEVICES with more of them, or torchrun over several machines"
-        )
-    return [f"cuda:{number}" for number in range(size)]
-
-
 def backend_of(device: str) -> str:
     """The backend of torch.distributed for a device."""
     return "nccl" if device.partition(":")[0] == "cuda" else "gloo"
@@ -335,7 +312,7 @@ def take_part(place: Place, runs: Sequence[RunSpec], runner: Runner) -> None:
                 member.end()
             if key not in known:
                 raise ValueError(
-                    f"worker {place.rank} on {host_name()}: rank 0 makes run {cut(key, 40)}, which is not planned "
+                    f"worker {place.rank} on {platform.node()}: rank 0 makes run {cut(key, 40)}, which is not planned "
                     "here; config, options, code and data must be the same on all machines"
                 )
             meeting = place.meeting(number, backend_of(runner.device), TIMEOUT)
@@ -375,7 +352,7 @@ def _live(part: Part) -> NoReturn:
 
 def _come(meeting: Meeting, rank: int, device: str, store: dist.Store) -> None:
     """Say that a worker is here, and where; then join the others."""
-    store.set(_name(rank), f"{host_name()}\n{describe(device, 1, '')['device_name']}")
+    store.set(_name(rank), f"{platform.node()}\n{describe(device, 1, '')['device_name']}")
     meeting.join(rank, store, device)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,8 +152,3 @@ def workers_of(spec: RunSpec) -> int:
     """How many workers make a run together: its task's option `workers`, 1 where the task has none."""
     found = spec.task_options.get("workers", 1)
     return found if type(found) is int and found > 1 else 1
-
-
-def host_name() -> str:
-    """Of this machine."""
-    return socket.gethostname()

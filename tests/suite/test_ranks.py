@@ -19,10 +19,9 @@ from suite import ranks
 from suite.checkpoints import Checkpoints
 from suite.debug import choose
 from suite.engine import execute
-from suite.environment import ROOT
+from suite.environment import ROOT, devices_of
 from suite.live import Live
 from suite.meeting import Failure, first_cause
-from suite.ranks import devices_of
 from suite.runner import TRACEBACK, Runner, run_one
 from suite.torchrun import workers_of
 from tasks.journal import Position
