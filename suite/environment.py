@@ -12,12 +12,9 @@ import os
 import platform
 import subprocess
 import tomllib
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from results.escape import cut
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the folder that holds suite, norms, tasks and results."""
@@ -173,52 +170,3 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is then recorded as unknown
         return ""
     return done.stdout.removesuffix("\n") if done.returncode == 0 else ""
-
-
-def check_device(device: str) -> None:
-    """ValueError for a device that is not here."""
-    import torch
-
-    shown = cut(device, 40)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
-            kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'device "{shown}": not a device; for example cpu, cuda, cuda:1') from error
-    if kind.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        # torch takes 256 for 0 without a word
-        if str(kind) != device or (kind.index or 0) >= count:
-            raise ValueError(f'device "{shown}": {count} CUDA devices are available here; cpu always is')
-    elif kind.type == "cpu":
-        if device not in ("cpu", "cpu:0"):
-            raise ValueError(f'device "{shown}": there is one cpu')
-    else:
-        try:
-            torch.zeros(1, device=kind).item()  # a value to look at: there is none on "meta"
-        except Exception as error:  # each kind that is not here has its own, ImportError among them
-            raise ValueError(f'device "{shown}": not available here; cpu always is') from error
-
-
-def devices_of(device: str, size: int) -> list[str]:
-    """The devices of `size` workers on this machine, by rank.
-
-    Raises:
-        ValueError: there are fewer, or this device can not have several workers.
-    """
-    import torch
-
-    where = torch.device(device)
-    if where.type == "cpu":
-        return [device] * size
-    if where.type != "cuda":
-        raise ValueError(f'device "{cut(device, 40)}": several workers compute on cpu or cuda')
-    if where.index is not None and size > 1:
-        raise ValueError(f'device "{cut(device, 40)}" is one, and {size} workers need one each: device "cuda"')
-    count = torch.cuda.device_count()
-    if count < size:
-        raise ValueError(
-            f"{size} workers need a CUDA device each, and {count} are visible to this run; fewer workers, "
-            "CUDA_VISIBLE_DEVICES with more of them, or torchrun over several machines"
-        )
-    return [f"cuda:{number}" for number in range(size)]

@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from results.escape import cut
-from suite.environment import describe, devices_of, set_allocator, set_threads
+from suite.environment import describe, set_allocator, set_threads
+from suite.launch.devices import devices_of
 from suite.leaving import REQUESTS
 from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, post, posted, share_state
 from suite.processes import leave_with_parent

@@ -19,7 +19,8 @@ from suite import ranks
 from suite.checkpoints import Checkpoints
 from suite.debug import choose
 from suite.engine import execute
-from suite.environment import ROOT, devices_of
+from suite.environment import ROOT
+from suite.launch.devices import devices_of
 from suite.live import Live
 from suite.meeting import Failure, first_cause
 from suite.runner import TRACEBACK, Runner, run_one

@@ -1,10 +1,10 @@
 """suite.torchrun: several machines make one run, and hear of it from each other alone."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 from parts.team_task import TASK
@@ -72,7 +72,7 @@ def test_runs_of_another_number_of_workers_are_refused_before_anything_starts(pl
 def test_the_others_hear_of_every_run_in_its_order_until_rank_0_has_made_all(store):
     with SECOND.leading():
         pass  # of another rank: nothing
-    with pytest.raises(KeyError), FIRST.leading():
+    with contextlib.suppress(KeyError), FIRST.leading():
         assert [FIRST.announce("a"), FIRST.announce("b")] == [1, 2]
         raise KeyError
     assert list(SECOND.announced(lambda: pytest.fail("there is news"))) == [(1, "a"), (2, "b")]
@@ -88,7 +88,9 @@ def test_a_run_that_was_killed_before_it_could_say_its_key_holds_nobody_up(store
 
 def test_a_run_that_is_not_planned_here_ends_the_copy_with_the_reason(store, plugin):
     FIRST.announce("f" * 24)
-    with pytest.raises(ValueError, match="worker 1 on .*: rank 0 makes run f{24}, which is not planned here; config, "):
+    with pytest.raises(
+        ValueError, match=r"worker 1 on .*: rank 0 makes run f{24}, which is not planned here; config, "
+    ):
         ranks.take_part(SECOND, planned(plugin), Runner())
 
 
