@@ -254,6 +254,7 @@ class _Several(Crew):
             if self._closing.wait(_GRACE) or self._trouble is None:
                 return
             self._trouble(first_cause(self._failures(store))[0])
+            shutil.rmtree(self._folder, ignore_errors=True)
             os._exit(1)
 
 
