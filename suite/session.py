@@ -35,8 +35,10 @@ from suite.launch.places import Local, Place, read_place
 from suite.planning import Plan, plan_config
 from suite.plugins import load_plugins, refuse_what_workers_lack
 from suite.progress import Names
+from suite.ranks import take_part
 from suite.runner import Runner
 from suite.status import Status, restate_budget
+from suite.torchrun import torchrun_place
 from suite.trackers import check_trackers
 from suite.trial import surroundings_kept
 
@@ -354,11 +356,21 @@ class Session:
         return unstored
 
     def make(self, on_event: Callable[[Event], None] = lambda event: None) -> Counter[str]:
-        """Make the runs to do; returns how many ended in each status.
+        """Make the runs to do; returns how many ended in each status. A copy of the process that torchrun has started
+        as another worker than the first takes part in them.
 
         Raises:
             KeyboardInterrupt: it was stopped; see `suite.engine.execute`.
         """
+        if (crew := torchrun_place()) is not None:
+            if crew.rank:
+                take_part(crew, self.plan.runs, self.runner)
+                return Counter()
+            with crew.leading():
+                return self._execute(on_event)
+        return self._execute(on_event)
+
+    def _execute(self, on_event: Callable[[Event], None]) -> Counter[str]:
         if not self.status.todo:
             return Counter()
         if self.place.kind == "slurm":

@@ -139,6 +139,7 @@ def run(
     from suite.leaving import as_interrupts
     from suite.progress import Progress
     from suite.session import Session, check_loader_workers, plan
+    from suite.torchrun import torchrun_place
     from suite.trackers import check_trackers
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
@@ -207,10 +208,15 @@ def run(
             trackers=tuple(tracker or ()),
             loader_workers=loader_workers,
         )
+    crew = torchrun_place()
     folder, names, todo = session.folder, session.names, session.status.todo
     if out is None and not voice.quiet:
         for line in status.shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
+    if crew is not None and crew.rank:  # this copy of the command takes part in what that of rank 0 makes
+        if not dry_run:
+            session.make()
+        return 0
     if as_json:
         from suite.as_json import plan_document
 
@@ -236,6 +242,8 @@ def run(
         say(f"budget: restated as {planned.budget} in {session.restated} records that were made before")
     progress = Progress(todo, names, session.headlines, session.remaining, folder, session.begun)
     counts: Counter[str] = Counter()
+    if crew is not None and not todo:
+        session.make()  # so that the other copies hear of it
     if todo:
         say(
             f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "

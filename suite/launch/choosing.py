@@ -11,8 +11,9 @@ from results.record import RunSpec
 from suite.environment import cpu_count
 from suite.launch.devices import Devices, slots_of
 from suite.launch.launcher import Launcher
-from suite.launch.local import LocalLauncher, workers_of
+from suite.launch.local import LocalLauncher
 from suite.launch.places import Local, Place, Ray
+from suite.torchrun import torchrun_place, workers_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ def choose(
         ValueError: a device that is not here, or too few of them for the workers of a run.
     """
     options = place.options
+    if (here := torchrun_place()) is not None:  # each run has all of torchrun's workers, which have their devices
+        if place.kind != "local":
+            raise ValueError(f"on {place.kind}: torchrun's workers make runs together, where they are; leave --on out")
+        runs = list(runs)
+        here.check(runs, jobs)
+        return Chosen(LocalLauncher(1), 1, device)
     most = max(map(workers_of, runs), default=1)
     if isinstance(options, Ray):
         from suite.launch.ray import RayLauncher
