@@ -265,15 +265,15 @@ def _why(state: str, same: list[Element]) -> str:
 def _summary(now: Standing) -> str:
     states = Counter(seen.state for seen in now.runs)
     states["runs"] += len(now.starting)
-    words = {"runs": "being made", "silent": "without a sign", "left": "left by their process, to go on with"}
     shown = [f"{now.counts[state]} {state}" for state in _STATES if now.counts[state]]
-    shown += [f"{states[state]} {word}" for state, word in words.items() if states[state]]
+    shown += [f"{states['runs']} being made"] if states["runs"] else []
+    words = {"silent": "without a sign", "left": "left by its process, to go on with"}
+    left = [f"{states[state]} {word}" for state, word in words.items() if states[state]]
     if now.planned is not None:
         planned = f"{len(now.planned)} runs planned: "
         ends = now.planned.intersection(now.statuses)
         beside = len(now.statuses) - len(ends) - now.counts["skipped"]
-        # a run that was left waits for whoever makes it next
-        shown.append(f"{now.waiting} wait")
+        shown.append(f"{now.waiting} wait" + (f" ({', '.join(left)})" if left else ""))
         rest = f"; {beside} records are not of this plan" if beside > 0 else ""
         return f"{planned}{', '.join(shown)} in {shlex.quote(visible(str(now.folder)))}{rest}"
     asked = read_asked(now.folder)
@@ -281,4 +281,4 @@ def _summary(now: Standing) -> str:
     hint = ""
     if command and command[0] == "run":
         hint = f"; how many are planned: python run_suite.py {shlex.join([*map(visible, command), '--dry-run'])}"
-    return f"{', '.join(shown) or 'no run'} in {shlex.quote(visible(str(now.folder)))}{hint}"
+    return f"{', '.join(shown + left) or 'no run'} in {shlex.quote(visible(str(now.folder)))}{hint}"
