@@ -169,6 +169,11 @@ class SupervisedOptions(Options):
         return 1 if self.sync_norms else self.batch_size // self.workers // self.norm_batch
 
     @property
+    def asked_workers(self) -> Workers:
+        """The workers as the first of them sees them, for questions whether a norm can train with them."""
+        return Workers(0, self.workers, self.sync_norms)
+
+    @property
     def design(self) -> str:
         """The norm batch beside the SGD batch, in words."""
         if self.sync_norms:
@@ -176,6 +181,11 @@ class SupervisedOptions(Options):
         if self.workers > 1:
             return f"norm batch {self.norm_batch} on each of {self.workers} workers"
         return "norm batch < SGD batch" if self.slices > 1 else "norm batch = SGD batch"
+
+    @property
+    def design_of_workers(self) -> dict[str, str]:
+        """The evidence "design" of a task that says it of workers alone."""
+        return {"design": self.design} if self.workers > 1 else {}
 
     @property
     def peak_learning_rate(self) -> float:

@@ -4,8 +4,8 @@ An attack's figure is the fraction of images that are classified correctly as th
 (the ball holds the image itself), so every attack is shown the correctly classified images only, all of them. The
 verdict on an example is the network's own, in the same fixed batches, and never the attack's.
 
-Several workers of a run share the batches, batch i being that of worker i % W; every batch has draws of its own, so that
-the figures do not depend on who attacks it.
+Several workers of a run share the batches, batch i being that of worker i % W; every batch has draws of its own, so
+that the figures do not depend on who attacks it.
 """
 
 from __future__ import annotations

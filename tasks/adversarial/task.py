@@ -116,6 +116,7 @@ class Adversarial:
             absent,
             forward_and_attack,
             {"domain": options.deployed},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -153,6 +154,7 @@ class Adversarial:
             **conversion(net),
             "crafting_mode": options.crafting_mode,
             "train_images": len(data.train),
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))

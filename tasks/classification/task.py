@@ -118,7 +118,16 @@ class Classification:
         """None if this norm can be trained here, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes, UNKNOWN_SHAPE)
         backbone = options.backbone(classes, shape[0])
-        return refusal(norm, info, Host(self.name, build_net, backbone, shape, options.norm_batch, options.slices))
+        host = Host(
+            self.name,
+            build_net,
+            backbone,
+            shape,
+            options.norm_batch,
+            options.slices,
+            workers=options.asked_workers,
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
         """Updates of a run."""

@@ -105,6 +105,7 @@ class DomainAdaptation:
             ("context",),
             forward_backbone,
             {"joint": None if options.num_domains == 1 else options.forward == "joint"},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -165,6 +166,7 @@ class DomainAdaptation:
             **conversion(net),
             "train_images": len(source.train),
             "target_train_images": len(target.train) if options.num_domains == 2 else 0,
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))

@@ -95,6 +95,7 @@ class DomainGeneralization:
             ("context",),
             forward_sources,
             {"count": len(options.sources)},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -158,6 +159,7 @@ class DomainGeneralization:
             "chosen_epochs": {"source_val": chosen + 1},
             "train_images": sum(len(data.train) for data in sources),
             "test_images": sum(len(part) for part in parts_of(held_out)),
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
