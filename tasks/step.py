@@ -139,7 +139,7 @@ def train_step(
             return net(images)
 
     logits = forward()
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+    loss = F.cross_entropy(wide(logits), labels, label_smoothing=options.label_smoothing)
     update(loss, net, optimizer, images=images, options=options, what=f"step {step}")
     after_update(net, forward, progress)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
