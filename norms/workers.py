@@ -130,27 +130,17 @@ class Workers:
             own: this worker's rows (R, F), of which F and the type are alike on all.
             most: R of a worker that has any; None: each has a number of its own.
             interleaved: the first rows of all workers, then the second ones; else all of one worker, then the next.
-            complete: it is certain that every worker has `most` rows, so that nobody need look.
+            complete: this worker is certain that all have `most` rows, so that it need not look (and wait for a device).
         """
-        lengths = None
         if most is None:
-            lengths = self.gather(torch.tensor([len(own)], device=own.device))[:, 0].tolist()
-            most = max(lengths)
+            most = int(self.gather(torch.tensor(len(own), device=own.device)).max())
         padded = torch.cat((own, own.new_zeros(most - len(own), own.shape[1])))
-        if lengths is None and not complete:
-            padded = torch.cat((padded, padded.new_full((most, 1), len(own) > 0)), dim=1)
-        found = self.gather(padded)  # (W, most, F)
-        if lengths is None and not complete:
-            lengths = [most * int(there) for there in found[:, 0, -1].tolist()]
-            found = found[..., :-1]
-        if lengths is not None:
-            kept = torch.arange(most, device=own.device) < torch.tensor(lengths, device=own.device)[:, None]
-        else:
-            kept = torch.ones(found.shape[:2], dtype=torch.bool, device=own.device)
+        there = (torch.arange(most, device=own.device) < len(own)).to(own.dtype)[:, None]
+        found = self.gather(torch.cat((padded, there), dim=1))  # (W, most, F + 1), on all workers, complete or not
         if interleaved:
-            found, kept = found.transpose(0, 1), kept.transpose(0, 1)
-        found = found.reshape(-1, found.shape[2])
-        return found if lengths is None else found[kept.reshape(-1)]
+            found = found.transpose(0, 1)
+        found = found.reshape(self.size * most, -1)
+        return found[:, :-1] if complete else found[found[:, -1] > 0, :-1]
 
 
 ALONE = Workers()
@@ -204,8 +194,8 @@ def refusal(norm: nn.Module, workers: Workers) -> str | None:
         )
     if info.keeps_stats and not _tracks(norm):
         return (
-            f"{name} ({type(norm).__name__}) keeps statistics in a way of its own, which nobody could make alike on all "
-            "workers; inherit from norms.running.RunningStatistics and give them to its track(), or train with one "
+            f"{name} ({type(norm).__name__}) keeps statistics in a way of its own, which nobody could make alike on "
+            "all workers; inherit from norms.running.RunningStatistics and give them to its track(), or train with one "
             "worker"
         )
     inner = next((path for path, part in norm.named_modules() if part is not norm and _keeps(part)), None)

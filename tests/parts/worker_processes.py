@@ -26,8 +26,8 @@ def together(size: int, function: Callable[..., Any], *args: Any, seconds: float
 
     Args:
         size: W.
-        function: of the top level of a module; it is imported anew in each process. What it returns is sent back, so
-            tensors are best given as numpy arrays or lists.
+        function: of the top level of a module that can be imported by its name: one of tests/parts, no test file. What
+            it returns is sent back, so tensors are best given as numpy arrays or lists.
         args: sent to each process.
         seconds: that one collective may take, so that a deadlock fails.
 
@@ -52,7 +52,7 @@ def together(size: int, function: Callable[..., Any], *args: Any, seconds: float
             while waiting:
                 ready = multiprocessing.connection.wait(list(waiting.values()), timeout=seconds + 60)
                 if not ready:
-                    faults.update({rank: "did not end in time" for rank in waiting})
+                    faults.update(dict.fromkeys(waiting, "did not end in time"))
                     break
                 for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
                     try:
@@ -87,5 +87,5 @@ def _work(pipe: Any, store: str, rank: int, size: int, seconds: float, function:
         finally:
             dist.destroy_process_group()
         pipe.send(("value", value))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  of whatever kind, the test is to show it
         pipe.send(("fault", traceback.format_exc()))
