@@ -272,6 +272,8 @@ def _resized_crop(images: Tensor, generator: torch.Generator, share: Share) -> T
 def _looked_at(images: Tensor, theta: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Each output position is read at where `theta` (N, 2, 3) takes it, in coordinates from -1 to 1; bilinear."""
     x = images.float() if images.dtype == torch.uint8 else images
+    if not len(x):  # a worker's part of a small batch, which affine_grid refuses
+        return x
     theta = theta.to(device=x.device, dtype=x.dtype)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
