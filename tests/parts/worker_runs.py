@@ -33,7 +33,7 @@ PLANTED = (
 )
 RUNS = {
     "classification": {
-        "dataset": "planted", "width": 4, "epochs": 2, "batch_size": 16, "learning_rate": 0.2,
+        "dataset": "planted", "width": 4, "epochs": 2, "max_steps": 10, "batch_size": 16, "learning_rate": 0.2,
         "augmentation": "crop_flip", "recalibration_images": 32, "label_smoothing": 0.1, "gradient_clip": 1.0,
     },
     "adversarial": {

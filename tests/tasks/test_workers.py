@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NORMS = ("bn", "bgn", "ghost", "ebn", "iebn", "sn", "brn", "gn", "ln", "none")
 SYNCED = ("bn", "bgn", "gn", "none")
 TASKS = tuple(RUNS)
-FAST_STEPS = [*((norm, 2, False, SIZE) for norm in NORMS), *((norm, 1, True, SIZE) for norm in SYNCED)]
+FAST_STEPS = [*((norm, 2, False, SIZE) for norm in ("bn", "bgn", "brn", "gn")), ("bn", 1, True, SIZE)]
 FAST_RUN = ("classification", "bn", {}, ())
 
 
@@ -117,7 +117,7 @@ def test_all_diverge_together_with_the_words_of_one_process(two):
     for _, _, found in two:
         for one, other in (found["diverged"], found["step"]):
             assert one == other
-    assert "not finite: images" in two[0][2]["step"][0]
+    assert "not finite: inputs images; outputs stem" in two[0][2]["step"][0]
 
 
 def test_a_worker_without_a_sample_counts_nothing_and_still_takes_the_step(two):
@@ -150,9 +150,10 @@ def check_run(found, task, norm, options):
         assert first["metrics"][name] == pytest.approx(value, rel=0.02, abs=0.02), name
     assert len(first["history"]) == len(one["history"])
     for row, like in zip(first["history"], one["history"], strict=True):
-        assert row == pytest.approx(like, rel=0.02, abs=0.02)
-    same = {k: v for k, v in one["evidence"].items() if k != "design"}
-    assert {k: v for k, v in first["evidence"].items() if k != "design"} == pytest.approx(same, rel=0.1)
+        assert row == pytest.approx(like, rel=0.02, abs=0.04)
+        assert row["train_loss"] == pytest.approx(like["train_loss"], rel=1e-3)
+    for name in ("data", "selection", "equals", "constant_output", "test_images", "train_images"):
+        assert first["evidence"].get(name) == one["evidence"].get(name)
 
 
 def test_a_run_with_two_workers_gives_the_numbers_of_one_process(two):
