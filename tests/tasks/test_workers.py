@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from parts.worker_processes import together
-from parts.worker_runs import RUNS, SIZE, all_made, all_trained, made, patched, steps_runs_and_the_rest, trained
+from parts.worker_runs import RUNS, SIZE, all_made, all_trained, made, patched, steps_and_the_rest, trained
 
 from norms.registry import make_norm
 from norms.workers import ALONE, Workers
@@ -33,14 +33,11 @@ NORMS = ("bn", "bgn", "ghost", "ebn", "iebn", "sn", "brn", "gn", "ln", "none")
 SYNCED = ("bn", "bgn", "gn", "none")
 TASKS = tuple(RUNS)
 FAST_STEPS = [*((norm, 2, False, SIZE) for norm in ("bn", "bgn", "brn", "gn")), ("bn", 1, True, SIZE)]
-FAST_RUN = ("classification", "bn", {}, ())
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("two"))
-    runs = [FAST_RUN, (*FAST_RUN[:3], [("step", 4), ("step", 9)])]
-    return together(2, steps_runs_and_the_rest, 2, FAST_STEPS, runs, folder)
+def two():
+    return together(2, steps_and_the_rest, 2, FAST_STEPS)
 
 
 # Steps
@@ -89,7 +86,7 @@ def test_four_workers_take_them_too_with_uneven_and_empty_parts_where_they_sync(
 
 
 def test_gradients_are_summed_and_what_nobody_has_stays_none(two):
-    for _, _, found in two:
+    for _, found in two:
         ones, lonely, nobody, single = found["gradients"]
         assert ones == [3.0] * 6
         assert lonely == list(range(6))
@@ -99,12 +96,12 @@ def test_gradients_are_summed_and_what_nobody_has_stays_none(two):
 
 def test_rows_come_back_in_the_order_of_images_also_where_one_worker_has_none(two):
     rows = torch.arange(30.0).view(10, 3).tolist()
-    for _, _, found in two:
+    for _, found in two:
         assert found["rows"] == found["no rows"] == rows
 
 
 def test_evaluation_is_the_sum_over_batches_of_all(two):
-    for _, _, found in two:
+    for _, found in two:
         whole, split = found["evaluation"]
         assert split[0] == whole[0]
         assert split[1] == pytest.approx(whole[1], rel=1e-14)
@@ -114,15 +111,15 @@ def test_evaluation_is_the_sum_over_batches_of_all(two):
 
 
 def test_all_diverge_together_with_the_words_of_one_process(two):
-    for _, _, found in two:
+    for _, found in two:
         for one, other in (found["diverged"], found["step"]):
             assert one == other
-    assert "not finite: inputs images; outputs stem" in two[0][2]["step"][0]
+    assert "not finite: inputs images; outputs stem" in two[0][1]["step"][0]
 
 
 def test_a_worker_without_a_sample_counts_nothing_and_still_takes_the_step(two):
-    loss, gradient = two[0][2]["loss of nothing"]
-    assert two[1][2]["loss of nothing"] == [loss, gradient]
+    loss, gradient = two[0][1]["loss of nothing"]
+    assert two[1][1]["loss of nothing"] == [loss, gradient]
     assert loss == pytest.approx(np.log(3))
     assert np.isfinite(gradient).all()
     assert any(gradient)
@@ -156,20 +153,8 @@ def check_run(found, task, norm, options):
         assert first["evidence"].get(name) == one["evidence"].get(name)
 
 
-def test_a_run_with_two_workers_gives_the_numbers_of_one_process(two):
-    check_run([each[1][0] for each in two], *FAST_RUN[:3])
-    assert two[0][1][0]["evidence"]["design"] == "norm batch 8 on each of 2 workers"
-
-
-def test_a_run_with_workers_goes_on_from_the_state_of_the_first_to_the_last_bit(two):
-    for _, (whole, stopped), _ in two:
-        assert stopped["metrics"] == whole["metrics"]
-        assert stopped["history"] == whole["history"]
-        assert stopped["evidence"] == whole["evidence"]
-        assert all(np.array_equal(v, whole["weights"][k]) for k, v in stopped["weights"].items())
-
-
 SLOW_RUNS = [
+    ("classification", "bn", {}, ()),
     ("classification", "bn", {"norm_batch_size": 4}, ()),
     ("classification", "bgn", {"single_class_groups": 4}, ()),
     ("classification", "bn", {"sync_norms": True, "final_pass": "class_sorted"}, ()),
@@ -213,6 +198,20 @@ def test_runs_of_every_task_go_on_between_steps_and_in_evaluation(number, runs):
         stopped, whole = each[len(SLOW_RUNS) + number], each[len(SLOW_RUNS) + len(RESUMED) + number]
         assert stopped["metrics"] == whole["metrics"]
         assert stopped["history"] == whole["history"]
+        assert stopped["evidence"] == whole["evidence"]
+        assert all(np.array_equal(v, whole["weights"][k]) for k, v in stopped["weights"].items())
+
+
+@pytest.mark.slow
+def test_the_evidence_says_the_design(runs):
+    designs = {
+        case[0]: each["evidence"]["design"] for case, each in zip(SLOW_RUNS, runs[0], strict=False) if not case[2]
+    }
+    assert designs["classification"] == designs["domain_generalization"] == "norm batch 8 on each of 2 workers"
+    synced = [
+        each["evidence"]["design"] for case, each in zip(SLOW_RUNS, runs[0], strict=False) if "sync_norms" in case[2]
+    ]
+    assert set(synced) == {"statistics of all 2 workers"}
 
 
 # Shares of what all draw alike

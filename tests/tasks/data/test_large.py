@@ -278,9 +278,7 @@ def test_the_last_batch_is_whole_or_left_out_and_what_is_skipped_is_not_read(tra
 
 @pytest.mark.parametrize(("take", "given"), [(stream, {}), (by_class, {"groups": 2})])
 @pytest.mark.parametrize("batch", [6, 2])
-def test_a_worker_decodes_its_own_part_of_a_batch_with_the_crops_of_one_process(
-    take, given, batch, train, monkeypatch
-):
+def test_a_worker_decodes_its_own_part_of_a_batch_with_the_crops_of_one_process(take, given, batch, train, monkeypatch):
     read = []
     real = type(train).__getitem__
     monkeypatch.setattr(type(train), "__getitem__", lambda self, index: (read.append(index), real(self, index))[1])
