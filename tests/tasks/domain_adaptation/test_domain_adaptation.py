@@ -219,9 +219,9 @@ def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_th
     told = []
 
     def noting(real):
-        def measure(net, part, prepare, domain, what, precision):
+        def measure(net, part, prepare, domain, what, precision, workers):
             told.append((what.partition(" after")[0], domain))
-            return real(net, part, prepare, domain, what, precision)
+            return real(net, part, prepare, domain, what, precision, workers)
 
         return measure
 
