@@ -267,7 +267,7 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     if not any(each.mixes_samples or each.mixes_samples_in_eval for each in infos):
         wanted = None
     elif values["norm_batch_size"] is None:
-        wanted = getattr(options, "batch_size", None)
+        wanted = _of_a_worker(options, getattr(options, "batch_size", None))
     else:
         return options
     return options.model_copy(update={"norm_batch_size": wanted})
@@ -292,3 +292,10 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     if mistakes:
         raise PlanError(mistakes)
     return keys
+
+
+def _of_a_worker(options: Options, batch_size: int | None) -> int | None:
+    """The images of an SGD batch that share statistics where nothing divides a worker's part of it further."""
+    if batch_size is None or getattr(options, "sync_norms", False):
+        return batch_size
+    return int(batch_size // getattr(options, "workers", 1))
