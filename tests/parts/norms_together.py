@@ -133,7 +133,12 @@ def mismatches(case: Case, found: list[dict[str, Any]], one: dict[str, Any]) -> 
     """What workers have otherwise than one process, in words; `found` in the order of ranks."""
     steps, size = len(case.batches), len(found)
     wrong = []
-    for kind, within in (("outputs", OUTPUTS), ("gradients", GRADIENTS), ("statistics", STATISTICS), ("evaluated", 1e-11)):
+    for kind, within in (
+        ("outputs", OUTPUTS),
+        ("gradients", GRADIENTS),
+        ("statistics", STATISTICS),
+        ("evaluated", 1e-11),
+    ):
         for rank, of in enumerate(found):
             for i, (own, other) in enumerate(zip(of[kind], one[kind], strict=True)):
                 shared = kind in ("outputs", "gradients") and i < steps
