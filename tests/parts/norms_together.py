@@ -1,8 +1,8 @@
 """Small networks of one norm, trained for a few steps by one process or by one of several workers, to be compared.
 
 A `Case` says the norm and how it is trained. `trained(case, workers)` gives everything that the norm's numbers show in,
-of this worker's part; `of_rank(rank, size, cases)` all cases in one of the processes of
-parts.worker_processes.together; `mismatches` what differs from one process alone.
+of this worker's part; `of_rank(rank, size, cases)` all cases, and what else needs workers, in
+one of the processes of parts.worker_processes.together; `mismatches` what differs from one process alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norms.registry import make_norm, norm_info
+from norms.bases.batch_statistics import BatchStatistics
+from norms.kernels.moments import batch_moments
+from norms.registry import make_norm, norm_info, norm_names, register
+from norms.running import RunningStatistics
 from norms.situation import after_update, hold, situation
 from norms.workers import ALONE, Workers
 
@@ -36,7 +39,7 @@ class Case:
         side: positions along each of two axes.
         mixed: domains are told per sample, in no order; else one for each batch.
         centre: mean of the inputs.
-        layout: of the inputs.
+        last: channels innermost in the memory of inputs.
     """
 
     norm: str
@@ -48,14 +51,18 @@ class Case:
     side: int = 3
     mixed: bool = True
     centre: float = 0.0
-    layout: torch.memory_format = torch.contiguous_format
+    last: bool = False
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.last else torch.contiguous_format
 
     def __str__(self) -> str:
         told = [f"{k}={v}" for k, v in self.options.items()]
         told += ["sync"] * self.sync + [f"slices={self.slices}"] * (self.slices > 1) + ["no affine"] * (not self.affine)
         told += [f"batches={self.batches}"] * (len(set(self.batches)) > 1 or self.batches[0] != 16)
         told += [f"side={self.side}"] * (self.side != 3) + ["one domain"] * (not self.mixed)
-        told += [f"centre={self.centre}"] * bool(self.centre) + ["last"] * (self.layout != torch.contiguous_format)
+        told += [f"centre={self.centre}"] * bool(self.centre) + ["last"] * self.last
         return ", ".join([self.norm, *told])
 
 
@@ -124,9 +131,140 @@ def trained(
     }
 
 
-def of_rank(rank: int, size: int, cases: list[Case]) -> list[dict[str, Any]]:
-    """`trained` of every case, by worker `rank`."""
-    return [trained(case, Workers(rank, size, case.sync)) for case in cases]
+def of_rank(rank: int, size: int, cases: list[Case]) -> dict[str, Any]:
+    """By worker `rank`: "cases", `trained` of every case, and the functions below, by their names."""
+    users_norms()
+    own, merged = Workers(rank, size), Workers(rank, size, sync=True)
+    return {
+        "cases": [trained(case, Workers(rank, size, case.sync)) for case in cases],
+        "in_turn": {name: in_turn(name, own) for name in IN_TURN},
+        "far_from_zero": {name: far_from_zero(name, merged) for name in FAR},
+        "twice_differentiated": twice_differentiated(merged),
+        "too_few": too_few(merged),
+        "compiled": compiled(own) if size == 2 else None,
+    }
+
+
+IN_TURN = ("bn", "ghost", "brn", "evonorm_b0", "dsbn", "sabn")
+FAR = ("bn", "bgn", "ghost", "ebn", "iebn", "sn", "brn", "evonorm_b0", "dsbn")
+
+
+def in_turn(name: str, workers: Workers, size: int = 1) -> Any:
+    """Running statistics of a norm, in training on batches of 7, 2 and 1 samples: some parts are shorter or empty.
+
+    One process forwards the parts of `size` workers, one after the other.
+    """
+    info = norm_info(name)
+    options = {"ghost_batch_size": 2} if name == "ghost" else {}
+    more = {"activation": nn.ReLU()} if "activation" in info.needs else {}
+    norm = make_norm(name, momentum=0.5, **options)(CHANNELS, **more).double()
+    for step, n in enumerate((7, 2, 1, 7)):
+        torch.manual_seed(step)
+        x, domain = torch.randn(n, CHANNELS, 2, 2, dtype=torch.float64), torch.arange(n) % 2
+        for r in range(size):
+            rank, of = (workers.rank, workers.size) if size == 1 else (r, size)
+            if len(x[rank::of]) == 0 and size > 1:
+                continue
+            told = domain[rank::of] if "domain" in info.needs else None
+            with situation(norm, domain=told, workers=workers):
+                norm(x[rank::of])
+        after_update(norm, lambda: None, progress=0.5)
+    return [b.double().numpy() for b in norm.buffers()]
+
+
+def far_from_zero(name: str, workers: Workers, dtype: torch.dtype = torch.float32) -> Any:
+    """Output of a norm for values near 1,000 whose deviation is 1."""
+    info = norm_info(name)
+    options = {"ghost_batch_size": 3} if name == "ghost" else {"num_groups": 2} if name == "bgn" else {}
+    more = {"activation": nn.ReLU()} if "activation" in info.needs else {}
+    norm = make_norm(name, **options)(CHANNELS, **more).to(dtype)
+    torch.manual_seed(0)
+    x = 1000 + torch.randn(7, CHANNELS, 4, 4)
+    domain = torch.arange(7) % 2 if "domain" in info.needs else None
+    domain = workers.share(domain) if domain is not None else None
+    with situation(norm, domain=domain, workers=workers), torch.no_grad():
+        y = norm(workers.share(x).to(dtype))
+    # of evonorm x is not centred; its variance is what could be lost
+    return (y / workers.share(x).to(dtype) if name == "evonorm_b0" else y).double().numpy()
+
+
+def twice_differentiated(workers: Workers) -> Any:
+    """Gradients of a penalty on a bn's gradient, for its inputs and its weight."""
+    norm = make_norm("bgn", num_groups=2)(CHANNELS).double()
+    torch.manual_seed(0)
+    x = workers.share(torch.randn(5, CHANNELS, 2, 2, dtype=torch.float64)).requires_grad_()
+    with situation(norm, workers=workers):
+        y = norm(x)
+    (slope,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    return [x.grad.numpy(), workers.total(norm.weight.grad).numpy()]
+
+
+def too_few(workers: Workers) -> dict[str, str]:
+    """What norms say to one value per channel of all workers."""
+    said = {}
+    for name in ("bn", "ghost", "ebn", "iebn", "brn", "sabn"):
+        norm = make_norm(name)(CHANNELS)
+        domain = 0 if name == "sabn" else None
+        try:
+            with situation(norm, domain=domain, workers=workers):
+                norm(workers.share(torch.randn(1, CHANNELS)))
+        except ValueError as e:
+            said[name] = str(e)
+    return said
+
+
+def compiled(workers: Workers) -> Any:
+    """Running means of a compiled network of a norm: compiled alone, then with workers; and what vmap says."""
+    torch.manual_seed(0)
+    x = torch.randn(8, CHANNELS, 2, 2)
+    norm = make_norm("bn", momentum=1.0)(CHANNELS)
+    fast = torch.compile(norm, backend="eager")
+    fast(x)
+    with situation(norm, slices=1, workers=workers):
+        fast(workers.share(x))
+        try:
+            torch.func.vmap(norm)(x[None])
+        except RuntimeError as e:
+            return norm.running_mean.numpy(), str(e)
+    return norm.running_mean.numpy(), ""
+
+
+def users_norms() -> None:
+    """Two norms as a user writes them: "mine" merges its moments itself, "mine_too" computes them in a way of its own,
+    and both give them to `track`; "heir" inherits a forward."""
+    if "mine" in norm_names():
+        return
+
+    @register(name="mine", source="a test", mixes_samples=True, keeps_stats=True)
+    class Mine(BatchStatistics):
+        syncs = True
+
+        def __init__(self, num_channels: int, *, affine: bool = True, momentum: float | None = 0.1):
+            super().__init__(num_channels, num_channels, 1e-5, momentum, affine, None, None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return super().forward(x)
+            _, var = batch_moments(x, self.merging)
+            return self.train_on(x, self.weight, self.bias) * torch.sqrt(var + 1).view(-1, 1, 1)
+
+    @register(name="heir", source="a test", mixes_samples=True, keeps_stats=True, slices_at_once=True)
+    class Heir(BatchStatistics):
+        def __init__(self, num_channels: int, *, affine: bool = True, momentum: float | None = 0.1):
+            super().__init__(num_channels, num_channels, 1e-3, momentum, affine, None, None)
+
+    @register(name="mine_too", source="a test", mixes_samples=True, keeps_stats=True)
+    class MineToo(RunningStatistics):
+        def __init__(self, num_channels: int, *, affine: bool = True, momentum: float | None = 0.1):
+            super().__init__(num_channels, momentum)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, var = self.running_mean, self.running_var
+            if self.training:
+                var, mean = torch.var_mean(x, (0, 2, 3))
+                self.track(mean.detach()[None], var.detach()[None], x.numel() // x.shape[1])
+            return (x - mean.view(-1, 1, 1)) / torch.sqrt(var + 1e-5).view(-1, 1, 1)
 
 
 def mismatches(case: Case, found: list[dict[str, Any]], one: dict[str, Any]) -> list[str]:
