@@ -39,16 +39,15 @@ def of(name, **facts):
 def cases(size):
     """For two workers most things, for four what differs with their number."""
     found = []
+    if size == 4:
+        for name in ("bn", "bgn", "ghost", "ebn", "iebn", "sn", "brn", "dsbn"):
+            found += [of(name, batches=(16, 16)), of(name, sync=True, batches=(9, 2))]
+        return [*found, of("brn", momentum=None, slices=2, batches=(16, 16)), of("gn", sync=True, batches=(6,))]
     for name in (*NORMS, *PER_DOMAIN, "mine", "heir"):
-        if size == 2:
-            found += [of(name, batches=(16, 16)), of(name, sync=True, batches=(7, 2, 1), affine=name != "bn")]
-        if size == 4 or name in ("bn", "brn", "ghost", "dsbn", "evonorm_b0"):
-            found.append(of(name, momentum=None, slices=2, batches=(16, 16), affine=False))
-        if size == 4:
-            found.append(of(name, sync=True, batches=(13, 3)))
-    found += [of(name, batches=(6,), sync=sync) for name in ONE_BY_ONE for sync in (False, True)]
-    found += [of("mine_too", batches=(16, 16)), of("mine_too", momentum=None, slices=2, batches=(16, 16))]
-    found.append(of("ghost", batches=(16, 16), options={"ghost_batch_size": 16 // size // 2 or 1}))
+        found += [of(name, batches=(16, 16)), of(name, sync=True, batches=(7, 1), affine=name != "bn")]
+    for name in ("bn", "brn", "ghost", "dsbn", "mine_too"):
+        found.append(of(name, momentum=None, slices=2, batches=(16, 16), affine=False))
+    found += [of(name, batches=(6,), sync=True) for name in ONE_BY_ONE]
     found.append(of("bgn", sync=True, batches=(7, 3), options={"num_groups": 12}, last=True))
     return found
 
@@ -133,13 +132,12 @@ def test_moments_of_values_far_from_zero_are_merged_without_loss(two, name):
         assert np.abs(each["far_from_zero"][name] - exact[rank::2]).max() < 1e-3 * near
 
 
-def test_second_derivatives_go_through_merged_moments(two, four):
+def test_second_derivatives_go_through_merged_moments(two):
     x, weight = norms_together.twice_differentiated(ALONE)
-    for found, size in ((two[0], 2), (four[0], 4)):
-        for rank, each in enumerate(found):
-            own_x, own_weight = each["twice_differentiated"]
-            np.testing.assert_allclose(own_x, x[rank::size], rtol=1e-10, atol=1e-10)
-            np.testing.assert_allclose(own_weight, weight, rtol=1e-10, atol=1e-10)
+    for rank, each in enumerate(two[0]):
+        own_x, own_weight = each["twice_differentiated"]
+        np.testing.assert_allclose(own_x, x[rank::2], rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(own_weight, weight, rtol=1e-10, atol=1e-10)
 
 
 def test_one_value_of_all_workers_is_too_few(two):
@@ -148,8 +146,9 @@ def test_one_value_of_all_workers_is_too_few(two):
         assert all("more than 1 value per" in text and "2 workers" in text for text in each["too_few"].values())
 
 
-def test_a_compiled_network_speaks_to_the_others_and_vmap_is_refused(two):
-    (mean, said), (other, _) = (each["compiled"] for each in two[0])
+@pytest.mark.slow
+def test_a_compiled_network_speaks_to_the_others_and_vmap_is_refused():
+    (mean, said), (other, _) = together(2, norms_together.compiled, 2)
     torch.manual_seed(0)
     x = torch.randn(8, norms_together.CHANNELS, 2, 2)
     assert "speaks to other workers" in said
