@@ -57,21 +57,24 @@ def situation(
         ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that
             `slices` does not divide; a norm that can not train with these workers (norms.workers.refusal), slices of
             workers with `sync`, which are to have one norm batch.
-        RuntimeError: (when forwarded in training with workers) inside torch.func's transforms or forward-mode
-            derivatives, or in one graph with fullgraph=True; else a compiled network runs its norms uncompiled.
+        RuntimeError: (when forwarded in training with workers) a norm that mixes samples inside torch.func's transforms
+            or forward-mode derivatives, or in a compiled function that holds this block. A network that is compiled
+            itself runs uncompiled here, where one of its norms mixes samples.
     """
     if part is not None and part not in PARTS:
         raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
     if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
         raise ValueError(f"slices={slices}: a whole number of at least 1 is needed")
     shared = workers if workers is not None and not workers.alone else None
+    compiled: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if shared is not None:
         if shared.sync and slices > 1:
             raise ValueError(
                 f"slices={slices}: workers whose norms are synchronized have one norm batch; give slices=1"
             )
-        _admit(net, shared)
-    with _told(net, Situation(domain, part, slices, workers=shared)):
+        if _admit(net, shared):
+            compiled = _uncompiled()
+    with compiled, _told(net, Situation(domain, part, slices, workers=shared)):
         yield
 
 
@@ -299,14 +302,17 @@ class _Replicating:
         return replica
 
 
-def _admit(net: nn.Module, workers: Workers) -> None:
-    """ValueError where a norm of `net` can not train with these workers."""
+def _admit(net: nn.Module, workers: Workers) -> bool:
+    """Whether norms of `net` mix samples, so that workers speak to each other; ValueError where one can not."""
+    mixing = False
     for _, norm in norm_modules(net):
+        mixing = mixing or norm.norm_info.mixes_samples  # type: ignore[union-attr, assignment]
         why = refusal(norm, workers)
         if why is not None:
             raise ValueError(why)
         if "recalibrating" in norm.__dict__:
             raise ValueError("recalibrate is called on every worker alike, with all batches and without its workers")
+    return mixing
 
 
 class _AsTold:
@@ -342,7 +348,6 @@ class _AsTold:
         if workers is None or not norm.training or not norm.norm_info.mixes_samples:  # type: ignore[union-attr]
             return self.forward(x, **inputs)
         if torch.compiler.is_compiling() or transformed():
-            # while torch compiles, this ends the graph here, and the norm runs uncompiled; with fullgraph=True it stays
             raise RuntimeError(
                 f"{type(norm).__name__} speaks to other workers, so it does not train inside torch.func's transforms, "
                 "forward-mode derivatives or a graph of torch.compile"

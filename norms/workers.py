@@ -89,7 +89,7 @@ class Workers:
     def gathered(self, x: Tensor) -> Tensor:
         """`gather` with gradient: that of x is the sum of what all workers' losses have for it."""
         if self.size > 1 and torch.is_grad_enabled() and x.requires_grad:
-            return cast(Tensor, _Gathered.apply(x, self))  # type: ignore[no-untyped-call]
+            return cast(Tensor, _Gathered.apply(x, self))
         return self.gather(x) if self.size > 1 else x[None]
 
     def merge(self, mean: Tensor, var: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,19 +108,19 @@ class Workers:
             count: the sum over workers: (), or of count's shape. In mean's type, so above 2^24 in float32 rounded.
         """
         if isinstance(count, int):
-            shape, weight = (), mean.new_full((1,), count)
+            weight = mean.new_full([1] * mean.dim(), count)
         else:
-            shape, weight = tuple(count.shape), count.detach().to(mean.dtype).reshape(-1)
-        parts = (mean.reshape(-1), var.reshape(-1), weight)
+            weight = count.detach().to(mean.dtype)
+        parts = (mean.reshape(-1), var.reshape(-1), weight.reshape(-1))
         found = self.gathered(torch.cat(parts)).split([len(part) for part in parts], dim=1)
         means, variances = (t.reshape(-1, *mean.shape) for t in found[:2])
-        counts = found[2].detach().reshape(-1, *(shape or [1] * mean.dim()))
+        counts = found[2].detach().reshape(-1, *weight.shape)
         total = counts.sum(0)
         shares = counts / total.clamp(min=1)
         near = (shares * means).sum(0)
         merged = near + (shares * (means - near)).sum(0)  # what rounding left of large means
         spread = (shares * (variances + (means - merged).square())).sum(0)
-        return merged, spread, total.reshape(shape)
+        return merged, spread, total.reshape(()) if isinstance(count, int) else total
 
     @torch.no_grad()
     def rows(self, own: Tensor, most: int | None, interleaved: bool, complete: bool) -> Tensor:
@@ -130,7 +130,7 @@ class Workers:
             own: this worker's rows (R, F), of which F and the type are alike on all.
             most: R of a worker that has any; None: each has a number of its own.
             interleaved: the first rows of all workers, then the second ones; else all of one worker, then the next.
-            complete: this worker is certain that all have `most` rows, so that it need not look (and wait for a device).
+            complete: this worker is certain that all have `most` rows, so that it need not wait for the device to look.
         """
         if most is None:
             most = int(self.gather(torch.tensor(len(own), device=own.device)).max())
@@ -158,7 +158,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         workers: Workers = ctx.workers
-        return _Summed.apply(grads[0], workers)[workers.rank], None  # type: ignore[no-untyped-call]
+        return _Summed.apply(grads[0], workers)[workers.rank], None
 
 
 class _Summed(torch.autograd.Function):
@@ -171,7 +171,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Summed.apply(grads[0], ctx.workers), None  # type: ignore[no-untyped-call]
+        return _Summed.apply(grads[0], ctx.workers), None
 
 
 def refusal(norm: nn.Module, workers: Workers) -> str | None:

@@ -169,7 +169,7 @@ class RunningStatistics(nn.Module):
         try:
             for name, buffer in kept.items():
                 self._buffers[name] = None if buffer is None else buffer.clone()
-            RunningStatistics.track(self, *before.unbind(1), 0)
+            RunningStatistics.track(self, before[:, 0], before[:, 1], 0)
             yield
         finally:
             self._buffers.update(kept)

@@ -64,7 +64,7 @@ def normalize(
     if workers is not None:
         like = x.contiguous() if x.is_cuda else x
         blocks = Blocks.of(like, groups, slices)
-        y, stats, total = _Merged.apply(like, weight, bias, blocks, eps, workers)  # type: ignore[no-untyped-call]
+        y, stats, total = _Merged.apply(like, weight, bias, blocks, eps, workers)
         enough(blocks.count, total, workers)
         mean, var = stats.unbind()
         return y.contiguous(memory_format=layout), mean, var * (total / (total - 1))
@@ -180,7 +180,7 @@ class _Merged(torch.autograd.Function):
         else:
             wide = torch.promote_types(x.dtype, torch.float32)
             stats = x.new_zeros(2, blocks.slices, blocks.groups, dtype=wide)
-        mean, var, total = workers.merge(*stats.unbind(), blocks.count)
+        mean, var, total = workers.merge(stats[0], stats[1], blocks.count)
         saved, stats = torch.stack((mean, torch.rsqrt(var + eps))), torch.stack((mean, var))
         if blocks.samples:
             unit_mean, unit_rstd = blocks.spread(saved)

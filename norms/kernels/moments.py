@@ -66,7 +66,10 @@ def moments_of_sets(
         workers: whose samples are in the sets, too.
     """
     over = list(range(2, values.dim()))
-    within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
+    if len(values) == 0:  # torch warns of a variance of nothing
+        within = means = values.sum(over) if over else values
+    else:
+        within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
     member = (where[:, None] == torch.arange(sets, device=values.device)).to(values.dtype)  # (N, E)
     images = member.sum(0)
     share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a set

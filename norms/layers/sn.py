@@ -88,10 +88,12 @@ class SwitchableNorm(BatchNorm):
         centred = wide - mean
         mean, var = mean.squeeze(3), centred.square().mean(dim=3)  # (M, K, C)
         if self.merging is not None:
-            *batch, images = union_of_workers(mean, var, self.merging)
-            count = images * positions
-            enough(samples * positions, count, self.merging)
-            self.track(batch[0].detach()[0], batch[1].detach()[0] * (count / (count - 1)), samples * positions)
+            batch_mean, batch_var, images = union_of_workers(mean, var, self.merging)
+            batch, total = (batch_mean, batch_var), images * positions
+            enough(samples * positions, total, self.merging)
+            self.track(batch[0].detach()[0], batch[1].detach()[0] * (total / (total - 1)), samples * positions)
+            if samples == 0:  # the others' backward waits for this worker's, too
+                return self.empty(x) + (0 * (batch_mean + batch_var).sum()).to(x.dtype)
         elif self.training:
             count = self.values(x, slices)
             batch = _union(mean, var, 0)

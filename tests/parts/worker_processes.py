@@ -1,7 +1,8 @@
 """W processes of torch.distributed (gloo, which meet by a file) for tests: `together(W, function, *args)`.
 
-Starting W processes costs 2 to 3 s of CPU each, which import torch. So a test file calls `together` once, with a
-function that goes over all its cases and returns what they gave, and its tests look at the results.
+Processes are forks of a server that has imported torch and the norms once, which takes 3 s of CPU in the first call of
+a test session; a worker more takes 0.2 s. Still a test file best calls `together` once for each W, with a function that
+goes over all its cases and returns what they gave, and its tests look at the results.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import multiprocessing
 import multiprocessing.connection
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +19,9 @@ from typing import Any
 
 SECONDS = 60
 """How long a worker waits for the others in one collective, and `together` for one more worker to end."""
+
+PRELOADED = ["pytest", "torch", "torch.distributed", "norms.registry"]
+"""Imported by the server; what fails there is imported by each process."""
 
 
 def together(size: int, function: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[Any]:
@@ -34,7 +39,8 @@ def together(size: int, function: Callable[..., Any], *args: Any, seconds: float
     Raises:
         AssertionError: a process raised, with its traceback, or did not end in time. The others are killed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would have its autograd's threads
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         pipes, processes = [], []
@@ -81,6 +87,7 @@ def _work(pipe: Any, store: str, rank: int, size: int, seconds: float, function:
         torch.set_num_threads(1)
         wait = timedelta(seconds=seconds)
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=wait)
+        warnings.simplefilter("error")  # as in the tests' own process
         try:
             value = function(rank, *args)
             dist.barrier()  # nobody leaves while another still speaks to it
