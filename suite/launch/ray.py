@@ -33,14 +33,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from filelock import SoftFileLease
-
 from results.escape import cut, one_line
 from results.record import RunSpec
 from suite.environment import cpu_count
 from suite.launch import code, far
 from suite.launch.incoming import Incoming, News, newest
-from suite.launch.launcher import LOST, Kind, LaunchError
+from suite.launch.launcher import Kind, LaunchError
 from suite.launch.local import workers_of
 from suite.launch.making import RunOne, Signature, take, trouble
 from suite.launch.travelling import plain
