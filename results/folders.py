@@ -24,7 +24,7 @@ from results.frame import NORM_BATCH, load
 from results.metrics import nearest
 from results.record import DONE, RECORD
 from results.rows import distinct, is_nothing, natural, option_columns, plain_records, value_text
-from results.store import LOCK, folder_lock, is_held, run_folders
+from results.store import CLAIM, folder_lock, is_held, run_folders
 
 STATUSES = ("ok", "diverged", "failed", "skipped", "damaged", "unfinished", "busy")
 """Of a record; "damaged": it can not be read; without one: "unfinished", or "busy" while a process makes the run."""
@@ -211,11 +211,10 @@ def remove(out: str | Path, run: Stored) -> str:
                 shutil.rmtree(record)
             else:
                 record.unlink(missing_ok=True)
-            for name in sorted(os.listdir(run.folder)):  # the lock last: who waits for it finds a run to make
-                if name != LOCK:
+            for name in sorted(os.listdir(run.folder)):  # the claim last: who waits for it finds a run to make
+                if name != CLAIM:
                     _drop(run.folder / name)
-            (run.folder / LOCK).unlink(missing_ok=True)
-            run.folder.rmdir()
+        run.folder.rmdir()
     except Timeout:
         return "another process makes it now"
     except OSError as error:

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 from results import files
 from results.asked import AskedNotes
@@ -31,7 +31,7 @@ from results.frame import finished_at
 from results.metrics import is_cost, nearest
 from results.record import DONE, LARGEST, RECORD, RecordError, RunRecord, parse_record
 from results.store import (
-    LOCK,
+    CLAIM,
     VERSIONS,
     Versions,
     asked_notes,
@@ -237,7 +237,7 @@ def _compare(
 
 
 def _copy(source: Path, target: Path, merged: Merged, own: _Found | None) -> None:
-    """One run, under both locks."""
+    """One run, under both claims."""
     try:
         with contextlib.ExitStack() as locks:
             if (lock := _lock_of(source)) is not None:
@@ -282,9 +282,9 @@ def _as_seen(target: Path, own: _Found | None) -> bool:
     return own is not None and _digest(content) == own.content
 
 
-def _lock_of(source: Path) -> FileLock | None:
-    """The lock of a run that is read; None where there is none, or this process may not take it."""
-    file = source / LOCK
+def _lock_of(source: Path) -> SoftFileLease | None:
+    """The claim to a run that is read; None where there is none, or this process may not take it."""
+    file = source / CLAIM
     return folder_lock(source) if file.is_file() and os.access(file, os.W_OK) else None
 
 

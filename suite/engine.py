@@ -1,29 +1,21 @@
-"""Many RunSpecs, one process each: start, watch, limit, record what a process could not record itself, resume.
+"""Many RunSpecs: what is next, how long each may take, what becomes of it, what others make meanwhile, resume.
 
-`execute(specs, run_one, out)` is the whole seam: `run_one(spec, folder, report) -> RunRecord` is called in a fresh
-process (suite.worker), forked from a server that has imported torch once. The worker stores its run's record itself;
-the parent stores one only for a worker that died.
+`execute(specs, run_one, out)` is the whole seam: `run_one(spec, folder, report) -> RunRecord` is called in a process of
+its own, which a launcher starts (suite.launch). Whoever makes a run stores its record; the engine stores one only for a
+run whose process died.
 
-Plain multiprocessing and not pebble's pool, which was the first choice: its pool waits forever for a worker that left
-with exit code 0, breaks when an idle worker is killed, and its time limit needs the lock of a channel that the workers
-share. One process and one pipe per run has none of these states.
-
-One module in spite of its length: the states of a worker, and what moves it from one to the next, are read together.
+One module in spite of its length: the states of a run, and what moves it from one to the next, are read together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import os
 import re
 import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,25 +23,27 @@ from filelock import Timeout
 
 from results.escape import cut
 from results.record import DONE, RunRecord, RunSpec
-from results.store import RECORD, run_folder, run_lock, set_aside, write_record
+from results.store import RECORD, Waited, run_folder, run_lock, set_aside, write_record
 from suite import checkpoints, live
 from suite.checkpoints import found
 from suite.environment import now
+from suite.launch.launcher import LOST, Kind, Launcher
+from suite.launch.local import LocalLauncher
+from suite.launch.making import RunOne, Signature, look, signature, trouble
 from suite.leaving import NOTICES, Requests
 from suite.output import OUTPUT, printed, trim
-from suite.processes import below
-from suite.server import kill_orphans, start, start_server
-from suite.worker import RunOne, Signature, look, signature, trouble, work
 
 _BUSY = "another process is making this run"
 _LOOK = 1.0  # seconds between looks at how much runs have printed; no wait is longer, whatever the time limit
 _LEAVE = 5.0  # seconds in which a process has to end once its record is stored
 _SAVE = 10.0  # seconds in which runs that are told to leave have to
 _AGAIN = 1.0  # seconds after which one that has not is told again
-_TOLD = tuple(-number for number in NOTICES)  # exit codes of workers that had not come far enough to say so
+_TOLD = tuple(-number for number in NOTICES)  # exit codes of processes that had not come far enough to say so
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
-_GRACE = 1.0  # seconds in which another invocation may record how its worker died, before its run is taken over
+_GRACE = 1.0  # seconds in which another invocation may record how its run's process died, before it is taken over
 _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
+MOST_LOST = 3
+"""Times that a run is begun again, or goes on, after it was lost with its machine; then it has failed."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +80,11 @@ def execute(
     timeout: float | str | None = None,
     retry: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
+    launcher: Launcher[Any] | None = None,
+    wait: bool = True,
 ) -> Counter[str]:
     """Make every run of `specs` in its own process; returns how many ended in each status, "stopped" among them: their
-    processes were told to leave by somebody else, and they have no record.
+    processes were told to leave by somebody else, and they have no record; and "elsewhere" (see `wait`).
 
     A run that is done when its turn comes, because another invocation made it, is counted with its status and not
     repeated; so is a failed one, unless `retry` is given and it had failed before this call.
@@ -97,12 +93,15 @@ def execute(
         specs: what to run; the caller leaves out what is done.
         run_one: called in the run's process; picklable.
         out: the folder of results.
-        jobs: processes at a time.
+        jobs: runs at a time, on this machine.
         timeout: seconds a run may take, counted from its own start; a run past it is killed and recorded as failed, and
             so is one whose process does not come as far as its start in the same time and a minute. None: no limit; see
             `time_limit` for what else it may be.
         retry: make failed runs again.
         on_event: told about every start, progress and end, in this thread.
+        launcher: starts the runs; None: on this machine, `jobs` at a time.
+        wait: also for runs that other invocations make. False: leave when only such runs are left, all of whose makers
+            are known to live (for the longest, a minute after it was found), and count them as "elsewhere".
 
     A run whose folder can not be used (another user's, a full disk, a file system without locks) is counted as failed,
     with path and reason in its event; it leaves a record only where one can be written.
@@ -116,7 +115,8 @@ def execute(
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: 1 or more is needed")
-    return _Execution(run_one, Path(out), jobs, time_limit(timeout), retry, on_event).all(specs)
+    place = LocalLauncher(jobs) if launcher is None else launcher
+    return _Execution(run_one, Path(out), place, time_limit(timeout), retry, on_event, wait).all(specs)
 
 
 def time_limit(given: float | str | None, what: str = "timeout") -> float | None:
@@ -165,19 +165,28 @@ def write_skipped(out: str | Path, skipped: Iterable[tuple[RunSpec, str]]) -> li
     return unstored
 
 
-@dataclass
-class _Worker:
+@dataclass(eq=False)
+class _Going:
+    """A run that was started."""
+
     spec: RunSpec
-    process: Any
-    messages: Connection
+    run: Any  # the launcher's
     before: Signature | None
     deadline: float | None
     limit: str  # what it means to pass the deadline
     cause: str = ""
     busy: bool = False
-    open: bool = True
     left: bool = False  # told to leave, it has
     started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A run that another invocation was making when its turn came."""
+
+    spec: RunSpec
+    seen: Waited
+    free: float | None = None  # since when, without a record
 
 
 class _Execution:
@@ -185,162 +194,155 @@ class _Execution:
         self,
         run_one: RunOne,
         out: Path,
-        jobs: int,
+        launcher: Launcher[Any],
         timeout: float | None,
         retry: bool,
         on_event: Callable[[Event], None],
+        wait: bool,
     ):
-        self.run_one, self.out, self.jobs, self.timeout, self.tell = run_one, out, jobs, timeout, on_event
-        self.retry = retry
-        self.context = multiprocessing.get_context("forkserver")
-        self.running: list[_Worker] = []
-        # Locked by another invocation when their turn came; and since when each has been free, without a record.
-        self.waiting: deque[tuple[RunSpec, float | None]] = deque()
+        self.run_one, self.out, self.launcher, self.timeout, self.tell = run_one, out, launcher, timeout, on_event
+        self.retry, self.wait = retry, wait
+        self.running: list[_Going] = []
+        self.waiting: deque[_Waiting] = deque()
         self.replaceable: dict[str, Signature | None] = {}  # failed records that may be replaced
         self.counts: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()  # by key
         self.looked = time.monotonic()  # at what runs have printed
 
     def all(self, specs: Iterable[RunSpec]) -> Counter[str]:
-        todo = deque(specs)
+        self.todo = deque(specs)
         if self.retry:
-            self.replaceable = {spec.key: signature(self.out, spec) for spec in todo}
-        if todo:
-            start_server()  # so that what is wrong with it is said before anything else happens
+            self.replaceable = {spec.key: signature(self.out, spec) for spec in self.todo}
+        if self.todo:
+            self.launcher.open(self.run_one, self.out)
         with Requests() as self.requests:
             try:
-                while (todo or self.running or self.waiting) and not self.requests.made:
-                    self._look_at_waiting(todo)
-                    while todo and len(self.running) < self.jobs and not self.requests.made:
-                        self._start(todo.popleft())
+                while (self.todo or self.running or self._waits()) and not self.requests.made:
+                    self._look_at_waiting()
+                    while self.todo and self.launcher.room(self.todo[0]) and not self.requests.made:
+                        self._start(self.todo.popleft())
                     self._watch()
                 if self.requests.made:
                     self._let_leave()
                     raise KeyboardInterrupt
             finally:
-                self._stop_all()
-        return self.counts
+                self.launcher.close()
+                self.running.clear()
+        self.counts["elsewhere"] += len(self.waiting)
+        return +self.counts
+
+    def _waits(self) -> bool:
+        """Whether runs that others make are waited for, when nothing else is left."""
+        return bool(self.waiting) and (self.wait or not all(each.seen.lives() for each in self.waiting))
 
     def _let_leave(self) -> None:
-        """Tell all workers to leave, and wait until they have saved what their runs go on from."""
+        """Tell all runs to leave, and wait until they have saved what they go on from."""
         end, next_time = time.monotonic() + _SAVE, 0.0
         while self.running and time.monotonic() < end:
             if time.monotonic() >= next_time:  # again and again: a process that is just forked may miss the first
                 next_time = time.monotonic() + _AGAIN
-                for worker in self.running:
-                    worker.process.terminate()
+                for going in self.running:
+                    self.launcher.leave(going.run)
             self._watch()
 
     def _start(self, spec: RunSpec) -> None:
         before = self.replaceable.get(spec.key)
-        pipes: list[Connection] = []
-
-        def make() -> Any:
-            for end in pipes:  # of a start that failed
-                end.close()
-            pipes[:] = self.context.Pipe(duplex=False)
-            return self.context.Process(
-                target=work, args=(self.run_one, spec, self.out.absolute(), before, pipes[1]), name=f"run {spec.key}"
-            )
-
-        process = start(make)
-        pipes[1].close()
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout + _START_LIMIT
+        run = self.launcher.start(spec, before)
+        limited = self.timeout is not None and self.launcher.at_once
+        deadline = time.monotonic() + (self.timeout or 0) + _START_LIMIT if limited else None
         limit = "the process did not come as far as its run before the time limit"
-        self.running.append(_Worker(spec, process, pipes[0], before, deadline, limit))
+        self.running.append(_Going(spec, run, before, deadline, limit))
 
     def _watch(self) -> None:
-        """Wait for the next event of any worker, and handle it."""
-        ends = {worker.process.sentinel: worker for worker in self.running}
-        pipes = {worker.messages: worker for worker in self.running if worker.open}
-        deadlines = [worker.deadline for worker in self.running if worker.deadline is not None]
+        """Wait for the next news of any run, and handle it."""
+        deadlines = [going.deadline for going in self.running if going.deadline is not None]
         limit = min([_POLL if self.waiting else _LOOK, *(deadline - time.monotonic() for deadline in deadlines)])
         if not self.running:
             time.sleep(_POLL)
             return
+        by_run = {id(going.run): going for going in self.running}
         wake = [] if self.requests.made else [self.requests.heard]
-        ready = wait([*ends, *pipes, *wake], max(0.0, limit))
-        if self.requests.heard in ready:
-            return
-        for item in ready:
-            if isinstance(item, Connection):
-                self._receive(pipes[item])
-        for worker in self.running:
-            if worker.deadline is not None and time.monotonic() > worker.deadline and not worker.cause:
-                worker.cause = worker.limit
-                _kill(worker.process)
+        ended = []
+        for run, kind, value in self.launcher.news([going.run for going in self.running], limit, wake):
+            if kind == "ended":
+                ended.append((by_run[id(run)], value))
+            else:
+                self._heard(by_run[id(run)], kind, value)
+        for going in self.running:
+            if going.deadline is not None and time.monotonic() > going.deadline and not going.cause:
+                going.cause = going.limit
+                self.launcher.kill(going.run)
         if time.monotonic() - self.looked >= _LOOK:
             self.looked = time.monotonic()
-            for worker in self.running:
-                trim(run_folder(self.out, worker.spec) / OUTPUT)
-        for item in ready:
-            if not isinstance(item, Connection):
-                self._end(ends[item])
+            for going in self.running:
+                trim(run_folder(self.out, going.spec) / OUTPUT)
+        for going, value in ended:
+            self._end(going, value)
 
-    def _receive(self, worker: _Worker) -> None:
-        try:
-            kind, value = worker.messages.recv()
-        except (EOFError, OSError):
-            worker.open = False
-            return
+    def _heard(self, going: _Going, kind: Kind, value: Any) -> None:
         if kind == "busy":
-            worker.busy = True
+            going.busy = True
         elif kind == "started":
             if self.timeout is not None:
-                worker.deadline, worker.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
-            self.tell(Event("started", worker.spec))
+                going.deadline, going.limit = time.monotonic() + self.timeout, f"time limit of {self.timeout:g} s"
+            self.tell(Event("started", going.spec))
         elif kind == "damaged":
-            self.tell(Event("damaged", worker.spec, text=value))
+            self.tell(Event("damaged", going.spec, text=value))
         elif kind == "trouble":
-            worker.cause = value
+            going.cause = value
         elif kind == "note":
-            self.tell(Event("note", worker.spec, text=value))
+            self.tell(Event("note", going.spec, text=value))
         elif kind in ("stored", "left"):
-            worker.left = kind == "left"
-            worker.deadline = time.monotonic() + _LEAVE
-            worker.limit = "the process did not end after its run"
+            going.left = kind == "left"
+            going.deadline = time.monotonic() + _LEAVE
+            going.limit = "the process did not end after its run"
         else:
-            self.tell(Event("progress", worker.spec, **value))
+            self.tell(Event("progress", going.spec, **value))
 
-    def _end(self, worker: _Worker) -> None:
-        while worker.open:  # what it said before it ended
-            if not worker.messages.poll():
-                break
-            self._receive(worker)
-        worker.process.join()
-        _kill(worker.process)  # what it started and left behind
-        kill_orphans()
-        trim(run_folder(self.out, worker.spec) / OUTPUT)
-        self.running.remove(worker)
-        worker.messages.close()
-        code = worker.process.exitcode
-        worker.process.close()
-        if worker.busy:
-            self._wait_for(worker.spec)
-        elif (worker.left or code in _TOLD) and self._own(worker)[1] is None:
-            note = found(run_folder(self.out, worker.spec), worker.spec.key)
+    def _end(self, going: _Going, how: int | str) -> None:
+        """A run has ended, with this exit code, or lost in this way."""
+        trim(run_folder(self.out, going.spec) / OUTPUT)
+        self.running.remove(going)
+        if going.busy or how == LOST:
+            self._wait_for(going.spec)
+        elif (going.left or how in _TOLD) and self._own(going)[1] is None:
+            note = found(run_folder(self.out, going.spec), going.spec.key)
             self.counts["stopped"] += 1
             nowhere = (
                 "" if self.requests.made else "from the start"
             )  # of all runs that had hardly begun, nothing is said
-            self.tell(Event("stopped", worker.spec, text=nowhere if note is None else note.origin))
+            self.tell(Event("stopped", going.spec, text=nowhere if note is None else note.origin))
+        elif isinstance(how, str) and not going.cause and self._own(going)[1] is None and self._goes_on(going, how):
+            self.todo.append(going.spec)
         else:
-            self._settle(worker, code)
+            self._settle(going, how)
 
-    def _settle(self, worker: _Worker, code: int) -> None:
-        """The worker's own record, or one that says how it died; only counted where none can be stored."""
-        spec = worker.spec
+    def _goes_on(self, going: _Going, how: str) -> bool:
+        """Whether a run that was lost is made again."""
+        self.lost[going.spec.key] += 1
+        again = self.lost[going.spec.key] <= MOST_LOST and not self.requests.made
+        if again:
+            note = found(run_folder(self.out, going.spec), going.spec.key)
+            where = "from the start" if note is None else note.origin
+            self.tell(Event("note", going.spec, text=f"{how}; it goes on {where}"))
+        return again
+
+    def _settle(self, going: _Going, how: int | str) -> None:
+        """The run's own record, or one that says how it died; only counted where none can be stored."""
+        spec = going.spec
+        ended = how if isinstance(how, str) else _exit_reason(how, run_folder(self.out, spec))
         died = RunRecord(
             spec=spec,
             status="failed",
-            reason=worker.cause or _exit_reason(code, run_folder(self.out, spec)),
+            reason=going.cause or ended,
             history=live.rows_of(run_folder(self.out, spec)),
-            seconds=time.monotonic() - worker.started,
+            seconds=time.monotonic() - going.started,
             environment={"finished": now()},
         )
         try:
-            # not at once: what the worker had started may still be dying, and shares its lock until then
-            with run_lock(self.out, spec).acquire(timeout=2, poll_interval=0.02):
-                state, record = self._own(worker)
+            # not at once: another invocation may be looking whether it is free
+            with run_lock(self.out, spec).acquire(timeout=3, poll_interval=0.02):
+                state, record = self._own(going)
                 if state == "damaged":
                     moved = set_aside(run_folder(self.out, spec) / RECORD)
                     self.tell(Event("damaged", spec, text=str(moved)))
@@ -348,20 +350,20 @@ class _Execution:
                     record = died
                     write_record(self.out, record)
                     live.remove(run_folder(self.out, spec))
-                elif record.status in DONE:  # a worker that was killed as soon as it had stored its record
+                elif record.status in DONE:  # a process that was killed as soon as it had stored its record
                     checkpoints.remove(run_folder(self.out, spec))
         except Timeout:  # another invocation has begun this run again: its result will count
             self._wait_for(spec)
             return
         except OSError as error:
-            reason = worker.cause or f"{trouble(error)} ({died.reason})"
-            record = self._own(worker)[1] or died.model_copy(update={"reason": reason})
+            reason = going.cause or f"{trouble(error)} ({died.reason})"
+            record = self._own(going)[1] or died.model_copy(update={"reason": reason})
         self._count(record)
 
-    def _own(self, worker: _Worker) -> tuple[str, RunRecord | None]:
-        """The state of a run, and the record that its worker, or another invocation, has stored since it started."""
-        state, record = look(self.out, worker.spec)
-        new = state == "done" or (state == "failed" and signature(self.out, worker.spec) != worker.before)
+    def _own(self, going: _Going) -> tuple[str, RunRecord | None]:
+        """The state of a run, and the record that was stored since it was started."""
+        state, record = look(self.out, going.spec)
+        new = state == "done" or (state == "failed" and signature(self.out, going.spec) != going.before)
         return state, record if new else None
 
     def _count(self, record: RunRecord) -> None:
@@ -369,19 +371,25 @@ class _Execution:
         self.tell(Event("finished", record.spec, record=record))
 
     def _wait_for(self, spec: RunSpec) -> None:
-        self.waiting.append((spec, None))
+        try:
+            self.waiting.append(_Waiting(spec, Waited(self.out, spec)))
+        except OSError as error:
+            self._count(RunRecord(spec=spec, status="failed", reason=trouble(error)))
+            return
         self.tell(Event("waiting", spec, text=_BUSY))
 
-    def _look_at_waiting(self, todo: deque[RunSpec]) -> None:
+    def _look_at_waiting(self) -> None:
         """Runs that another invocation was making: take its record, or the run itself where it left none."""
         for _ in range(len(self.waiting)):
-            spec, free = self.waiting.popleft()
+            each = self.waiting.popleft()
+            spec = each.spec
             try:
-                with run_lock(self.out, spec).acquire(timeout=0):
+                with each.seen.claim.acquire(timeout=0):
                     state, record = look(self.out, spec)
                     fresh = record is not None and signature(self.out, spec) != self.replaceable.get(spec.key)
             except Timeout:
-                self.waiting.append((spec, None))
+                each.free = None
+                self.waiting.append(each)
                 continue
             except OSError as error:
                 self._count(RunRecord(spec=spec, status="failed", reason=trouble(error)))
@@ -389,36 +397,11 @@ class _Execution:
             if state == "done" or (state == "failed" and fresh):
                 assert record is not None
                 self._count(record)
-            elif free is None or time.monotonic() - free < _GRACE:
-                self.waiting.append((spec, free or time.monotonic()))
+            elif each.free is None or time.monotonic() - each.free < _GRACE:
+                each.free = each.free or time.monotonic()
+                self.waiting.append(each)
             else:
-                todo.append(spec)
-
-    def _stop_all(self) -> None:
-        for worker in self.running:
-            _kill(worker.process)
-        for worker in self.running:
-            worker.process.join()
-            worker.messages.close()
-            worker.process.close()
-        if self.running:
-            kill_orphans()
-        self.running.clear()
-
-
-def _kill(process: Any) -> None:
-    """SIGKILL to a worker, its group, and all below. A record is renamed into place, so there is never half of one."""
-    pid = process.pid
-    # 255: the fork server was killed, and the worker may live
-    started = below(pid) if process.exitcode in (None, 255) else []
-    if process.is_alive():
-        process.kill()
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-    for child in started:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)
+                self.todo.append(spec)
 
 
 def _exit_reason(code: int, folder: Path) -> str:

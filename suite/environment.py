@@ -12,12 +12,9 @@ import os
 import platform
 import subprocess
 import tomllib
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from results.escape import cut
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the folder that holds suite, norms, tasks and results."""
@@ -173,28 +170,3 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is then recorded as unknown
         return ""
     return done.stdout.removesuffix("\n") if done.returncode == 0 else ""
-
-
-def check_device(device: str) -> None:
-    """ValueError for a device that is not here."""
-    import torch
-
-    shown = cut(device, 40)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
-            kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'device "{shown}": not a device; for example cpu, cuda, cuda:1') from error
-    if kind.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        # torch takes 256 for 0 without a word
-        if str(kind) != device or (kind.index or 0) >= count:
-            raise ValueError(f'device "{shown}": {count} CUDA devices are available here; cpu always is')
-    elif kind.type == "cpu":
-        if device not in ("cpu", "cpu:0"):
-            raise ValueError(f'device "{shown}": there is one cpu')
-    else:
-        try:
-            torch.zeros(1, device=kind).item()  # a value to look at: there is none on "meta"
-        except Exception as error:  # each kind that is not here has its own, ImportError among them
-            raise ValueError(f'device "{shown}": not available here; cpu always is') from error

@@ -14,7 +14,7 @@ from suite.processes import adopt_orphans, kill_below
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # before the slow imports: Ctrl-C is the parent's business
 if hasattr(signal, "pthread_sigmask"):
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by suite.server until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by suite.launch.server until here
 note_for_workers()
 adopt_orphans()
 # which the server reaps, and must not take for a mistake

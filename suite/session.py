@@ -27,8 +27,11 @@ from suite.blocks import Overrides
 from suite.config import PlanError, config_text, find_config, folder_of, parse_config, read_config
 from suite.describing import headline, tell_folder
 from suite.engine import Event, time_limit, write_skipped
-from suite.environment import check_device, commit, cpu_count, export_threads
+from suite.environment import commit, cpu_count, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
+from suite.launch.devices import Devices, slots_of
+from suite.launch.local import LocalLauncher, workers_of
+from suite.launch.making import trouble
 from suite.planning import Plan, plan_config
 from suite.plugins import load_plugins, refuse_what_workers_lack
 from suite.progress import Names
@@ -36,7 +39,6 @@ from suite.runner import Runner
 from suite.status import Status, restate_budget
 from suite.trackers import check_trackers
 from suite.trial import surroundings_kept
-from suite.worker import trouble
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -126,6 +128,8 @@ def run(
     timeout: float | str | None = None,
     checkpoint_every: float | str = CHECKPOINT_EVERY,
     device: str = "cpu",
+    runs_per_device: int = 1,
+    wait: bool = True,
     data_dir: str | Path = "data",
     retry: bool = False,
     keep_weights: bool = False,
@@ -143,9 +147,12 @@ def run(
     Args:
         config, tasks, norms, seeds, settings, plugins, threads, timeout, data_dir, many: as of `plan`.
         out: folder of results; None: runs/<name of the config's file>, runs/session for a mapping.
-        jobs: runs at a time; None: as many as there are cores for, 1 on an accelerator.
+        jobs: runs at a time; None: as many as there are cores for, on accelerators as these have room for.
         checkpoint_every: time between two checkpoints of a run, in seconds or as "5m"; "inf": only when it is stopped.
-        device: where runs compute: "cpu", "cuda", "cuda:1".
+        device: where runs compute: "cpu"; "cuda", every visible accelerator, each run on one (or one per worker) of its
+            own; "cuda:0,2", these.
+        runs_per_device: runs that share an accelerator at a time.
+        wait: also for runs that other invocations make; False: return when only such runs are left.
         retry: make failed runs again.
         keep_weights: keep the trained network of each run that is ok, as weights.pt.
         trackers: also log every run there; "tensorboard" is known.
@@ -187,6 +194,8 @@ def run(
         timeout=timeout,
         checkpoint_every=checkpoint_every,
         device=device,
+        runs_per_device=runs_per_device,
+        wait=wait,
         data_dir=data_dir,
         retry=retry,
         keep_weights=keep_weights,
@@ -214,8 +223,8 @@ class Session:
         folder: of results; made by `begin`.
         config: the file that was planned, for a note in the folder; None: there is none that could be read again.
         text, command: of the config, and the command line's words, for another one (results.asked).
-        jobs, plugins, timeout, checkpoint_every, device, data_dir, retry, keep_weights, trackers,
-            loader_workers: as of `run`.
+        jobs, plugins, timeout, checkpoint_every, device, runs_per_device, wait, data_dir, retry, keep_weights,
+            trackers, loader_workers: as of `run`.
 
     Attributes:
         status: which runs are done and which are to do (suite.status.Status).
@@ -241,6 +250,8 @@ class Session:
         timeout: float | str | None = None,
         checkpoint_every: float | str = CHECKPOINT_EVERY,
         device: str = "cpu",
+        runs_per_device: int = 1,
+        wait: bool = True,
         data_dir: str | Path = "data",
         retry: bool = False,
         keep_weights: bool = False,
@@ -249,7 +260,9 @@ class Session:
     ):
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs {jobs}: 1 or more is needed")
-        check_device(device)
+        if runs_per_device < 1:
+            raise ValueError(f"runs-per-device {runs_per_device}: 1 or more is needed")
+        slots = slots_of(device)
         trackers = several(trackers)
         check_trackers(trackers)
         check_loader_workers(loader_workers)
@@ -257,7 +270,17 @@ class Session:
         self.text, self.command = text, tuple(command)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
-        self.jobs = jobs or (max(1, cpu_count() // planned.threads) if device == "cpu" else 1)
+        most = max(map(workers_of, planned.runs), default=1)
+        if slots is not None and most > len(slots):
+            raise ValueError(f'device "{device}": {len(slots)} accelerators, and a run of {most} workers needs {most}')
+        devices = None if slots is None else Devices(slots, runs_per_device)
+        if jobs is None and devices is not None:
+            jobs = devices.places
+        elif jobs is None:
+            jobs = max(1, cpu_count() // (planned.threads * most)) if device == "cpu" else 1
+        self.jobs = jobs
+        self.launcher = LocalLauncher(jobs, devices)
+        self.wait = wait
         self.timeout, self.retry = time_limit(timeout), retry
         self.data_dir = Path(data_dir)
         self.everything: list[RunSpec] = [*planned.runs, *(spec for spec, _ in planned.skipped)]
@@ -266,7 +289,7 @@ class Session:
         self.restated = 0
         self.names = Names(self.everything)
         self.runner = Runner(
-            device=device,
+            device=device if devices is None else "cuda",
             threads=planned.threads,
             data_dir=self.data_dir.resolve(),
             plugins=(*map(Path, several(plugins)), *planned.plugins),
@@ -350,6 +373,8 @@ class Session:
             timeout=self.timeout,
             retry=self.retry,
             on_event=on_event,
+            launcher=self.launcher,
+            wait=self.wait,
         )
 
 

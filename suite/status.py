@@ -21,6 +21,7 @@ from suite.progress import Names, columns, duration, failed_line, seed_text
 from tasks import get_task
 from tasks.weights import WEIGHTS
 
+_ENDS = {**{end: end for end in ("ok", "diverged", "failed", "stopped")}, "elsewhere": "being made elsewhere"}
 MOST_FAILED = 20
 """Failed runs of before whose reasons are shown; all of them stand in the tables and in the records."""
 
@@ -186,7 +187,7 @@ def without_weights(status: Status) -> Iterator[str]:
 
 def summary(status: Status, counts: Mapping[str, int], failed: int) -> Iterator[str]:
     """The last lines of `run`. counts: how many runs ended now in each status; failed: now and before."""
-    new = [f"{counts[end]} {end}" for end in ("ok", "diverged", "failed", "stopped") if counts.get(end)]
+    new = [f"{counts[end]} {words}" for end, words in _ENDS.items() if counts.get(end)]
     parts = [*new, f"{len(status.plan.skipped)} skipped", f"{status.done} already done"]
     if status.failed:
         parts.append(f"{status.failed} failed before")

@@ -13,7 +13,7 @@ from suite.checking import check_lines, check_one_task, norms_to_check
 from suite.cli import completing
 from suite.cli.app import AsJson, DataDir, Plugins, app, as_options, parse_options
 from suite.console import documented, painted, print_document, print_lines
-from suite.environment import check_device
+from suite.launch.devices import check_device
 from suite.plugins import load_plugins
 
 

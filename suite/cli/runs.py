@@ -33,7 +33,8 @@ from suite.console import (
     timed,
     voice,
 )
-from suite.environment import check_device, export_threads
+from suite.environment import export_threads
+from suite.launch.devices import check_device, slots_of
 
 
 @app.command()
@@ -63,7 +64,8 @@ def run(
         typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Change an option; a list is an axis (repeatable)."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at a time.  [default: cores // threads; 1 on an accelerator]")
+        int | None,
+        typer.Option(help="Runs at a time.  [default: cores // (threads x workers); what accelerators have room for]"),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads per run; recorded, since results depend on it.  [default: 1]")
@@ -88,8 +90,16 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of results.  [default: runs/<name of the config>]")] = None,
     plugin: Plugins = None,
     device: Annotated[
-        str, typer.Option(help="Where runs compute: cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
+        str,
+        typer.Option(
+            help="Where runs compute: cpu; cuda: every visible accelerator, a run on each; cuda:0,2: these.",
+            autocompletion=completing.devices,
+        ),
     ] = "cpu",
+    runs_per_device: Annotated[int, typer.Option(help="Runs that share an accelerator at a time.")] = 1,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Leave when only runs are left that other invocations make.")
+    ] = False,
     data_dir: DataDir = Path("data"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the grid and what is done; run nothing.")] = False,
     as_json: Annotated[
@@ -123,7 +133,7 @@ def run(
     with as_options():
         time_limit(timeout)
         time_limit(checkpoint_every, "checkpoint-every")
-        check_device(device)
+        slots_of(device)
         check_loader_workers(loader_workers)
     check_trackers(tracker or ())
     if as_json and not dry_run:
@@ -170,6 +180,8 @@ def run(
             timeout=timeout,
             checkpoint_every=checkpoint_every,
             device=device,
+            runs_per_device=runs_per_device,
+            wait=not no_wait,
             data_dir=data_dir,
             retry=retry,
             keep_weights=keep_weights,

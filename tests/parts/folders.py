@@ -45,5 +45,5 @@ def plant(out, *records, planned=True):
 
 def content(out):
     """Every file of a folder but locks: path below it -> bytes."""
-    files = (p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.endswith(".lock"))
+    files = (p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.endswith(".claim"))
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}

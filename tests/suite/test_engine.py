@@ -1,6 +1,5 @@
 """suite.engine and suite.runner: whatever a run does, it costs that run only, is recorded, and is never made twice."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,9 +20,9 @@ from results.store import RECORD, find_record, record_files, run_folder, run_loc
 from suite import cli, engine
 from suite.engine import execute, look, time_limit, write_skipped
 from suite.environment import ROOT
+from suite.output import OUTPUT
 from suite.planning import plan_config
 from suite.runner import TRACEBACK, Runner
-from suite.worker import OUTPUT
 
 PLUGIN = """
 import ctypes, os, signal, sys, time, warnings
@@ -217,15 +216,12 @@ def test_two_invocations_at_once_make_every_run_once_and_both_see_all(runner, tm
 def test_a_run_that_another_process_left_without_a_record_is_taken_over(runner, tmp_path):
     out, events = tmp_path / "out", []
     (spec,) = specs_of(["ok"])
-    with run_lock(out, spec):  # makes the folder and the file
-        pass
-    held = os.open(run_folder(out, spec) / ".lock", os.O_RDWR)
-    fcntl.flock(held, fcntl.LOCK_EX)  # as another process would: our FileLock is bound to its thread
+    held = run_lock(out, spec).acquire(timeout=0).lock
 
     def gone(event):
         events.append(event.kind)
         if event.kind == "waiting":
-            os.close(held)
+            held.release()
 
     assert execute([spec], runner, out, on_event=gone) == {"ok": 1}
     assert events[0] == "waiting"
@@ -236,15 +232,12 @@ def test_a_run_whose_worker_died_elsewhere_is_left_to_its_own_invocation_to_reco
     monkeypatch.setattr(engine, "_GRACE", 5.0)
     out = tmp_path / "out"
     (spec,) = specs_of(["ok"])
-    with run_lock(out, spec):
-        pass
-    held = os.open(run_folder(out, spec) / ".lock", os.O_RDWR)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    held = run_lock(out, spec).acquire(timeout=0).lock
     died = RunRecord(spec=spec, status="failed", reason="killed by SIGABRT")
 
     def dies(event):
         if event.kind == "waiting":
-            os.close(held)
+            held.release()
             threading.Timer(0.8, write_record, [out, died]).start()
 
     assert execute([spec], runner, out, on_event=dies) == {"failed": 1}

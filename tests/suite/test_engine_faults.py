@@ -16,15 +16,15 @@ from multiprocessing import forkserver, process
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from parts.watching import alive, until
 
 from norms.registry import load_plugin
 from results.record import RunRecord
 from results.store import RECORD, find_record, run_folder, run_lock, set_aside, write_record, write_versions
-from suite import engine, output, server
+from suite import engine, output
 from suite.engine import execute, look, write_skipped
 from suite.environment import ROOT
+from suite.launch import server
 from suite.output import OUTPUT
 from suite.planning import plan_config
 from suite.runner import TRACEBACK, Runner
@@ -154,16 +154,16 @@ def folder_is_a_link_loop(folder):
 
 
 def lock_is_a_folder(folder):
-    (folder / ".lock").mkdir()
+    (folder / ".claim").mkdir()
 
 
 def lock_is_a_link(folder):
     (folder.parent / "precious").write_text("precious")
-    (folder / ".lock").symlink_to(folder.parent / "precious")
+    (folder / ".claim").symlink_to(folder.parent / "precious")
 
 
 def lock_is_a_pipe(folder):
-    os.mkfifo(folder / ".lock")
+    os.mkfifo(folder / ".claim")
 
 
 def output_is_a_folder(folder):
@@ -173,9 +173,9 @@ def output_is_a_folder(folder):
 BROKEN = {
     folder_is_a_file: "exists",
     folder_is_a_link_loop: "",
-    lock_is_a_folder: ".lock: is not a regular file",
-    lock_is_a_link: ".lock: is not a regular file",
-    lock_is_a_pipe: ".lock: is not a regular file",
+    lock_is_a_folder: ".claim: is not a regular file",
+    lock_is_a_link: ".claim: is not a regular file",
+    lock_is_a_pipe: ".claim: is not a regular file",
     output_is_a_folder: f"{OUTPUT}: Is a directory",
 }
 
@@ -280,13 +280,13 @@ def test_an_error_of_the_disk_in_the_parent_is_counted_and_said(runner, tmp_path
     def refuse(file, *_, **__):
         raise OSError(number, os.strerror(number), str(file))
 
-    monkeypatch.setattr(engine, "run_lock", lambda out, spec: refuse(run_folder(out, spec) / ".lock"))
+    monkeypatch.setattr(engine, "run_lock", lambda out, spec: refuse(run_folder(out, spec) / ".claim"))
     assert execute([spec], runner, tmp_path, on_event=events.append) == {"failed": 1}
     reason = events[-1].record.reason
-    assert f".lock: {os.strerror(number)}" in reason
+    assert f".claim: {os.strerror(number)}" in reason
     assert "SIGABRT" in reason
     assert find_record(tmp_path, spec) is None
-    assert write_skipped(tmp_path, [(spec, "no")]) == [f"{run_folder(tmp_path, spec)}/.lock: {os.strerror(number)}"]
+    assert write_skipped(tmp_path, [(spec, "no")]) == [f"{run_folder(tmp_path, spec)}/.claim: {os.strerror(number)}"]
 
 
 def test_a_run_that_another_makes_in_a_folder_that_vanishes_is_counted(runner, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_run_that_another_makes_in_a_folder_that_vanishes_is_counted(runner, t
     def refuse(out, spec):
         raise PermissionError(errno.EACCES, "Permission denied", str(run_folder(out, spec)))
 
-    with FileLock(run_folder(tmp_path, spec) / ".lock"):
+    with run_lock(tmp_path, spec).acquire(timeout=0):
         counts = execute([spec], runner, tmp_path, on_event=gone)
     assert counts == {"failed": 1}
 
@@ -359,7 +359,7 @@ def elsewhere(tmp_path_factory, plugin):
 
 def test_folders_of_another_user_cost_their_runs(elsewhere):
     specs, out, _, (skipped, *lines) = elsewhere
-    assert skipped == f"{run_folder(out, specs[0])}/.lock: Permission denied damaged"
+    assert skipped == f"{run_folder(out, specs[0])}/.claim: Permission denied damaged"
     assert lines[0].startswith(f"0 failed {run_folder(out, specs[0])}")
     assert lines[1].startswith(f"1 failed {run_folder(out, specs[1])}")
     assert all(line.endswith("Permission denied") for line in lines[:2])
@@ -390,8 +390,8 @@ def test_notes_of_versions_are_added_one_at_a_time(tmp_path):
     from results.store import read_versions
 
     assert set(read_versions(tmp_path)["norm"]) == set(names)
-    (tmp_path / ".versions.lock").unlink()
-    (tmp_path / ".versions.lock").mkdir()
+    (tmp_path / ".versions.claim").unlink()
+    (tmp_path / ".versions.claim").mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         write_versions(tmp_path, [spec])
 
@@ -602,7 +602,7 @@ def test_a_record_stored_by_a_worker_counts_although_its_parent_can_lock_nothing
     (spec,) = specs_of(["ok"])
 
     def refuse(out, spec):
-        raise OSError(errno.ENOLCK, "No locks available", str(run_folder(out, spec) / ".lock"))
+        raise OSError(errno.ENOLCK, "No locks available", str(run_folder(out, spec) / ".claim"))
 
     monkeypatch.setattr(engine, "run_lock", refuse)
     assert execute([spec], runner, tmp_path) == {"ok": 1}

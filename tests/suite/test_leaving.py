@@ -207,7 +207,7 @@ class Leaving:
                 tell()
             checkpoints.write = interrupted
         if mode == "recording":
-            import suite.worker as worker
+            import suite.launch.process as worker
             write = worker.write_record
             def interrupted(*arguments):
                 tell()

@@ -95,7 +95,7 @@ def test_a_run_is_heard_watched_and_tracked_and_leaves_its_record_alone(tmp_path
     assert record.environment["clock"]["steps"] == record.environment["clock"]["total"] == rows[-1][1][0] == 40
     assert 0 < record.environment["clock"]["seconds"] < record.seconds
     left = {p.name for p in run_folder(tmp_path, spec).iterdir()}
-    assert left <= {RECORD, ".lock"}
+    assert left <= {RECORD, ".claim"}
     assert list(Watch(tmp_path).lines()) == [f"1 ok in {tmp_path}"]
     scalars, texts = read_back(tmp_path, spec)
     columns = {name: [row[name] for row in record.history] for name in record.history[0]}

@@ -1,10 +1,10 @@
-"""The process of one run, from its lock to its record: what `suite.engine` starts.
+"""The process of one run on this machine, from its claim to its record: what suite.launch.local starts.
 
-A worker takes the run's lock, looks whether the run has been done meanwhile, runs, and stores the record itself. Told
-to leave (suite.leaving), it saves a checkpoint and stores none. It leaves as soon as the record is stored, whatever the
+It takes the run's claim, looks whether the run has been done meanwhile, runs, and stores the record itself. Told to
+leave (suite.leaving), it saves a checkpoint and stores none. It leaves as soon as the record is stored, whatever the
 run has left behind in it, and when its parent is gone, whatever it is doing: the kernel kills its process group when
 the pipe to the parent closes (Linux), and a thread watches the same pipe elsewhere. What stands in the way of the run
-itself (its folder, its lock) is told to the parent.
+itself (its folder, its claim) is told to the parent.
 """
 
 from __future__ import annotations
@@ -16,62 +16,41 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from filelock import Timeout
-
-from results.escape import cut
-from results.record import DONE, RecordError, RunRecord, RunSpec
-from results.store import RECORD, find_record, run_folder, run_lock, set_aside, write_record
+from results.record import DONE, RunRecord, RunSpec
+from results.store import run_folder, write_record
 from suite import checkpoints, leaving
+from suite.launch.launcher import LOST
+from suite.launch.making import RunOne, Signature, take, trouble
 from suite.live import Live
 from suite.output import OUTPUT, print_to, printed
 from suite.processes import adopt_orphans
-from suite.runner import one_line
-
-RunOne = Callable[[RunSpec, Path, Callable[[float], None]], RunRecord]
-State = Literal["done", "failed", "todo", "damaged"]
-Signature = tuple[int, int]
 
 
-def look(out: str | Path, spec: RunSpec) -> tuple[State, RunRecord | None]:
-    """The state of a stored run: "done" (ok or diverged), "failed", "damaged" (unreadable), else "todo"."""
-    try:
-        record = find_record(out, spec)
-    except RecordError:
-        return "damaged", None
-    if record is None or record.status == "skipped":
-        return "todo", record
-    return ("done" if record.status in DONE else "failed"), record
+def work(
+    run_one: RunOne,
+    spec: RunSpec,
+    out: Path,
+    before: Signature | None,
+    around: Mapping[str, str],
+    messages: Connection,
+) -> NoReturn:
+    """The life of a run's process. It does not return: threads and finalizers of the run could keep it for ever.
 
-
-def signature(out: Path, spec: RunSpec) -> Signature | None:
-    """A mark that changes with every stored record: (inode, nanoseconds); None without a readable record."""
-    try:
-        stat = (run_folder(out, spec) / RECORD).lstat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
-
-
-def trouble(error: OSError) -> str:
-    """The path and the reason of a disk's error, in one line."""
-    file = error.filename2 or error.filename  # of a renaming the second is what people know
-    path = cut(os.fsdecode(file), 200) if isinstance(file, str | bytes | os.PathLike) else ""
-    return one_line(f"{path}: {error.strerror}" if path and error.strerror else error)
-
-
-def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> NoReturn:
-    """The life of a worker process. It does not return: threads and finalizers of the run could keep it for ever."""
+    Args:
+        around: environment variables, set before anything looks for accelerators.
+    """
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
         if hasattr(os, "setsid"):
             os.setsid()  # a group of its own, so that what the run starts can be stopped with it
+        os.environ.update(around)
         leaving.obey()
         _leave_with_parent()
         adopt_orphans()
@@ -92,41 +71,32 @@ def work(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, me
 def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, messages: Connection) -> None:
     from tasks.journal import Interrupted  # imports torch, as this process has done
 
-    lock = run_lock(out, spec)
+    def tell(kind: str, value: Any) -> None:
+        messages.send((kind, value))
+
+    claim = take(out, spec, before, tell, lost=lambda _: os._exit(LOST))
+    if claim is None:
+        return
     folder = run_folder(out, spec)
     record: RunRecord | None
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        messages.send(("busy", None))
-        return
-    state, _ = look(out, spec)
-    if state == "damaged":
-        messages.send(("damaged", str(set_aside(folder / RECORD))))
-    elif state == "done" or (state == "failed" and signature(out, spec) != before):
-        return  # made meanwhile by another invocation
-    for entry in list(os.scandir(folder)):
-        if entry.is_symlink():  # a run that writes its files must not write over what they point to
-            os.unlink(entry.path)
-            if entry.name in (checkpoints.NEWEST, checkpoints.BEFORE):
-                messages.send(("note", f"{entry.path}: was a link, which is not followed, and is removed"))
-    messages.send(("started", None))
     output = folder / OUTPUT
     print_to(output)
 
     def say(text: str) -> None:
         print(text)
-        messages.send(("note", text))
+        tell("note", text)
 
-    live = Live(out, spec, lambda news: messages.send(("progress", news)), say)
+    live = Live(out, spec, lambda news: tell("progress", news), say)
     try:
         record = run_one(spec, folder, live)
     except Interrupted:
         record = None
     else:
+        if not claim.is_lock_held_by_us:  # this process slept for so long that another one makes the run
+            os._exit(LOST)
         write_record(out, record)
     with contextlib.suppress(OSError):  # the run may have closed what it did not open; the record is what counts
-        messages.send(("left" if record is None else "stored", None))
+        tell("left" if record is None else "stored", None)
     if record is not None:
         if record.status in DONE:
             checkpoints.remove(folder)
@@ -137,7 +107,7 @@ def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, m
     with contextlib.suppress(OSError):
         if not printed(output):
             output.unlink()
-        lock.release()  # what the run has forked shares the lock, and may outlive this process for a moment
+        claim.release()
 
 
 def _print_error() -> None:

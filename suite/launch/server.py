@@ -1,4 +1,4 @@
-"""The fork server: a process that has imported torch once (about two seconds) and forks every run's worker.
+"""The fork server: a process that has imported torch once (about two seconds) and forks every run's process.
 
 Python's own (multiprocessing), with what a grid needs around it: a place for its socket, Ctrl-C that it never sees, a
 start that is repeated when the server was killed, and orphans that are killed with the run that left them.
@@ -22,16 +22,17 @@ from typing import Any
 
 from results.escape import cut
 from suite.environment import ROOT
+from suite.launch.launcher import LaunchError
 from suite.processes import kill_below
 
 _STARTS = 5  # of one process, each with a new server, before the server is given up
 _PAUSE = 0.2  # seconds before the second start, twice as long before the third, and so on
 _LONGEST = 75  # bytes of a folder below which multiprocessing's names fit into a socket's address on every system
-_turn = threading.Lock()  # several grids in one process share the server: one must know the other's workers
+_turn = threading.Lock()  # several grids in one process share the server: one must know the other's processes
 _place = ""  # the folder that has been found to hold sockets
 
 
-class ServerError(OSError):
+class ServerError(LaunchError):
     """No process can be started here."""
 
 
