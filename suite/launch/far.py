@@ -22,8 +22,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +73,9 @@ def make(job: Mapping[str, Any], post: Post, fetch: Callable[[Any], bytes]) -> N
     spec = RunSpec.model_validate(job["spec"])
     here = code.here()
     if here["fingerprint"] != job["code"]["fingerprint"]:
-        sent.end(trouble=f"{here['host']} has other code: {code.in_words(here)}; here it is {code.in_words(job['code'])}")
+        sent.end(
+            trouble=f"{here['host']} has other code: {code.in_words(here)}; here it is {code.in_words(job['code'])}"
+        )
         return
     with _folder() as out:
         folder = run_folder(out, spec)
@@ -110,7 +115,13 @@ class Sent:
         self.at = time.monotonic()
 
     def end(
-        self, record: RunRecord | None = None, *, text: str | None = None, left: bool = False, code: int = 0, trouble: str = ""
+        self,
+        record: RunRecord | None = None,
+        *,
+        text: str | None = None,
+        left: bool = False,
+        code: int = 0,
+        trouble: str = "",
     ) -> None:
         """The last message."""
         if trouble:
@@ -229,15 +240,17 @@ def placed(data: Mapping[str, Any], into: Path, fetch: Callable[[Any], bytes]) -
     with what was sent, and links to the rest.
 
     Args:
-        data: `data_dir` on this machine, and `sets`: name of a folder -> its `manifest` (bytes) and its `files` (name ->
-            references to its parts), None where they are not sent, with the reason `why`.
+        data: `data_dir` on this machine, and `sets`: name of a folder -> its `manifest` (bytes) and its `files` (name
+            -> references to its parts), None where they are not sent, with the reason `why`.
         into: a folder that is made where it is needed.
 
     Returns:
         The folder, and what is missing, in one line: "" for nothing.
     """
     own = Path(data["data_dir"])
-    other = {name: each for name, each in data["sets"].items() if not _same(own / name / "manifest.json", each["manifest"])}
+    other = {
+        name: each for name, each in data["sets"].items() if not _same(own / name / "manifest.json", each["manifest"])
+    }
     if not other:
         return own, ""
     into.mkdir()
@@ -273,9 +286,6 @@ def _devices(spec: RunSpec, gpus: float) -> Devices | None:
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
     """A process started inside does not import this one's main module: that of a Ray worker takes longer than a run."""
-    import sys
-    import types
-
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -304,13 +314,13 @@ def _folder() -> Iterator[Path]:
 def _open(file: Path) -> Iterator[Any]:
     """A regular file to read, None where there is none."""
     try:
-        stream = os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb")
+        stream = os.fdopen(
+            os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb"
+        )
     except OSError:
         yield None
         return
     with stream:
-        import stat
-
         yield stream if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
 
 

@@ -23,7 +23,6 @@ from suite.launch.far import TRACKING
 from suite.launch.launcher import LOST, Kind
 from suite.launch.making import trouble
 from suite.output import OUTPUT, printed
-from suite.live import HISTORY
 
 _OURS = {RECORD, ".claim"}  # which no message may write
 News = tuple[Kind, Any]

@@ -13,18 +13,9 @@ a node that dies takes none with it that was, and the answer says whether the ru
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib.util
-import json
-import math
-import os
 import secrets
-import shutil
 import signal
-import socket
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,76 +24,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from results.escape import cut, one_line
+from results.escape import one_line
 from results.record import RunSpec
-from suite.environment import cpu_count
-from suite.launch import code, far
+from results.store import run_folder
+from suite.launch import far
+from suite.launch.cluster import Cluster, check_installed, on_node, why
 from suite.launch.incoming import Incoming, News, newest
 from suite.launch.launcher import Kind, LaunchError
 from suite.launch.local import workers_of
+from suite.launch.mailbox import Mailbox
 from suite.launch.making import RunOne, Signature, take, trouble
+from suite.launch.sets import Sets
 from suite.launch.travelling import plain
+from suite.runner import Runner
 
-_MISSING = 'Ray is not installed; `python -m pip install "ray[default]"` installs it, as does the extra `".[ray]"`'
-_CONNECT = 10.0  # seconds for an address to answer
-_PROBE = 60.0  # seconds for a node to say which code it has
 _LOOK = 0.2  # seconds in the mailbox at a time: so long a request to stop waits
-_RESOURCES = 2.0  # seconds between looks at what the cluster has
 _QUEUED = 8
 """Runs beyond those that the cluster has room for: they wait in Ray's queue, where an autoscaler sees them."""
-_FULL = 64 * 2**20  # bytes in the mailbox at which senders wait
 _WAIT = 60.0  # seconds that a message may wait there
-_SENT = 2 * 2**30  # bytes of the largest data set that is sent to the nodes
-_PART = 32 * 2**20  # bytes of its parts
-
-
-class Mailbox:
-    """The messages of all runs, on their way to the command. An actor of Ray's."""
-
-    def __init__(self) -> None:
-        self._words: dict[str, far.Answer] = {}  # by the name of a run that is waited for
-        self._messages: deque[tuple[str, int, str, Any]] = deque()
-        self._bytes = 0
-        self._came, self._went = asyncio.Event(), asyncio.Event()
-
-    async def expect(self, name: str) -> None:
-        """Messages of this run are waited for."""
-        self._words[name] = ""
-
-    async def forget(self, name: str) -> None:
-        """They are no more; those that still come are answered "gone"."""
-        self._words.pop(name, None)
-
-    async def tell(self, name: str) -> None:
-        """This run shall leave."""
-        if name in self._words:
-            self._words[name] = "leave"
-
-    async def put(self, name: str, number: int, kind: str, value: Any) -> far.Answer:
-        """A message of a run; returns what it is to do."""
-        while self._bytes > _FULL and name in self._words:
-            self._went.clear()
-            await self._went.wait()
-        if name not in self._words:
-            return "gone"
-        self._messages.append((name, number, kind, value))
-        self._bytes += _size(value)
-        self._came.set()
-        return self._words[name]
-
-    async def take(self, seconds: float) -> list[tuple[str, int, str, Any]]:
-        """All messages that came, or the first ones that come in so many seconds."""
-        if not self._messages and seconds > 0:
-            self._came.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._came.wait(), seconds)
-        taken, self._messages, self._bytes = list(self._messages), deque(), 0
-        self._went.set()
-        return taken
-
-
-def _size(value: Any) -> int:
-    return len(value["data"]) if isinstance(value, dict) and "data" in value else 0
 
 
 def run_there(job: dict[str, Any], mailbox: Any) -> None:
@@ -152,8 +91,7 @@ class RayLauncher:
         ship: send the code to the nodes, in the place of comparing what is there.
     """
 
-    at_once = False
-    """Whether a run that is started begins at once: a task may wait for its node."""
+    at_once = False  # a task may wait for its node
 
     def __init__(
         self,
@@ -169,144 +107,57 @@ class RayLauncher:
         self.address, self.cpus, self.gpus, self.memory, self.jobs = address, cpus, gpus, memory, jobs
         self.data_dir, self.ship = data_dir, ship
         self._going: dict[str, RayRun] = {}
+        self._cluster: Cluster | None = None
         self._mailbox: Any = None
         self._task: Any = None
-        self._ours = False  # the connection: ours to end
-        self._nodes: tuple[float, list[Mapping[str, float]]] = (-math.inf, [])
-        self._sets: dict[str, dict[str, Any]] = {}  # data sets that were sent, by their folders
+        self._sets: Sets | None = None
         self._said: set[str] = set()
-        self._staged: Path | None = None
-
-    # Connection
 
     def open(self, run_one: RunOne, out: Path) -> None:
         """See suite.launch.launcher.Launcher, as for all methods here."""
-        if importlib.util.find_spec("ray") is None:
-            raise LaunchError(_MISSING)
+        check_installed()
         try:
-            self._run_one = plain(run_one)
+            self._run_one, self._out = plain(run_one), out.absolute()
         except ValueError as error:
             raise LaunchError(str(error)) from error
-        self._runner, self._out = run_one, out.absolute()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        if not ray.is_initialized():
-            with _signals_kept():
-                self._connect()
-            self._ours = True
+        self._cluster = Cluster(self.address, self.ship)
         try:
-            self._code = code.here()
-            self._compare_code()
-            here = _on(ray.get_runtime_context().get_node_id())
+            here = on_node(ray.get_runtime_context().get_node_id())
             actor = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=100_000, scheduling_strategy=here)
             self._mailbox = actor.remote()
-            ray.get(self._mailbox.take.remote(0), timeout=_PROBE)
+            ray.get(self._mailbox.take.remote(0), timeout=_WAIT)
             self._task = ray.remote(max_retries=0, max_calls=0)(run_there)
-        except LaunchError:
+        except ray.exceptions.RayError as error:
             self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise LaunchError(f"Ray: {_why(error)}") from error
-
-    def _connect(self) -> None:
-        import ray
-
-        address = self.address or os.environ.get("RAY_ADDRESS") or None
-        told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-        if self.ship:
-            self._staged = Path(tempfile.mkdtemp(prefix="normsuite-code-"))
-            code.copy_to(self._staged)
-            told["runtime_env"] = {"working_dir": str(self._staged)}
-        if address not in (None, "auto", "local"):
-            _check_answers(address)
-        try:
-            try:
-                ray.init(address=address or "auto", **told)
-            except ConnectionError:
-                if address is not None:
-                    raise
-                ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, **told)
-        except (Exception, SystemExit) as error:  # its own process is asked to end where the cluster does not answer
-            self._unstage()
-            where = f'Ray at "{cut(address, 80)}"' if address else "Ray"
-            raise LaunchError(f"{where}: {_why(error)}") from error
-
-    def _compare_code(self) -> None:
-        """Raises LaunchError where a node has other code than this command."""
-        import ray
-
-        def probe(fingerprint: str) -> dict[str, str]:  # by its text: the nodes need not have this module
-            import platform
-
-            try:
-                from suite.launch import code
-
-                return code.here()
-            except Exception as error:  # noqa: BLE001 - whatever is there in its place
-                return {"host": platform.node(), "trouble": f"{type(error).__name__}: {error}"}
-
-        asked = ray.remote(num_cpus=0, max_retries=0)(probe)
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-        replies = {
-            asked.options(scheduling_strategy=_on(node["NodeID"])).remote(self._code["fingerprint"]): node
-            for node in nodes
-        }
-        ready, _ = ray.wait(list(replies), num_returns=len(replies), timeout=_PROBE) if replies else ([], [])
-        lines = []
-        for reply in ready:
-            try:
-                found = ray.get(reply)
-            except Exception as error:  # noqa: BLE001 - a node that went away meanwhile is nobody's mistake
-                if not isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RuntimeEnvSetupError):
-                    continue
-                found = {"host": replies[reply]["NodeManagerAddress"], "trouble": _why(error)}
-            if "trouble" in found:
-                lines.append(f"node {found['host']} can not import NormSuite ({cut(one_line(found['trouble']), 200)})")
-            elif found["fingerprint"] != self._code["fingerprint"]:
-                lines.append(f"node {found['host']} has other code: {code.in_words(found)}")
-        if lines:
-            more = f" (and {len(lines) - 1} more nodes)" if len(lines) > 1 else ""
-            raise LaunchError(
-                f"{lines[0]}{more}; here it is {code.in_words(self._code)}; give the nodes the same checkout, or send "
-                "it with --on ray:code=ship"
-            )
+            raise LaunchError(f"Ray: {why(error)}") from error
+        if isinstance(run_one, Runner):
+            self._sets = Sets(run_one, self.data_dir, ray.put)
 
     def close(self) -> None:
-        if importlib.util.find_spec("ray") is None:
+        if self._cluster is None:
             return
         import ray
 
         for run in list(self._going.values()):
             self._cancel(run)
             if run.incoming is not None:
-                for _ in run.incoming.lost(-signal.SIGKILL):
-                    pass
+                list(run.incoming.lost(-signal.SIGKILL))
         self._going.clear()
-        self._sets.clear()
+        self._sets = None
         if self._mailbox is not None:
             with contextlib.suppress(Exception):
                 ray.kill(self._mailbox)
             self._mailbox = None
-        if self._ours:
-            self._ours = False
-            ray.shutdown()
-        self._unstage()
-
-    def _unstage(self) -> None:
-        if self._staged is not None:
-            shutil.rmtree(self._staged, ignore_errors=True)
-            self._staged = None
-
-    # Runs
+        self._cluster.close()
+        self._cluster = None
 
     def room(self, spec: RunSpec) -> bool:
         if self.jobs is not None:
             return len(self._going) < self.jobs
         needs = self._needs(spec)
-        at_once = sum(_fitting(node, needs) for node in self._resources())
-        return len(self._going) < at_once + _QUEUED
+        return len(self._going) < self._at_once(needs) + _QUEUED
 
     def start(self, spec: RunSpec, before: Signature | None) -> RayRun:
         import ray
@@ -338,7 +189,7 @@ class RayLauncher:
             run.news.extend(run.incoming.lost(1))
         except ray.exceptions.RayError as error:
             run.news.extend(run.incoming.lost(1))
-            raise LaunchError(f"Ray: {_why(error)}") from error
+            raise LaunchError(f"Ray: {why(error)}") from error
         return run
 
     def _job(self, run: RayRun, spec: RunSpec) -> dict[str, Any]:
@@ -353,15 +204,16 @@ class RayLauncher:
             checkpoint: bytes to go on from, or None.
             data: suite.launch.far.placed.
         """
-        checkpoint = newest(self._out / "runs" / spec.task / spec.norm / spec.key, spec.key)
+        assert self._cluster is not None
+        checkpoint = newest(run_folder(self._out, spec), spec.key)
         return {
             "name": run.name,
             "spec": spec.model_dump(mode="json"),
             "run_one": self._run_one,
-            "code": self._code,
+            "code": self._cluster.code,
             "gpus": self._needs(spec)["GPU"],
             "checkpoint": None if checkpoint is None else checkpoint.read_bytes(),
-            "data": self._data(spec),
+            "data": {"data_dir": "", "sets": {}} if self._sets is None else self._sets.of(spec),
         }
 
     def news(
@@ -385,7 +237,7 @@ class RayLauncher:
                 if done:
                     self._take(0)  # what a task said before it ended has arrived by now
             except ray.exceptions.RayError as error:
-                raise LaunchError(f"the connection to Ray was lost: {_why(error)}") from error
+                raise LaunchError(f"the connection to Ray was lost: {why(error)}") from error
             for task in done:
                 run = tasks[task]
                 run.task = None
@@ -439,61 +291,20 @@ class RayLauncher:
         workers = workers_of(spec)
         return {"CPU": workers * self.cpus, "GPU": workers * self.gpus, "memory": workers * (self.memory or 0)}
 
-    def _resources(self) -> list[Mapping[str, float]]:
-        """What each node has in all."""
-        import ray
-
-        at, nodes = self._nodes
-        if time.monotonic() - at >= _RESOURCES:
-            with contextlib.suppress(ray.exceptions.RayError):
-                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self._nodes = (time.monotonic(), nodes)
-        return nodes
+    def _at_once(self, needs: Mapping[str, float]) -> int:
+        """How many runs with such needs the cluster has room for."""
+        assert self._cluster is not None
+        return sum(_fitting(node, needs) for node in self._cluster.nodes())
 
     def _short_of(self, spec: RunSpec) -> Iterator[News]:
         """A line, once, where no node of the cluster as it is could make such a run."""
         needs = self._needs(spec)
-        if not any(_fitting(node, needs) for node in self._resources()):
+        if not self._at_once(needs):
             asked = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
             line = f"no node of the Ray cluster has {asked}, which one run asks for; it waits until one comes"
             if line not in self._said:
                 self._said.add(line)
                 yield "note", line
-
-    # Data
-
-    def _data(self, spec: RunSpec) -> dict[str, Any]:
-        """Where a node finds the prepared data sets of a run; sent once, to the cluster."""
-        if "runner" not in self._run_one:
-            return {"data_dir": "", "sets": {}}
-        from suite.launch.sets import sets_of
-
-        here = Path(self._run_one["runner"]["data_dir"])
-        sets = {}
-        for name in sets_of(spec, self._runner):
-            manifest = (here / name / "manifest.json").read_bytes()
-            known = self._sets.get(name)
-            if known is None or known["manifest"] != manifest:
-                known = self._sets[name] = {"manifest": manifest, **self._sent(here / name, manifest)}
-            sets[name] = known
-        return {"data_dir": self.data_dir or str(here), "sets": sets}
-
-    def _sent(self, folder: Path, manifest: bytes) -> dict[str, Any]:
-        """The files of a data set in the cluster's memory: references to their parts by name, or None and why."""
-        import ray
-
-        names = ["manifest.json", *json.loads(manifest)["files"]]
-        size = sum((folder / name).stat().st_size for name in names)
-        if "index.json" in names:
-            return {"files": None, "why": "its images are files that are not sent: prepare it on the nodes"}
-        if size > _SENT:
-            return {"files": None, "why": f"has {size / 2**30:.1f} GiB, too much to be sent: prepare it on the nodes"}
-
-        def parts(file: Path) -> list[Any]:
-            with file.open("rb") as stream:
-                return [ray.put(part) for part in iter(lambda: stream.read(_PART), b"")]
-
-        return {"files": {name: parts(folder / name) for name in names}, "why": ""}
 
 
 def _end_of(task: Any) -> int | str:
@@ -503,52 +314,14 @@ def _end_of(task: Any) -> int | str:
     try:
         ray.get(task)
     except ray.exceptions.RayTaskError as error:  # of suite.launch.far itself
-        return f"its task failed: {_why(error)}"
+        return f"its task failed: {why(error)}"
     except ray.exceptions.RayError as error:
-        return f"lost with its node or its task: {_why(error)}"
+        return f"lost with its node or its task: {why(error)}"
     except Exception as error:  # noqa: BLE001 - of reading what came back
-        return f"its task failed: {_why(error)}"
+        return f"its task failed: {why(error)}"
     return "its last message was lost"
-
-
-def _why(error: BaseException) -> str:
-    """Ray's words in one short line: the first one that says something, and its kind."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        return _why(cause)
-    words = " ".join(str(error).split()).split(". ")[0]
-    return cut(one_line(f"{type(error).__name__}: {words}" if words else type(error).__name__), 300)
 
 
 def _fitting(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """How many runs with such needs a node has room for."""
     return int(min((node.get(name, 0) / amount for name, amount in needs.items() if amount), default=0))
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def _check_answers(address: str) -> None:
-    """LaunchError where nobody listens: Ray itself tries for minutes, and ends the process then."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdecimal():
-        raise LaunchError(f'Ray at "{cut(address, 80)}": HOST:PORT is needed, such as 10.0.0.1:6379, or auto')
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT).close()
-    except OSError as error:
-        raise LaunchError(f'Ray at "{cut(address, 80)}": nobody answers ({error.strerror or error})') from error
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself where it connects; ours means to save and to leave."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

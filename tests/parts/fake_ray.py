@@ -44,12 +44,18 @@ class FakeRay(types.ModuleType):
         self._pool = concurrent.futures.ThreadPoolExecutor(32)
         self.exceptions = types.ModuleType("ray.exceptions")
         self.exceptions.RayError = type("RayError", (Exception,), {})
-        for name in ("NodeDiedError", "WorkerCrashedError", "RayTaskError", "RuntimeEnvSetupError", "TaskCancelledError"):
+        for name in (
+            "NodeDiedError",
+            "WorkerCrashedError",
+            "RayTaskError",
+            "RuntimeEnvSetupError",
+            "TaskCancelledError",
+        ):
             setattr(self.exceptions, name, type(name, (self.exceptions.RayError,), {}))
 
     def install(self, monkeypatch, answers=True):
         """Stand in for ray in this process; the address need not be anybody's."""
-        from suite.launch import ray as launcher
+        from suite.launch import cluster
 
         strategies = types.ModuleType("ray.util.scheduling_strategies")
         strategies.NodeAffinitySchedulingStrategy = lambda node, soft: node
@@ -61,7 +67,7 @@ class FakeRay(types.ModuleType):
         }.items():
             monkeypatch.setitem(sys.modules, name, module)
         if answers:
-            monkeypatch.setattr(launcher, "_check_answers", lambda address: None)
+            monkeypatch.setattr(cluster, "check_answers", lambda address: None)
 
     def stop(self):
         self.cancelled.set()

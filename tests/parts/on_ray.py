@@ -1,4 +1,7 @@
-"""A grid made on a Ray cluster by a process of its own, which tests end: python -m parts.on_ray ADDRESS OUT DATA CONFIG"""
+"""A grid made on a Ray cluster by a process of its own, which tests end.
+
+python -m parts.on_ray ADDRESS OUT DATA CONFIG
+"""
 
 import json
 import sys
@@ -38,7 +41,8 @@ class Fake:
         found = context.journal.each("parts", range(options.parts), part)
         if options.ends == "abort":
             os.abort()
-        return Outcome({"top1": 0.5 + context.seed / 100, "test_loss": float(sum(found))}, evidence={"data": "synthetic"})
+        metrics = {"top1": 0.5 + context.seed / 100, "test_loss": float(sum(found))}
+        return Outcome(metrics, evidence={"data": "synthetic"})
 
 if "ray_fake" not in task_names():
     register_task(Fake())
