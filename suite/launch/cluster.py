@@ -21,7 +21,7 @@ from suite.environment import cpu_count
 from suite.launch import code
 from suite.launch.launcher import LaunchError
 
-_MISSING = 'Ray is not installed; `python -m pip install "ray[default]"` installs it, as does the extra `".[ray]"`'
+_MISSING = 'Ray is not installed; `python -m pip install ray` installs it, as does the extra `".[ray]"`'
 _CONNECT = 10.0  # seconds for an address to answer
 _PROBE = 60.0  # seconds for a node to say which code it has
 _RESOURCES = 2.0  # seconds between looks at what the cluster has
