@@ -280,7 +280,8 @@ class Session:
         place = read_place(on) if isinstance(on, str) else on
         self.place = place
         chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
-        self.launcher, self.jobs, self.wait = chosen.launcher, chosen.jobs, wait
+        self.launcher, self.wait = chosen.launcher, wait
+        self.jobs, self.at_a_time = chosen.jobs or 1, chosen.at_a_time
         self.timeout, self.retry = time_limit(timeout), retry
         self.data_dir = Path(data_dir)
         self.everything: list[RunSpec] = [*planned.runs, *(spec for spec, _ in planned.skipped)]

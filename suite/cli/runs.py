@@ -251,7 +251,7 @@ def run(
         session.make()  # so that the other copies hear of it
     if todo:
         say(
-            f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "
+            f"{len(todo)} runs to do, {session.at_a_time}, {planned.threads} thread(s) each -> "
             f"{shlex.quote(str(folder))}"
         )
         try:

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from results import files
+from results.claims import CLAIM
 from results.record import DONE, LARGEST, RECORD, RecordError, RunRecord, RunSpec, parse_record
-from results.store import CLAIM, run_folder
+from results.store import run_folder
 from suite.checkpoints import BEFORE, NEWEST
 from suite.launch import code
 from suite.launch.devices import VISIBLE, Devices

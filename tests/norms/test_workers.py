@@ -45,7 +45,7 @@ def cases(size):
         return [*found, of("brn", momentum=None, slices=2, batches=(16, 16)), of("gn", sync=True, batches=(6,))]
     for name in (*NORMS, *PER_DOMAIN, "mine", "heir"):
         found += [of(name, batches=(16, 16)), of(name, sync=True, batches=(7, 1), affine=name != "bn")]
-    for name, momentum in (("bn", 0.6), ("bgn", None), ("brn", None), ("ghost", 0.6), ("dsbn", 0.6), ("mine_too", 0.6)):
+    for name, momentum in {"bn": 0.6, "bgn": None, "brn": None, "ghost": 0.6, "dsbn": 0.6, "mine_too": 0.6}.items():
         found.append(of(name, momentum=momentum, slices=2, batches=(16, 16), affine=False))
     found += [of(name, batches=(6,), sync=True) for name in ONE_BY_ONE]
     found.append(of("bgn", sync=True, batches=(7, 3), options={"num_groups": 12}, last=True))
