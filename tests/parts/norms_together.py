@@ -214,11 +214,7 @@ def too_few(workers: Workers) -> dict[str, str]:
 
 
 def compiled(rank: int, size: int) -> Any:
-<<<<<<< HEAD
-    """By worker `rank`: running means of a norm that was compiled alone and is trained with workers; vmap's words."""
-=======
     """By worker `rank`: running means of a norm that was compiled alone, trained with workers; and what vmap says."""
->>>>>>> h-wnorms
     workers = Workers(rank, size)
     torch.manual_seed(0)
     x = torch.randn(8, CHANNELS, 2, 2)
