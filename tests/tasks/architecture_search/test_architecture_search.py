@@ -592,7 +592,7 @@ def test_a_control_that_diverges_leaves_the_found_networks_numbers(monkeypatch, 
 
 
 def test_a_search_that_is_killed_in_the_middle_gives_the_whole_record_when_run_again(tmp_path):
-    options = {"search_epochs": 2, "search_max_steps": 16, "augmentation": "crop"}
+    options = {"search_epochs": 2, "search_max_steps": 16, "augmentation": "crop", "random_architectures": 0}
     file, out = tmp_path / "c.yaml", tmp_path / "out"
     file.write_text(json.dumps(config(**options) | {"norms": ["bn"]}))
     command = [sys.executable, str(ROOT / "run_suite.py"), "run", str(file), "--out", str(out), "--jobs", "1"]
