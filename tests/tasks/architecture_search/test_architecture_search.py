@@ -105,7 +105,7 @@ def test_the_trajectory_holds_every_mixing_weight_of_every_epoch(tmp_path):
 
 
 def test_a_planted_problem_is_solved_by_the_search_network_and_the_found_one(tmp_path):
-    options = {"search_epochs": 6, "search_max_steps": None, "retrain_epochs": 5, "retrain_max_steps": None}
+    options = {"search_epochs": 6, "search_max_steps": None, "retrain_epochs": 6, "retrain_max_steps": None}
     rates = {"search_learning_rate": 0.1, "retrain_learning_rate": 0.1, "drop_path": 0, "retrain_cutout": 0}
     metrics = run(tmp_path, **options, **rates).metrics
     assert metrics["search_val_top1"] > 0.9
