@@ -277,7 +277,8 @@ class _Execution:
             for going in self.running:
                 trim(run_folder(self.out, going.spec) / OUTPUT)
         for going, value in ended:
-            self._end(going, value)
+            if going in self.running:  # it may be said twice
+                self._end(going, value)
 
     def _heard(self, going: _Going, kind: Kind, value: Any) -> None:
         if kind == "busy":

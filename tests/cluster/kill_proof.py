@@ -41,7 +41,7 @@ class Grid:
     Args:
         number: of the grid.
         place: a folder; its own is made in it.
-        nothing, small: runs of the two tasks.
+        nothing, small: runs of the two tasks; in every other grid the small ones are the first.
 
     Attributes:
         stored: run -> mark of the first record that was seen with the status ok: (inode, nanoseconds).
@@ -56,9 +56,10 @@ class Grid:
         self.config, self.plugin = folder / "grid.yaml", place / "plugin.py"
         self.plugin.write_text(PLUGIN.format(log=str(self.log)))
         of_tasks = {"nothing": (nothing, {}), "small": (small, SMALL)}
+        first = ["nothing", "small"] if number % 2 == 0 else ["small", "nothing"]
         tasks = {
             task: {"seeds": [*range(runs)], "grid": number, **options}
-            for task, (runs, options) in of_tasks.items()
+            for task, (runs, options) in ((task, of_tasks[task]) for task in first)
             if runs
         }
         self.config.write_text(json.dumps({"norms": ["bn"], "tasks": tasks}))
