@@ -6,4 +6,12 @@ local.py      a process per run on this machine
 process.py    the life of such a process
 server.py     the process that forks them
 devices.py    accelerators as slots
+ray.py        a task per run on a Ray cluster
+cluster.py    the connection to it, and the code on its nodes
+mailbox.py    what runs there say, on its way
+incoming.py   that, written under the claim
+far.py        a run on a machine that shares no folder with the command
+travelling.py a Runner as plain values
+sets.py       prepared data on its way to the nodes
+code.py       the identity of our code on a machine
 """

@@ -56,6 +56,19 @@ FORGOTTEN = 24 * 3600.0
 """Seconds after which a preparation that another machine began, and has not written to since, belongs to nobody."""
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 """part -> (images uint8 (N, C, H, W), labels (N,))"""
+_noted: set[str] | None = None
+
+
+@contextmanager
+def noting() -> Iterator[set[str]]:
+    """Within the block, the folders of prepared sets whose manifests are read are put into the set: what another
+    machine needs for the same."""
+    global _noted
+    outer, _noted = _noted, set()
+    try:
+        yield _noted
+    finally:
+        _noted = outer
 
 
 @contextmanager
@@ -179,6 +192,8 @@ def read_manifest(name: str, data_dir: Path, folder: str) -> dict[str, Any]:
         NotPrepared: there is none; the message names the command.
         ValueError: it can not be read or is damaged, or an older version of this code wrote it.
     """
+    if _noted is not None:
+        _noted.add(folder)
     path = data_dir / folder / "manifest.json"
     try:
         found = path.stat()
