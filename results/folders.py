@@ -18,13 +18,14 @@ from typing import Any
 
 from filelock import Timeout
 
+from results.claims import CLAIM, folder_lock, is_held
 from results.escape import cut, one_line, visible
 from results.facts import task_facts
 from results.frame import NORM_BATCH, load
 from results.metrics import nearest
 from results.record import DONE, RECORD
 from results.rows import distinct, is_nothing, natural, option_columns, plain_records, value_text
-from results.store import CLAIM, folder_lock, is_held, run_folders
+from results.store import run_folders
 
 STATUSES = ("ok", "diverged", "failed", "skipped", "damaged", "unfinished", "busy")
 """Of a record; "damaged": it can not be read; without one: "unfinished", or "busy" while a process makes the run."""

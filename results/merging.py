@@ -26,17 +26,15 @@ from filelock import SoftFileLease, Timeout
 
 from results import files
 from results.asked import AskedNotes
+from results.claims import CLAIM, folder_lock, is_held
 from results.escape import cut
 from results.frame import finished_at
 from results.metrics import is_cost, nearest
 from results.record import DONE, LARGEST, RECORD, RecordError, RunRecord, parse_record
 from results.store import (
-    CLAIM,
     VERSIONS,
     Versions,
     asked_notes,
-    folder_lock,
-    is_held,
     join_versions,
     read_norms,
     read_tasks,

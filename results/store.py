@@ -12,25 +12,21 @@ A damaged record is moved aside, never deleted.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import itertools
 import json
 import os
 import re
 import stat
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from filelock import SoftFileLease, Timeout
+from filelock import SoftFileLease
 from pydantic import ValidationError
 
 from results import files
 from results.asked import AskedNotes
+from results.claims import folder_lock, lease
 from results.declared import NormNotes, TaskNotes
 from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
@@ -39,12 +35,7 @@ VERSIONS = "versions.json"
 TASKS = "tasks.json"
 ASKED = "asked.json"
 NORMS = "norms.json"
-CLAIM = ".claim"
-"""In the folder of a run: who makes it now. Gone when nobody does."""
 _KEY = re.compile(r"[0-9a-f]{24}")
-LEASE = 60.0
-"""Seconds, by the clock of whoever wants a claim, after which one that was not renewed is taken over."""
-_RENEWED = 15.0  # seconds between two renewals
 
 
 def run_folder(out: str | Path, spec: RunSpec) -> Path:
@@ -52,116 +43,17 @@ def run_folder(out: str | Path, spec: RunSpec) -> Path:
 
 
 def run_lock(out: str | Path, spec: RunSpec, lost: Callable[[Any], None] | None = None) -> SoftFileLease:
-    """The claim to a run's folder (made if missing), held by one process at a time.
-
-    A file made with O_EXCL, which names host, process and start and is renewed while it is held: locks of the system
-    (flock) hold within one machine alone on some of the file systems that clusters share. It is taken over at once
-    where its process is known to be gone, as one of this machine is, and else when it was not renewed for `LEASE`
-    seconds of one's own clock, by an object that has tried for so long; so clocks may differ. A holder that was
-    suspended for longer learns of it.
+    """The claim to a run's folder (made if missing), held by one process at a time; see results.claims.
 
     Args:
-        lost: called then, in a thread of its own, with filelock's LeaseCompromise.
+        lost: called, in a thread of its own, if a claim that is held is taken over.
 
     Raises:
         OSError: the folder can not be made, or `.claim` is a link or no file.
     """
     folder = run_folder(out, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    return _lease(folder / CLAIM, lost)
-
-
-def folder_lock(folder: Path) -> SoftFileLease:
-    """The claim to a run by its folder, which is there. Raises OSError where `.claim` is a link or no file."""
-    return _lease(folder / CLAIM)
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process holds the claim to a run's folder now, as far as can be seen from here.
-
-    It is tried for a moment, and only where its file is there: nothing new stands in the folder afterwards.
-    """
-    if not os.path.lexists(folder / CLAIM):
-        return False
-    try:
-        with folder_lock(folder).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that can only be read: nobody here can tell
-        return False
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a claim, as its file says.
-
-    Args:
-        host: its machine's name.
-        process: its number there.
-        age: seconds since it was renewed, by the file system's clock beside ours, never below 0.
-    """
-
-    host: str
-    process: int
-    age: float
-
-
-def holder(folder: Path) -> Holder | None:
-    """Who holds the claim to a run's folder; None where nobody does, or nobody can read it."""
-    try:
-        found = os.lstat(folder / CLAIM)
-        lines = files.read_bytes(folder / CLAIM, 4096).decode(errors="replace").splitlines()
-    except (OSError, ValueError):
-        return None
-    said = dict(line.partition("=")[::2] for line in lines)
-    process = said.get("pid", "")
-    if not process.isdecimal() or not said.get("host"):
-        return None
-    return Holder(said["host"], int(process), max(0.0, time.time() - found.st_mtime))
-
-
-class Waited:
-    """Another invocation's run, looked at again and again.
-
-    Attributes:
-        claim: tried by `acquire(timeout=0)`; it is to be the same object, which knows how long it has tried.
-    """
-
-    def __init__(self, out: str | Path, spec: RunSpec):
-        self.claim = run_lock(out, spec)
-        self._file = run_folder(out, spec) / CLAIM
-        self._first = self._mark()
-
-    def lives(self) -> bool:
-        """Whether the holder is known to live: its claim was renewed, or made, since we look, or it is a process of
-        this machine, whose end we would know."""
-        found = holder(self._file.parent)
-        return found is not None and (self._mark() != self._first or found.host == _host())
-
-    def _mark(self) -> tuple[int, int] | None:
-        try:
-            found = os.lstat(self._file)
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns
-
-
-@functools.cache
-def _host() -> str:
-    """This machine's name as claims say it."""
-    with tempfile.TemporaryDirectory() as folder, folder_lock(Path(folder)).acquire(timeout=0):
-        found = holder(Path(folder))
-    return "" if found is None else found.host
-
-
-def _lease(file: Path, lost: Callable[[Any], None] | None = None) -> SoftFileLease:
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(file).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(file))
-    return SoftFileLease(
-        file, lease_duration=LEASE, heartbeat_interval=_RENEWED, on_compromise=lost, thread_local=False
-    )
+    return folder_lock(folder, lost)
 
 
 def write_record(out: str | Path, record: RunRecord) -> Path:
@@ -206,7 +98,7 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
     Raises:
         OSError: the note, or its lock, can not be written.
     """
-    with _lease(Path(out) / ".versions.claim").acquire(timeout=30):  # several invocations add to one note
+    with lease(Path(out) / ".versions.claim").acquire(timeout=30):  # several invocations add to one note
         before, versions = read_versions(out), read_versions(out)
         data: dict[tuple[str, str], set[str]] = {}
         for spec in specs:
@@ -228,7 +120,7 @@ def join_versions(out: str | Path, notes: Sequence[Versions | None]) -> None:
     Raises:
         OSError: the note, or its lock, can not be written.
     """
-    with _lease(Path(out) / ".versions.claim").acquire(timeout=30):
+    with lease(Path(out) / ".versions.claim").acquire(timeout=30):
         before = read_versions(out)
         joined = Versions(norm={}, task={}, part={}, data={}, config="")
         for versions in (before if each is None else each for each in notes):
@@ -312,7 +204,7 @@ _ABOUT = {TaskNotes: "tasks", NormNotes: "norms", AskedNotes: "command and confi
 
 
 def _write_notes(file: Path, told: _Notes) -> list[str]:
-    with _lease(file.with_name(".versions.claim")).acquire(timeout=30):
+    with lease(file.with_name(".versions.claim")).acquire(timeout=30):
         before, trouble = _read_notes(file, type(told))
         after = before.followed_by(told)
         notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []

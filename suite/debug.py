@@ -24,6 +24,7 @@ from suite.environment import set_threads
 from suite.planning import Plan, plan
 from suite.progress import Names, columns, duration
 from suite.runner import Runner, attempt
+from suite.torchrun import workers_of
 from tasks.base import Diverged
 from tasks.journal import Journal, Position, Row
 
@@ -75,10 +76,22 @@ def planned(
 
 
 def choose(runs: Sequence[RunSpec]) -> tuple[RunSpec, str]:
-    """The first run and its name; where there are others, the name says so and which options choose among them."""
+    """The first run and its name; where there are others, the name says so and which options choose among them.
+
+    Raises:
+        PlanError: there is none, or several workers are to make it: a breakpoint would hold one of them, and the others
+            would wait for it.
+    """
     if not runs:
         raise PlanError(["nothing to run"])
     spec, others = runs[0], len(runs) - 1
+    if (workers := workers_of(spec)) > 1:
+        raise PlanError(
+            [
+                f"{spec.task}: workers: {workers} are {workers} processes, and a debugger has one; "
+                f"--set {spec.task}.workers=1 makes the run in this one"
+            ]
+        )
     name = Names(runs).run(spec)
     if not others:
         return spec, name

@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
+from results.claims import Waited
 from results.escape import cut
 from results.record import DONE, RunRecord, RunSpec
-from results.store import RECORD, Waited, run_folder, run_lock, set_aside, write_record
+from results.store import RECORD, run_folder, run_lock, set_aside, write_record
 from suite import checkpoints, live
 from suite.checkpoints import found
 from suite.environment import now
@@ -373,7 +374,7 @@ class _Execution:
 
     def _wait_for(self, spec: RunSpec) -> None:
         try:
-            self.waiting.append(_Waiting(spec, Waited(self.out, spec)))
+            self.waiting.append(_Waiting(spec, Waited(run_folder(self.out, spec))))
         except OSError as error:
             self._count(RunRecord(spec=spec, status="failed", reason=trouble(error)))
             return

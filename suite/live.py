@@ -53,6 +53,8 @@ class Live:
         spec: of the run.
         send: hears news of the run, a few times a second at most, and every row.
         say: called with a line for the user.
+        trouble: called with the reason before this process ends without a record, because a worker of its run is lost
+            and it hangs (suite.ranks); None: it is not ended then.
 
     Attributes:
         clock: (steps, seconds): updates of this process in epochs that it finished, and what these took, with data,
@@ -65,8 +67,9 @@ class Live:
         spec: RunSpec,
         send: Callable[[News], None] = lambda news: None,
         say: Callable[[str], None] = print,
+        trouble: Callable[[str], None] | None = None,
     ):
-        self.out, self.spec, self.send, self.say = out, spec, send, say
+        self.out, self.spec, self.send, self.say, self.trouble = out, spec, send, say, trouble
         self.fraction = 0.0
         self.clock = (0, 0.0)
         self._journal: Journal | None = None

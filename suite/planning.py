@@ -271,3 +271,24 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     else:
         return options
     return options.model_copy(update={"norm_batch_size": wanted})
+
+
+def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], data_dir: str | Path) -> set[str]:
+    """The keys of all runs that the configs ask for. No norm's fitness changes a key.
+
+    Raises:
+        PlanError: the mistakes of all of the configs.
+    """
+    overrides = Overrides(plugin_norms=plugin_norms, many=True)
+    keys: set[str] = set()
+    mistakes: list[str] = []
+    for config in configs:
+        try:
+            planned = plan_config(read_config(config), overrides, data_dir, folder=folder_of(config))
+        except PlanError as error:
+            mistakes += error.lines
+        else:
+            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
+    if mistakes:
+        raise PlanError(mistakes)
+    return keys

@@ -1,7 +1,8 @@
 """One RunSpec -> one RunRecord, inside the process that belongs to this run.
 
 The only place that seeds global generators, picks the device, measures a run's time and catches every exception: what
-goes wrong in a run becomes its record's status and reason.
+goes wrong in a run becomes its record's status and reason. Of a run of several workers (suite.ranks) this process is
+rank 0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ from suite.checkpoints import Checkpoints, keep_weights, remove_weights
 from suite.environment import describe, now, set_threads
 from suite.estimate import task_steps
 from suite.live import Live
+from suite.meeting import Failure
+from suite.ranks import Crew, crew_of
 from tasks.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from norms.plugins import Plugin
+    from norms.workers import Workers
     from tasks.base import Trained
     from tasks.journal import Journal
 
@@ -133,6 +137,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     start = time.perf_counter()
     environment: dict[str, Any] = {"commit": runner.commit, "device": runner.device, "threads": runner.threads}
     checkpoints: Checkpoints | None = None
+    crew: Crew | None = None
     journal = Journal()
     live = report if isinstance(report, Live) else Live(None, spec)
 
@@ -153,15 +158,19 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
     try:
         set_threads(runner.threads)
         environment = describe(runner.device, runner.threads, runner.commit)
+        crew = crew_of(spec, runner, _when_stuck(folder, live))
+        environment |= crew.meet()
         checkpoints = Checkpoints(folder, spec.key, environment, live.say, lambda: time.perf_counter() - start)
         for state in checkpoints.candidates():
             save = None if runner.checkpoint_every is None else checkpoints.save
             every = runner.checkpoint_every or math.inf
             try:
-                journal = Journal(state, save=save, every=every, tell=live.tell, device=runner.device, note=live.say)
+                crew.share(state)
+                journal = Journal(state, save=save, every=every, tell=live.tell, device=crew.device, note=live.say)
                 live.begin(journal, runner.trackers, "" if checkpoints.note is None else checkpoints.note.origin)
                 with leaving.computing(journal):
-                    result = attempt(spec, folder, report, runner, journal)
+                    here = runner if crew.device == runner.device else replace(runner, device=crew.device)
+                    result = attempt(spec, folder, report, here, journal, crew.workers)
                 made = record(result)
                 break
             except Unusable as error:
@@ -180,9 +189,35 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
         if leaving.told():  # what was told with it, or in its stead, broke; no failure of the run's own
             journal.save()
             raise Interrupted from error
-        reason = one_line(f"{type(error).__name__}: {one_line(error)}")
-        result = {"status": "failed", "reason": reason, "history": journal.rows, "artifacts": _write_traceback(folder)}
-        return record(result)
+        failure = failure_of(error)
+        if crew is not None:
+            failure = crew.cause(failure)
+        artifacts = _write_traceback(folder, failure.trace)
+        reason = one_line(failure)
+        return record({"status": "failed", "reason": reason, "history": journal.rows, "artifacts": artifacts})
+    finally:
+        if crew is not None:
+            crew.close()
+
+
+def failure_of(error: BaseException, rank: int = 0) -> Failure:
+    """The error of a worker that is being handled; the traceback's middle is left out where it is long."""
+    text = traceback.format_exc()
+    if len(text) > 2 * _HALF:
+        text = f"{text[:_HALF]}\n[{len(text) - 2 * _HALF} characters are left out here]\n{text[-_HALF:]}"
+    return Failure(rank, one_line(f"{type(error).__name__}: {one_line(error)}"), text)
+
+
+def _when_stuck(folder: Path, live: Live) -> Callable[[Failure], None] | None:
+    """What is said of a run before its process ends because it hangs without a worker that is lost."""
+    if (trouble := live.trouble) is None:
+        return None
+
+    def tell(failure: Failure) -> None:
+        _write_traceback(folder, failure.trace)
+        trouble(one_line(failure))
+
+    return tell
 
 
 def one_line(error: object) -> str:
@@ -199,11 +234,10 @@ def one_line(error: object) -> str:
     return text if len(text) <= _REASON else text[: _REASON - 4] + " ..."
 
 
-def _write_traceback(folder: Path) -> list[str]:
-    """The traceback of the error that is handled, the middle left out where it is long; returns the artifacts."""
-    text = traceback.format_exc()
-    if len(text) > 2 * _HALF:
-        text = f"{text[:_HALF]}\n[{len(text) - 2 * _HALF} characters are left out here]\n{text[-_HALF:]}"
+def _write_traceback(folder: Path, text: str) -> list[str]:
+    """Leave a traceback, where there is one; returns the artifacts."""
+    if not text:
+        return []
     try:
         with files.open_new(folder / TRACEBACK) as stream:
             stream.write(text.encode(errors="backslashreplace"))
@@ -213,13 +247,23 @@ def _write_traceback(folder: Path) -> list[str]:
 
 
 def attempt(
-    spec: RunSpec, folder: Path, report: Callable[[float], None], runner: Runner, journal: Journal
+    spec: RunSpec,
+    folder: Path,
+    report: Callable[[float], None],
+    runner: Runner,
+    journal: Journal,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
-    """Make the run and return the fields of its record; every exception of the run passes. See `run_one`."""
+    """Make the run and return the fields of its record; every exception of the run passes. See `run_one`.
+
+    Args:
+        workers: that make it together, this process among them; None: it is alone.
+    """
     import torch
 
     from norms import plugins
     from norms.registry import make_norm, norm_info
+    from norms.workers import ALONE
     from suite.folders import located
     from tasks import get_task, task_version
     from tasks.base import RunContext
@@ -252,6 +296,7 @@ def attempt(
         journal,
         runner.keep_weights,
         runner.loader_workers,
+        workers or ALONE,
     )
     outcome = task.run(norm, options, context)
     wrong = sorted(set(task.metrics) ^ set(outcome.metrics))

@@ -24,19 +24,21 @@ from results.escape import cut
 from suite import engine
 from suite.arguments import asked_now, config_as_text, plain, several, texts
 from suite.blocks import Overrides
-from suite.config import PlanError, config_text, find_config, folder_of, parse_config, read_config
+from suite.config import config_text, find_config, folder_of, parse_config, read_config
 from suite.describing import headline, tell_folder
 from suite.engine import Event, time_limit, write_skipped
-from suite.environment import commit, cpu_count, export_threads
+from suite.environment import commit, export_threads
 from suite.estimate import Estimate, Remaining, Steps, begun, left_to_do
-from suite.launch.devices import Devices, slots_of
-from suite.launch.local import LocalLauncher, workers_of
+from suite.launch.choosing import choose
 from suite.launch.making import trouble
+from suite.launch.places import Local, Place, read_place
 from suite.planning import Plan, plan_config
 from suite.plugins import load_plugins, refuse_what_workers_lack
 from suite.progress import Names
+from suite.ranks import take_part
 from suite.runner import Runner
 from suite.status import Status, restate_budget
+from suite.torchrun import torchrun_place
 from suite.trackers import check_trackers
 from suite.trial import surroundings_kept
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_EVERY = "5m"
 """Time between two checkpoints of a run."""
+HERE = Place("local", Local())
 
 
 def plan(
@@ -128,7 +131,8 @@ def run(
     timeout: float | str | None = None,
     checkpoint_every: float | str = CHECKPOINT_EVERY,
     device: str = "cpu",
-    runs_per_device: int = 1,
+    runs_per_device: int | None = None,
+    on: str | Place = HERE,
     wait: bool = True,
     data_dir: str | Path = "data",
     retry: bool = False,
@@ -151,7 +155,8 @@ def run(
         checkpoint_every: time between two checkpoints of a run, in seconds or as "5m"; "inf": only when it is stopped.
         device: where runs compute: "cpu"; "cuda", every visible accelerator, each run on one (or one per worker) of its
             own; "cuda:0,2", these.
-        runs_per_device: runs that share an accelerator at a time.
+        runs_per_device: runs that share an accelerator at a time; None: one.
+        on: where runs are made, as `--on` has it: "local", "ray", "ray:ADDRESS", a YAML file; or a Place.
         wait: also for runs that other invocations make; False: return when only such runs are left.
         retry: make failed runs again.
         keep_weights: keep the trained network of each run that is ok, as weights.pt.
@@ -195,6 +200,7 @@ def run(
         checkpoint_every=checkpoint_every,
         device=device,
         runs_per_device=runs_per_device,
+        on=on,
         wait=wait,
         data_dir=data_dir,
         retry=retry,
@@ -223,7 +229,7 @@ class Session:
         folder: of results; made by `begin`.
         config: the file that was planned, for a note in the folder; None: there is none that could be read again.
         text, command: of the config, and the command line's words, for another one (results.asked).
-        jobs, plugins, timeout, checkpoint_every, device, runs_per_device, wait, data_dir, retry, keep_weights,
+        jobs, plugins, timeout, checkpoint_every, device, runs_per_device, on, wait, data_dir, retry, keep_weights,
             trackers, loader_workers: as of `run`.
 
     Attributes:
@@ -250,7 +256,8 @@ class Session:
         timeout: float | str | None = None,
         checkpoint_every: float | str = CHECKPOINT_EVERY,
         device: str = "cpu",
-        runs_per_device: int = 1,
+        runs_per_device: int | None = None,
+        on: str | Place = HERE,
         wait: bool = True,
         data_dir: str | Path = "data",
         retry: bool = False,
@@ -260,9 +267,8 @@ class Session:
     ):
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs {jobs}: 1 or more is needed")
-        if runs_per_device < 1:
+        if runs_per_device is not None and runs_per_device < 1:
             raise ValueError(f"runs-per-device {runs_per_device}: 1 or more is needed")
-        slots = slots_of(device)
         trackers = several(trackers)
         check_trackers(trackers)
         check_loader_workers(loader_workers)
@@ -270,17 +276,10 @@ class Session:
         self.text, self.command = text, tuple(command)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
-        most = max(map(workers_of, planned.runs), default=1)
-        if slots is not None and most > len(slots):
-            raise ValueError(f'device "{device}": {len(slots)} accelerators, and a run of {most} workers needs {most}')
-        devices = None if slots is None else Devices(slots, runs_per_device)
-        if jobs is None and devices is not None:
-            jobs = devices.places
-        elif jobs is None:
-            jobs = max(1, cpu_count() // (planned.threads * most)) if device == "cpu" else 1
-        self.jobs = jobs
-        self.launcher = LocalLauncher(jobs, devices)
-        self.wait = wait
+        place = read_place(on) if isinstance(on, str) else on
+        self.place = place
+        chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
+        self.launcher, self.jobs, self.wait = chosen.launcher, chosen.jobs, wait
         self.timeout, self.retry = time_limit(timeout), retry
         self.data_dir = Path(data_dir)
         self.everything: list[RunSpec] = [*planned.runs, *(spec for spec, _ in planned.skipped)]
@@ -289,7 +288,7 @@ class Session:
         self.restated = 0
         self.names = Names(self.everything)
         self.runner = Runner(
-            device=device if devices is None else "cuda",
+            device=chosen.device,
             threads=planned.threads,
             data_dir=self.data_dir.resolve(),
             plugins=(*map(Path, several(plugins)), *planned.plugins),
@@ -357,13 +356,25 @@ class Session:
         return unstored
 
     def make(self, on_event: Callable[[Event], None] = lambda event: None) -> Counter[str]:
-        """Make the runs to do; returns how many ended in each status.
+        """Make the runs to do; returns how many ended in each status. A copy of the process that torchrun has started
+        as another worker than the first takes part in them.
 
         Raises:
             KeyboardInterrupt: it was stopped; see `suite.engine.execute`.
         """
+        if (crew := torchrun_place()) is not None:
+            if crew.rank:
+                take_part(crew, self.plan.runs, self.runner)
+                return Counter()
+            with crew.leading():
+                return self._execute(on_event)
+        return self._execute(on_event)
+
+    def _execute(self, on_event: Callable[[Event], None]) -> Counter[str]:
         if not self.status.todo:
             return Counter()
+        if self.place.kind == "slurm":
+            raise ValueError("on slurm: `run_suite.py run ... --on slurm` submits an array; nothing here waits for it")
         export_threads(self.plan.threads)
         return engine.execute(
             self.status.todo,
@@ -386,24 +397,3 @@ def check_loader_workers(number: int | None) -> None:
         raise ValueError(
             f"loader-workers {number}: 0 to {MOST_WORKERS} are allowed; 0 decodes in the run's own process"
         )
-
-
-def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], data_dir: str | Path) -> set[str]:
-    """The keys of all runs that the configs ask for. No norm's fitness changes a key.
-
-    Raises:
-        PlanError: the mistakes of all of the configs.
-    """
-    overrides = Overrides(plugin_norms=plugin_norms, many=True)
-    keys: set[str] = set()
-    mistakes: list[str] = []
-    for config in configs:
-        try:
-            planned = plan_config(read_config(config), overrides, data_dir, folder=folder_of(config))
-        except PlanError as error:
-            mistakes += error.lines
-        else:
-            keys.update(spec.key for spec in (*planned.runs, *(spec for spec, _ in planned.skipped)))
-    if mistakes:
-        raise PlanError(mistakes)
-    return keys

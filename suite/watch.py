@@ -50,6 +50,7 @@ class Seen:
         row: of its last finished epoch; perhaps empty.
         row_age, sign_age: seconds since that, and since it wrote anything. None: not known.
         left: seconds until its steps are made, at the pace so far. None: not known.
+        host: where its process is, or was; "" where the file does not say.
     """
 
     spec: RunSpec | None
@@ -60,6 +61,7 @@ class Seen:
     row_age: float | None
     sign_age: float
     left: float | None
+    host: str = ""
 
 
 class Watch:
@@ -92,6 +94,10 @@ class Watch:
         words = {"runs": "being made", "silent": "without a sign", "left": "left by their process, to go on with"}
         shown += [f"{states[state]} {word}" for state, word in words.items() if states[state]]
         yield f"{', '.join(shown) or 'no run'} in {self.folder}"
+
+    def places(self) -> dict[tuple[str, str, str], str]:
+        """(task, norm, key) -> status, of the records that the last `statuses` found."""
+        return {(*file.parts[-4:-2], file.parts[-2]): status for file, (_, status) in self._statuses.items()}  # type: ignore[misc]
 
     def runs(self) -> Iterator[Seen]:
         """The runs that have a history and no newer record."""
@@ -151,6 +157,7 @@ def _seen(file: Path) -> Seen | None:
         row_age=None if made is None else max(0.0, now - made),
         sign_age=sign,
         left=_left(first, at) if state == "runs" else None,
+        host=host if isinstance(host := first.get("host"), str) else "",
     )
 
 

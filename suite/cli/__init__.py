@@ -8,6 +8,7 @@ figures.py     figures
 report.py      report
 folders.py     runs list, runs rm, merge, diff
 configs.py     config ...
+cluster.py     status, cancel
 checks.py      check, convert-report, bench
 lists.py       list ..., data ...
 docs.py        docs
@@ -35,6 +36,7 @@ import typer
 from suite import terminal
 from suite.cli import (  # noqa: F401 - each adds its commands; ORDER is theirs
     checks,
+    cluster,
     configs,
     docs,
     figures,

@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 
 
 ORDER = (
-    *("run", "debug", "watch", "tables", "figures", "report"),
+    *("run", "debug", "watch", "status", "cancel", "tables", "figures", "report"),
     *("runs", "merge", "diff", "config", "check", "convert-report", "list", "data", "bench", "docs"),
 )
 """The commands as `--help` lists them: what a newcomer needs first."""

@@ -54,7 +54,7 @@ def report(
             raise ValueError(f"--out {shlex.quote(str(out))}: `run` writes its own report there; name another file")
         out = folder / "report_custom.html" if out is None else out
         export_threads(1)
-        from suite.session import planned_keys
+        from suite.planning import planned_keys
 
         keys = planned_keys(configs, own, data_dir)
     false = _check(folder) if check else 0

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,10 @@ from suite.console import (
 )
 from suite.environment import export_threads
 from suite.launch.devices import check_device, slots_of
+
+if TYPE_CHECKING:
+    from suite.launch.places import Slurm
+    from suite.session import Session
 
 
 @app.command()
@@ -96,7 +100,16 @@ def run(
             autocompletion=completing.devices,
         ),
     ] = "cpu",
-    runs_per_device: Annotated[int, typer.Option(help="Runs that share an accelerator at a time.")] = 1,
+    runs_per_device: Annotated[
+        int | None, typer.Option(help="Runs that share an accelerator at a time.  [default: 1]")
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Where runs are made: local; slurm:partition=gpu,time=4:00:00,gpus=1,array=32; ray, ray:ADDRESS; or a "
+            "YAML file of such fields, as configs/on/slurm.yaml."
+        ),
+    ] = "local",
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Leave when only runs are left that other invocations make.")
     ] = False,
@@ -122,18 +135,24 @@ def run(
     from suite import status
     from suite.config import ManyRuns, config_text, find_config, folder_of, parse_config
     from suite.engine import time_limit
+    from suite.launch.places import Slurm, read_place
     from suite.leaving import as_interrupts
     from suite.progress import Progress
     from suite.session import Session, check_loader_workers, plan
+    from suite.torchrun import torchrun_place
     from suite.trackers import check_trackers
 
     for option, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{option} {value}: 1 or more is needed")
+    place = read_place(on)
+    if no_wait and place.kind == "slurm":
+        raise ValueError("--no-wait: nothing waits for the elements of an array")
     with as_options():
         time_limit(timeout)
         time_limit(checkpoint_every, "checkpoint-every")
-        slots_of(device)
+        if place.kind == "local":
+            slots_of(device)
         check_loader_workers(loader_workers)
     check_trackers(tracker or ())
     if as_json and not dry_run:
@@ -181,6 +200,7 @@ def run(
             checkpoint_every=checkpoint_every,
             device=device,
             runs_per_device=runs_per_device,
+            on=place,
             wait=not no_wait,
             data_dir=data_dir,
             retry=retry,
@@ -188,10 +208,15 @@ def run(
             trackers=tuple(tracker or ()),
             loader_workers=loader_workers,
         )
+    crew = torchrun_place()
     folder, names, todo = session.folder, session.names, session.status.todo
     if out is None and not voice.quiet:
         for line in status.shared_folder(folder, file.resolve() if a_file else file):
             print(line, file=sys.stderr)
+    if crew is not None and crew.rank:  # this copy of the command takes part in what that of rank 0 makes
+        if not dry_run:
+            session.make()
+        return 0
     if as_json:
         from suite.as_json import plan_document
 
@@ -201,7 +226,11 @@ def run(
         print_lines(status.describe(session.status, names))
         print_lines(map(painted, status.failed_before(session.status, names)))
         print_lines(status.dry_summary(session.status, session.jobs, session.left()))
+        if isinstance(place.options, Slurm):
+            _print_script(place.options, session, device)
         return 0
+    if isinstance(place.options, Slurm):
+        return _submit(place.options, session, device)
     for line in status.left_out(planned):
         say(line)
     with as_options():
@@ -213,6 +242,8 @@ def run(
         say(f"budget: restated as {planned.budget} in {session.restated} records that were made before")
     progress = Progress(todo, names, session.headlines, session.remaining, folder, session.begun)
     counts: Counter[str] = Counter()
+    if crew is not None and not todo:
+        session.make()  # so that the other copies hear of it
     if todo:
         say(
             f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "
@@ -322,6 +353,40 @@ def watch(
         while getattr(sys.stdout, "lost", None) is None:  # else nobody reads on
             show([shown(line) for line in seen.lines()])
             time.sleep(interval)
+
+
+def _print_script(options: Slurm, session: Session, device: str) -> None:
+    """Show what `_submit` would submit, where runs are to do."""
+    from suite.launch.slurm import array_size, element_command, notes, script
+    from suite.launch.submissions import SUBMISSIONS
+
+    todo = len(session.status.todo)
+    print_notes(notes(options, device, todo))
+    if todo:
+        own = session.folder.resolve() / SUBMISSIONS / "NUMBER"
+        given = [word for word in sys.argv[1:] if word != "--dry-run"]
+        words = element_command(given, options, session.plan.threads)
+        print(f"\n{script(options, words, own, 'normsuite-NAME', array_size(options, todo))}", end="")
+
+
+def _submit(options: Slurm, session: Session, device: str) -> int:
+    """Submit an array that makes the runs to do; nothing waits for it."""
+    from suite.launch.slurm import notes
+    from suite.launch.submissions import SUBMISSIONS, submit
+
+    todo, where = len(session.status.todo), shlex.quote(str(session.folder))
+    print_notes(notes(options, device, todo))
+    if not todo:
+        say(f"nothing left to do: {session.status.done} already done")
+        return 0
+    number, made, said = submit(
+        options, sys.argv[1:], session.folder, session.plan.runs, todo, threads=session.plan.threads
+    )
+    print_notes(said)
+    elements = f"{made.elements} element{'s' if made.elements > 1 else ''}"
+    say(f"job {made.job}: an array of {elements} for {todo} runs to do -> {where}/{SUBMISSIONS}/{number}")
+    say(f"`python run_suite.py status {where}` shows where it stands, `cancel` ends it, `tables` makes the tables")
+    return 0
 
 
 def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:

@@ -122,7 +122,7 @@ def tables(
     keys = None
     if configs:
         export_threads(1)
-        from suite.session import planned_keys
+        from suite.planning import planned_keys
 
         keys = planned_keys(configs, own, data_dir)
     if page is None and (title or only is not None):

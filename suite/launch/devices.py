@@ -66,6 +66,30 @@ def check_device(device: str) -> None:
             raise ValueError(f'device "{shown}": not available here; cpu always is') from error
 
 
+def devices_of(device: str, size: int) -> list[str]:
+    """The devices of `size` workers on this machine, by rank.
+
+    Raises:
+        ValueError: there are fewer, or this device can not have several workers.
+    """
+    import torch
+
+    where = torch.device(device)
+    if where.type == "cpu":
+        return [device] * size
+    if where.type != "cuda":
+        raise ValueError(f'device "{cut(device, 40)}": several workers compute on cpu or cuda')
+    if where.index is not None and size > 1:
+        raise ValueError(f'device "{cut(device, 40)}" is one, and {size} workers need one each: device "cuda"')
+    count = torch.cuda.device_count()
+    if count < size:
+        raise ValueError(
+            f"{size} workers need a CUDA device each, and {count} are visible to this run; fewer workers, "
+            "CUDA_VISIBLE_DEVICES with more of them, or torchrun over several machines"
+        )
+    return [f"cuda:{number}" for number in range(size)]
+
+
 def _not_here(device: str, count: int) -> ValueError:
     return ValueError(f'device "{cut(device, 40)}": {count} CUDA devices are available here; cpu always is')
 

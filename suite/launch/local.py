@@ -24,12 +24,7 @@ from suite.launch.making import RunOne, Signature
 from suite.launch.process import work
 from suite.launch.server import kill_orphans, start, start_server
 from suite.processes import below
-
-
-def workers_of(spec: RunSpec) -> int:
-    """The number of processes that make this run together."""
-    workers = spec.task_options.get("workers", 1)
-    return workers if isinstance(workers, int) and workers > 1 else 1
+from suite.torchrun import workers_of
 
 
 @dataclass(eq=False)

@@ -10,15 +10,12 @@ itself (its folder, its claim) is told to the parent.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +26,7 @@ from suite.launch.launcher import LOST
 from suite.launch.making import RunOne, Signature, take, trouble
 from suite.live import Live
 from suite.output import OUTPUT, print_to, printed
-from suite.processes import adopt_orphans
+from suite.processes import adopt_orphans, leave_with_parent
 
 
 def work(
@@ -52,7 +49,7 @@ def work(
             os.setsid()  # a group of its own, so that what the run starts can be stopped with it
         os.environ.update(around)
         leaving.obey()
-        _leave_with_parent()
+        leave_with_parent()
         adopt_orphans()
         _make(run_one, spec, out, before, messages)
         code = 0
@@ -86,7 +83,7 @@ def _make(run_one: RunOne, spec: RunSpec, out: Path, before: Signature | None, m
         print(text)
         tell("note", text)
 
-    live = Live(out, spec, lambda news: tell("progress", news), say)
+    live = Live(out, spec, lambda news: tell("progress", news), say, trouble=lambda reason: tell("trouble", reason))
     try:
         record = run_one(spec, folder, live)
     except Interrupted:
@@ -114,32 +111,3 @@ def _print_error() -> None:
     with contextlib.suppress(Exception):
         traceback.print_exc()
         sys.stderr.flush()
-
-
-def _leave_with_parent() -> None:
-    """End this process and its group as soon as the parent is gone, even if it was killed with -9."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel  # readable once the parent has closed its end, that is, when it ended
-    # The fork server ends when nobody holds this pipe: what the run forks must not keep it (and its like) alive.
-    server: Any = forkserver._forkserver
-    if getattr(server, "_forkserver_alive_fd", None) is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
-    try:
-        import fcntl
-
-        # The kernel itself sends the signal: a run that hangs in C and never gives Python a turn goes too.
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    except (ImportError, AttributeError, OSError):  # not Linux: the thread below does what can be done
-        pass
-
-    def watch() -> None:
-        wait([sentinel])
-        if hasattr(os, "killpg"):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="leave with parent", daemon=True).start()

@@ -100,7 +100,7 @@ def test_report_writes_where_it_is_told_and_refuses_a_folder_without_runs(tmp_pa
     assert call("report", tmp_path / "runs_here", "--out", out).exit_code == 0
     assert out.is_file()
     assert not (tmp_path / "runs_here" / "report.html").exists()
-    monkeypatch.setattr("suite.session.planned_keys", lambda *_: {"0" * 24})
+    monkeypatch.setattr("suite.planning.planned_keys", lambda *_: {"0" * 24})
     words = ["report", str(tmp_path / "runs_here"), "--config", "any.yaml"]
     assert call(*words).exit_code == 0
     assert (tmp_path / "runs_here" / "report_custom.html").is_file()  # `run` would write over report.html
