@@ -16,6 +16,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ def run(
     on: str | Place = HERE,
     wait: bool = True,
     data_dir: str | Path = "data",
-    retry: bool = False,
+    retry: bool | datetime = False,
     keep_weights: bool = False,
     trackers: Sequence[str] = (),
     loader_workers: int | None = None,
@@ -158,7 +159,7 @@ def run(
         runs_per_device: runs that share an accelerator at a time; None: one.
         on: where runs are made, as `--on` has it: "local", "ray", "ray:ADDRESS", a YAML file; or a Place.
         wait: also for runs that other invocations make; False: return when only such runs are left.
-        retry: make failed runs again.
+        retry: make failed runs again; a time: those that ended before it.
         keep_weights: keep the trained network of each run that is ok, as weights.pt.
         trackers: also log every run there; "tensorboard" is known.
         loader_workers: processes of a run that decode images too many for memory; None: one for each core, at most 4.
@@ -260,7 +261,7 @@ class Session:
         on: str | Place = HERE,
         wait: bool = True,
         data_dir: str | Path = "data",
-        retry: bool = False,
+        retry: bool | datetime = False,
         keep_weights: bool = False,
         trackers: Sequence[str] = (),
         loader_workers: int | None = None,
@@ -382,7 +383,7 @@ class Session:
             self.folder,
             jobs=self.jobs,
             timeout=self.timeout,
-            retry=self.retry,
+            retry=bool(self.retry),
             on_event=on_event,
             launcher=self.launcher,
             wait=self.wait,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from filelock import Timeout
@@ -32,10 +33,10 @@ class Status:
     Args:
         plan: what is asked for.
         folder: of results; it need not exist.
-        retry: failed runs are to do again.
+        retry: failed runs are to do again; a time: those that ended before it.
     """
 
-    def __init__(self, plan: Plan, folder: Path, retry: bool):
+    def __init__(self, plan: Plan, folder: Path, retry: bool | datetime):
         self.plan, self.folder = plan, folder
         self.states: list[str] = []
         """Of each run of the plan: "ok", "diverged", "failed", "damaged" or "todo"."""
@@ -48,12 +49,28 @@ class Status:
             else:
                 self.states.append(record.status)
                 self.records.append(record)
-        again = {"todo", "damaged", *(["failed"] if retry else [])}
-        self.todo: list[RunSpec] = [s for s, state in zip(plan.runs, self.states, strict=True) if state in again]
+        again = {"todo", "damaged"}
+        repeated = (
+            {r.spec.key for r in self.records if r.status == "failed" and _is_again(r, retry)} if retry else set()
+        )
+        self.todo: list[RunSpec] = [
+            spec
+            for spec, state in zip(plan.runs, self.states, strict=True)
+            if state in again or (state == "failed" and spec.key in repeated)
+        ]
         self.going_on = going_on(folder, self.todo) if stored else {}
         """key -> "from epoch 12 of 90", of the runs to do that go on from a checkpoint."""
         self.done = sum(state in ("ok", "diverged") for state in self.states)
-        self.failed = 0 if retry else self.states.count("failed")
+        self.failed = self.states.count("failed") - len(repeated)
+
+
+def _is_again(record: RunRecord, retry: bool | datetime) -> bool:
+    """Whether a failed run is to do again; one whose record does not say when it ended is an old one."""
+    if isinstance(retry, bool):
+        return retry
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(record.environment["finished"]) < retry
+    return True
 
 
 def describe(status: Status, names: Names) -> Iterator[str]:

@@ -7,11 +7,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from results.escape import cut
 from suite import terminal
 from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
@@ -119,6 +121,12 @@ def run(
         bool, typer.Option("--json", help="With --dry-run: one JSON document on stdout in the place of text.")
     ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    retry_before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Make failed runs again that ended before this time, as 2026-11-29T12:00:00."
+        ),
+    ] = None,
     keep_weights: Annotated[
         bool, typer.Option("--keep-weights", help="Keep the trained network of each run that is ok, as weights.pt.")
     ] = False,
@@ -203,7 +211,7 @@ def run(
             on=place,
             wait=not no_wait,
             data_dir=data_dir,
-            retry=retry,
+            retry=_time(retry_before) if retry_before is not None else retry,
             keep_weights=keep_weights,
             trackers=tuple(tracker or ()),
             loader_workers=loader_workers,
@@ -355,33 +363,45 @@ def watch(
             time.sleep(interval)
 
 
+def _time(text: str) -> datetime:
+    """The time that --retry-before gives; without a zone it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'--retry-before "{cut(text, 40)}": a time is needed, such as 2026-11-29T12:00:00') from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
 def _print_script(options: Slurm, session: Session, device: str) -> None:
     """Show what `_submit` would submit, where runs are to do."""
-    from suite.launch.slurm import array_size, element_command, notes, script
-    from suite.launch.submissions import SUBMISSIONS
+    from suite.launch.slurm import notes
+    from suite.launch.submissions import preview
 
     todo = len(session.status.todo)
     print_notes(notes(options, device, todo))
     if todo:
-        own = session.folder.resolve() / SUBMISSIONS / "NUMBER"
-        given = [word for word in sys.argv[1:] if word != "--dry-run"]
-        words = element_command(given, options, session.plan.threads)
-        print(f"\n{script(options, words, own, 'normsuite-NAME', array_size(options, todo))}", end="")
+        words = [word for word in sys.argv[1:] if word != "--dry-run"]
+        print(f"\n{preview(options, words, session.folder, todo, session.plan.threads)}", end="")
 
 
 def _submit(options: Slurm, session: Session, device: str) -> int:
     """Submit an array that makes the runs to do; nothing waits for it."""
     from suite.launch.slurm import notes
     from suite.launch.submissions import SUBMISSIONS, submit
+    from suite.planning import MOST_RUNS
 
     todo, where = len(session.status.todo), shlex.quote(str(session.folder))
     print_notes(notes(options, device, todo))
     if not todo:
         say(f"nothing left to do: {session.status.done} already done")
         return 0
-    number, made, said = submit(
-        options, sys.argv[1:], session.folder, session.plan.runs, todo, threads=session.plan.threads
-    )
+    if session.config is None:
+        raise ValueError("--on slurm: a config file is needed, which every element reads; given a pipe")
+    with as_options():
+        unstored = session.begin()
+    words = [*sys.argv[1:], *(["--yes"] if todo > MOST_RUNS and "--yes" not in sys.argv else [])]
+    number, made, said = submit(options, words, session.folder, session.plan.runs, todo, session.plan.threads)
+    print_notes([*unstored, *session.notes])
     print_notes(said)
     elements = f"{made.elements} element{'s' if made.elements > 1 else ''}"
     say(f"job {made.job}: an array of {elements} for {todo} runs to do -> {where}/{SUBMISSIONS}/{number}")

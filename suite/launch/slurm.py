@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.escape import visible
-from suite.environment import ROOT
+from suite.environment import ROOT, now
 
 if TYPE_CHECKING:
     from suite.launch.places import Slurm
@@ -38,6 +38,9 @@ def element_command(words: Sequence[str], options: Slurm, threads: int = 1) -> l
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
+        if word == "--retry":  # once, whenever an element begins, and how often
+            kept += ["--retry-before", now()]
+            continue
         if word == "--on":
             next(rest, None)
         elif not word.startswith("--on="):
