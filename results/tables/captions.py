@@ -249,7 +249,11 @@ def evidence(df: pd.DataFrame) -> list[str]:
     if not_asked:
         lines.append(f"Left out, not asked for by the config: {not_asked} records.")
     if doubles := len(df.attrs.get("doubles", ())):
-        runs = "1 further record of a run that has one" if doubles == 1 else f"{doubles} further records of runs that have one"
+        runs = (
+            "1 further record of a run that has one"
+            if doubles == 1
+            else f"{doubles} further records of runs that have one"
+        )
         lines.append(f"Left out, doubles: {runs}.")
     damaged = len(df.attrs.get("damaged", ()))
     if damaged:

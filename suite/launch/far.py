@@ -32,16 +32,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from results import files
+from results.claims import CLAIM
 from results.record import DONE, LARGEST, RECORD, RecordError, RunRecord, RunSpec, parse_record
-from results.store import CLAIM, run_folder
+from results.store import run_folder
 from suite.checkpoints import BEFORE, NEWEST
 from suite.launch import code
 from suite.launch.devices import VISIBLE, Devices
 from suite.launch.launcher import LaunchError
-from suite.launch.local import LocalLauncher, LocalRun, workers_of
+from suite.launch.local import LocalLauncher, LocalRun
 from suite.launch.travelling import Carried
 from suite.live import HISTORY, born
 from suite.output import OUTPUT, trim
+from suite.torchrun import workers_of
 
 PART = 4 * 2**20
 """Bytes of a file that travel in one message."""

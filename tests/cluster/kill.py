@@ -94,7 +94,9 @@ def main() -> int:
     print(f"{given.kills} kills on {given.on}, seed {given.seed}, in {folder}", flush=True)
     draw, proof = random.Random(given.seed), Proof()
     whole = Grid(0, folder, 0, max(1, sizes[1]))
-    subprocess.run(command([*whole.words, "--jobs", "1"]), check=True, stdout=subprocess.DEVNULL, timeout=LAST, cwd=folder)
+    subprocess.run(
+        command([*whole.words, "--jobs", "1"]), check=True, stdout=subprocess.DEVNULL, timeout=LAST, cwd=folder
+    )
     place = PLACES[given.on](folder, draw, token)
     campaign = Campaign(place, folder, draw, sizes)
     try:
@@ -119,7 +121,9 @@ def main() -> int:
 
 
 def _counted(counts: Counter[Any]) -> str:
-    return ", ".join(f"{number} {what}" if isinstance(what, str) else f"{what}: {number}" for what, number in counts.most_common())
+    return ", ".join(
+        f"{number} {what}" if isinstance(what, str) else f"{what}: {number}" for what, number in counts.most_common()
+    )
 
 
 if __name__ == "__main__":

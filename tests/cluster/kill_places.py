@@ -78,13 +78,19 @@ class Local:
                 os.killpg(chosen, number)
                 return True
             return False
-        servers = [pid for pid in below(chosen) if "multiprocessing.forkserver" in _words(pid) and _parent(pid) == chosen]
+        servers = [
+            pid for pid in below(chosen) if "multiprocessing.forkserver" in _words(pid) and _parent(pid) == chosen
+        ]
         return bool(servers) and _sent(servers[0], number)
 
     def living(self, grid: Grid) -> list[Attempt]:
         """The runs that are being made now."""
         now = time.monotonic()
-        return [each for each in attempts(grid.log, newest=True) if not each.ended and now - each.last < _FRESH and each.lives]
+        return [
+            each
+            for each in attempts(grid.log, newest=True)
+            if not each.ended and now - each.last < _FRESH and each.lives
+        ]
 
     def finish(self, grid: Grid) -> None:
         """Wait for what goes on, then give the command once more, and nobody disturbs it."""

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
+from results.claims import CLAIM, folder_lock
 from results.record import RecordError, RunRecord, RunSpec
-from results.store import CLAIM, RECORD, find_record, folder_lock, run_folder, run_folders
+from results.store import RECORD, find_record, run_folder, run_folders
 from suite.environment import ROOT
 from tests.cluster.kill_log import PLUGIN, Attempt, Name, at_once, attempts
 from tests.parts.resuming import TIMED

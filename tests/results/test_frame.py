@@ -200,9 +200,7 @@ def test_a_copied_folder_is_a_double_that_counts_once_and_is_named(tmp_path, cop
 
 
 def test_of_several_records_of_one_run_in_memory_the_newest_counts():
-    older, newer = (
-        run(environment={"finished": f"2026-01-0{day}T00:00:00+00:00"}, top1=day / 10) for day in (1, 2)
-    )
+    older, newer = (run(environment={"finished": f"2026-01-0{day}T00:00:00+00:00"}, top1=day / 10) for day in (1, 2))
     for records in ([older, newer], [newer, older]):
         df = from_records([*records, run(seed=1)])
         assert sorted(df["top1"]) == sorted([0.2, run(seed=1).metrics["top1"]])

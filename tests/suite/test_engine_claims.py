@@ -11,9 +11,10 @@ from parts.fake_launcher import GONE, FakeLauncher
 from parts.folders import spec
 from parts.watching import until
 
-from results import store
+from results import claims
+from results.claims import CLAIM
 from results.record import RunRecord
-from results.store import CLAIM, find_record, run_folder, run_lock, write_record
+from results.store import find_record, run_folder, run_lock, write_record
 from suite import engine
 from suite.engine import MOST_LOST, execute
 
@@ -23,8 +24,8 @@ LEASE = 0.6
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Claims last for less than a second, and are looked at often."""
-    monkeypatch.setattr(store, "LEASE", LEASE)
-    monkeypatch.setattr(store, "_RENEWED", LEASE / 4)
+    monkeypatch.setattr(claims, "LEASE", LEASE)
+    monkeypatch.setattr(claims, "RENEWED", LEASE / 4)
     monkeypatch.setattr(engine, "_POLL", 0.02)
     monkeypatch.setattr(engine, "_GRACE", 0.05)
 

@@ -6,8 +6,9 @@ import pytest
 from parts.fake_ray import FakeRay, make_ok
 from parts.watching import until
 
+from results.claims import CLAIM
 from results.record import RunRecord, RunSpec, record_text
-from results.store import CLAIM, find_record, run_folder, run_lock
+from results.store import find_record, run_folder, run_lock
 from suite.checkpoints import BEFORE, NEWEST
 from suite.engine import MOST_LOST, execute
 from suite.launch import cluster as connection
