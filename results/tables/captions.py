@@ -249,12 +249,8 @@ def evidence(df: pd.DataFrame) -> list[str]:
     if not_asked:
         lines.append(f"Left out, not asked for by the config: {not_asked} records.")
     if doubles := len(df.attrs.get("doubles", ())):
-        runs = (
-            "1 further record of a run that has one"
-            if doubles == 1
-            else f"{doubles} further records of runs that have one"
-        )
-        lines.append(f"Left out, doubles: {runs}.")
+        runs = "1 more record of a run" if doubles == 1 else f"{doubles} more records of runs"
+        lines.append(f"Left out, doubles: {runs} that {'has' if doubles == 1 else 'have'} one.")
     damaged = len(df.attrs.get("damaged", ()))
     if damaged:
         lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")

@@ -57,7 +57,7 @@ class Campaign:
             if hit and (done % 10 == 0 or done == kills):
                 grid = self.grids[-1]
                 stored = f"{len(grid.stored)} of {len(grid.specs)} records stored"
-                print(f"  {done} kills, grid {len(self.grids)}: {stored}, {_counted(self.place.codes)}", flush=True)
+                print(f"  {done} kills, grid {len(self.grids)}: {stored}", flush=True)
         if self.kills.total() < kills:
             print(f"  time is over after {self.kills.total()} kills", flush=True)
         self.place.finish(self.grids[-1])
@@ -103,15 +103,15 @@ def main() -> int:
         campaign.run(given.kills, start + (given.seconds or 15 * given.kills + 300))
     finally:
         place.close()
-    until(lambda: not marked([token]), _END)
+    until(lambda: not marked(place.marks), _END)
     for grid in campaign.grids:
         proof.look_at(grid, whole.records())
     proof.bad["broken"] += place.broken
-    proof.look_for_processes([token], attempts(whole.log))
+    proof.look_for_processes(place.marks, attempts(whole.log))
     print(f"{campaign.kills.total()} kills: {_counted(campaign.kills)}")
     if campaign.missed:
         print(f"nothing to kill: {_counted(campaign.missed)}")
-    print(f"commands by their exit code: {_counted(place.codes)}")
+    print(f"commands by their exit codes: {_counted(place.codes)}")
     print(f"{len(campaign.grids)} grids, {time.monotonic() - start:.0f} s")
     for line in proof.lines():
         print(line)
@@ -121,9 +121,7 @@ def main() -> int:
 
 
 def _counted(counts: Counter[Any]) -> str:
-    return ", ".join(
-        f"{number} {what}" if isinstance(what, str) else f"{what}: {number}" for what, number in counts.most_common()
-    )
+    return ", ".join(f"{what}: {number}" for what, number in counts.most_common())
 
 
 if __name__ == "__main__":

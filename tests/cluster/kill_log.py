@@ -29,7 +29,8 @@ def logged(grid, task, seed):
     over = threading.Event()
 
     def line(what):
-        text = f"{{what}} {{grid}} {{task}} {{seed}} {{process}} {{born}} {{time.monotonic():.4f}} {{time.time():.4f}}\\n"
+        clocks = f"{{time.monotonic():.4f}} {{time.time():.4f}}"
+        text = f"{{what}} {{grid}} {{task}} {{seed}} {{process}} {{born}} {{clocks}}\\n"
         file = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(file, text.encode())
         os.close(file)

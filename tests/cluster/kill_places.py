@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from suite.environment import ROOT
+from suite.launch.submissions import in_queue
 from suite.processes import below
 from tests.cluster.kill_log import Attempt, attempts
-from tests.cluster.kill_proof import MARK, Grid, command
+from tests.cluster.kill_proof import MARK, Grid, command, marked
 from tests.parts.watching import until
 
 _FRESH = 0.5  # seconds since its last line after which a run is taken to have ended
 _EXPECTED = {0, 1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 """Exit codes of a command: done; a run failed; stopped; killed by us, before it obeyed signals."""
+SIGNALS = {"-9": signal.SIGKILL, "TERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 LAST = 900.0
 """Seconds that the last, undisturbed command may take."""
 
@@ -31,7 +34,7 @@ class Local:
         token: the value of MARK.
     """
 
-    kinds: dict[str, int] = {
+    kinds: ClassVar[dict[str, int]] = {
         "run -9": 5,
         "run TERM": 2,
         "fork server -9": 2,
@@ -49,6 +52,7 @@ class Local:
         self.given: list[tuple[subprocess.Popen[bytes], Path]] = []
         self.codes: Counter[int] = Counter()
         self.broken: list[str] = []
+        self.marks = [token]
         self._number = 0
 
     def keep_going(self, grid: Grid) -> None:
@@ -63,25 +67,21 @@ class Local:
     def hit(self, kind: str, grid: Grid) -> bool:
         """Kill something of this kind; whether there was anything."""
         what, _, how = kind.rpartition(" ")
-        number = {"-9": signal.SIGKILL, "TERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}[how]
+        found = self.found(what, grid)
+        if not found:
+            return False
+        number, chosen = SIGNALS[how], self.draw.choice(found)
+        return _sent(chosen, number, group=what == "command and its group")
+
+    def found(self, what: str, grid: Grid) -> list[int]:
+        """Processes of a kind."""
         if what == "run":
-            living = self.living(grid)
-            return bool(living) and _sent(self.draw.choice(living).process, number)
-        going = [process for process, _ in self.given if process.poll() is None]
-        if not going:
-            return False
-        chosen = self.draw.choice(going).pid
-        if what == "command":
-            return _sent(chosen, number)
-        if what == "command and its group":
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(chosen, number)
-                return True
-            return False
-        servers = [
-            pid for pid in below(chosen) if "multiprocessing.forkserver" in _words(pid) and _parent(pid) == chosen
-        ]
-        return bool(servers) and _sent(servers[0], number)
+            return [each.process for each in self.living(grid)]
+        going = [process.pid for process, _ in self.given if process.poll() is None]
+        if what == "fork server":
+            started = [child for one in going for child in below(one) if _parent(child) == one]
+            return [child for child in started if "multiprocessing.forkserver" in _words(child)]
+        return going
 
     def living(self, grid: Grid) -> list[Attempt]:
         """The runs that are being made now."""
@@ -141,9 +141,9 @@ class Local:
         return len(self.given)
 
 
-def _sent(process: int, number: int) -> bool:
+def _sent(process: int, number: int, *, group: bool = False) -> bool:
     try:
-        os.kill(process, number)
+        (os.killpg if group else os.kill)(process, number)
     except ProcessLookupError:
         return False
     return True
@@ -163,4 +163,157 @@ def _parent(process: int) -> int:
         return 0
 
 
-PLACES: dict[str, type[Any]] = {"local": Local}
+class OnRay(Local):
+    """A Ray cluster of three nodes on this machine."""
+
+    kinds: ClassVar[dict[str, int]] = {
+        "run -9": 3,
+        "task -9": 4,
+        "node away": 4,
+        "command -9": 2,
+        "command TERM": 1,
+        "command Ctrl-C": 1,
+        "command and its group -9": 1,
+    }
+
+    def __init__(self, folder: Path, draw: random.Random, token: str):
+        super().__init__(folder, draw, token)
+        self.marks.append(f"{token}-cluster")
+        told = {MARK: self.marks[-1], "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ.update(told)
+        from ray.cluster_utils import Cluster
+
+        self.around |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+        self._memory = {"object_store_memory": 80_000_000}
+        head = {"num_cpus": 0, "include_dashboard": False, **self._memory}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.cluster.add_node(num_cpus=1, **self._memory) for _ in range(3)]
+        self.words = ("--on", f"ray:{self.cluster.address}")
+
+    def hit(self, kind: str, grid: Grid) -> bool:
+        if kind != "node away":
+            return super().hit(kind, grid)
+        if not self.living(grid):
+            return False
+        gone = self.nodes.pop(self.draw.randrange(len(self.nodes)))
+        self.cluster.remove_node(gone, allow_graceful=False)
+        self.nodes.append(self.cluster.add_node(num_cpus=1, **self._memory))
+        return True
+
+    def found(self, what: str, grid: Grid) -> list[int]:
+        if what != "task":
+            return super().found(what, grid)
+        return [process for process, words in marked(self.marks) if words.startswith("ray::run")]
+
+    def close(self) -> None:
+        super().close()
+        self.cluster.shutdown()
+
+
+class OnSlurm(Local):
+    """A Slurm of one node and two CPUs on this machine; the command submits arrays of two elements."""
+
+    kinds: ClassVar[dict[str, int]] = {
+        "run -9": 3,
+        "element's command -9": 3,
+        "batch step -9": 2,
+        "slurmstepd -9": 1,
+        "scancel of an element": 3,
+        "scontrol requeue": 2,
+        "USR1 as before the limit": 2,
+    }
+    words = ("--on", "slurm:array=2")
+
+    def __init__(self, folder: Path, draw: random.Random, token: str):
+        super().__init__(folder, draw, token)
+        self._recipe("start", folder / "started")
+        self.around["SLURM_CONF"] = os.environ["SLURM_CONF"] = str(folder / "slurm" / "slurm.conf")
+        self._looked = 0.0
+
+    def keep_going(self, grid: Grid) -> None:
+        if time.monotonic() - self._looked < 1.0:
+            return
+        self._looked = time.monotonic()
+        submitted = in_queue(grid.out)
+        self._begin_now(submitted)
+        if len(submitted) < self.wanted:
+            self._submit(grid)
+
+    def hit(self, kind: str, grid: Grid) -> bool:
+        if kind.endswith(" -9"):
+            return super().hit(kind, grid)
+        running = [each for _, found in in_queue(grid.out).values() for each in found if each.state == "RUNNING"]
+        if not running or not self.living(grid):
+            return False
+        chosen = self.draw.choice(running)
+        element = f"{chosen.job}_{chosen.index}"
+        words = {
+            "scancel of an element": ("scancel", element),
+            "scontrol requeue": ("scontrol", "requeue", element),
+            "USR1 as before the limit": ("scancel", "--batch", "--signal=USR1", element),
+        }[kind]
+        return subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == 0
+
+    def found(self, what: str, grid: Grid) -> list[int]:
+        if what == "run":
+            return super().found(what, grid)
+        scripts = [process for process, words in marked(self.marks) if "slurm_script" in words]
+        if what == "batch step":
+            return scripts
+        if what == "slurmstepd":
+            return [parent for parent in map(_parent, scripts) if "slurmstepd" in _words(parent)]
+        commands = [process for process, words in marked(self.marks) if "run_suite.py" in words]
+        return [process for process in commands if _parent(process) in scripts]
+
+    def finish(self, grid: Grid) -> None:
+        """Wait for what goes on, then submit once more, and nobody disturbs it."""
+        if not self._ends(grid):
+            self.broken.append(f"elements wait or run after {LAST:.0f} s: {in_queue(grid.out)}"[:300])
+        self._submit(grid)
+        if not self._ends(grid):
+            self.broken.append(f"the last array goes on after {LAST:.0f} s")
+        if left := grid.look():
+            self.broken.append(f"the last, undisturbed array left {left} runs")
+
+    def close(self) -> None:
+        super().close()
+        self._recipe("stop", self.folder / "stopped")
+
+    def _recipe(self, verb: str, said: Path) -> None:
+        recipe = Path(__file__).with_name("slurm.sh")
+        with said.open("wb") as stream:  # no pipe, which its daemons would hold open
+            words = ["bash", str(recipe), verb, str(self.folder / "slurm")]
+            subprocess.run(words, stdout=stream, stderr=stream, check=True, timeout=300)
+
+    def _submit(self, grid: Grid) -> None:
+        process = self._give(grid)
+        try:
+            process.wait(120)
+        except subprocess.TimeoutExpired:
+            self.broken.append("a submission takes more than 120 s")
+            process.kill()
+            process.wait()
+        self._collect()
+
+    def _ends(self, grid: Grid) -> bool:
+        """Wait until nothing of the grid is in the queue, and no process of an element lives."""
+
+        def over() -> bool:
+            time.sleep(0.5)
+            submitted = in_queue(grid.out)
+            self._begin_now(submitted)
+            return not submitted and not marked(self.marks)
+
+        return until(over, LAST)
+
+    def _begin_now(self, submitted: Mapping[int, Any]) -> None:
+        """Elements that Slurm holds for two minutes, or until somebody releases them, begin now."""
+        for _, elements in submitted.values():
+            for each in elements:
+                if each.state == "PENDING" and each.reason not in ("None", "Resources", "Priority"):
+                    element = f"{each.job}_{each.index}" if each.index is not None else each.job
+                    for words in (("release", element), ("update", f"jobid={element}", "StartTime=now")):
+                        subprocess.run(("scontrol", *words), capture_output=True, timeout=60, check=False)
+
+
+PLACES: dict[str, type[Local]] = {"local": Local, "ray": OnRay, "slurm": OnSlurm}

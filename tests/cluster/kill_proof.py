@@ -207,7 +207,7 @@ CLAIMS = {
     ),
     "at once": "at once: pairs of processes that made one run at the same time, by the 50 ms lines of their log",
     "stuck": "stuck claims: claims that nobody can take ({claims_left} files of dead processes, all taken)",
-    "orphans": "orphans: processes left of {processes} that made runs, and of all commands, by a mark in their environment",
+    "orphans": "orphans: processes left of {processes} that made runs, and any other with our mark in its environment",
     "unequal": (
         "unequal: of {compared} real runs, {in_parts} of them made in several parts, those whose metrics, history or "
         "evidence differ in any bit from an undisturbed local run's, times and memory apart"

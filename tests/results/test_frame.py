@@ -210,7 +210,7 @@ def test_of_several_records_of_one_run_in_memory_the_newest_counts():
 def test_captions_say_how_many_doubles_are_left_out():
     df = from_records([run(), run(), run(), run(seed=1)])
     text = results.tables_text(results.render_all(df))
-    assert "Left out, doubles: 2 further records of runs that have one." in " ".join(text.split())
+    assert "Left out, doubles: 2 more records of runs that have one." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["seed", "status.gain"])
