@@ -93,7 +93,8 @@ def load(
         - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
         - stale: of another version, or other data.
         `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "doubles": [one line per
-        record, left out, of a key that has another]; "stale": {"task / norm": n}, and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
+        record, left out, of a key that has another]; "stale": {"task / norm": n}, and those of them that only their
+        data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
         "tasks": {task: what the folder says of it}, "norms": {norm: what the folder says of the version that takes part
         (results.declared.NormNotes.of)}; "asked": the commands and configs that made it, the newest last
         (results.store.read_asked); "unread": why it says nothing, where a file that should can not be read. The last
