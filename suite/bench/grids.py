@@ -110,7 +110,7 @@ def launchers(few: int = 200, many: int = 1000, planned: int = 100_000) -> Itera
         command.returncode = os.waitstatus_to_exitcode(status)
         cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20  # KiB on Linux
         seconds = time.perf_counter() - start
-        yield f"launchers: a dry run of {planned:,} runs: {seconds:.1f} s, {cpu:.1f} CPU seconds, {peak:.2f} GiB at most"
+        yield f"launchers: dry run of {planned:,} runs: {seconds:.1f} s, {cpu:.1f} CPU seconds, {peak:.2f} GiB at most"
 
 
 def _answers(*program: str, words: bool = False) -> bool:

@@ -31,7 +31,7 @@ from tests.parts.watching import until
 
 NOTHING, SMALL = 60, 6
 """Runs of the two tasks in a grid."""
-_PAUSE = 1.5  # seconds before a kill, at most
+_PAUSE = 3.0  # seconds before a kill, at most
 _END = 20.0  # seconds in which what was told to end has to have ended
 _TARGET = 60.0  # seconds in which something of the kind has to be there
 
@@ -101,13 +101,16 @@ def main() -> int:
     campaign = Campaign(place, folder, draw, sizes)
     try:
         campaign.run(given.kills, start + (given.seconds or 15 * given.kills + 300))
+        made = attempts(whole.log)
+        until(lambda: not any(attempt.lives for attempt in made), _END)
+        proof.look_for_processes([token], made)  # before the cluster itself goes, and would take them along
     finally:
         place.close()
     until(lambda: not marked(place.marks), _END)
+    proof.look_for_processes(place.marks[1:], [])
     for grid in campaign.grids:
         proof.look_at(grid, whole.records())
     proof.bad["broken"] += place.broken
-    proof.look_for_processes(place.marks, attempts(whole.log))
     print(f"{campaign.kills.total()} kills: {_counted(campaign.kills)}")
     if campaign.missed:
         print(f"nothing to kill: {_counted(campaign.missed)}")

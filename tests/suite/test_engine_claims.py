@@ -3,6 +3,7 @@ go on, and nothing is stored by who no longer makes the run."""
 
 import os
 import re
+import signal
 import threading
 import time
 
@@ -196,3 +197,16 @@ def test_one_that_does_not_end_after_its_record_is_killed_and_is_ok(tmp_path, mo
     launcher = FakeLauncher({spec().key: ["stays"]})
     assert run([spec()], tmp_path, launcher)[0] == {"ok": 1}
     assert launcher.closed
+
+
+def test_a_run_that_is_lost_while_all_are_told_to_leave_has_not_failed(tmp_path):
+    launcher = FakeLauncher({spec().key: ["dies"]}, on_start=lambda run: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run([spec()], tmp_path, launcher)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert find_record(tmp_path, spec()) is None
+    assert launcher.closed
+    assert run([spec()], tmp_path)[0] == {"ok": 1}
