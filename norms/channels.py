@@ -9,6 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from norms.protocol import ResetRunningStats, Situation, hook
+from norms.workers import Workers
 
 AUTO_GROUPS = 32
 """The most groups that `num_groups="auto"` takes: the GN paper's number."""
@@ -85,6 +86,15 @@ class PerChannel(nn.Module):
                 f"{type(self).__name__} for {self.num_channels} channels: x must be (N, {self.num_channels}, *), "
                 f"given {tuple(x.shape)}"
             )
+
+    @property
+    def merging(self) -> Workers | None:
+        """The workers whose samples enter this forward's statistics; None: those of x alone do.
+
+        With workers an empty x goes the whole way, too, since the others wait for it.
+        """
+        workers = self.situation.workers
+        return workers if workers is not None and workers.sync and self.training else None
 
     def is_empty(self, x: Tensor) -> bool:
         """Whether x, which is checked, holds no sample: then there is nothing to normalize and nothing to keep."""

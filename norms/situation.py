@@ -23,10 +23,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from norms.bases.running_statistics import RunningStatistics
+from norms.channels import transformed
 from norms.generators import forked_generators
 from norms.protocol import AfterUpdate, BranchDistance, NormInfo, Situation, hook, norm_modules
 from norms.telling import Telling
-from norms.workers import Workers
+from norms.workers import Workers, refusal
 
 PARTS = ("context", "query")
 
@@ -53,14 +55,26 @@ def situation(
 
     Raises:
         ValueError: an unknown part, slices that are no whole number of at least 1, or (when forwarded) a batch that
-            `slices` does not divide.
+            `slices` does not divide; a norm that can not train with these workers (norms.workers.refusal), slices of
+            workers with `sync`, which are to have one norm batch.
+        RuntimeError: (when forwarded in training with workers) a norm that mixes samples inside torch.func's transforms
+            or forward-mode derivatives, or in a compiled function that holds this block. A network that is compiled
+            itself runs uncompiled here, where one of its norms mixes samples.
     """
     if part is not None and part not in PARTS:
         raise ValueError(f'part "{part}" is unknown; allowed: {", ".join(PARTS)}')
     if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
         raise ValueError(f"slices={slices}: a whole number of at least 1 is needed")
     shared = workers if workers is not None and not workers.alone else None
-    with _told(net, Situation(domain, part, slices, workers=shared)):
+    compiled: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if shared is not None:
+        if shared.sync and slices > 1:
+            raise ValueError(
+                f"slices={slices}: workers whose norms are synchronized have one norm batch; give slices=1"
+            )
+        if _admit(net, shared):
+            compiled = _uncompiled()
+    with compiled, _told(net, Situation(domain, part, slices, workers=shared)):
         yield
 
 
@@ -248,8 +262,9 @@ def _told(net: nn.Module, new: Situation) -> Iterator[None]:
         info = norm.norm_info
         assert isinstance(info, NormInfo)
         mixes = info.mixes_samples or info.mixes_samples_in_eval
-        if new.slices > 1 and mixes and not info.slices_at_once and "forward" not in norm.__dict__:
-            shadow_forward(norm, _SliceBySlice)
+        one_by_one = new.slices > 1 and not info.slices_at_once
+        if mixes and (one_by_one or new.workers is not None) and "forward" not in norm.__dict__:
+            shadow_forward(norm, _AsTold)
             shadowed.append(norm)
     try:
         yield
@@ -287,8 +302,22 @@ class _Replicating:
         return replica
 
 
-class _SliceBySlice:
-    """A norm's forward, called once per norm batch. The norm's situation and mode are read when it is called."""
+def _admit(net: nn.Module, workers: Workers) -> bool:
+    """Whether norms of `net` mix samples, so that workers speak to each other; ValueError where one can not."""
+    mixing = False
+    for _, norm in norm_modules(net):
+        mixing = mixing or norm.norm_info.mixes_samples  # type: ignore[union-attr, assignment]
+        why = refusal(norm, workers)
+        if why is not None:
+            raise ValueError(why)
+        if "recalibrating" in norm.__dict__:
+            raise ValueError("recalibrate is called on every worker alike, with all batches and without its workers")
+    return mixing
+
+
+class _AsTold:
+    """A norm's forward, called once per norm batch where the layer does not look for slices itself; and what it gives
+    to `track` taken in with what the other workers' do. The norm's situation and mode are read when it is called."""
 
     def __init__(self, norm: nn.Module):
         self.norm, self.forward = norm, norm.forward
@@ -297,18 +326,52 @@ class _SliceBySlice:
         told, info = self.norm.situation, self.norm.norm_info
         assert isinstance(told, Situation)
         assert isinstance(info, NormInfo)
-        if told.slices == 1 or not (info.mixes_samples if self.norm.training else info.mixes_samples_in_eval):
-            return self.forward(x, **inputs)
+        mixes = info.mixes_samples if self.norm.training else info.mixes_samples_in_eval
+        if not mixes or info.slices_at_once or told.slices == 1:
+            return self._forward(x, told.slices if info.slices_at_once else None, inputs)
         check_slices(x, told.slices)
         parts = []
         try:
             for k in range(told.slices):
                 domain = told.domain[k :: told.slices] if isinstance(told.domain, Tensor) else told.domain
                 self.norm.situation = replace(told, domain=domain, slices=1)
-                parts.append(self.forward(x[k :: told.slices], **inputs))
+                parts.append(self._forward(x[k :: told.slices], None, inputs))
         finally:
             self.norm.situation = told
         return torch.stack(parts, dim=1).reshape(x.shape)
+
+    def _forward(self, x: Tensor, slices: int | None, inputs: dict[str, Any]) -> Tensor:
+        """One call of the norm's own forward; `slices`: norm batches that it looks for itself."""
+        norm, told = self.norm, self.norm.situation
+        assert isinstance(told, Situation)
+        workers = told.workers
+        if workers is None or not norm.training or not norm.norm_info.mixes_samples:  # type: ignore[union-attr]
+            return self.forward(x, **inputs)
+        if torch.compiler.is_compiling() or transformed():
+            raise RuntimeError(
+                f"{type(norm).__name__} speaks to other workers, so it does not train inside torch.func's transforms, "
+                "forward-mode derivatives or a graph of torch.compile"
+            )
+        if not isinstance(norm, RunningStatistics) or norm.running_mean is None:
+            return self.forward(x, **inputs)
+        given: list[Any] = []
+        norm.__dict__["track"] = _Collecting(given)
+        try:
+            y = self.forward(x, **inputs)
+        finally:
+            del norm.__dict__["track"]
+        norm.take_in(given, workers, x, slices)
+        return y
+
+
+class _Collecting:
+    """Stands in for `track` for the length of one forward."""
+
+    def __init__(self, given: list[Any]):
+        self.given = given
+
+    def __call__(self, mean: Tensor, var: Tensor, count: Any) -> None:
+        self.given.append((mean, var, count))
 
 
 def check_slices(x: Tensor, slices: int) -> int:

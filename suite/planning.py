@@ -255,7 +255,8 @@ def _baseline(task: Task, options: Options, checksum: str, data_dir: Path) -> tu
 
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:
-    """`norm_batch_size` as the key holds it: a number where samples mix, else null (any size is the same run).
+    """`norm_batch_size` as the key holds it: a number where samples mix, else null (any size is the same run);
+    `sync_norms` likewise.
 
     Samples mix where they do so in any norm of the run, those that its options name included.
     """
@@ -265,12 +266,14 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     values = dict(options)
     infos = [info, *(norm_info(value.name) for value in values.values() if isinstance(value, NormChoice))]
     if not any(each.mixes_samples or each.mixes_samples_in_eval for each in infos):
-        wanted = None
-    elif values["norm_batch_size"] is None:
-        wanted = getattr(options, "batch_size", None)
-    else:
-        return options
-    return options.model_copy(update={"norm_batch_size": wanted})
+        unsaid: dict[str, Any] = {"norm_batch_size": None}
+        if "sync_norms" in fields:
+            unsaid["sync_norms"] = False
+        return options.model_copy(update=unsaid)
+    if values["norm_batch_size"] is None:
+        wanted = _of_a_worker(options, getattr(options, "batch_size", None))
+        return options.model_copy(update={"norm_batch_size": wanted})
+    return options
 
 
 def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], data_dir: str | Path) -> set[str]:
@@ -292,3 +295,10 @@ def planned_keys(configs: Sequence[str | Path], plugin_norms: tuple[str, ...], d
     if mistakes:
         raise PlanError(mistakes)
     return keys
+
+
+def _of_a_worker(options: Options, batch_size: int | None) -> int | None:
+    """The images of an SGD batch that share statistics where nothing divides a worker's part of it further."""
+    if batch_size is None or getattr(options, "sync_norms", False):
+        return batch_size
+    return int(batch_size // getattr(options, "workers", 1))

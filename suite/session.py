@@ -277,10 +277,10 @@ class Session:
         self.text, self.command = text, tuple(command)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
-        place = read_place(on) if isinstance(on, str) else on
-        self.place = place
-        chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
-        self.launcher, self.jobs, self.wait = chosen.launcher, chosen.jobs, wait
+        self.place = read_place(on) if isinstance(on, str) else on
+        chosen = choose(self.place, device, jobs, runs_per_device, planned.threads, planned.runs)
+        self.launcher, self.wait, self.at_a_time = chosen.launcher, wait, chosen.at_a_time
+        self.jobs = chosen.jobs or 1
         self.timeout, self.retry = time_limit(timeout), retry
         self.data_dir = Path(data_dir)
         self.everything: list[RunSpec] = [*planned.runs, *(spec for spec, _ in planned.skipped)]

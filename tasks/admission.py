@@ -22,6 +22,8 @@ from torch.nn.parameter import is_lazy
 from norms.factory import NormFactory, factory_info
 from norms.protocol import NormInfo, equivalent, norm_modules
 from norms.situation import predict, situation
+from norms.workers import ALONE, Workers
+from norms.workers import refusal as refusal_of_workers
 from tasks import data as datasets
 from tasks.nets.guests import said
 from tasks.nets.models import guest
@@ -71,6 +73,7 @@ class Host:
         forward: called as forward(net, images, slices, **told), images (slices * norm_batch, C, H, W); forwards them in
             both modes and raises the ValueError of a norm that refuses them.
         told: the other keyword arguments of `forward`.
+        workers: that train the network together; their number and `sync` count.
     """
 
     task: str
@@ -82,6 +85,7 @@ class Host:
     absent: Collection[str] = ("domain", "context")
     forward: Callable[..., None] = in_both_modes
     told: Mapping[str, Hashable] = field(default_factory=dict)
+    workers: Workers = ALONE
 
     @property
     def model(self) -> str:
@@ -106,7 +110,7 @@ def refusal(norm: NormFactory, info: NormInfo, host: Host) -> str | None:
     network, told = (tuple(sorted(each.items())) for each in (host.network, host.told))
     slices = min(host.slices, 2)  # more than one is all that matters to shapes, and planning has to be fast
     batch = (host.shape, host.norm_batch, slices)
-    key = (norm.info, norm.build, own, host.build, network, guest(host.model), batch, host.forward, told)
+    key = (norm.info, norm.build, own, host.build, network, guest(host.model), batch, host.forward, told, host.workers)
     if key not in _ANSWERS:
         _ANSWERS[key] = _decide(norm, replace(host, slices=slices))
     return _ANSWERS[key]
@@ -149,6 +153,9 @@ def _decide(norm: NormFactory, host: Host) -> str | None:
 
     def ask(device: str, norm_batch: int) -> None:
         net = host.build(norm=norm, device=device, **host.network)
+        for _, layer in norm_modules(net):
+            if reason := refusal_of_workers(layer, host.workers):
+                raise ValueError(reason)
         images = torch.zeros(host.slices * norm_batch, *host.shape, device=device)
         used: list[bool] = []
         for _, layer in norm_modules(net) if foreign else ():

@@ -1,5 +1,8 @@
 """Evaluation of classifiers: accuracy and loss, composition shift, recalibrated copies.
 
+Several workers of a run share what `evaluate` does: each forwards whole batches, and their sums are added. What is of
+few images (composition_shift, recalibrated) each of them does alike, and all of it.
+
 Axis letters: N samples, C channels, H and W space, K classes.
 """
 
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 from norms.protocol import norm_modules
 from norms.running import recalibrate
 from norms.situation import predict, situation
-from tasks.base import Diverged
+from norms.workers import ALONE, Workers
 from tasks.step import Precision, StepOptions, autocast, describe_non_finite
+from tasks.workers import raise_together
 
 EVALUATION_BATCH = 250
 """Images per forward where nothing is learned."""
@@ -49,19 +53,26 @@ def evaluate(
     precision: Precision = "float32",
     what: str = "evaluation",
     domain: int | None = None,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Evaluate `net` (switched to evaluation mode and back) on batches of normalized images (N, C, H, W), labels (N,).
 
-    `what` is for the message of Diverged only; `domain` is told to norms that ask.
+    Args:
+        net: the same on all workers.
+        batches: this worker's (tasks.data.reading.in_order); there may be none.
+        precision: of the forwards.
+        what: for the message of Diverged only.
+        domain: told to norms that ask.
+        workers: that evaluate together; each returns the whole.
 
     Raises:
-        Diverged: the loss of a batch is not finite; names the layers.
+        Diverged: the loss of a batch is not finite, on all workers if it is so on one; names the layers.
         ValueError: there is no image.
     """
+    correct, loss, count, lowest, highest = 0, 0.0, 0, math.inf, -math.inf
+    trouble, turn = "", math.inf
     with evaluating(net):
-        correct, loss, count = 0, 0.0, 0
-        classes: set[int] = set()
-        for images, labels in batches:
+        for number, (images, labels) in enumerate(batches):
             with situation(net, domain=domain), autocast(images.device, precision):
                 logits = predict(net, images)
             # one transfer per batch, and not every accelerator has float64
@@ -69,16 +80,23 @@ def evaluate(
             batch_loss = float(F.cross_entropy(logits, labels, reduction="sum"))
             if not math.isfinite(batch_loss):
                 where = describe_non_finite(net, images, StepOptions(precision=precision, domain=domain))
-                raise Diverged(f"{what}: the loss is {batch_loss}; {where}")
+                trouble, turn = f"{what}: the loss is {batch_loss}; {where}", number
+                break
             predicted = logits.argmax(1)
             correct += int((predicted == labels).sum())
             loss += batch_loss
             count += len(labels)
-            if len(classes) < 2:
-                classes.update(predicted.unique().tolist())
+            if len(labels):
+                lowest, highest = min(lowest, int(predicted.min())), max(highest, int(predicted.max()))
+    # not every accelerator has float64, and alone nobody else is to be asked
+    device = "cpu" if workers.alone else next(net.parameters()).device
+    own = torch.tensor([correct, loss, count, lowest, highest, turn], dtype=torch.float64, device=device)
+    of_all = workers.gather(own)
+    raise_together(trouble, of_all[:, 5].tolist(), workers, device)
+    correct, loss, count = of_all[:, :3].sum(0).tolist()
     if not count:
         raise ValueError("evaluate: no images")
-    return Evaluation(correct / count, loss / count, len(classes) == 1)
+    return Evaluation(correct / count, loss / count, bool(of_all[:, 3].min() == of_all[:, 4].max()))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,10 @@ A task keeps its `for` and its step; the loop keeps the books:
 Epochs count from 1. A row holds `epoch`, the means of what its steps saw, `learning_rate` of its last step, `seconds`
 (of its training steps alone: neither data nor augmentation nor validation) and what the task adds. It belongs to the
 history once the body of the `for` has ended.
+
+Of several workers (RunContext.workers) each has a loop of its own, with its own part of every batch. Rows and states
+are alike on all of them but for `seconds`, the clock and memory, each worker's own; the first one's are the run's. None
+waits for another between steps, so that the first alone may save, or leave.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from tasks.base import RunContext
 from tasks.cost import PeakMemory, StepClock, norm_sizes
 from tasks.journal import Position, Row, State, Stateful, Unusable, load_network, restoring
 from tasks.schedule import set_learning_rate
+from tasks.workers import seed_apart
 
 _REPORT_EVERY = 0.2  # seconds; whoever listens hears no more often
 
@@ -63,11 +68,16 @@ class Step:
 
     def saw(self, count: int, correct: Tensor | float, **losses: Tensor | float) -> None:
         """Note what the step's forward gave: how many images (or queries), how many of them were right, and means over
-        them, each under the name of its column."""
-        epoch = self.epoch
-        for name, loss in losses.items():
-            value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-            epoch.sums[name] = epoch.sums.get(name, 0.0) + value * count
+        them, each under the name of its column. Of several workers each tells its part; all note what all told."""
+        epoch, workers = self.epoch, self.epoch.loop.context.workers
+        sums = {name: float(loss.detach() if isinstance(loss, Tensor) else loss) for name, loss in losses.items()}
+        sums = {name: value * count if count else 0.0 for name, value in sums.items()}  # a mean over nothing is NaN
+        if not workers.alone:
+            told = torch.tensor([count, float(correct), *sums.values()], dtype=torch.float64)
+            counted, right, *totals = workers.total(told.to(epoch.loop.context.device)).tolist()
+            count, correct, sums = int(counted), int(right), dict(zip(sums, totals, strict=True))
+        for name, total in sums.items():
+            epoch.sums[name] = epoch.sums.get(name, 0.0) + total
         epoch.correct = epoch.correct + correct
         epoch.seen += count
 
@@ -118,6 +128,7 @@ class Epoch:
                 loop.step += 1
                 journal.steps_done += 1
                 timed = len(loop.clock.seconds)
+                seed_apart(loop.context.workers, loop.context.seed, loop.name, loop.step)
                 yield Step(self, loop.step), *batches
                 self.seconds += sum(loop.clock.seconds[timed:])
                 if (now := time.monotonic()) - told >= _REPORT_EVERY:

@@ -29,6 +29,7 @@ Images = Annotated[_N, Field(ge=1, le=10**8)]
 Epochs = Annotated[_N, Field(ge=1, le=10**5)]
 Steps = Annotated[_N, Field(ge=1, le=10**9)]  # of one training
 Count = Annotated[_N, Field(ge=1, le=10**5)]  # of what is done for every image, batch, class or seed
+WorkerCount = Annotated[_N, Field(ge=1, le=4096)]  # processes of one run
 Classes = Annotated[_N, Field(ge=2, le=10**5)]
 Width = Annotated[_N, Field(ge=1, le=512)]  # channels; planning resnet18_cifar with 512 takes 4 GB and 13 s
 Cells = Annotated[_N, Field(le=40)]  # planning a search network of 40 takes 3 GB and 11 s

@@ -22,6 +22,7 @@ from norms.protocol import norm_modules
 from norms.situation import after_update, hold, predict, situation
 from norms.workers import ALONE, Workers
 from tasks.base import Diverged
+from tasks.workers import shared_loss, sum_gradients
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -75,23 +76,30 @@ def update(
     """Gradients of a loss and one step of each optimizer. Norms are told by the caller, once a batch is done with:
     `after_update`.
 
+    With several workers every one of them calls this, with the loss of its part; the step is that of the whole batch,
+    the same on all of them.
+
     Args:
-        loss: a scalar.
+        loss: a scalar, the mean over the samples (of several forwards: the sum of such means).
         net: the network, for the message of Diverged.
         optimizers: the optimizers that step, their rates set.
-        images: (N, C, H, W) of the forward, for the message.
+        images: (N, C, H, W) of the forward: as many as count in the mean over all workers, and for the message.
         options: gradient_clip, and what the forward was told.
         what: "step 7", for the message.
         cleared: optimizers of further parameters that the loss reaches; their gradients are cleared, too.
         clipped: the part of `net` whose gradients are clipped, together; None: all of it.
 
     Raises:
-        Diverged: the loss is not finite; weights and statistics stand as the forward left them.
+        Diverged: the loss is not finite, on all workers if it is so on one; weights and statistics stand as the forward
+            left them.
     """
-    raise_if_diverged(loss, net, images, options, what)
+    loss, whole = shared_loss(loss, len(images), options.workers)
+    raise_if_diverged(whole, net, images, options, what)
     for optimizer in {*optimizers, *cleared}:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    stepped = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    sum_gradients([*(clipped or net).parameters(), *stepped], options.workers)
     if options.gradient_clip is not None:
         nn.utils.clip_grad_norm_((clipped or net).parameters(), options.gradient_clip)
     for optimizer in optimizers:
@@ -113,9 +121,9 @@ def train_step(
     Args:
         net: in training mode.
         optimizer: its learning rate is set by the caller.
-        images: (N, C, H, W), normalized.
+        images: (N, C, H, W), normalized; with several workers this one's part.
         labels: (N,).
-        options: norm batches, label smoothing, precision.
+        options: norm batches, label smoothing, precision, workers.
         progress: fraction of training that is done after this step, for schedules inside norms.
         step: for the message only.
 
@@ -131,7 +139,7 @@ def train_step(
             return net(images)
 
     logits = forward()
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+    loss = F.cross_entropy(wide(logits), labels, label_smoothing=options.label_smoothing)
     update(loss, net, optimizer, images=images, options=options, what=f"step {step}")
     after_update(net, forward, progress)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
@@ -157,14 +165,15 @@ def wide(outputs: Tensor) -> Tensor:
 def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, most: int = 3) -> str:
     """The parameters, buffers and outputs of `net` on this batch that are not finite: the first `most` names of each.
 
-    The forward is repeated under `hold`, so nothing that a norm keeps moves.
+    The forward is repeated under `hold`, so nothing that a norm keeps moves. Of several workers (options) each says the
+    names that any of them found.
     """
-    outputs: list[str] = []
+    outputs: list[tuple[str, bool]] = []
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not torch.isfinite(output).all():
-                outputs.append(name)
+            if isinstance(output, Tensor):
+                outputs.append((name, _broken(output)))
 
         return look
 
@@ -178,14 +187,21 @@ def describe_non_finite(net: nn.Module, images: Tensor, options: StepOptions, mo
     finally:
         for handle in handles:
             handle.remove()
-    found = {
-        "inputs": [] if torch.isfinite(images).all() else ["images"],
-        "parameters": [n for n, p in net.named_parameters() if not torch.isfinite(p).all()],
-        "buffers": [n for n, b in net.named_buffers() if not torch.isfinite(b).all()],
-        "outputs": list(dict.fromkeys(outputs)),
+    looked = {
+        "inputs": [("images", _broken(images))],
+        "parameters": [(n, _broken(p)) for n, p in net.named_parameters()],
+        "buffers": [(n, _broken(b)) for n, b in net.named_buffers()],
+        "outputs": outputs,
     }
+    every = torch.tensor([broken for pairs in looked.values() for _, broken in pairs], dtype=torch.int32)
+    anyone = iter(options.workers.total(every.to(images.device)).tolist())
+    found = {kind: list(dict.fromkeys(name for name, _ in pairs if next(anyone))) for kind, pairs in looked.items()}
     parts = [f"{kind} {_first(names, most)}" for kind, names in found.items() if names]
     return "not finite: " + "; ".join(parts) if parts else "every parameter and layer output is finite"
+
+
+def _broken(x: Tensor) -> bool:
+    return not bool(torch.isfinite(x).all())
 
 
 def _first(names: list[str], most: int) -> str:

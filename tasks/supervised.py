@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import AfterValidator, ModelWrapValidatorHandler, model_validator
 from torch import nn
 
+from norms.workers import Workers
 from tasks.data import Augmentation
 from tasks.nets.models import check_model
 from tasks.options import (
@@ -23,6 +25,7 @@ from tasks.options import (
     Positive,
     Steps,
     Width,
+    WorkerCount,
     divisors,
     newer_options,
 )
@@ -52,8 +55,9 @@ class SupervisedOptions(Options):
         width: channels of the first stage of our own nets; None: the model's own.
         epochs: passes over the training part; its last images that fill no batch are left out of each.
         max_steps: end (and the schedule's end) after so many updates at the latest; None: no limit.
-        batch_size: images per update.
-        norm_batch_size: images that share statistics in training; None: the SGD batch. It must divide batch_size.
+        batch_size: images per update, of all workers.
+        norm_batch_size: images that share statistics in training; None: the SGD batch, or a worker's part of it. It
+            must divide that.
         learning_rate: the schedule's peak, per 128 images.
         scale_learning_rate: multiply the rate by batch_size / 128 (linear scaling); off: take it as it is.
         optimizer: "sgd", "adamw" (Loshchilov & Hutter 2019), whose decay is decoupled from the gradient, or one that a
@@ -70,6 +74,11 @@ class SupervisedOptions(Options):
         compile: torch.compile for the network. Sums are then rounded in another order.
         augmentation: of training images, see tasks.data.batches.augment.
         channels_last: memory format of images and weights.
+        workers: processes that train the network together, each on batch_size / workers images of every update: worker
+            r has x[r::workers] of a batch x. Statistics are each worker's own ("images per GPU"). The run's
+            step_seconds and peak_memory_mb are those of the first one.
+        sync_norms: statistics are those of all workers together: the norm batch is the SGD batch. False where one
+            process trains, whatever was given.
     """
 
     dataset: str = "fashion_mnist_mini"
@@ -95,6 +104,8 @@ class SupervisedOptions(Options):
     compile: Annotated[bool, NEWER] = False
     augmentation: Augmentation = "crop"
     channels_last: bool = True
+    workers: Annotated[WorkerCount[int], NEWER] = 1
+    sync_norms: Annotated[bool, NEWER] = False
 
     @model_validator(mode="wrap")
     @classmethod
@@ -106,6 +117,8 @@ class SupervisedOptions(Options):
             return checked
         used_by = {"momentum": "sgd", "betas": "adamw"}
         unused = {option for option, optimizer in used_by.items() if checked.optimizer != optimizer}
+        if checked.workers == 1:
+            unused.add("sync_norms")
         if checked.betas == BETAS:
             unused.add("betas")
         spelt_out = "milestones" not in newer_options(cls)  # a task's own field, which its records hold
@@ -116,22 +129,63 @@ class SupervisedOptions(Options):
     @model_validator(mode="after")
     def _trainable(self) -> SupervisedOptions:
         check_model(self.model, self.width)
-        if self.norm_batch_size is not None and self.batch_size % self.norm_batch_size:
+        if self.workers > 1:
+            self._check_workers()
+        part = self.batch_size // self.workers
+        if self.norm_batch_size is not None and not self.sync_norms and part % self.norm_batch_size:
+            of = f" / workers = {part}" if self.workers > 1 else f" {part}"
             raise ValueError(
-                f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}; "
-                f"allowed: {divisors(self.batch_size, self.norm_batch_size)}"
+                f"norm_batch_size {self.norm_batch_size} does not divide batch_size{of}; "
+                f"allowed: {divisors(part, self.norm_batch_size)}"
             )
         return self
+
+    def _check_workers(self) -> None:
+        if self.compile:
+            raise ValueError(
+                f"compile: true with workers: {self.workers}: within a forward the norms of several workers ask each "
+                "other, which can not be compiled; leave one of the two out"
+            )
+        if self.sync_norms:
+            if self.norm_batch_size not in (None, self.batch_size):
+                raise ValueError(
+                    f"norm_batch_size {self.norm_batch_size} with sync_norms: statistics are those of all workers, of "
+                    f"batch_size {self.batch_size} images; leave norm_batch_size out, or sync_norms"
+                )
+        elif self.batch_size % self.workers:
+            raise ValueError(
+                f"workers {self.workers} do not divide batch_size {self.batch_size}, and each needs as many images as "
+                f"the others unless sync_norms is set; allowed: {divisors(self.batch_size, self.workers)}"
+            )
 
     @property
     def norm_batch(self) -> int:
         """The images that share statistics in a training forward."""
-        return self.norm_batch_size or self.batch_size
+        return self.norm_batch_size or (self.batch_size if self.sync_norms else self.batch_size // self.workers)
 
     @property
     def slices(self) -> int:
-        """The number of norm batches in an SGD batch."""
-        return self.batch_size // self.norm_batch
+        """The number of norm batches in an SGD batch, or in a worker's part of it."""
+        return 1 if self.sync_norms else self.batch_size // self.workers // self.norm_batch
+
+    @property
+    def asked_workers(self) -> Workers:
+        """The workers as the first of them sees them, for questions whether a norm can train with them."""
+        return Workers(0, self.workers, self.sync_norms)
+
+    @property
+    def design(self) -> str:
+        """The norm batch beside the SGD batch, in words."""
+        if self.sync_norms:
+            return f"statistics of all {self.workers} workers"
+        if self.workers > 1:
+            return f"norm batch {self.norm_batch} on each of {self.workers} workers"
+        return "norm batch < SGD batch" if self.slices > 1 else "norm batch = SGD batch"
+
+    @property
+    def design_of_workers(self) -> dict[str, str]:
+        """The evidence "design" of a task that says it of workers alone."""
+        return {"design": self.design} if self.workers > 1 else {}
 
     @property
     def peak_learning_rate(self) -> float:
@@ -168,6 +222,10 @@ class SupervisedOptions(Options):
     def told(self) -> StepOptions:
         """The options of an update; a task adds its domains."""
         return StepOptions(self.slices, precision=self.precision, gradient_clip=self.gradient_clip)
+
+    def told_with(self, workers: Workers) -> StepOptions:
+        """The options of an update that these workers make together."""
+        return replace(self.told, workers=workers)
 
     def ready(self, net: nn.Module) -> nn.Module:
         """`net` itself in the options' memory format, compiled at its first forward where that is asked for."""

@@ -25,6 +25,8 @@ from norms.situation import check_slices
 class BatchStatistics(PerChannel, RunningStatistics):
     """Statistics of the batch per group of a sample's values; bn is the case of one group per channel."""
 
+    syncs = True
+
     def __init__(
         self,
         num_channels: int,
@@ -47,7 +49,9 @@ class BatchStatistics(PerChannel, RunningStatistics):
             ValueError: another number of channels, a batch that the slices do not divide, fewer than two values per
                 statistic in training; bgn: a size that G does not divide, or that differs from training.
         """
-        if self.is_empty(x):
+        if self.is_empty(x) and self.merging is None:
+            if self.training and self.situation.workers is not None:
+                self._trained_at(x)  # as the others do, whose parts are not empty
             return self.empty(x)
         self._check_size(x)
         if not self.training:
@@ -58,6 +62,7 @@ class BatchStatistics(PerChannel, RunningStatistics):
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         plain = slices == 1 and self.num_groups == self.num_channels and not transformed()
+        plain = plain and self.situation.workers is None
         if plain and self.momentum is not None and self.running_mean.dtype == wide:
             return self.train_tracked(x, weight, bias, self.eps)
         return self._normalized(x, weight, bias, slices, count)
@@ -73,18 +78,19 @@ class BatchStatistics(PerChannel, RunningStatistics):
         return self._normalized(x, weight, bias, slices, self.values(x, slices))
 
     def _normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slices: int, count: int) -> Tensor:
-        y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps)
+        y, mean, var = normalize(x, weight, bias, self.num_groups, slices, self.eps, self.merging)
         self.track(mean, var, count)
         return y
 
     def values(self, x: Tensor, slices: int = 1) -> int:
-        """The number of values that enter one statistic in training.
+        """The number of values that enter one statistic in training; where workers merge theirs, of this one.
 
         Raises:
-            ValueError: there is one only, or `slices` does not divide N.
+            ValueError: there is one only, or `slices` does not divide N. Where workers merge theirs, whoever merges
+                them finds that out.
         """
         count = check_slices(x, slices) * math.prod(x.shape[1:]) // self.num_groups
-        if count < 2:
+        if count < 2 and self.merging is None:
             what = "channel" if self.num_groups == self.num_channels else "group"
             raise ValueError(
                 f"Expected more than 1 value per {what} when training, given {count} from x of shape "

@@ -12,7 +12,6 @@ Axes: N sample, C channel, P position, D domain, K norm batch, E = K * D pairs o
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +23,7 @@ from norms.bases.running_statistics import DomainStatistics
 from norms.channels import PerChannel, check_arguments, transformed
 from norms.kernels.affine import normalize_by
 from norms.kernels.grouping import evaluate, normalize
+from norms.kernels.moments import moments_of_sets
 from norms.protocol import Situation
 from norms.situation import check_slices
 
@@ -49,6 +49,8 @@ class Moments:
 
 class PerDomain(PerChannel, DomainStatistics):
     """A norm with running statistics (D, C) that normalizes each sample by the statistics of its domain."""
+
+    syncs = True
 
     def __init__(
         self,
@@ -77,13 +79,15 @@ class PerDomain(PerChannel, DomainStatistics):
         """
         self.check_channels(x)
         domain = told_domain(self, x)
-        if x.shape[0] == 0:
+        if x.shape[0] == 0 and self.merging is None:
             return self.empty(x)
         if not self.training:
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
+        if self.merging is not None and isinstance(domain, int):  # another worker's part may have another domain
+            domain = torch.full((x.shape[0],), domain, device=x.device)
         if self._is_bn(x):
             return self._amplified(self._train_as_bn(x), self.running_mean, self.running_var, None)
-        runs = self._runs(x, domain)
+        runs = self._runs(x, domain) if self.merging is None else None
         where = None if isinstance(domain, int) else self._pairs(x, domain)
         if runs is not None:
             y, moments = self._train_runs(x, runs)
@@ -166,6 +170,7 @@ class PerDomain(PerChannel, DomainStatistics):
         """Whether bn's own call serves, which also moves the running statistics: then a tie with bn is exact."""
         wide = torch.promote_types(x.dtype, torch.float32)
         plain = self.num_domains == 1 and self.situation.slices == 1 and not self.observed and not transformed()
+        plain = plain and self.situation.workers is None
         return plain and self.momentum is not None and self.running_mean.dtype == wide
 
     def _train_as_bn(self, x: Tensor) -> Tensor:
@@ -181,25 +186,13 @@ class PerDomain(PerChannel, DomainStatistics):
         return torch.arange(x.shape[0], device=x.device) % slices * self.num_domains + domain
 
     def _train_mixed(self, x: Tensor, domain: Tensor, where: Tensor) -> tuple[Tensor, Moments]:
-        """Domains in any order, without asking which samples belong to which: their sums are a matrix product.
-
-        Moments of a domain follow from those of its samples by Chan's formula, so no large sums are subtracted.
-        """
+        """Domains in any order; see `moments_of_sets`."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        over = list(range(2, x.dim()))
         values = x.to(wide)  # once, so that gradients of a small type are added in the wide one
-        within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
-        pairs = self.situation.slices * self.num_domains
-        member = (where[:, None] == torch.arange(pairs, device=x.device)).to(wide)  # (N, E)
-        images, positions = member.sum(0), math.prod(x.shape[2:])
+        pairs, positions = self.situation.slices * self.num_domains, math.prod(x.shape[2:])
+        mean, var, images = moments_of_sets(values, where, pairs, self.merging)
         if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((images == 1).any()):
             raise ValueError(self._too_few(x))
-        share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a pair
-        # autocast would take products in 16 bits; the meta device has none
-        exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-        with exact:
-            mean = share @ means
-            var = share @ (within + (means - mean[where]).square())
         weight, bias = self._affine(domain, wide)
         y = normalize_by(values, mean[where], var[where], weight, bias, self.eps).to(x.dtype)
         shape = (self.situation.slices, self.num_domains, self.num_channels)

@@ -17,12 +17,19 @@ not finite.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from norms.workers import Workers
+
+Given = tuple[Tensor, Tensor, Any]
+"""The arguments of one call of `track`."""
 
 
 class RunningStatistics(nn.Module):
@@ -37,12 +44,14 @@ class RunningStatistics(nn.Module):
     Attributes:
         tracks_parts: a norm batch may be handed to `track` in parts, each with statistics of its own (ghost), so that
             recalibration must take them there: the buffers would show the last one only.
+        syncs: whether a forward that the class defines merges its moments over workers (norms.workers).
 
     Raises:
         ValueError: a momentum outside [0, 1].
     """
 
     tracks_parts: bool = False
+    syncs: bool = False
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -106,6 +115,65 @@ class RunningStatistics(nn.Module):
         found = var.to(kept) < math.inf
         return found if mean.dtype == kept else found & (mean.to(kept).abs() < math.inf)
 
+    def take_in(self, given: list[Given], workers: Workers, like: Tensor, slices: int | None) -> None:
+        """Track what one forward of each worker gave to `track`, in the order of norm batches.
+
+        Local norm batch j of worker r is x[r + jW :: KW] of the whole batch, so number r + jW of all KW. Statistics
+        that are merged over workers are those of one norm batch and alike everywhere, so they are tracked as they are.
+
+        Args:
+            given: to `track` by this worker's forward; nothing where its part is empty.
+            workers: all of which call this, whatever they were given.
+            like: x (N, ...), this worker's part.
+            slices: norm batches that were forwarded at once; None: one, of which there may be several parts.
+        """
+        if workers.sync:
+            for rows in given:
+                self.track(*rows)
+            return
+        own = self._packed(given, torch.promote_types(like.dtype, self.running_mean.dtype), like.device)
+        per_worker = None if self.tracks_parts else slices or 1
+        if per_worker is not None and len(own) not in (0, per_worker):
+            raise ValueError(
+                f"{type(self).__name__} gave the statistics of {len(own)} norm batches to track() in a forward of "
+                f"{per_worker}; where they are parts of one norm batch, say tracks_parts = True"
+            )
+        # x[r::W] of a batch: where a worker has two samples, the others have one
+        complete = per_worker is not None and len(own) > 0 and len(like) > 1
+        found = workers.rows(own, per_worker, slices is not None, complete)
+        if len(found):
+            self._track_packed(found, given[0][2] if given else 0)
+
+    def _packed(self, given: list[Given], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(R, F): a row of numbers per norm batch."""
+        rows = [torch.cat((mean.flatten(1), var.flatten(1)), dim=1).to(dtype) for mean, var, _ in given]
+        none = torch.zeros(0, 2 * self.running_mean.numel(), dtype=dtype, device=device)
+        return torch.cat((none, *(r.detach() for r in rows)))
+
+    def _track_packed(self, rows: Tensor, count: int) -> None:
+        mean, var = rows.view(len(rows), 2, *self.running_mean.shape).unbind(1)
+        self.track(mean, var, count)
+
+    @contextlib.contextmanager
+    def as_if_after(self, before: Tensor) -> Iterator[None]:
+        """Within the block the running statistics are those after norm batches that come before this worker's own.
+
+        Args:
+            before: (R, 2, C) their means and unbiased variances, in order; maybe none.
+        """
+        if not len(before):
+            yield
+            return
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        kept = {name: self._buffers[name] for name in names}
+        try:
+            for name, buffer in kept.items():
+                self._buffers[name] = None if buffer is None else buffer.clone()
+            RunningStatistics.track(self, before[:, 0], before[:, 1], 0)
+            yield
+        finally:
+            self._buffers.update(kept)
+
     def train_tracked(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
     ) -> Tensor:
@@ -119,6 +187,12 @@ class RunningStatistics(nn.Module):
         """
         running = (self.running_mean, self.running_var)
         running = running if row is None else (running[0][row], running[1][row])
+        if "track" in self.__dict__ and row is None:  # somebody is to take in what it is given, workers for example
+            mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            # momentum 1 leaves the batch's own statistics
+            y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
+            self.track(mean[None], var[None], x.numel() // x.shape[1])
+            return y
         # copies: torch's kernel changes what it is given without a check, and keeps it for the backward
         mean, var = (t.clone() for t in running)
         y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
@@ -188,6 +262,16 @@ class DomainStatistics(RunningStatistics):
             left = torch.pow(torch.full_like(seen, kept), seen)
             for running, new in pairs:
                 running.mul_(left).add_((weight * new).sum(0))
+
+    def _packed(self, given: list[Given], dtype: torch.dtype, device: torch.device) -> Tensor:
+        rows = [torch.cat((m.flatten(1), v.flatten(1), n.flatten(1).to(dtype)), dim=1).to(dtype) for m, v, n in given]
+        none = torch.zeros(0, 2 * self.running_mean.numel() + len(self.running_mean), dtype=dtype, device=device)
+        return torch.cat((none, *(r.detach() for r in rows)))
+
+    def _track_packed(self, rows: Tensor, count: Any) -> None:
+        size, shape = self.running_mean.numel(), self.running_mean.shape
+        mean, var, counts = rows.split([size, size, shape[0]], dim=1)
+        self.track(mean.reshape(-1, *shape), var.reshape(-1, *shape), counts.reshape(-1, shape[0], 1))
 
 
 def finite_or(new: Tensor, kept: Tensor) -> Tensor:

@@ -29,10 +29,17 @@ from torch import Tensor
 
 from norms.channels import memory_format, ordinary, transformed
 from norms.kernels.blocks import Blocks
+from norms.workers import Workers, enough
 
 
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, slices: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    slices: int,
+    eps: float,
+    workers: Workers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize by the statistics of the batch.
 
@@ -42,13 +49,25 @@ def normalize(
         groups: G, a divisor of D = C * positions.
         slices: K, the number of norm batches, a divisor of N.
         eps: added to the variance.
+        workers: whose values the statistics are of, and not only those of x, which may be empty; None: x alone. They
+            all call this, and go backward through it, together.
 
     Returns:
         y: as x.
         mean: (K, G) without gradient.
         var: (K, G) without gradient; unbiased, as running statistics want it.
+
+    Raises:
+        ValueError: all workers together have fewer than two values per statistic.
     """
     layout = memory_format(x)
+    if workers is not None:
+        like = x.contiguous() if x.is_cuda else x
+        blocks = Blocks.of(like, groups, slices)
+        y, stats, total = _Merged.apply(like, weight, bias, blocks, eps, workers)
+        enough(blocks.count, total, workers)
+        mean, var = stats.unbind()
+        return y.contiguous(memory_format=layout), mean, var * (total / (total - 1))
     if x.is_cuda and layout != torch.contiguous_format:
         if groups == x.shape[1] and slices == 1:
             return _as_it_lies(x, weight, bias, eps)
@@ -147,6 +166,85 @@ class _Normalize(torch.autograd.Function):
             slope, offset = blocks.spread(torch.stack((slope, torch.addcmul(offset, slope, mean, value=-1))))
             dx = blocks.affine(x, slope, offset, plus=(dy, factor))
         return dx, d_weight, d_bias, None, None
+
+
+class _Merged(torch.autograd.Function):
+    """As `_Normalize`, by the moments of all workers' values: one small message to all of them each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float, workers: Workers
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if blocks.samples:
+            stats = blocks.moments(x)
+        else:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            stats = x.new_zeros(2, blocks.slices, blocks.groups, dtype=wide)
+        mean, var, total = workers.merge(stats[0], stats[1], blocks.count)
+        saved, stats = torch.stack((mean, torch.rsqrt(var + eps))), torch.stack((mean, var))
+        if blocks.samples:
+            unit_mean, unit_rstd = blocks.spread(saved)
+            y = blocks.affine(x, *blocks.coefficients(unit_mean, unit_rstd, weight, bias)).data
+        else:
+            y = torch.empty_like(x)
+        ctx.blocks, ctx.eps, ctx.workers = blocks, eps, workers
+        ctx.mark_non_differentiable(stats, total)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, saved, total)
+        return y, stats, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, bias, stats, total = ctx.saved_tensors
+        blocks, workers = ctx.blocks, ctx.workers
+        dy = grads[0]
+        if dy is None:
+            return None, None, None, None, None, None
+        if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
+            given = [t for t, wanted in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if wanted]
+            y = _plain_merged(x, weight, bias, blocks, ctx.eps, workers)
+            found = iter(torch.autograd.grad(y, given, dy, create_graph=True))
+            return (*(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), None, None, None)
+        if blocks.samples:
+            dy = dy.contiguous(memory_format=memory_format(x))
+            mean, factor = blocks.spread(stats)
+            sums = blocks.sums(dy, x, mean, factor)
+        else:
+            units = blocks.slices * blocks.channels * blocks.runs
+            sums, factor = stats.new_zeros(2, units), stats.new_zeros(units)
+        d_weight, d_bias, dx = None, None, None
+        if weight is not None:
+            d_weight, d_bias = blocks.by_channel(sums)  # of this worker's samples
+            scale = blocks.spread_channels(weight, stats.dtype)
+            sums, factor = sums * scale, factor * scale
+        if ctx.needs_input_grad[0]:
+            mean, rstd = stats.unbind()
+            sums = workers.total(blocks.by_group(sums).sum(3))
+            slope, offset = (sums * (rstd / -total)).unbind()
+            slope = slope * rstd
+            if blocks.samples:
+                slope, offset = blocks.spread(torch.stack((slope, torch.addcmul(offset, slope, mean, value=-1))))
+                dx = blocks.affine(x, slope, offset, plus=(dy, factor))
+            else:
+                dx = torch.empty_like(x)
+        return dx, d_weight, d_bias, None, None, None
+
+
+def _plain_merged(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float, workers: Workers
+) -> Tensor:
+    """y of `_Merged` in differentiable operations."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    grouped = wide.reshape(blocks.samples, blocks.slices, blocks.groups, blocks.group_size)
+    mean = grouped.mean(dim=(0, 3)) if blocks.samples else grouped.sum(dim=(0, 3))
+    squares = (grouped - mean[..., None]).square()
+    var = squares.mean(dim=(0, 3)) if blocks.samples else squares.sum(dim=(0, 3))
+    mean, var, _ = workers.merge(mean, var, blocks.count)
+    y = ((grouped - mean[..., None]) * torch.rsqrt(var + eps)[..., None]).reshape(blocks.shape)
+    if weight is not None and bias is not None:
+        shape = (-1, *[1] * (x.dim() - 2))
+        y = y * weight.view(shape) + bias.view(shape)
+    return y.to(x.dtype)
 
 
 def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, blocks: Blocks, eps: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ Axes: N sample, C channel, K row, B batch of the past.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -14,12 +15,73 @@ from torch import Tensor
 
 from norms.channels import memory_format, ordinary
 from norms.kernels.blocks import Blocks
+from norms.workers import Workers
 
 
-def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of x (N, C, *) over samples and positions, with gradient."""
-    var, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
+def batch_moments(x: Tensor, workers: Workers | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of x (N, C, *) over samples and positions, with gradient.
+
+    With `workers` those of all their values, in float32 or better; x may then be empty.
+    """
+    if workers is not None:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    over = (0, *range(2, x.dim()))
+    if workers is not None and x.shape[0] == 0:
+        mean = var = x.sum(over)
+    else:
+        var, mean = torch.var_mean(x, over, correction=0)
+    if workers is not None:
+        mean, var, _ = workers.merge(mean, var, x.numel() // max(1, x.shape[1]))
     return mean, var
+
+
+def union_of_workers(mean: Tensor, var: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (1, *) of all samples of all workers, with gradient, and the number of samples ().
+
+    Args:
+        mean: (M, *) of each sample's equally many values, M from 0.
+        var: (M, *) likewise, biased.
+        workers: all of which call this.
+    """
+    if len(mean):
+        union = mean.mean(0, keepdim=True)
+        spread = var.mean(0, keepdim=True) + (mean - union).square().mean(0, keepdim=True)
+    else:
+        union, spread = mean.sum(0, keepdim=True), var.sum(0, keepdim=True)
+    return workers.merge(union, spread, len(mean))
+
+
+def moments_of_sets(
+    values: Tensor, where: Tensor, sets: int, workers: Workers | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (E, C) of E sets of samples, with gradient, and the number of samples (E,) of each.
+
+    Without asking which samples belong to which: sums are a matrix product. Moments of a set follow from those of its
+    samples by Chan's formula, so no large sums are subtracted. A set of no sample has zeros.
+
+    Args:
+        values: (N, C, *), in float32 or better.
+        where: (N,), the set of each sample.
+        sets: E.
+        workers: whose samples are in the sets, too.
+    """
+    over = list(range(2, values.dim()))
+    if len(values) == 0:  # torch warns of a variance of nothing
+        within = means = values.sum(over) if over else values
+    else:
+        within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
+    member = (where[:, None] == torch.arange(sets, device=values.device)).to(values.dtype)  # (N, E)
+    images = member.sum(0)
+    share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a set
+    # autocast would take products in 16 bits; the meta device has none
+    exact = contextlib.nullcontext() if values.is_meta else torch.autocast(values.device.type, enabled=False)
+    with exact:
+        mean = share @ means
+        var = share @ (within + (means - mean[where]).square())
+    if workers is not None:
+        mean, var, total = workers.merge(mean, var, images[:, None])
+        images = total[:, 0]
+    return mean, var, images
 
 
 def row_moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:

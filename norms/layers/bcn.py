@@ -44,6 +44,7 @@ class BatchChannelNorm(BatchNorm):
         ValueError: G does not divide C; (forward) one value per group, or in training per channel.
     """
 
+    syncs = True
     group_weight: nn.Parameter
     group_bias: nn.Parameter
 
@@ -66,7 +67,7 @@ class BatchChannelNorm(BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
         if self.is_empty(x):
-            return self.empty(x)
+            return self.empty(x if self.merging is None else super().forward(x))
         size = self.num_channels // self.channel_groups
         if size * math.prod(x.shape[2:]) < 2:
             raise ValueError(f"bcn: more than one value per group is needed, given x of shape {tuple(x.shape)}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from norms.bases.streaming import Streaming
 from norms.kernels.grouping import evaluate, normalize
-from norms.kernels.moments import row_moments
+from norms.kernels.moments import batch_moments, row_moments
 from norms.registry import register
+from norms.workers import Workers
 
 
 @register(
@@ -56,6 +59,7 @@ class BatchRenorm(Streaming):
         ValueError: limits or fractions out of range; (forward, training) one value per channel.
     """
 
+    syncs = True
     progress: Tensor
 
     def __init__(
@@ -95,22 +99,48 @@ class BatchRenorm(Streaming):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
+        merging, workers = self.merging, self.situation.workers if self.training else None
+        if self.is_empty(x) and merging is None:
+            if workers is not None and not self._recalibrated:
+                self._before_own(x, None, workers)
             return self.empty(x)
-        count = self._check(x, 2)
+        count = self._check(x, 2 if merging is None else 0)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_channels, self.eps)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         if not self._recalibrated:
-            r, d = (t.to(wide) for t in self.correction(*(t[0] for t in row_moments(x, 1))))
+            with contextlib.ExitStack() as stack:
+                if merging is not None:
+                    own = batch_moments(x.detach(), merging)
+                else:
+                    own = tuple(t[0] for t in row_moments(x, 1))  # type: ignore[assignment]
+                if workers is not None and merging is None:
+                    unbiased = torch.stack((own[0], own[1] * (count / (count - 1))))
+                    stack.enter_context(self.as_if_after(self._before_own(x, unbiased, workers)))
+                r, d = (t.to(wide) for t in self.correction(*own))
             if weight is None or bias is None:
                 weight, bias = r, d
             else:
                 weight, bias = r * weight, torch.addcmul(bias, d, weight)
-        y, mean, var = normalize(x, weight, bias, self.num_channels, 1, self.eps)
+        y, mean, var = normalize(x, weight, bias, self.num_channels, 1, self.eps, merging)
         self.track(mean, var, count)
         return y
+
+    def _before_own(self, x: Tensor, own: Tensor | None, workers: Workers) -> Tensor:
+        """Mean and unbiased variance (R, 2, C) of the norm batches that workers of smaller ranks have now.
+
+        In one process they come before this one's, and have moved the running statistics already.
+
+        Args:
+            x: this worker's norm batch.
+            own: (2, C) its moments; None where it is empty.
+            workers: all of which call this.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        row = x.new_zeros(0, 2 * self.num_channels, dtype=wide) if own is None else own.reshape(1, -1)
+        found = workers.rows(row, 1, False, x.shape[0] > 1)  # those of larger ranks may be empty, none before one's own
+        return found[: workers.rank].reshape(-1, 2, self.num_channels)
 
     def correction(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """r and d (C,) for a batch of this mean and biased variance (C,), by the statistics and limits as they are."""

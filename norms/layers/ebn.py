@@ -49,6 +49,8 @@ class ExtendedBatchNorm(BatchNorm):
         ValueError: (forward, training) one value per channel.
     """
 
+    syncs = True
+
     def __init__(
         self,
         num_channels: int,
@@ -67,7 +69,7 @@ class ExtendedBatchNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
+        if self.is_empty(x) and self.merging is None:
             return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
@@ -77,7 +79,7 @@ class ExtendedBatchNorm(BatchNorm):
             var = self._pooled(mean, var).expand_as(var).contiguous()
             return evaluate(x, mean, var, weight, bias, self.num_channels, self.eps)
         self.values(x)  # before the moments, which warn of too few
-        mean, var = batch_moments(x.to(wide))
+        mean, var = batch_moments(x.to(wide), self.merging)
         # bn with another weight: each channel's deviation is exchanged for that of all
         scale = torch.sqrt((var + self.eps) / (self._pooled(mean, var) + self.eps))
         if weight is None or bias is None:

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from norms.channels import transformed
 from norms.kernels.affine import flattened, scaled
+from norms.kernels.moments import union_of_workers
 from norms.layers.bn import BatchNorm
 from norms.layers.gn import GroupNorm
 from norms.protocol import Activation
 from norms.registry import register
+from norms.workers import enough
 
 
 @register(
@@ -65,6 +67,7 @@ class EvoNormB0(BatchNorm):
             not divide.
     """
 
+    syncs = True
     v: nn.Parameter | None
 
     def __init__(
@@ -98,7 +101,7 @@ class EvoNormB0(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
+        if self.is_empty(x) and self.merging is None:
             return self.empty(x)
         flat = flattened(x)
         if self.v is None:
@@ -121,6 +124,12 @@ class EvoNormB0(BatchNorm):
         slices = self.situation.slices
         count = self.values(x, slices)
         each = (x.shape[0] // slices, slices, self.num_channels)  # norm batch k is x[k::K]
+        if self.merging is not None:
+            batch_mean, batch_var, images = union_of_workers(mean.view(each), var.view(each), self.merging)
+            total = images * math.prod(x.shape[2:])
+            enough(count, total, self.merging)
+            self.track(batch_mean.detach()[0], batch_var.detach()[0] * (total / (total - 1)), count)
+            return batch_var[0]
         batch_mean, batch_var = _pooled(mean.view(each), var.view(each), 0)  # (K, C)
         self.track(batch_mean.detach(), batch_var.detach() * (count / (count - 1)), count)
         return batch_var if slices == 1 else batch_var.expand(each).reshape(var.shape)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from norms.kernels.affine import normalize_by
+from norms.kernels.moments import moments_of_sets
 from norms.layers.bn import BatchNorm
 from norms.registry import register
+from norms.workers import Workers
 
 
 @register(
@@ -45,6 +50,7 @@ class GhostBatchNorm(BatchNorm):
     """
 
     tracks_parts = True
+    syncs = True
 
     def __init__(
         self,
@@ -66,6 +72,9 @@ class GhostBatchNorm(BatchNorm):
         """x: (N, C, *) -> the same shape and dtype."""
         if not self.training:
             return super().forward(x)
+        if self.merging is not None:
+            self.check_channels(x)
+            return self._together(x, self.merging)
         if self.is_empty(x):
             return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -82,6 +91,25 @@ class GhostBatchNorm(BatchNorm):
         one, other = x[order].split([longer * (images // parts + 1), (parts - longer) * (images // parts)])
         y = torch.cat((self.train_on(one, weight, bias, longer), self.train_on(other, weight, bias, parts - longer)))
         return y[torch.argsort(order)]
+
+    def _together(self, x: Tensor, workers: Workers) -> Tensor:
+        """Training on x[r::W] of all workers' batch: a sample's sub-batch follows from its place in the whole."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        images = int(workers.total(torch.tensor(x.shape[0], device=x.device)))
+        parts = max(1, images // self.ghost_batch_size)
+        positions = math.prod(x.shape[2:])
+        if images // parts * positions < 2:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, given {images // parts * positions} in a "
+                f"sub-batch of {images} images of all {workers.size} workers"
+            )
+        where = (workers.rank + workers.size * torch.arange(x.shape[0], device=x.device)) % parts
+        values = x.to(wide)
+        mean, var, held = moments_of_sets(values, where, parts, workers)
+        count = (held * positions)[:, None]
+        self.track(mean.detach(), var.detach() * (count / (count - 1)), images // parts * positions)
+        return normalize_by(values, mean[where], var[where], weight, bias, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"

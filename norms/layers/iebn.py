@@ -41,6 +41,7 @@ class InstanceEnhancementBatchNorm(BatchNorm):
         ValueError: (forward, training) one value per channel.
     """
 
+    syncs = True
     gate_weight: nn.Parameter
     gate_bias: nn.Parameter
 
@@ -60,7 +61,7 @@ class InstanceEnhancementBatchNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
+        if self.is_empty(x) and self.merging is None:
             return self.empty(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:

@@ -53,6 +53,7 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         affine: the shared weight and bias (C,); `domain_weight` and `domain_bias` (D, C) stay without it.
     """
 
+    syncs = True
     domain_bias: nn.Parameter
 
     def __init__(
@@ -89,7 +90,7 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         """
         self.check_channels(x)
         domain = told_domain(self, x)
-        if x.shape[0] == 0:
+        if x.shape[0] == 0 and self.merging is None:
             return self.empty(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
@@ -108,12 +109,12 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
             return evaluate(x, self.running_mean, self.running_var, weight, bias, self.num_channels, self.eps)
         slices = self.situation.slices
         count = check_slices(x, slices) * math.prod(x.shape[2:])
-        if count < 2:
+        if count < 2 and self.merging is None:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, given {count} from x of shape "
                 f"{tuple(x.shape)} in {slices} norm batch(es)"
             )
-        y, mean, var = normalize(x, weight, bias, self.num_channels, slices, self.eps)
+        y, mean, var = normalize(x, weight, bias, self.num_channels, slices, self.eps, self.merging)
         self.track(mean, var, count)
         return y
 

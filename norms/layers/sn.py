@@ -10,9 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from norms.kernels.moments import union_of_workers
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 from norms.situation import check_slices
+from norms.workers import enough
 
 
 @register(
@@ -50,6 +52,7 @@ class SwitchableNorm(BatchNorm):
         ValueError: (forward) fewer than two positions, in training and in evaluation.
     """
 
+    syncs = True
     mean_logits: nn.Parameter
     var_logits: nn.Parameter
 
@@ -69,7 +72,7 @@ class SwitchableNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *), at least two positions -> the same shape and dtype."""
-        if self.is_empty(x):
+        if self.is_empty(x) and self.merging is None:
             return self.empty(x)
         positions = math.prod(x.shape[2:])
         if positions < 2:
@@ -84,7 +87,14 @@ class SwitchableNorm(BatchNorm):
         mean = wide.mean(dim=3, keepdim=True)
         centred = wide - mean
         mean, var = mean.squeeze(3), centred.square().mean(dim=3)  # (M, K, C)
-        if self.training:
+        if self.merging is not None:
+            batch_mean, batch_var, images = union_of_workers(mean, var, self.merging)
+            batch, total = (batch_mean, batch_var), images * positions
+            enough(samples * positions, total, self.merging)
+            self.track(batch[0].detach()[0], batch[1].detach()[0] * (total / (total - 1)), samples * positions)
+            if samples == 0:  # the others' backward waits for this worker's, too
+                return self.empty(x) + (0 * (batch_mean + batch_var).sum()).to(x.dtype)
+        elif self.training:
             count = self.values(x, slices)
             batch = _union(mean, var, 0)
             self.track(batch[0].detach()[0], batch[1].detach()[0] * (count / (count - 1)), count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +12,9 @@ import pandas as pd
 from results import statistics as summary
 from results.derived import LARGEST, SOURCE_ONLY
 from results.escape import cut
-from results.frame import BASELINE, ENVIRONMENT, HELD_OUT, METHOD
+from results.frame import BASELINE, ENVIRONMENT, HELD_OUT, METHOD, NORM_BATCH
 from results.metrics import GAIN, Metric, domain_of
-from results.rows import distinct, value_text
+from results.rows import distinct, plain_records, value_text
 from results.tables.pivot import LONGEST_VALUE, Pivot
 from results.tables.table import Cell, Row, Table
 
@@ -60,7 +60,7 @@ def pivot_caption(pivot: Pivot, df: pd.DataFrame, rows: Sequence[Row], shown: It
             if used:
                 own = ", ".join(f"{o}={cut(value_text(o, given), LONGEST_VALUE)}" for o, given in used.items())
                 lines.append(f"With {deciding}={cut(str(value), LONGEST_VALUE)}: {own}.")
-    return (*lines, *chosen(pivot, df), *evidence(df))
+    return (*lines, *workers(df), *chosen(pivot, df), *evidence(df))
 
 
 def short_caption(pivot: Pivot, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -177,6 +177,30 @@ def _test_name(pairs: Sequence[int]) -> str:
     if min(pairs) > most:
         return f"sign-flip test {sampled} (more than {most} pairs)"
     return f"sign-flip test (exact up to {most} pairs, {sampled} beyond)"
+
+
+def workers(df: pd.DataFrame) -> list[str]:
+    """Whose statistics those of runs with several workers are."""
+    columns = {name: f"option.{name}" for name in ("workers", "sync_norms", NORM_BATCH)}
+    if columns["workers"] not in df.columns:
+        return []
+    runs = plain_records(df, [c for c in columns.values() if c in df.columns])
+    apart: dict[int, set[int]] = defaultdict(set)
+    together: set[int] = set()
+    for run in runs:
+        count, batch = run[columns["workers"]], run.get(columns[NORM_BATCH])
+        # of a norm that does not mix samples there is no norm batch
+        if count is not None and count > 1 and batch is not None:
+            if run.get(columns["sync_norms"]):
+                together.add(int(count))
+            else:
+                apart[int(count)].add(int(batch))
+    texts = [
+        f"norm batch {', '.join(map(str, sorted(batches)))} on each of {count} workers"
+        for count, batches in sorted(apart.items())
+    ]
+    texts += [f"statistics of all {count} workers" for count in sorted(together)]
+    return [f"Workers: {'; '.join(texts)}."] if texts else []
 
 
 def chosen(pivot: Pivot, df: pd.DataFrame) -> list[str]:

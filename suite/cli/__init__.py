@@ -3,6 +3,7 @@
 app.py         the application, and what its commands share
 completing.py  what a shell offers for an argument
 runs.py        run, debug, watch
+array.py       run --on slurm
 tables.py      tables
 figures.py     figures
 report.py      report

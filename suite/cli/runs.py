@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from results.escape import cut
 from suite import terminal
 from suite.cli import completing
 from suite.cli.app import DataDir, Plugins, app, as_options, split_names
+from suite.cli.array import print_script, submit
 from suite.console import (
     display,
     documented,
@@ -37,10 +38,6 @@ from suite.console import (
 )
 from suite.environment import export_threads
 from suite.launch.devices import check_device, slots_of
-
-if TYPE_CHECKING:
-    from suite.launch.places import Slurm
-    from suite.session import Session
 
 
 @app.command()
@@ -235,10 +232,10 @@ def run(
         print_lines(map(painted, status.failed_before(session.status, names)))
         print_lines(status.dry_summary(session.status, session.jobs, session.left()))
         if isinstance(place.options, Slurm):
-            _print_script(place.options, session, device)
+            print_script(place.options, session, device)
         return 0
     if isinstance(place.options, Slurm):
-        return _submit(place.options, session, device)
+        return submit(place.options, session, device)
     for line in status.left_out(planned):
         say(line)
     with as_options():
@@ -254,7 +251,7 @@ def run(
         session.make()  # so that the other copies hear of it
     if todo:
         say(
-            f"{len(todo)} runs to do, {session.jobs} at a time, {planned.threads} thread(s) each -> "
+            f"{len(todo)} runs to do, {session.at_a_time}, {planned.threads} thread(s) each -> "
             f"{shlex.quote(str(folder))}"
         )
         try:
@@ -370,43 +367,6 @@ def _time(text: str) -> datetime:
     except ValueError:
         raise ValueError(f'--retry-before "{cut(text, 40)}": a time is needed, such as 2026-11-29T12:00:00') from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-def _print_script(options: Slurm, session: Session, device: str) -> None:
-    """Show what `_submit` would submit, where runs are to do."""
-    from suite.launch.slurm import notes
-    from suite.launch.submissions import preview
-
-    todo = len(session.status.todo)
-    print_notes(notes(options, device, todo))
-    if todo:
-        words = [word for word in sys.argv[1:] if word != "--dry-run"]
-        print(f"\n{preview(options, words, session.folder, todo, session.plan.threads)}", end="")
-
-
-def _submit(options: Slurm, session: Session, device: str) -> int:
-    """Submit an array that makes the runs to do; nothing waits for it."""
-    from suite.launch.slurm import notes
-    from suite.launch.submissions import SUBMISSIONS, submit
-    from suite.planning import MOST_RUNS
-
-    todo, where = len(session.status.todo), shlex.quote(str(session.folder))
-    print_notes(notes(options, device, todo))
-    if not todo:
-        say(f"nothing left to do: {session.status.done} already done")
-        return 0
-    if session.config is None:
-        raise ValueError("--on slurm: a config file is needed, which every element reads; given a pipe")
-    with as_options():
-        unstored = session.begin()
-    words = [*sys.argv[1:], *(["--yes"] if todo > MOST_RUNS and "--yes" not in sys.argv else [])]
-    number, made, said = submit(options, words, session.folder, session.plan.runs, todo, session.plan.threads)
-    print_notes([*unstored, *session.notes])
-    print_notes(said)
-    elements = f"{made.elements} element{'s' if made.elements > 1 else ''}"
-    say(f"job {made.job}: an array of {elements} for {todo} runs to do -> {where}/{SUBMISSIONS}/{number}")
-    say(f"`python run_suite.py status {where}` shows where it stands, `cancel` ends it, `tables` makes the tables")
-    return 0
 
 
 def _plan_options(plugin: Sequence[Path] | None, data_dir: Path) -> list[str]:

@@ -22,13 +22,18 @@ class Chosen:
 
     Args:
         launcher: starts them.
-        jobs: runs at a time; on a cluster, what is asked for, or an estimate.
+        jobs: runs at a time; None: as many as a cluster has room for.
         device: of each run: "cuda" where every run is shown accelerators of its own.
     """
 
     launcher: Launcher[Any]
-    jobs: int
+    jobs: int | None
     device: str
+
+    @property
+    def at_a_time(self) -> str:
+        """`jobs` in words."""
+        return "as many at a time as there is room for" if self.jobs is None else f"{self.jobs} at a time"
 
 
 def choose(
@@ -68,8 +73,18 @@ def choose(
         gpus = options.gpus if options.gpus is not None else float(device == "cuda")
         cpus = options.cpus if options.cpus is not None else threads
         wanted = jobs if jobs is not None else options.jobs
-        ray = RayLauncher(options.address, cpus=cpus, gpus=gpus, memory=options.memory, jobs=wanted)
-        return Chosen(ray, wanted or 1, device)
+        if 0 < gpus < 1 and most > 1:
+            raise ValueError(f"on ray: gpus {gpus:g} of each worker, and a run has {most}; each needs one of its own")
+        ray = RayLauncher(
+            options.address,
+            cpus=cpus,
+            gpus=gpus,
+            memory=options.memory,
+            jobs=wanted,
+            data_dir=options.data_dir,
+            ship=options.code == "ship",
+        )
+        return Chosen(ray, wanted, device)
     if not isinstance(options, Local):  # the elements of an array have commands of their own
         return Chosen(LocalLauncher(1), 1, device)
     slots = slots_of(device)

@@ -243,6 +243,8 @@ class Ray(Options):
         cpus, gpus: of a run; parts are allowed. None: as many as the run has threads; 1 on an accelerator, else 0.
         memory: bytes; given as 16G. None: not counted.
         jobs: runs at a time; None: as many as there are resources for.
+        data_dir: of prepared data sets on the nodes; None: as `--data-dir` says.
+        code: "check": nodes with other code than this command make no run; "ship": they get this command's.
     """
 
     address: Word | None = None
@@ -250,6 +252,8 @@ class Ray(Options):
     gpus: Annotated[float, Field(ge=0, le=4096)] | None = None
     memory: Bytes | None = None
     jobs: Count | None = None
+    data_dir: Word | None = None
+    code: Literal["check", "ship"] = "check"
 
     @field_validator("gpus", mode="before")
     @classmethod

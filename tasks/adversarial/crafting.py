@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from norms.generators import forked_generators
 from norms.situation import hold, situation
+from norms.workers import ALONE, Workers
 from tasks.step import Precision, autocast
 
 Mode = Literal["eval", "train"]
@@ -31,6 +32,7 @@ def crafting(
     what: str = "the attack",
     domain: int | Tensor | None = None,
     precision: Precision = "float32",
+    workers: Workers = ALONE,
 ) -> Iterator[None]:
     """Within the block `net` is in `mode` and computes in `precision`, its norms keep nothing, its weights need no
     gradient, and draws from the global generators are undone; afterwards everything is as before, which is verified bit
@@ -43,6 +45,8 @@ def crafting(
         what: the attack's name, for the message.
         domain: of the images, for norms that ask; None: not told.
         precision: of the forwards. Logits may so be of bfloat16; objectives are taken of float32 (tasks.step.wide).
+
+        workers: that forward the other parts of each batch, in mode "train".
 
     Raises:
         RuntimeError: the block changed a weight, a buffer or a mode; names the first ones.
@@ -60,7 +64,7 @@ def crafting(
             module.training = training
         for parameter in learned:
             parameter.requires_grad_(False)
-        told = situation(net, domain, slices=slices if training else 1)
+        told = situation(net, domain, slices=slices, workers=workers) if training else situation(net, domain)
         with forked_generators(device), hold(net), told, autocast(device, precision):
             yield
         switched = [name or "the network" for name, module, _ in modes if module.training != training]

@@ -3,6 +3,9 @@
 An attack's figure is the fraction of images that are classified correctly as they are *and* as the attack returns them
 (the ball holds the image itself), so every attack is shown the correctly classified images only, all of them. The
 verdict on an example is the network's own, in the same fixed batches, and never the attack's.
+
+Several workers of a run share the batches, batch i being that of worker i % W; every batch has draws of its own, so
+that the figures do not depend on who attacks it.
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from norms.situation import predict
+from norms.workers import ALONE
 from tasks.adversarial.crafting import check_examples, crafting
 from tasks.adversarial.ensemble import BLACK_BOX, Part, Scale, attack
 from tasks.adversarial.pgd import cross_entropy, input_gradient, pgd, uniform_start
 from tasks.evaluate import EVALUATION_BATCH, evaluating
 from tasks.step import StepOptions, told
+from tasks.workers import rows
 
 CONFIDENCE = 0.95
 
@@ -123,7 +128,8 @@ def evaluate_robustness(
         attacks: all attacks, with their strength.
         generator: purpose -> CPU generator (RunContext.generator). Starts of PGD are drawn for all images at once, so
             that an image has the same start whichever others are still right.
-        options: domain and precision of every forward, of attacked images and of others: one network is attacked.
+        options: domain and precision of every forward, of attacked images and of others: one network is attacked. Of
+            its workers each has all images, and returns the whole.
         once: keeps what each attack left right, so that an interrupted run repeats none that is finished. Their names:
             "attack fgsm", "attack pgd 0", ..., "attack square", and "attack clean" and "attack gradients" around them.
 
@@ -195,7 +201,7 @@ def _survivors(
 ) -> Tensor:
     """Bool (N,): right under the attack; images that are not in `which` are not attacked."""
     examples = images.clone()
-    for index in torch.arange(len(images), device=images.device).split(EVALUATION_BATCH):
+    for index in _own(torch.arange(len(images), device=images.device), options):
         index = index[which[index]]
         if not len(index):
             continue
@@ -212,15 +218,26 @@ def _attacking(net: nn.Module, options: StepOptions, what: str) -> AbstractConte
 
 @torch.no_grad()
 def _right(net: nn.Module, images: Tensor, labels: Tensor, options: StepOptions) -> Tensor:
-    with evaluating(net), told(net, images, options):
-        return torch.cat([predict(net, x).argmax(1) for x in images.split(EVALUATION_BATCH)]) == labels
+    with evaluating(net), told(net, images, replace(options, workers=ALONE)):
+        found = [predict(net, x).argmax(1, keepdim=True) for x in _own(images, options)]
+    return _of_all(found, images, options) == labels
 
 
 def _useless(net: nn.Module, images: Tensor, labels: Tensor, options: StepOptions) -> Tensor:
     found = []
-    for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+    for x, y in zip(_own(images, options), _own(labels, options), strict=True):
         with _attacking(net, options, "the gradient check"):
             gradient = input_gradient(net, x.clone().requires_grad_(), cross_entropy(y))
         size = gradient.flatten(1).abs().amax(1)
-        found.append((size == 0) | ~torch.isfinite(size))
-    return torch.cat(found)
+        found.append(((size == 0) | ~torch.isfinite(size))[:, None])
+    return _of_all(found, images, options).bool()
+
+
+def _own(x: Tensor, options: StepOptions) -> Sequence[Tensor]:
+    """The batches of x (N, *) that are this worker's."""
+    return x.split(EVALUATION_BATCH)[options.workers.rank :: options.workers.size]
+
+
+def _of_all(found: Sequence[Tensor], images: Tensor, options: StepOptions) -> Tensor:
+    """(N,) of all images, from the (n, 1) of this worker's batches."""
+    return rows(found, EVALUATION_BATCH, len(images), options.workers, images.device).flatten()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.data.batches import Share
 from tasks.step import wide
 
 Objective = Callable[[Tensor], Tensor]
@@ -26,10 +27,14 @@ def cross_entropy(labels: Tensor) -> Objective:
     return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
 
-def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """A perturbation drawn uniformly from the ball, (N, C, H, W) like `images`, from a CPU generator."""
-    draw = torch.empty(images.shape).uniform_(-epsilon, epsilon, generator=generator)
-    return draw.to(images.device)
+def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    """A perturbation drawn uniformly from the ball, (N, C, H, W) like `images`, from a CPU generator.
+
+    share: the part of a batch that the images are, whose starts are drawn for all of it; None: they are all of it.
+    """
+    share = share or Share(len(images))
+    draw = torch.empty(share.count, *images.shape[1:]).uniform_(-epsilon, epsilon, generator=generator)
+    return share.of(draw).to(images.device)
 
 
 def pgd(

@@ -11,6 +11,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ class Adversarial:
             absent,
             forward_and_attack,
             {"domain": options.deployed},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -152,6 +154,7 @@ class Adversarial:
             **conversion(net),
             "crafting_mode": options.crafting_mode,
             "train_images": len(data.train),
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
@@ -168,10 +171,12 @@ def _measure(
     parts: tuple[tuple[Part, str], ...] = ((data.test, "test"), (data.val, "val"))
     test, val = (_chosen(part, name, options).to(context.device) for part, name in parts)
     deployed, precision, once = options.deployed, options.precision, context.journal.once
+    told_deployed = replace(options.told_deployed, workers=context.workers)
     # before the attacks: it names the layers where something is not finite
-    final = evaluate(net, in_order(test, options, context.device), precision, "test", deployed)
+    plain = in_order(test, options, context.device, context.workers)
+    final = evaluate(net, plain, precision, "test", deployed, context.workers)
     found = evaluate_robustness(
-        net, scaled(test.images, options), test.labels, attacks, context.generator, options.told_deployed, once
+        net, scaled(test.images, options), test.labels, attacks, context.generator, told_deployed, once
     )
     validated = evaluate_robustness(
         net,
@@ -179,7 +184,7 @@ def _measure(
         val.labels,
         pgd_only(attacks),
         lambda purpose: context.generator(f"val {purpose}"),
-        options.told_deployed,
+        told_deployed,
         lambda name, measure: once(f"val {name}", measure),
     )
     low, high = found.interval()
@@ -195,9 +200,9 @@ def _measure(
     }
     evidence = _evidence(found, (low, high), final.constant, options, attacks.scale.targets)
     if options.num_domains == 2 and needs_domain(net):
-        evidence["clean_branch_top1"] = evaluate(
-            net, in_order(test, options, context.device), precision, "test, clean", CLEAN
-        ).top1
+        plain = in_order(test, options, context.device, context.workers)
+        of_clean = evaluate(net, plain, precision, "test, clean", CLEAN, context.workers)
+        evidence["clean_branch_top1"] = of_clean.top1
     return metrics, evidence | {"attack_seeds": part_seeds(attacks, context.generator)}
 
 

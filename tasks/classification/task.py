@@ -3,6 +3,7 @@
 The SGD batch and the norm batch (images per forward that share statistics) are two options. With `norm_batch_size`
 below `batch_size` a batch x is forwarded in norm batches x[k::slices] and updated once, which isolates the statistics;
 lowering both together (the rate then follows `batch_size`) is the other design. The evidence names which one a run is.
+Workers, each with a part of the SGD batch, are another way to make either (tasks.supervised).
 
 No selection: the reported checkpoint is the last epoch. Test images decide nothing.
 """
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from norms.factory import NormFactory
 from norms.generators import forked_generators
 from norms.protocol import NormInfo, equivalent
+from norms.workers import Workers
 from tasks import data as datasets
 from tasks.admission import Host, expected, refusal
 from tasks.base import Outcome, RunContext, Setting, Trained
 from tasks.classification.options import ClassificationOptions
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment
+from tasks.data.batches import Share, augment
 from tasks.data.reading import Data, Part, augmented, by_class, first, in_order, left_to_augment, opened, select, stream
 from tasks.data.stream import Stream
 from tasks.evaluate import (
@@ -116,7 +118,16 @@ class Classification:
         """None if this norm can be trained here, else the reason in one line."""
         shape, classes = expected(options.dataset, options.num_classes, UNKNOWN_SHAPE)
         backbone = options.backbone(classes, shape[0])
-        return refusal(norm, info, Host(self.name, build_net, backbone, shape, options.norm_batch, options.slices))
+        host = Host(
+            self.name,
+            build_net,
+            backbone,
+            shape,
+            options.norm_batch,
+            options.slices,
+            workers=options.asked_workers,
+        )
+        return refusal(norm, info, host)
 
     def steps(self, options: ClassificationOptions, data_dir: Path) -> int:
         """Updates of a run."""
@@ -147,7 +158,7 @@ class Classification:
             "selection": "last epoch",
             "equals": equivalent(net),
             **conversion(net),
-            "design": "norm batch < SGD batch" if options.slices > 1 else "norm batch = SGD batch",
+            "design": options.design,
             "augmentation": options.augmentation,
             "train_images": len(data.train),
             "test_images": len(data.test),
@@ -168,8 +179,9 @@ def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: 
     """Train `net` in place; the journal gets one row per epoch."""
     optimizer = options.trained_by(net)
     augmentation, left = context.generator("augmentation"), left_to_augment(data.train, options.augmentation)
-    batches = _stream(data.train, options, context.generator("order"))
-    prepare = preparation(data.mean, data.std, options.memory_format)
+    batches = _stream(data.train, options, context.generator("order"), context.workers)
+    share = Share(options.batch_size, context.workers)
+    prepare, per_step = preparation(data.mean, data.std, options.memory_format), options.told_with(context.workers)
     total = options.total_steps(len(data.train))
     loop = Loop(
         context,
@@ -183,24 +195,26 @@ def _train(net: nn.Module, data: Data, options: ClassificationOptions, context: 
     for epoch in loop.epochs():
         for step, (images, labels) in epoch.steps(batches):
             images, labels = images.to(context.device), labels.to(context.device)
-            images = prepare(augment(images, augmentation, left))
+            images = prepare(augment(images, augmentation, left, share))
             with step:
                 loss, right = train_step(
-                    net, optimizer, images, labels, options.told, progress=step.progress, step=step.number
+                    net, optimizer, images, labels, per_step, progress=step.progress, step=step.number
                 )
             step.saw(len(labels), right, train_loss=loss)
-        validation = _in_order(data.val, prepare, context.device)
+        validation = _in_order(data.val, prepare, context.device, context.workers)
         what = f"validation after step {loop.step}"
-        epoch.row["val_top1"] = evaluate(net, validation, options.precision, what).top1
+        epoch.row["val_top1"] = evaluate(net, validation, options.precision, what, workers=context.workers).top1
     if options.final_pass == "class_sorted":
         _sorted_pass(net, data.train, options, context, prepare)
     return loop
 
 
-def _stream(part: Part, options: ClassificationOptions, order: torch.Generator) -> Stream[tuple[Tensor, Tensor]]:
+def _stream(
+    part: Part, options: ClassificationOptions, order: torch.Generator, workers: Workers
+) -> Stream[tuple[Tensor, Tensor]]:
     if options.single_class_groups is None:
-        return stream(part, options.batch_size, order, options.augmentation)
-    return by_class(part, options.batch_size, options.single_class_groups, order, options.augmentation)
+        return stream(part, options.batch_size, order, options.augmentation, workers)
+    return by_class(part, options.batch_size, options.single_class_groups, order, options.augmentation, workers)
 
 
 @torch.no_grad()
@@ -227,7 +241,8 @@ def _measure(
     prepare = preparation(data.mean, data.std, options.memory_format)
 
     def measured(network: nn.Module, part: Part, what: str) -> Evaluation:
-        return evaluate(network, _in_order(part, prepare, context.device), options.precision, what)
+        batches = _in_order(part, prepare, context.device, context.workers)
+        return evaluate(network, batches, options.precision, what, workers=context.workers)
 
     final = measured(net, data.test, "test")
     probe = torch.randperm(len(data.train), generator=context.generator("train probe"))[:TRAIN_PROBE]
@@ -254,6 +269,7 @@ def _measure(
     return metrics, evidence
 
 
-def _in_order(part: Part, prepare: Prepare, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches for evaluation, normalized."""
-    return ((prepare(images.to(device)), labels.to(device)) for images, labels in in_order(part, EVALUATION_BATCH))
+def _in_order(part: Part, prepare: Prepare, device: torch.device, workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for evaluation, normalized: those of this worker."""
+    batches = in_order(part, EVALUATION_BATCH, workers)
+    return ((prepare(images.to(device)), labels.to(device)) for images, labels in batches)

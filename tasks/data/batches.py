@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norms.values import nearest
+from norms.workers import ALONE, Workers
 from tasks.data.images import Split
 
 Augmentation = Literal["none", "crop", "crop_flip", "resized_crop_flip", "affine"]
@@ -33,8 +35,36 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
 
+@dataclass(frozen=True)
+class Share:
+    """A worker's part of a batch. Workers draw for the whole batch, all the same, and each keeps its own rows.
+
+    Args:
+        count: N, of the whole batch.
+        workers: whose part it is: x[r::W] of a batch x.
+        groups: a batch of so many equal groups [a; b; ...] is dealt out group by group: [a[r::W]; b[r::W]; ...].
+    """
+
+    count: int
+    workers: Workers = ALONE
+    groups: int = 1
+
+    def of(self, draws: Tensor, dim: int = 0) -> Tensor:
+        """The worker's rows of what was drawn for the whole batch: N along `dim`."""
+        if self.workers.alone:
+            return draws
+        order = torch.arange(self.count, device=draws.device).view(self.groups, -1)
+        return draws.index_select(dim, order[:, self.workers.rank :: self.workers.size].flatten())
+
+
 def shuffled_batches(
-    split: Split, batch_size: int, generator: torch.Generator, *, drop_last: bool = True, skip: int = 0
+    split: Split,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    drop_last: bool = True,
+    skip: int = 0,
+    to: Workers = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in an order drawn at once: (images uint8 (B, C, H, W), labels (B,)), on the split's device.
 
@@ -44,6 +74,7 @@ def shuffled_batches(
         generator: draws the order (one permutation per call).
         drop_last: leave out the last images when they do not fill a batch.
         skip: batches to leave out at the start; they are not read.
+        to: the worker whose part of each batch is read.
 
     Raises:
         ValueError: at once, when batch_size is below 1, or above the split's size while drop_last leaves no batch.
@@ -54,12 +85,12 @@ def shuffled_batches(
         raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} images, so drop_last leaves no batch")
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(split.labels.device)
     stop = len(split) - len(split) % batch_size if drop_last else len(split)
-    chunks = order[:stop].split(batch_size)[skip:]
+    chunks = map(to.share, order[:stop].split(batch_size)[skip:])
     return ((split.images[index], split.labels[index]) for index in chunks)
 
 
 def single_class_batches(
-    split: Split, batch_size: int, groups: int, generator: torch.Generator, *, skip: int = 0
+    split: Split, batch_size: int, groups: int, generator: torch.Generator, *, skip: int = 0, to: Workers = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in which x[k::groups] of every batch x, for each k, holds images of one class; otherwise as
     shuffled_batches. Images that do not fill a group or a batch are left out.
@@ -68,12 +99,13 @@ def single_class_batches(
         split: what to draw from.
         batch_size, groups, generator: as in single_class_order.
         skip: batches to leave out at the start; they are not read.
+        to: the worker whose part of each batch is read.
 
     Raises:
         ValueError: at once, as single_class_order.
     """
     order = single_class_order(split.labels, batch_size, groups, generator)
-    chunks = order.to(split.labels.device)[skip:]
+    chunks = map(to.share, order.to(split.labels.device)[skip:])
     return ((split.images[index], split.labels[index]) for index in chunks)
 
 
@@ -126,12 +158,12 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.float().mul_(scale).sub_(offset) if images.dtype == torch.uint8 else images * scale - offset
 
 
-def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator, kind: str, share: Share | None = None) -> Tensor:
     """A random change of each image. images: (N, C, H, W) on the scale 0 to 255; same shape returned.
 
     Args:
         images: uint8 or float.
-        generator: the source of every draw; the number of draws depends on N and kind only.
+        generator: the source of every draw; the number of draws depends on the size of the whole batch and kind only.
         kind: which change.
             none: none.
             crop: a random crop after zero padding by an eighth of the side.
@@ -141,6 +173,7 @@ def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
                 section 6).
             affine: rotation within 15 degrees, scale 0.8 to 1.2, shear within 10 degrees, translation within a tenth
                 of the side, bilinear, zeros outside.
+        share: the part of a batch that the images are; None: they are all of it.
 
     Returns:
         The dtype of the images; float32 for uint8 where the change is bilinear.
@@ -150,12 +183,13 @@ def augment(images: Tensor, generator: torch.Generator, kind: str) -> Tensor:
     """
     if kind == "none":
         return images
+    share = share or Share(len(images))
     if kind == "affine":
-        return _affine(images, generator)
+        return _affine(images, generator, share)
     if kind == "resized_crop_flip":
-        return _resized_crop(images, generator)
+        return _resized_crop(images, generator, share)
     if kind in ("crop", "crop_flip"):
-        return _crop(images, generator, flip=kind == "crop_flip")
+        return _crop(images, generator, share, flip=kind == "crop_flip")
     raise ValueError(
         f'unknown augmentation "{kind}"; allowed: {", ".join(AUGMENTATIONS)}{nearest(kind, AUGMENTATIONS)}'
     )
@@ -182,15 +216,15 @@ def cutout(images: Tensor, generator: torch.Generator, side: int) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def _crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    n, _, height, width = images.shape
+def _crop(images: Tensor, generator: torch.Generator, share: Share, *, flip: bool) -> Tensor:
+    (n, _, height, width), drawn = images.shape, (share.count, 1)
     pad_y, pad_x = height // CROP_PADDING, width // CROP_PADDING
-    top = torch.randint(2 * pad_y + 1, (n, 1), generator=generator, device=generator.device)
-    left = torch.randint(2 * pad_x + 1, (n, 1), generator=generator, device=generator.device)
+    top = share.of(torch.randint(2 * pad_y + 1, drawn, generator=generator, device=generator.device))
+    left = share.of(torch.randint(2 * pad_x + 1, drawn, generator=generator, device=generator.device))
     rows = top + torch.arange(height, device=top.device)
     columns = left + torch.arange(width, device=left.device)
     if flip:
-        mirrored = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
+        mirrored = share.of(torch.rand(drawn, generator=generator, device=generator.device)) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     rows, columns = rows.to(images.device), columns.to(images.device)
@@ -199,9 +233,10 @@ def _crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
-    n, _, height, width = images.shape
-    draws = torch.rand(5, n, generator=generator, device=generator.device) * 2 - 1
+def _affine(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    height, width = images.shape[2:]
+    draws = torch.rand(5, share.count, generator=generator, device=generator.device) * 2 - 1
+    draws = share.of(draws, dim=1)
     angle = draws[0] * math.radians(ROTATION_DEGREES)
     shear = torch.tan(draws[1] * math.radians(SHEAR_DEGREES))
     # the matrix maps output to input positions, so an image drawn `scale` times larger is read at 1 / scale
@@ -213,15 +248,16 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
     return _looked_at(images, torch.stack([row_x, row_y], dim=1))
 
 
-def _resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    n, _, height, width = images.shape
+def _resized_crop(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    height, width = images.shape[2:]
 
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
+    def draw(low: float, high: float, count: int) -> Tensor:
+        uniform = torch.rand(count, share.count, generator=generator, device=generator.device)
+        return low + (high - low) * share.of(uniform, dim=1)
 
-    area = draw(*CROP_AREA, CROP_ATTEMPTS, n)
-    aspect = torch.exp(draw(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS, n))
-    at_x, at_y, mirror = draw(-1, 1, 3, n)
+    area = draw(*CROP_AREA, CROP_ATTEMPTS)
+    aspect = torch.exp(draw(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS))
+    at_x, at_y, mirror = draw(-1, 1, 3)
     # sides as fractions of the image's; the first attempt that fits inside counts
     wide, high = torch.sqrt(area * aspect * height / width), torch.sqrt(area / aspect * width / height)
     fits = (wide <= 1) & (high <= 1)
@@ -236,6 +272,8 @@ def _resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 def _looked_at(images: Tensor, theta: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Each output position is read at where `theta` (N, 2, 3) takes it, in coordinates from -1 to 1; bilinear."""
     x = images.float() if images.dtype == torch.uint8 else images
+    if not len(x):  # a worker's part of a small batch, which affine_grid refuses
+        return x
     theta = theta.to(device=x.device, dtype=x.dtype)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from norms.workers import ALONE, Workers
 from tasks.data.crops import Crop, draw_crops
 from tasks.data.decoding import decode
 from tasks.data.prepared import PARTS, check_domain, read_index
@@ -143,6 +144,7 @@ def loaded_batches(
     workers: int = 0,
     drop_last: bool = True,
     skip: int = 0,
+    to: Workers = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images uint8 (B, 3, H, W), labels (B,)) on the CPU, decoded by `workers` processes.
 
@@ -153,6 +155,7 @@ def loaded_batches(
         workers: processes; 0 decodes in this one. The batches do not depend on it.
         drop_last: leave out the last images when they do not fill a batch.
         skip: batches to leave out at the start; they are not decoded.
+        to: the worker of the run whose part of each batch is decoded.
 
     Raises:
         ValueError: as shuffled_batches.
@@ -163,7 +166,7 @@ def loaded_batches(
     stop = len(images) - len(images) % batch_size if drop_last else len(images)
     chunks = order[:stop].split(batch_size)
     seeds = crop_seeds(len(chunks), generator) if crops and generator is not None else None
-    return read_chunks(images, chunks, seeds, workers=workers, skip=skip)
+    return read_chunks(images, chunks, seeds, workers=workers, skip=skip, to=to)
 
 
 def crop_seeds(batches: int, generator: torch.Generator) -> list[int]:
@@ -173,7 +176,13 @@ def crop_seeds(batches: int, generator: torch.Generator) -> list[int]:
 
 
 def read_chunks(
-    images: FolderImages, chunks: Sequence[Tensor], seeds: Sequence[int] | None, *, workers: int, skip: int = 0
+    images: FolderImages,
+    chunks: Sequence[Tensor],
+    seeds: Sequence[int] | None,
+    *,
+    workers: int,
+    skip: int = 0,
+    to: Workers = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images that each of `chunks` (int64 (B,)) names: (images uint8 (B, 3, H, W), labels (B,)), on the CPU.
 
@@ -182,12 +191,20 @@ def read_chunks(
         seeds: of the crops of each batch; None: no crops.
         workers: processes; 0 decodes in this one.
         skip: batches to leave out at the start.
+        to: the worker of the run whose part of each batch is decoded; crops are drawn for all of it.
     """
 
-    def asked() -> Iterator[list[int] | list[tuple[int, Crop]]]:
+    def parts() -> Iterator[list[Any]]:
         for number in range(skip, len(chunks)):
             places = chunks[number].tolist()
-            yield places if seeds is None else list(zip(places, draw_crops(len(places), seeds[number]), strict=True))
+            asked = places if seeds is None else zip(places, draw_crops(len(places), seeds[number]), strict=True)
+            yield list(asked)[to.rank :: to.size]
+
+    def together(items: list[tuple[Tensor, int]]) -> Any:
+        # a worker's part of a batch may be empty
+        return default_collate(items) if items else (torch.empty(0, *shape, dtype=torch.uint8), torch.empty(0).long())
+
+    shape = (3, images.size, images.size)
 
     # A run's own process comes from a fork server, where each worker would import torch anew (20 s for a short epoch);
     # workers only decode, so a plain fork is safe where the platform's libraries bear it.
@@ -197,7 +214,8 @@ def read_chunks(
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: as was asked
         loader: DataLoader[Any] = DataLoader(
             images,
-            batch_sampler=asked(),
+            batch_sampler=parts(),
+            collate_fn=together,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context=start,

@@ -6,6 +6,7 @@ task says its augmentation to `stream`, and makes of each batch what `left_to_au
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from norms.workers import ALONE, Workers
 from tasks import data as datasets
 from tasks.base import RunContext
 from tasks.data.batches import (
@@ -55,7 +57,7 @@ def opened(name: str, context: RunContext, *, domain: str | None = None, classes
 
 
 def stream(
-    part: Part, batch_size: int, order: torch.Generator, augmentation: str = "none"
+    part: Part, batch_size: int, order: torch.Generator, augmentation: str = "none", to: Workers = ALONE
 ) -> Stream[tuple[Tensor, Tensor]]:
     """Batches (images uint8 (B, C, H, W), labels (B,)) without end, every pass in a new order, without its last partial
     batch.
@@ -65,6 +67,7 @@ def stream(
         batch_size: B, in images.
         order: draws the order of every pass, and the crops that are made while files are read.
         augmentation: of training; `left_to_augment` is what of it the batches still lack.
+        to: the worker that gets its part of each batch, and only that is read; all draw the same.
 
     Raises:
         ValueError: batch_size is below 1 or above the part's size.
@@ -77,14 +80,19 @@ def stream(
     def start(skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(part, FolderImages):
             crops = _crops_on_reading(part, augmentation)
-            return loaded_batches(part, batch_size, order, crops=crops, workers=_workers(part), skip=skip)
-        return shuffled_batches(part, batch_size, order, skip=skip)
+            return loaded_batches(part, batch_size, order, crops=crops, workers=_workers(part), skip=skip, to=to)
+        return shuffled_batches(part, batch_size, order, skip=skip, to=to)
 
     return Stream(start, order, len(part) // batch_size)
 
 
 def by_class(
-    part: Part, batch_size: int, groups: int, order: torch.Generator, augmentation: str = "none"
+    part: Part,
+    batch_size: int,
+    groups: int,
+    order: torch.Generator,
+    augmentation: str = "none",
+    to: Workers = ALONE,
 ) -> Stream[tuple[Tensor, Tensor]]:
     """The same in groups of one class each, see batches.single_class_batches.
 
@@ -96,8 +104,8 @@ def by_class(
         if isinstance(part, FolderImages):
             chunks = single_class_order(part.labels, batch_size, groups, order)
             seeds = crop_seeds(len(chunks), order) if _crops_on_reading(part, augmentation) else None
-            return read_chunks(part, list(chunks), seeds, workers=_workers(part), skip=skip)
-        return single_class_batches(part, batch_size, groups, order, skip=skip)
+            return read_chunks(part, list(chunks), seeds, workers=_workers(part), skip=skip, to=to)
+        return single_class_batches(part, batch_size, groups, order, skip=skip, to=to)
 
     return Stream(start, order, single_class_count(part.labels, batch_size, groups))
 
@@ -107,11 +115,13 @@ def left_to_augment(part: Part, augmentation: str) -> str:
     return "none" if _crops_on_reading(part, augmentation) else augmentation
 
 
-def in_order(part: Part, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in stored order; the last batch may be smaller."""
+def in_order(part: Part, batch_size: int, to: Workers = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in stored order; the last batch may be smaller. Of several workers each reads whole batches: batch i
+    is that of worker i % W, so that they hold the images that they hold in one process."""
     if isinstance(part, FolderImages):
-        return loaded_batches(part, batch_size, None, workers=_workers(part), drop_last=False)
-    return ordered_batches(part, batch_size)
+        own = torch.arange(len(part)).split(batch_size)[to.rank :: to.size]
+        return read_chunks(part, own, None, workers=_workers(part))
+    return itertools.islice(ordered_batches(part, batch_size), to.rank, None, to.size)
 
 
 def select(part: Part, index: Tensor) -> Split:

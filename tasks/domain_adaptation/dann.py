@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norms.situation import after_update
+from norms.workers import ALONE, Workers
 from tasks.domain_adaptation.forward import facts, forward_domains
 from tasks.domain_adaptation.losses import (
     certainty_weights,
@@ -30,6 +31,7 @@ def adversarial_step(
     *,
     progress: float = 0.0,
     step: int = 0,
+    workers: Workers = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """One update by DANN's or CDAN+E's loss: CE(source) + trade_off * domain loss, the gradient of which comes back
     reversed, with a strength that grows with `progress`, to the features (and to CDAN+E's weights).
@@ -38,7 +40,7 @@ def adversarial_step(
     """
 
     def forward() -> tuple[Tensor, Tensor]:
-        return forward_domains(net, source, target, options)
+        return forward_domains(net, source, target, options, workers)
 
     assert net.discriminator is not None
     strength = reversal_strength(progress)
@@ -52,9 +54,9 @@ def adversarial_step(
             given, weights = reverse_gradient(features, strength), None
         domains = wide(net.discriminator(given))[:, 0]
     of_source = logits[: len(source)]
-    of_domain = domain_loss(domains, len(source), weights)
+    of_domain = domain_loss(domains, len(source), weights, workers)
     loss = F.cross_entropy(of_source, labels) + (options.trade_off or 0.0) * of_domain
-    both, known = torch.cat([source, target]), facts(source, target, options)
+    both, known = torch.cat([source, target]), facts(source, target, options, workers)
     update(loss, net, optimizer, images=both, options=known, what=f"step {step}")
     after_update(net, forward, progress)
     return loss.detach(), (of_source.detach().argmax(1) == labels).sum()

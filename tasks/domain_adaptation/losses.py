@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from norms.workers import ALONE, Workers
+
 LARGEST_PRODUCT = 4096
 """Features times classes, above which CDAN draws a random map instead (its paper's section 3.3)."""
 RANDOM_DIMENSIONS = 1024
@@ -43,13 +45,15 @@ def reversal_strength(progress: float) -> float:
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
-def domain_loss(judged: Tensor, sources: int, weights: Tensor | None = None) -> Tensor:
+def domain_loss(judged: Tensor, sources: int, weights: Tensor | None = None, workers: Workers = ALONE) -> Tensor:
     """Binary cross entropy of the discriminator's logits (N,), the first `sources` images being of domain 0.
 
     Args:
         judged: (N,), high for the target.
         sources: images of the source.
         weights: (N,); the weighted mean is taken over each domain, then the mean of the two. None: over all images.
+        workers: that hold the other images of the batch; the mean of their losses, each counted as often as it has
+            images, is that of the whole batch.
     """
     truth = torch.zeros_like(judged)
     truth[sources:] = 1
@@ -57,8 +61,13 @@ def domain_loss(judged: Tensor, sources: int, weights: Tensor | None = None) -> 
         return F.binary_cross_entropy_with_logits(judged, truth)
     losses = F.binary_cross_entropy_with_logits(judged, truth, reduction="none") * weights
     source, target = losses.split([sources, len(judged) - sources])
-    of_source, of_target = weights.detach().split([sources, len(judged) - sources])
-    return (source.sum() / of_source.sum() + target.sum() / of_target.sum()) / 2
+    of_domains = weights.detach().split([sources, len(judged) - sources])
+    of_source, of_target = torch.stack([of_domain.sum() for of_domain in of_domains])
+    if not workers.alone:
+        # weights of the whole batch, scaled to this worker's part of it: a weighted mean is no mean over samples
+        sums = workers.total(torch.stack([of_source, of_target, judged.new_tensor(float(len(judged)))]))
+        of_source, of_target = sums[:2] * (len(judged) / sums[2])
+    return (source.sum() / of_source + target.sum() / of_target) / 2
 
 
 def conditioned(features: Tensor, probabilities: Tensor, maps: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.situation import after_update, hold
+from norms.workers import ALONE, Workers
 from tasks.domain_adaptation.forward import facts, forward_domains, forward_target
 from tasks.domain_adaptation.losses import discrepancy
 from tasks.domain_adaptation.networks import AdaptationNet
@@ -34,6 +35,7 @@ def mcd_step(
     *,
     progress: float = 0.0,
     step: int = 0,
+    workers: Workers = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Steps A, B and C on one batch.
 
@@ -45,6 +47,7 @@ def mcd_step(
         options: forward, norm batches, mcd_steps.
         progress: fraction of training that is done after this step.
         step: for messages only.
+        workers: that take these steps together, each on its part of the batch.
 
     Returns:
         Step A's loss and the number of source images that it classified correctly, as tensors.
@@ -66,21 +69,24 @@ def mcd_step(
         return discrepancy(*answers(features))
 
     everything = (of_features, of_heads)
-    both, known, what = torch.cat([source, target]), facts(source, target, options), f"step {step}"
+    both, known, what = torch.cat([source, target]), facts(source, target, options, workers), f"step {step}"
 
     def learn(loss: Tensor, clipped: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
         update(loss, net, *optimizers, images=both, options=known, what=what, cleared=everything, clipped=clipped)
 
-    features, _ = forward_domains(net, source, target, options)
+    def forward() -> tuple[Tensor, Tensor]:
+        return forward_domains(net, source, target, options, workers)
+
+    features, _ = forward()
     with autocast(source.device, options.precision):
         correct = (net.classify(features).detach().argmax(1) == labels).sum()
     first = supervised(features)
     learn(first, net, *everything)
     with hold(net):
         with torch.no_grad():  # the features are not updated here
-            of_source, of_target = forward_domains(net, source, target, options)
+            of_source, of_target = forward()
         learn(supervised(of_source) - apart(of_target), net.heads, of_heads)
         for _ in range(options.mcd_steps or 1):
-            learn(apart(forward_target(net, source, target, options)), net.backbone, of_features)
-    after_update(net, lambda: forward_domains(net, source, target, options), progress)
+            learn(apart(forward_target(net, source, target, options, workers)), net.backbone, of_features)
+    after_update(net, forward, progress)
     return first.detach(), correct

@@ -13,23 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from norms.situation import predict, situation
+from norms.workers import ALONE, Workers
 from tasks.data.reading import Part, in_order
 from tasks.domain_adaptation.losses import information
 from tasks.domain_adaptation.options import SOURCE
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate, evaluating
 from tasks.inputs import Prepare
 from tasks.step import Precision, autocast
+from tasks.workers import rows
 
 RULES = {"source_val": "val_top1", "im": "im_score", "oracle": "target_val_top1"}
 """Selection rule -> the column of the history whose largest value it takes; the earliest of equal ones."""
 
 
 def measure(
-    net: nn.Module, part: Part, prepare: Prepare, domain: int, what: str, precision: Precision = "float32"
+    net: nn.Module,
+    part: Part,
+    prepare: Prepare,
+    domain: int,
+    what: str,
+    precision: Precision = "float32",
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """`net` on one part of one domain, in stored order. Raises Diverged."""
-    batches = ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH))
-    return evaluate(net, batches, precision, what, domain)
+    batches = ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH, workers))
+    return evaluate(net, batches, precision, what, domain, workers)
 
 
 @torch.no_grad()
@@ -41,6 +49,7 @@ def observe(
     domain: int,
     what: str,
     precision: Precision = "float32",
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """The scores that may choose an epoch: source validation accuracy, and information maximization on target images.
 
@@ -52,12 +61,14 @@ def observe(
         domain: told of target images.
         what: for the message of Diverged.
         precision: of the forwards.
+        workers: that share the batches; each returns the scores of all.
     """
-    inputs = (prepare(images) for images, _ in in_order(target_val, EVALUATION_BATCH))
+    inputs = (prepare(images) for images, _ in in_order(target_val, EVALUATION_BATCH, workers))
     with evaluating(net), situation(net, domain):
-        logits = torch.cat([_logits(net, images, precision) for images in inputs])
+        found = [_logits(net, images, precision) for images in inputs]
+    logits = rows(found, EVALUATION_BATCH, len(target_val), workers, next(net.parameters()).device).cpu()
     return {
-        "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision).top1,
+        "val_top1": measure(net, source_val, prepare, SOURCE, f"source validation {what}", precision, workers).top1,
         "im_score": information(logits),
     }
 
@@ -75,11 +86,15 @@ def score(
     domain: int,
     what: str,
     precision: Precision = "float32",
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """With target labels: the oracle's column and the accuracy that is reported for an epoch. Chooses nothing."""
     return {
-        "target_val_top1": measure(net, target_val, prepare, domain, f"target validation {what}", precision).top1,
-        "target_top1": measure(net, target_test, prepare, domain, f"target test {what}", precision).top1,
+        name: measure(net, part, prepare, domain, f"target {kind} {what}", precision, workers).top1
+        for name, part, kind in (
+            ("target_val_top1", target_val, "validation"),
+            ("target_top1", target_test, "test"),
+        )
     }
 
 

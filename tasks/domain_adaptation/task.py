@@ -105,6 +105,7 @@ class DomainAdaptation:
             ("context",),
             forward_backbone,
             {"joint": None if options.num_domains == 1 else options.forward == "joint"},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -144,12 +145,12 @@ class DomainAdaptation:
         )
         prepare = preparation(source.mean, source.std, options.memory_format, context.device)
         history = context.journal.rows
-        domain, precision = options.target_domain, options.precision
+        domain, precision, workers = options.target_domain, options.precision, context.workers
 
         def measured(epoch: Epoch) -> None:
             what = f"after epoch {epoch.number}"
-            epoch.row |= observe(net, source.val, without_labels(target.val), prepare, domain, what, precision)
-            epoch.row |= score(net, target.val, target.test, prepare, domain, what, precision)
+            epoch.row |= observe(net, source.val, without_labels(target.val), prepare, domain, what, precision, workers)
+            epoch.row |= score(net, target.val, target.test, prepare, domain, what, precision, workers)
 
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
@@ -165,6 +166,7 @@ class DomainAdaptation:
             **conversion(net),
             "train_images": len(source.train),
             "target_train_images": len(target.train) if options.num_domains == 2 else 0,
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))
@@ -184,7 +186,7 @@ def _measure(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics that are measured after the last epoch, and their evidence."""
     domain, last = options.target_domain, history[-1]
-    final = measure(net, source.test, prepare, SOURCE, "source test", options.precision)
+    final = measure(net, source.test, prepare, SOURCE, "source test", options.precision, context.workers)
     metrics = {name: last[name] for name in ("target_top1", "val_top1", "im_score")}
     chosen = dict(choose(history))
     metrics |= {f"target_top1_{rule}": history[place]["target_top1"] for rule, place in chosen.items()}
@@ -202,7 +204,7 @@ def _measure(
     if keeps_stats(net):
         adapted, count = adabn(net, without_labels(target.train), prepare, options, context)
         metrics["target_top1_adabn"] = measure(
-            adapted, target.test, prepare, domain, "target test, AdaBN", options.precision
+            adapted, target.test, prepare, domain, "target test, AdaBN", options.precision, context.workers
         ).top1
         evidence["adabn_images"] = count
     return metrics, evidence

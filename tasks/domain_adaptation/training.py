@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from norms.workers import Workers
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment
+from tasks.data.batches import Share, augment
 from tasks.data.reading import Part, left_to_augment, stream
 from tasks.domain_adaptation.dann import adversarial_step
 from tasks.domain_adaptation.mcd import mcd_step
@@ -53,10 +55,13 @@ def train(
     Raises:
         Diverged: a loss is not finite.
     """
-    step_of, optimizers = _method(net, options)
+    step_of, optimizers = _method(net, options, context.workers)
     of_source, of_target = context.generator("augmentation"), context.generator("target augmentation")
-    batches = stream(source, options.batch_size, context.generator("order"), options.augmentation)
-    others = stream(target, options.batch_size, context.generator("target order"), options.augmentation)
+    batches = stream(source, options.batch_size, context.generator("order"), options.augmentation, context.workers)
+    others = stream(
+        target, options.batch_size, context.generator("target order"), options.augmentation, context.workers
+    )
+    share = Share(options.batch_size, context.workers)
     left = left_to_augment(source, options.augmentation)  # one set: both in memory, or none
     total = options.total_steps(len(source))
     loop = Loop(
@@ -71,8 +76,10 @@ def train(
     for epoch in loop.epochs():
         for step, (images, labels), *drawn in epoch.steps(batches, *([others] if both else [])):
             images, labels = images.to(context.device), labels.to(context.device)
-            images = prepare(augment(images, of_source, left))
-            of_other = prepare(augment(drawn[0][0].to(context.device), of_target, left)) if both else images
+            images = prepare(augment(images, of_source, left, share))
+            of_other = images
+            if both:
+                of_other = prepare(augment(drawn[0][0].to(context.device), of_target, left, share))
             with step:
                 loss, right = step_of(images, labels, of_other, step.progress, step.number)
             step.saw(len(labels), right, train_loss=loss)
@@ -80,7 +87,9 @@ def train(
     return loop
 
 
-def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step, list[torch.optim.Optimizer]]:
+def _method(
+    net: AdaptationNet, options: DomainAdaptationOptions, workers: Workers
+) -> tuple[Step, list[torch.optim.Optimizer]]:
     """The update of the method, and the optimizers whose rate follows the schedule."""
     if options.method == "mcd":
         of_features, of_heads = options.trained_by(net.backbone), options.trained_by(net.heads)
@@ -88,7 +97,8 @@ def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step,
         def by_discrepancy(
             images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
         ) -> tuple[Tensor, Tensor]:
-            return mcd_step(net, of_features, of_heads, images, labels, others, options, progress=progress, step=step)
+            place: dict[str, Any] = {"progress": progress, "step": step, "workers": workers}
+            return mcd_step(net, of_features, of_heads, images, labels, others, options, **place)
 
         return by_discrepancy, [of_features, of_heads]
     optimizer = options.trained_by(net)
@@ -97,8 +107,9 @@ def _method(net: AdaptationNet, options: DomainAdaptationOptions) -> tuple[Step,
         images: Tensor, labels: Tensor, others: Tensor, progress: float, step: int
     ) -> tuple[Tensor, Tensor]:
         if options.method == "source_only":
-            per_step = replace(options.told, domain=SOURCE)
+            per_step = replace(options.told_with(workers), domain=SOURCE)
             return train_step(net, optimizer, images, labels, per_step, progress=progress, step=step)
-        return adversarial_step(net, optimizer, images, labels, others, options, progress=progress, step=step)
+        place: dict[str, Any] = {"progress": progress, "step": step, "workers": workers}
+        return adversarial_step(net, optimizer, images, labels, others, options, **place)
 
     return by_one_loss, [optimizer]

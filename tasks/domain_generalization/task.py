@@ -95,6 +95,7 @@ class DomainGeneralization:
             ("context",),
             forward_sources,
             {"count": len(options.sources)},
+            options.asked_workers,
         )
         return refusal(norm, info, host)
 
@@ -124,21 +125,21 @@ class DomainGeneralization:
         memory = PeakMemory(context.device)
         facts = facts_of(held_out) | {"mean": mean, "std": std, "sources": list(options.sources)}
         net = _build(norm, options, facts, device=context.device, generator=context.generator)
-        history, precision = context.journal.rows, options.precision
+        history, precision, workers = context.journal.rows, options.precision, context.workers
 
         def measured(epoch: Epoch) -> None:
             what = f"after epoch {epoch.number}"
             vals = [data.val for data in sources]
-            epoch.row["val_top1"] = over_sources(net, vals, prepare, f"validation {what}", precision)
-            epoch.row["target_top1"] = on_unseen(net, held_out, prepare, what, precision).top1
+            epoch.row["val_top1"] = over_sources(net, vals, prepare, f"validation {what}", precision, workers)
+            epoch.row["target_top1"] = on_unseen(net, held_out, prepare, what, precision, workers).top1
 
         # dropout of torchvision's models draws from the global generators, so a run seeds them for itself
         with forked_generators(context.device):
             torch.manual_seed(context.generator("training").initial_seed())
             loop = train(net, [data.train for data in sources], options, context, prepare, memory, measured)
             tests = [data.test for data in sources]
-            of_sources = over_sources(net, tests, prepare, "test of the sources", precision)
-            constant = on_unseen(net, held_out, prepare, "at the end", precision).constant
+            of_sources = over_sources(net, tests, prepare, "test of the sources", precision, workers)
+            constant = on_unseen(net, held_out, prepare, "at the end", precision, workers).constant
         chosen = max(range(len(history)), key=lambda i: (history[i]["val_top1"], -i))
         metrics = {
             "target_top1": history[-1]["target_top1"],
@@ -158,6 +159,7 @@ class DomainGeneralization:
             "chosen_epochs": {"source_val": chosen + 1},
             "train_images": sum(len(data.train) for data in sources),
             "test_images": sum(len(part) for part in parts_of(held_out)),
+            **options.design_of_workers,
         }
         named = {name: metrics[name] for name in self.metrics}
         return Outcome(named, history, evidence=evidence, trained=Trained(net.state_dict(), facts))

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from norms.workers import ALONE, Workers
 from tasks.base import RunContext
 from tasks.cost import PeakMemory
-from tasks.data.batches import augment
+from tasks.data.batches import Share, augment
 from tasks.data.reading import Data, Part, in_order, left_to_augment, stream
 from tasks.domain_generalization.options import DomainGeneralizationOptions
 from tasks.evaluate import EVALUATION_BATCH, Evaluation, evaluate
@@ -45,11 +46,12 @@ def train(
     optimizer = options.trained_by(net)
     # on the CPU, where norms look at it without waiting for the device
     domains = torch.arange(len(sources)).repeat_interleave(options.batch_size)
-    per_step = replace(options.told, domain=domains)
+    share = Share(len(domains), context.workers, groups=len(sources))
+    per_step = replace(options.told_with(context.workers), domain=share.of(domains))
     draws = context.generator("augmentation")
     # a small domain is passed more often than a large one
     streams = [
-        stream(part, options.batch_size, context.generator(f"order of {name}"), options.augmentation)
+        stream(part, options.batch_size, context.generator(f"order of {name}"), options.augmentation, context.workers)
         for part, name in zip(sources, options.sources, strict=True)
     ]
     left = left_to_augment(sources[0], options.augmentation)  # one set: all of it in memory, or nothing
@@ -66,7 +68,7 @@ def train(
     for epoch in loop.epochs():
         for step, *pairs in epoch.steps(*streams):
             images, labels = (torch.cat(tensors).to(context.device) for tensors in zip(*pairs, strict=True))
-            images = prepare(augment(images, draws, left))
+            images = prepare(augment(images, draws, left, share))
             with step:
                 loss, right = train_step(
                     net, optimizer, images, labels, per_step, progress=step.progress, step=step.number
@@ -77,25 +79,37 @@ def train(
 
 
 def over_sources(
-    net: nn.Module, parts: Sequence[Part], prepare: Prepare, what: str, precision: Precision = "float32"
+    net: nn.Module,
+    parts: Sequence[Part],
+    prepare: Prepare,
+    what: str,
+    precision: Precision = "float32",
+    workers: Workers = ALONE,
 ) -> float:
     """Mean accuracy over one part of each source domain, each forwarded as of its domain."""
     found = [
-        evaluate(net, _in_order(part, prepare), precision, f"{what}, domain {domain}", domain).top1
+        evaluate(net, _in_order(part, prepare, workers), precision, f"{what}, domain {domain}", domain, workers).top1
         for domain, part in enumerate(parts)
     ]
     return sum(found) / len(found)
 
 
-def on_unseen(net: nn.Module, data: Data, prepare: Prepare, what: str, precision: Precision = "float32") -> Evaluation:
+def on_unseen(
+    net: nn.Module,
+    data: Data,
+    prepare: Prepare,
+    what: str,
+    precision: Precision = "float32",
+    workers: Workers = ALONE,
+) -> Evaluation:
     """All images of a domain that the network does not know."""
-    batches = (batch for part in parts_of(data) for batch in _in_order(part, prepare))
-    return evaluate(net, batches, precision, f"held-out domain {what}")
+    batches = (batch for part in parts_of(data) for batch in _in_order(part, prepare, workers))
+    return evaluate(net, batches, precision, f"held-out domain {what}", workers=workers)
 
 
 def parts_of(data: Data) -> tuple[Part, Part, Part]:
     return data.train, data.val, data.test
 
 
-def _in_order(part: Part, prepare: Prepare) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH))
+def _in_order(part: Part, prepare: Prepare, workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((prepare(images), labels) for images, labels in in_order(part, EVALUATION_BATCH, workers))

@@ -112,12 +112,13 @@ def test_runs_of_a_node_that_is_taken_away_go_on_elsewhere(cluster, data, tmp_pa
     config = config_of(6, parts=20, seconds=0.5)
     specs = planned(data / "plugin.py", config)
     extra = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    raylet = extra.all_processes["raylet"][0].process.pid
     events, gone = [], []
 
     def hear(event):
         events.append(event)
-        far = {seed for seed, number, _ in made(data) if number > 2}
-        if not gone and len(far) >= 4:  # all four nodes, the one that goes among them
+        there = below(raylet) if not gone else []
+        if any(number > 2 and pid in there for _, number, pid in made(data)):
             gone.append(True)
             cluster.remove_node(extra, allow_graceful=False)
 

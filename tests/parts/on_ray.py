@@ -61,7 +61,7 @@ def planned(plugin, config):
 def runner_of(plugin, data):
     from suite.runner import Runner
 
-    return Runner(plugins=(plugin,), data_dir=Path(data), checkpoint_every=0.0, commit="abc")
+    return Runner(plugins=(plugin,), data_dir=Path(data), checkpoint_every=0.1, commit="abc")
 
 
 def main(address, out, data, config):

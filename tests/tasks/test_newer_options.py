@@ -23,12 +23,13 @@ KEY = "5436a0c2b38762fa6b808ed6"  # that it was stored under
 # dropping an option would orphan every record that was made before it.
 SUPERVISED = {"optimizer": "sgd", "betas": None, "gradient_clip": None, "compile": False}
 CLASSIFICATION = {**SUPERVISED, "milestones": None}
+WORKERS = {"workers": 1, "sync_norms": False}
 PHASE = {"optimizer": "sgd", "schedule": "cosine", "warmup": 0.0, "milestones": None}
 MEANT = {
-    "classification": CLASSIFICATION,
-    "adversarial": {**SUPERVISED, "precision": "float32"},
-    "domain_adaptation": {**CLASSIFICATION, "precision": "float32"},
-    "domain_generalization": {**CLASSIFICATION, "precision": "float32"},
+    "classification": {**CLASSIFICATION, **WORKERS},
+    "adversarial": {**SUPERVISED, **WORKERS, "precision": "float32"},
+    "domain_adaptation": {**CLASSIFICATION, **WORKERS, "precision": "float32"},
+    "domain_generalization": {**CLASSIFICATION, **WORKERS, "precision": "float32"},
     "few_shot": {**CLASSIFICATION, "optimizer": "adam", "momentum": None, "precision": "float32"},
     "architecture_search": {
         **{f"{phase}_{name}": value for phase in ("search", "retrain") for name, value in PHASE.items()},

@@ -72,8 +72,8 @@ class Watched:
             self.journal.leave_in(self.journal.position.phase, self.journal.inside)
             return made
 
-        def validation(net, batches, precision, what, domain):
-            found = real_validation(net, batches, precision, what, domain)
+        def validation(net, batches, precision, what, *told):
+            found = real_validation(net, batches, precision, what, *told)
             self.journal.leave_in(what, self.journal.inside)
             return found
 

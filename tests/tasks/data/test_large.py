@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from norms.registry import make_norm
+from norms.workers import Workers
 from tasks import get_task
 from tasks.base import RunContext
 from tasks.data import folders, lazy, load_domains, open_folder, prepare
@@ -273,6 +274,39 @@ def test_the_last_batch_is_whole_or_left_out_and_what_is_skipped_is_not_read(tra
     batches = list(loaded_batches(train, 7, generator(), crops=True, skip=3))
     assert [len(labels) for _, labels in batches] == [7] * (len(train) // 7 - 3)
     assert len(read) == 7 * len(batches)
+
+
+@pytest.mark.parametrize(("take", "given"), [(stream, {}), (by_class, {"groups": 2})])
+@pytest.mark.parametrize("batch", [6, 2])
+def test_a_worker_decodes_its_own_part_of_a_batch_with_the_crops_of_one_process(take, given, batch, train, monkeypatch):
+    read = []
+    real = type(train).__getitem__
+    monkeypatch.setattr(type(train), "__getitem__", lambda self, index: (read.append(index), real(self, index))[1])
+
+    def begun(**to):
+        return take(train, batch, order=generator(3), augmentation=RESIZED_CROP, **given, **to)
+
+    whole = begun()
+    count = 2 * len(whole) + 1
+    expected = [next(whole) for _ in range(count)]
+    for rank in range(4):
+        read.clear()
+        own = begun(to=Workers(rank, 4))  # of two images the last workers have none
+        parts = [next(own) for _ in range(count)]
+        assert equal(parts, [(images[rank::4], labels[rank::4]) for images, labels in expected])
+        assert len(read) == sum(len(labels) for _, labels in parts)
+
+
+def test_a_worker_decodes_the_evaluation_batches_that_are_its_own(train, monkeypatch):
+    whole = list(in_order(train, 7))
+    read = []
+    real = type(train).__getitem__
+    monkeypatch.setattr(type(train), "__getitem__", lambda self, index: (read.append(index), real(self, index))[1])
+    for rank in range(8):  # more than there are batches
+        read.clear()
+        own = list(in_order(train, 7, Workers(rank, 8)))
+        assert equal(own, whole[rank::8])
+        assert len(read) == sum(len(labels) for _, labels in own)
 
 
 # Domains and classes

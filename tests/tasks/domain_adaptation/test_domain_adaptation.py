@@ -219,9 +219,9 @@ def test_source_images_are_evaluated_as_of_the_source_and_target_images_as_of_th
     told = []
 
     def noting(real):
-        def measure(net, part, prepare, domain, what, precision):
+        def measure(net, part, prepare, domain, what, precision, workers):
             told.append((what.partition(" after")[0], domain))
-            return real(net, part, prepare, domain, what, precision)
+            return real(net, part, prepare, domain, what, precision, workers)
 
         return measure
 
@@ -267,9 +267,9 @@ def test_both_optimizers_of_mcd_follow_the_schedule_and_progress_ends_at_one(dom
     seen = []
     real = training.mcd_step
 
-    def noting(net, of_features, of_heads, *rest, progress, step):
+    def noting(net, of_features, of_heads, *rest, progress, step, workers):
         seen.append((of_features.param_groups[0]["lr"], of_heads.param_groups[0]["lr"], progress))
-        return real(net, of_features, of_heads, *rest, progress=progress, step=step)
+        return real(net, of_features, of_heads, *rest, progress=progress, step=step, workers=workers)
 
     monkeypatch.setattr(training, "mcd_step", noting)
     spec = options("mcd")
@@ -359,9 +359,12 @@ def test_target_images_are_augmented_by_draws_of_their_own(domains, tmp_path, mo
     """Else the target would change what the source's images look like, from method to method."""
     seen = []
     real = training.augment
-    monkeypatch.setattr(
-        training, "augment", lambda images, draws, kind: (seen.append((id(draws), kind)), real(images, draws, kind))[1]
-    )
+
+    def noting(images, draws, kind, share):
+        seen.append((id(draws), kind))
+        return real(images, draws, kind, share)
+
+    monkeypatch.setattr(training, "augment", noting)
     run("bn", options(epochs=1), tmp_path)
     assert len(seen) == 8
     assert {kind for _, kind in seen} == {"crop"}
@@ -438,10 +441,10 @@ def test_divergence_names_the_step(domains, tmp_path):
 def test_divergence_keeps_the_history_of_the_epochs_before(domains, tmp_path, monkeypatch):
     real = domain_adaptation.score
 
-    def score(net, val, test, prepare, domain, what, precision):
+    def score(net, val, test, prepare, domain, what, *others):
         if what == "after epoch 2":
             net.heads[0][0].weight.data[0] = float("nan")
-        return real(net, val, test, prepare, domain, what, precision)
+        return real(net, val, test, prepare, domain, what, *others)
 
     monkeypatch.setattr(domain_adaptation, "score", score)
     surroundings = context(tmp_path)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from norms.factory import factory_info
 from norms.registry import make_norm, norm_info, norm_names
 from norms.situation import situation
+from norms.workers import ALONE
 from results.metrics import METRICS
 from tasks import get_task
 from tasks.base import Diverged, RunContext
@@ -134,9 +135,9 @@ def test_sources_are_forwarded_as_of_their_domain_and_the_unseen_as_of_none(doma
     told = []
     real = training.evaluate
 
-    def noting(net, batches, precision, what, domain=None):
+    def noting(net, batches, precision, what, domain=None, workers=ALONE):
         told.append(domain)
-        return real(net, batches, precision, what, domain)
+        return real(net, batches, precision, what, domain, workers)
 
     monkeypatch.setattr(training, "evaluate", noting)
     run("bne", options(epochs=1), tmp_path, monkeypatch)
