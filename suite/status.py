@@ -103,18 +103,18 @@ def describe(status: Status, names: Names) -> Iterator[str]:
 
 def _by_norm(cells: Mapping[tuple[str, str, str], tuple[list[int], list[str]]]) -> Iterator[str]:
     """The lines of many cells, (task, setting, norm) -> seeds and states."""
-    found: dict[tuple[str, str], tuple[set[int], Counter[str], list[str]]] = {}
+    found: dict[tuple[str, str], tuple[list[int], Counter[str], list[str]]] = {}
     for (task, setting, norm), (seeds, states) in cells.items():
-        of_norm = found.setdefault((task, norm), (set(), Counter(), []))
-        of_norm[0].update(seeds)
+        of_norm = found.setdefault((task, norm), ([], Counter(), []))
+        of_norm[0].extend(seeds)
         of_norm[1].update(state.partition(" (from ")[0] for state in states)
         of_norm[2].append(setting)
     rows = [("task", "settings", "norm", "seeds", "state")]
-    for (task, norm), (seeds, states, settings) in [*found.items()][:MOST_ROWS]:
-        reasons = [state for state in states if state.startswith("skipped")]
+    for (task, norm), (seeds, counts, settings) in [*found.items()][:MOST_ROWS]:
+        reasons = [state for state in counts if state.startswith("skipped")]
         if len(reasons) > 1:  # of many settings, many reasons
-            states[f"{reasons[0].replace(':', ', such as:', 1)}"] = sum(states.pop(reason) for reason in reasons)
-        state = ", ".join(f"{number:,} {state}" for state, number in states.items())
+            counts[reasons[0].replace(":", ", such as:", 1)] = sum(counts.pop(reason) for reason in reasons)
+        state = ", ".join(f"{number:,} {state}" for state, number in counts.items())
         rows.append((task, f"{len(settings):,}", norm, seed_text(seeds), state))
     yield from columns(rows)
     if len(found) > MOST_ROWS:

@@ -33,6 +33,7 @@ NOTHING, SMALL = 60, 6
 """Runs of the two tasks in a grid."""
 _PAUSE = 3.0  # seconds before a kill, at most
 _END = 20.0  # seconds in which what was told to end has to have ended
+_WITHIN = 0.7  # part of the kills that wait until a run is being made; the others come at any time
 _TARGET = 60.0  # seconds in which something of the kind has to be there
 
 
@@ -49,8 +50,9 @@ class Campaign:
         kinds, weights = [*self.place.kinds], [*self.place.kinds.values()]
         while self.kills.total() < kills and time.monotonic() < end:
             kind, pause = self.draw.choices(kinds, weights)[0], self.draw.uniform(0, _PAUSE)
+            within = self.draw.random() < _WITHIN
             self._watch(pause)
-            hit = until(lambda kind=kind: self._going() and self.place.hit(kind, self.grids[-1]), _TARGET)
+            hit = until(lambda kind=kind, within=within: self._hit(kind, within), _TARGET)
             (self.kills if hit else self.missed)[kind] += 1
             self.place.draw_wanted()
             done = self.kills.total()
@@ -63,19 +65,25 @@ class Campaign:
         self.place.finish(self.grids[-1])
         self.grids[-1].look()
 
+    def _hit(self, kind: str, within: bool) -> bool:
+        """within: only while a run is being made."""
+        self._keep_going()
+        grid = self.grids[-1]
+        return (not within or bool(self.place.living(grid))) and self.place.hit(kind, grid)
+
     def _watch(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while self._going() and time.monotonic() < end:
+        while time.monotonic() < end:
+            self._keep_going()
             time.sleep(0.05)
 
-    def _going(self) -> bool:
+    def _keep_going(self) -> None:
         """Keep a grid going, and look at its records."""
         if not self.grids or not self.grids[-1].look():
             if self.grids:
                 self.place.finish(self.grids[-1])
             self.grids.append(Grid(len(self.grids) + 1, self.folder, *self.sizes))
         self.place.keep_going(self.grids[-1])
-        return True
 
 
 def main() -> int:
