@@ -91,7 +91,7 @@ def launchers(few: int = 200, many: int = 1000, planned: int = 100_000) -> Itera
             if len(stored) != many:
                 raise RuntimeError(f"{name}: {len(stored)} records of {many} runs")
             each = (stored[-1] - stored[few - 1]) / (many - few)
-            yield f"launchers: {name}: {each:.3f} s per run that does nothing, of {many:,}; {cpu / many:.3f} CPU seconds"
+            yield f"launchers: {name}: {each:.3f} s per do-nothing run, of {many:,}; {cpu / many:.3f} CPU seconds"
             if few in resident and many in resident:
                 yield (
                     f"  the command's memory: {resident[few]:.0f} MiB when {few} runs were finished, "
