@@ -19,6 +19,7 @@ from tests.cluster.kill_log import Attempt, attempts
 from tests.cluster.kill_proof import MARK, Grid, command, marked
 from tests.parts.watching import until
 
+_UNNOTICED = 20.0  # seconds in which Slurm has to start a process, or to know that it has none
 _FRESH = 0.5  # seconds since its last line after which a run is taken to have ended
 _EXPECTED = {0, 1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 """Exit codes of a command: done; a run failed; stopped; killed by us, before it obeyed signals."""
@@ -141,6 +142,11 @@ class Local:
         return len(self.given)
 
 
+def _running(submitted: Mapping[int, Any]) -> list[Any]:
+    """Elements that Slurm takes to be running."""
+    return [each for _, elements in submitted.values() for each in elements if each.state == "RUNNING"]
+
+
 def _sent(process: int, number: int, *, group: bool = False) -> bool:
     try:
         (os.killpg if group else os.kill)(process, number)
@@ -242,7 +248,7 @@ class OnSlurm(Local):
     def hit(self, kind: str, grid: Grid) -> bool:
         if kind.endswith(" -9"):
             return super().hit(kind, grid)
-        running = [each for _, found in in_queue(grid.out).values() for each in found if each.state == "RUNNING"]
+        running = _running(in_queue(grid.out))
         if not running or not self.living(grid):
             return False
         chosen = self.draw.choice(running)
@@ -297,14 +303,26 @@ class OnSlurm(Local):
 
     def _ends(self, grid: Grid) -> bool:
         """Wait until nothing of the grid is in the queue, and no process of an element lives."""
+        lived = time.monotonic()
 
         def over() -> bool:
+            nonlocal lived
             time.sleep(0.5)
             submitted = in_queue(grid.out)
             self._begin_now(submitted)
+            if marked(self.marks) or not _running(submitted):
+                lived = time.monotonic()
+            elif time.monotonic() - lived > _UNNOTICED:
+                self._end_dead(submitted)
             return not submitted and not marked(self.marks)
 
         return until(over, LAST)
+
+    def _end_dead(self, submitted: Mapping[int, Any]) -> None:
+        """Elements that Slurm shows as running without a process: it does not hear of a slurmstepd that was killed, and
+        asks the node minutes later."""
+        for each in _running(submitted):
+            subprocess.run(("scancel", f"{each.job}_{each.index}"), timeout=60, check=False)
 
     def _begin_now(self, submitted: Mapping[int, Any]) -> None:
         """Elements that Slurm holds for two minutes, or until somebody releases them, begin now."""
