@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One thread per process: results depend on the number of threads, and two jobs share the cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test slow lint bench tools clean
+.PHONY: demo test slow test-cluster lint bench tools clean
 
 demo: .venv/.installed
 	$(BIN)/python run_suite.py run configs/quick.yaml --out runs/quick
@@ -15,6 +15,16 @@ test: .venv/.installed
 
 slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
+
+# A real Slurm and a real Ray cluster on this machine: Debian's slurm-wlm and munge are installed and started (by root
+# alone), Ray goes into .venv. Tests of what is not here are left out, and a line says so.
+test-cluster: .venv/.installed
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
+		apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 \
+			--no-install-recommends slurm-wlm munge >/dev/null; fi
+	$(BIN)/python -c "import ray" 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--config-settings editable_mode=compat --editable ".[ray]"
+	timeout --kill-after=60 2400 $(BIN)/python -m pytest -m cluster --numprocesses 0 tests/cluster
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

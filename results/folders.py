@@ -121,7 +121,9 @@ def list_runs(folder: str | Path) -> tuple[list[Stored], list[str]]:
                 stale=bool(row["stale"]),
             )
     lines: list[str] = []
-    damaged = {line.partition(": ")[0]: line.partition(": ")[2] for line in df.attrs["damaged"]}
+    damaged = {
+        line.partition(": ")[0]: line.partition(": ")[2] for line in (*df.attrs["damaged"], *df.attrs["doubles"])
+    }
     for at in run_folders(folder, lines):
         if at not in found:
             why = damaged.get(visible(str(at / RECORD)), "")

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from results.declared import NormNotes, TaskNotes
+from results.doubles import newest, told_apart
 from results.metrics import GAIN, METRICS
 from results.record import RecordError, RunRecord, RunSpec
 from results.rows import natural
@@ -91,8 +92,9 @@ def load(
           say; without the column it says so of no run;
         - repeats: the run has no norm batch, since its norm does not mix samples, and serves every norm batch;
         - stale: of another version, or other data.
-        `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "stale": {"task / norm": n},
-        and those of them that only their data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
+        `df.attrs`: "folder"; "records": rows; "damaged": [one line per unreadable file]; "doubles": [one line per
+        record, left out, of a key that has another]; "stale": {"task / norm": n}, and those of them that only their
+        data make so in "other_data"; "not_asked": {task: n}, left out by `keys`;
         "tasks": {task: what the folder says of it}, "norms": {norm: what the folder says of the version that takes part
         (results.declared.NormNotes.of)}; "asked": the commands and configs that made it, the newest last
         (results.store.read_asked); "unread": why it says nothing, where a file that should can not be read. The last
@@ -105,15 +107,17 @@ def load(
 
 
 def from_records(records: Iterable[RunRecord], stale: bool = False, told: TaskNotes | None = None) -> pd.DataFrame:
-    """The frame of `load`, of records in memory; where they do not name their end, the last given counts as newest.
+    """The frame of `load`, of records in memory; where they do not name their end, the last given counts as newest. Of
+    several records of one key the newest stays, and `df.attrs["doubles"]` names the others.
 
     Args:
         records: of one folder, or as if they were.
         stale: as `load`.
         told: what the folder would say of its tasks.
     """
-    found = [(None, record.spec.key, record) for record in records]
-    return frame(Read(found, {"damaged": []}, None, told or TaskNotes()), stale)
+    kept, doubles = newest(records, lambda given, number: finished_at(given, None, number))
+    found = [(None, *item) for item in kept.items()]
+    return frame(Read(found, {"damaged": [], "doubles": doubles}, None, told or TaskNotes()), stale)
 
 
 @dataclass(frozen=True)
@@ -188,22 +192,24 @@ def _read(folder: str | Path, strict: bool) -> tuple[list[tuple[Path, str, RunRe
     if not files and (hint := _elsewhere(folder) or ("" if (folder / "runs").is_dir() else _GIVE)):
         raise ValueError(f'"{folder}" {"holds no runs" if folder.is_dir() else "is not a folder"}; {hint}')
     records: list[tuple[Path, str, RunRecord]] = []
+    elsewhere: list[tuple[Path, RunSpec]] = []  # in a folder that is not its own
     for file in files:
         try:
             record = read_record(file)
             spec = record.spec
-            key = spec.key
-            if (spec.task, spec.norm, key) != file.parts[-4:-1]:
-                raise RecordError(f"{file}: holds the record of another run ({spec.task}/{spec.norm}/{key})")
+            if (spec.task, spec.norm, key := spec.key) != file.parts[-4:-1]:
+                elsewhere.append((file, spec))
+                continue
             taken = sorted(n for n in record.metrics if n in FIXED or n.startswith(PREFIXES))
             if taken:
                 raise RecordError(f"{file}: a metric can not be named {', '.join(taken)}: a column has that name")
             records.append((file, key, record))
         except RecordError as error:
             damaged.append(str(error))
+    doubles = told_apart(elsewhere, {key for _, key, _ in records}, damaged)
     if damaged and strict:
         raise ValueError("\n".join(damaged))
-    return records, {"folder": str(folder), "damaged": damaged}
+    return records, {"folder": str(folder), "damaged": damaged, "doubles": doubles}
 
 
 def _elsewhere(folder: Path) -> str:

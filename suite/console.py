@@ -249,6 +249,8 @@ def load_runs(folder: Path, keys: Collection[str] | None = None) -> DataFrame:
         )
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the tables: {line}", file=sys.stderr)
+    for line in df.attrs["doubles"]:
+        print(f"left out of the tables: {line}", file=sys.stderr)
     if unread := df.attrs.get("unread"):
         print(f"passed over, as if it was not there: {unread}", file=sys.stderr)
     return df

@@ -278,7 +278,8 @@ class _Execution:
             for going in self.running:
                 trim(run_folder(self.out, going.spec) / OUTPUT)
         for going, value in ended:
-            self._end(going, value)
+            if going in self.running:  # it may be said twice
+                self._end(going, value)
 
     def _heard(self, going: _Going, kind: Kind, value: Any) -> None:
         if kind == "busy":
@@ -306,7 +307,7 @@ class _Execution:
         self.running.remove(going)
         if going.busy or how == LOST:
             self._wait_for(going.spec)
-        elif (going.left or how in _TOLD) and self._own(going)[1] is None:
+        elif self._left(going, how) and self._own(going)[1] is None:
             note = found(run_folder(self.out, going.spec), going.spec.key)
             self.counts["stopped"] += 1
             nowhere = (
@@ -318,10 +319,14 @@ class _Execution:
         else:
             self._settle(going, how)
 
+    def _left(self, going: _Going, how: int | str) -> bool:
+        """Whether a run has left because it was told to, or was lost while all are: it goes on next time."""
+        return going.left or how in _TOLD or (isinstance(how, str) and self.requests.made and not going.cause)
+
     def _goes_on(self, going: _Going, how: str) -> bool:
         """Whether a run that was lost is made again."""
         self.lost[going.spec.key] += 1
-        again = self.lost[going.spec.key] <= MOST_LOST and not self.requests.made
+        again = self.lost[going.spec.key] <= MOST_LOST
         if again:
             note = found(run_folder(self.out, going.spec), going.spec.key)
             where = "from the start" if note is None else note.origin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from tasks import get_task
 from tasks.weights import WEIGHTS
 
 _ENDS = {**{end: end for end in ("ok", "diverged", "failed", "stopped")}, "elsewhere": "being made elsewhere"}
+MOST_ROWS = 100
+"""Lines of a dry run."""
 MOST_FAILED = 20
 """Failed runs of before whose reasons are shown; all of them stand in the tables and in the records."""
 
@@ -74,7 +77,8 @@ def _is_again(record: RunRecord, retry: bool | datetime) -> bool:
 
 
 def describe(status: Status, names: Names) -> Iterator[str]:
-    """One line per norm and setting, with its seeds, and how many of them are in which state."""
+    """One line per norm and setting, with its seeds, and how many of them are in which state; of a plan with more than
+    MOST_ROWS of these one line per task and norm, with its number of settings."""
     cells: dict[tuple[str, str, str], tuple[list[int], list[str]]] = {}
 
     def add(spec: RunSpec, state: str) -> None:
@@ -87,11 +91,35 @@ def describe(status: Status, names: Names) -> Iterator[str]:
         add(spec, state)
     for spec, reason in status.plan.skipped:
         add(spec, f"skipped: {reason}")
+    if len(cells) > MOST_ROWS:
+        yield from _by_norm(cells)
+        return
     rows = [("task", "setting", "norm", "seeds", "state")]
     for (task, setting, norm), (seeds, states) in cells.items():
         state = ", ".join(s if s.startswith("skipped") else f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         rows.append((task, setting or "-", norm, seed_text(seeds), state))
     yield from columns(rows)
+
+
+def _by_norm(cells: Mapping[tuple[str, str, str], tuple[list[int], list[str]]]) -> Iterator[str]:
+    """The lines of many cells, (task, setting, norm) -> seeds and states."""
+    found: dict[tuple[str, str], tuple[list[int], Counter[str], list[str]]] = {}
+    for (task, setting, norm), (seeds, states) in cells.items():
+        of_norm = found.setdefault((task, norm), ([], Counter(), []))
+        of_norm[0].extend(seeds)
+        of_norm[1].update(state.partition(" (from ")[0] for state in states)
+        of_norm[2].append(setting)
+    rows = [("task", "settings", "norm", "seeds", "state")]
+    for (task, norm), (seeds, counts, settings) in [*found.items()][:MOST_ROWS]:
+        reasons = [state for state in counts if state.startswith("skipped")]
+        if len(reasons) > 1:  # of many settings, many reasons
+            counts[reasons[0].replace(":", ", such as:", 1)] = sum(counts.pop(reason) for reason in reasons)
+        state = ", ".join(f"{number:,} {state}" for state, number in counts.items())
+        rows.append((task, f"{len(settings):,}", norm, seed_text(seeds), state))
+    yield from columns(rows)
+    if len(found) > MOST_ROWS:
+        yield f"and {len(found) - MOST_ROWS:,} more norms"
+    yield f"{len(cells):,} settings of norms are summed up by norm; --json lists every run"
 
 
 def failed_before(status: Status, names: Names) -> Iterator[str]:

@@ -272,6 +272,9 @@ def evidence(df: pd.DataFrame) -> list[str]:
     not_asked = sum(n for task, n in df.attrs.get("not_asked", {}).items() if task in tasks)
     if not_asked:
         lines.append(f"Left out, not asked for by the config: {not_asked} records.")
+    if doubles := len(df.attrs.get("doubles", ())):
+        runs = "1 more record of a run" if doubles == 1 else f"{doubles} more records of runs"
+        lines.append(f"Left out, doubles: {runs} that {'has' if doubles == 1 else 'have'} one.")
     damaged = len(df.attrs.get("damaged", ()))
     if damaged:
         lines.append(f"{damaged} damaged record{'s' if damaged > 1 else ''} could not be read.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results.record import RunRecord, RunSpec
-from results.store import write_record
+from results.store import record_files, write_record
 from suite.environment import ROOT
 
 NOTHING = """
@@ -61,6 +63,86 @@ def engine(few: int = 10, many: int = 60) -> Iterator[str]:
         yield f"  {(seconds[many] - seconds[few]) / (many - few):.3f} s per run (its process included)"
         again = _command("run", *arguments)[0]
         yield f"  the same command again, nothing left to do: {again:.1f} s"
+
+
+def launchers(few: int = 200, many: int = 1000, planned: int = 100_000) -> Iterator[str]:
+    """What each launcher takes for a run: seconds between the records of do-nothing runs, without the start, and the
+    memory of the command when few and when many are finished; then a plan of 100,000 runs.
+
+    Ray and Slurm where they are here: a new Ray on this machine, and the Slurm that `squeue` knows. CPU seconds are
+    those of the command; the runs' processes are not below it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plugin, config = Path(folder, "nothing.py"), Path(folder, "nothing.yaml")
+        plugin.write_text(textwrap.dedent(NOTHING))
+        config.write_text(json.dumps({"norms": ["bn"], "seeds": [*range(many)], "tasks": {"nothing": {}}}))
+        for name, place in {"local": "local", "ray": "ray:address=local", "slurm": "slurm:array=2"}.items():
+            if name == "ray" and importlib.util.find_spec("ray") is None:
+                yield "launchers: ray is not installed"
+                continue
+            if name == "slurm" and not _answers("squeue"):
+                yield "launchers: no Slurm answers"
+                continue
+            out = Path(folder, name)
+            cpu, resident = _watched("run", str(config), "--plugin", str(plugin), "--out", str(out), "--on", place)
+            while name == "slurm" and _answers("squeue", "--noheader", words=True):
+                time.sleep(0.5)
+            stored = sorted(file.stat().st_mtime for file in record_files(out))
+            if len(stored) != many:
+                raise RuntimeError(f"{name}: {len(stored)} records of {many} runs")
+            each = (stored[-1] - stored[few - 1]) / (many - few)
+            yield f"launchers: {name}: {each:.3f} s per do-nothing run, of {many:,}; {cpu / many:.3f} CPU seconds"
+            if few in resident and many in resident:
+                yield (
+                    f"  the command's memory: {resident[few]:.0f} MiB when {few} runs were finished, "
+                    f"{resident[many]:.0f} MiB when {many:,} were"
+                )
+        axes = {name: [0.001 * k for k in range(1, 11)] for name in ("learning_rate", "weight_decay")}
+        norms = ["none", "bn", "in", "ln", "pn", "frn", "brn", "ebn", "rms", "bgn"]
+        seeds = [*range(planned // (100 * len(norms)))]
+        task = {"dataset": "fashion_mnist_mini", "model": "resnet8", **axes}
+        config.write_text(json.dumps({"norms": norms, "seeds": seeds, "tasks": {"classification": task}}))
+        start = time.perf_counter()
+        command = subprocess.Popen(
+            _words("run", str(config), "--dry-run", "--out", str(Path(folder, "dry"))), stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(command.pid, 0)
+        command.returncode = os.waitstatus_to_exitcode(status)
+        cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20  # KiB on Linux
+        seconds = time.perf_counter() - start
+        yield f"launchers: dry run of {planned:,} runs: {seconds:.1f} s, {cpu:.1f} CPU seconds, {peak:.2f} GiB at most"
+
+
+def _answers(*program: str, words: bool = False) -> bool:
+    """Whether a program is here and ends well, and whether it prints something where `words` are wanted."""
+    try:
+        done = subprocess.run(program, capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and (bool(done.stdout.strip()) or not words)
+
+
+def _watched(*arguments: str) -> tuple[float, dict[int, float]]:
+    """CPU seconds of a `run` command, and its resident MiB when so many runs were finished, by its own lines."""
+    with tempfile.TemporaryFile() as errors:
+        command = subprocess.Popen(_words(*arguments), stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert command.stdout is not None
+        resident = {}
+        for line in command.stdout:
+            if (found := re.match(r"\[ *(\d+)/", line)) is not None:
+                pages = int(Path(f"/proc/{command.pid}/statm").read_text().split()[1])
+                resident[int(found[1])] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        _, status, usage = os.wait4(command.pid, 0)
+        command.returncode = os.waitstatus_to_exitcode(status)
+        if command.returncode:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+            raise RuntimeError(f"{' '.join(arguments)}: exit code {command.returncode}\n{text}")
+    return usage.ru_utime + usage.ru_stime, resident
+
+
+def _words(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_suite.py"), *arguments]
 
 
 def jobs() -> Iterator[str]:

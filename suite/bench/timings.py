@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[str]]] = {
     "data": reading.data,
     "allocator": machine.allocator,
     "engine": grids.engine,
+    "launchers": grids.launchers,
     "jobs": grids.jobs,
     "scale": grids.scale,
 }

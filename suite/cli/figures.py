@@ -41,6 +41,8 @@ def figures(
     df, history = results.load(folder), results.load_history(folder)
     for line in df.attrs["damaged"]:
         print(f"damaged, left out of the figures: {line}", file=sys.stderr)
+    for line in df.attrs["doubles"]:
+        print(f"left out of the figures: {line}", file=sys.stderr)
     drawings, refused = results.draw_all(
         df,
         history,

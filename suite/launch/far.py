@@ -39,10 +39,11 @@ from suite.checkpoints import BEFORE, NEWEST
 from suite.launch import code
 from suite.launch.devices import VISIBLE, Devices
 from suite.launch.launcher import LaunchError
-from suite.launch.local import LocalLauncher, LocalRun, workers_of
+from suite.launch.local import LocalLauncher, LocalRun
 from suite.launch.travelling import Carried
 from suite.live import HISTORY, born
 from suite.output import OUTPUT, trim
+from suite.torchrun import workers_of
 
 PART = 4 * 2**20
 """Bytes of a file that travel in one message."""

@@ -31,12 +31,12 @@ from suite.launch import far
 from suite.launch.cluster import Cluster, check_installed, on_node, why
 from suite.launch.incoming import Incoming, News, newest
 from suite.launch.launcher import Kind, LaunchError
-from suite.launch.local import workers_of
 from suite.launch.mailbox import Mailbox
 from suite.launch.making import RunOne, Signature, take, trouble
 from suite.launch.sets import Sets
 from suite.launch.travelling import plain
 from suite.runner import Runner
+from suite.torchrun import workers_of
 
 _LOOK = 0.2  # seconds in the mailbox at a time: so long a request to stop waits
 _QUEUED = 8

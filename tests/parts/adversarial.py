@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from parts.planted import bars, known
 
 from norms.registry import make_norm, norm_names, norm_option_defaults
-from parts.planted import bars, known
 from tasks.adversarial.networks import build
 from tasks.adversarial.options import AdversarialOptions
 from tasks.adversarial.training import scaled

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from parts.planted import known
 from torch import nn
 
 from norms import registry
 from norms.factory import factory_info
 from norms.registry import make_norm, norm_names, norm_option_defaults
-from parts.planted import known
 from tasks.architecture_search.task import TASK
 from tasks.base import RunContext
 from tasks.data.images import Split, make_data

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parts.planted import bars, known
 from torch import nn
 
 from norms import registry
 from norms.factory import factory_info
 from norms.registry import make_norm
-from parts.planted import bars, known
 from tasks.base import RunContext
 from tasks.classification.task import TASK
 

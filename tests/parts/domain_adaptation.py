@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from parts.planted import bars
 
 from norms.registry import make_norm, norm_info, norm_names, norm_option_defaults
-from parts.planted import bars
 from tasks import data as datasets
 from tasks.base import RunContext
 from tasks.domain_adaptation.options import OF_METHODS, DomainAdaptationOptions

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from parts.planted import known
 
 from norms.registry import make_norm, norm_names, norm_option_defaults
 from norms.situation import situation
-from parts.planted import known
 from tasks.base import RunContext
 from tasks.data.images import Split, make_data
 from tasks.few_shot.networks import build_few_shot_net

@@ -119,6 +119,7 @@ def test_a_row_holds_everything_that_a_record_says(tmp_path):
     assert df.attrs == {
         "folder": str(tmp_path),
         "damaged": [],
+        "doubles": [],
         "stale": {},
         "other_data": {},
         "not_asked": {},
@@ -180,6 +181,36 @@ def test_a_record_in_another_runs_folder_counts_as_damaged(tmp_path):
     df = results.load(tmp_path)
     assert len(df) == 1
     assert "holds the record of another run" in df.attrs["damaged"][0]
+
+
+@pytest.mark.parametrize("copied", ["norm/KEY", "norm/KEY copy", "other/KEY"])
+def test_a_copied_folder_is_a_double_that_counts_once_and_is_named(tmp_path, copied):
+    file = write_record(tmp_path, run())
+    home = file.parent.parent.parent / copied.replace("norm", file.parts[-3]).replace("KEY", file.parts[-2])
+    home.mkdir(parents=True, exist_ok=True)
+    (home / RECORD).write_bytes(file.read_bytes())
+    df = results.load(tmp_path)
+    assert len(df) == 1
+    doubled = copied != "norm/KEY"
+    assert [line.partition(": ")[0] for line in df.attrs["doubles"]] == [str(home / RECORD)] * doubled
+    assert df.attrs["damaged"] == []
+    (home / RECORD).unlink() if doubled else None
+    file.rename(home / RECORD)  # without the one in its place it is a record in a wrong place, and none takes part
+    assert len(results.load(tmp_path)) == (not doubled)
+
+
+def test_of_several_records_of_one_run_in_memory_the_newest_counts():
+    older, newer = (run(environment={"finished": f"2026-01-0{day}T00:00:00+00:00"}, top1=day / 10) for day in (1, 2))
+    for records in ([older, newer], [newer, older]):
+        df = from_records([*records, run(seed=1)])
+        assert sorted(df["top1"]) == sorted([0.2, run(seed=1).metrics["top1"]])
+        assert len(df.attrs["doubles"]) == 1
+
+
+def test_captions_say_how_many_doubles_are_left_out():
+    df = from_records([run(), run(), run(), run(seed=1)])
+    text = results.tables_text(results.render_all(df))
+    assert "Left out, doubles: 2 more records of runs that have one." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["seed", "status.gain"])

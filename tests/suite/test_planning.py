@@ -19,6 +19,8 @@ from results.record import RunSpec
 from suite.blocks import Overrides
 from suite.config import LONGEST_LINE, MOST_LINES, ManyRuns, PlanError, parse_seeds, read_config
 from suite.planning import plan, plan_config
+from suite.progress import Names
+from suite.status import Status, describe
 from tasks.base import NotPrepared, Setting
 from tasks.options import LeftOut, Options
 
@@ -553,3 +555,14 @@ def test_a_task_of_ones_own_that_breaks_while_planning_is_one_line(tmp_path, met
         plan_config(config, tried=False, folder=tmp_path)
     (line,) = caught.value.lines
     assert line.startswith(f'task "planning_broken": {said}')
+
+
+def test_a_dry_run_of_many_settings_is_one_line_per_norm(tmp_path):
+    rates = [0.001 * number for number in range(1, 61)]
+    options = {"dataset": "fashion_mnist_mini", "model": "resnet8", "learning_rate": rates}
+    planned = plan_config({"norms": ["bn", "gn", "in"], "seeds": [0, 1, 5], "tasks": {"classification": options}})
+    everything = [*planned.runs, *(spec for spec, _ in planned.skipped)]
+    lines = [*describe(Status(planned, tmp_path / "out", retry=False), Names(everything))]
+    assert len(lines) == 5
+    assert [line.split()[:5] for line in lines[1:3:2]] == [["classification", "60", "bn", "0-1,5", "180"]]
+    assert lines[-1] == "180 settings of norms are summed up by norm; --json lists every run"
