@@ -13,7 +13,8 @@ import pytest
 from parts.on_ray import PLUGIN, planned, runner_of
 from parts.watching import until
 
-from results.store import CLAIM, find_record, record_files, run_folder
+from results.claims import CLAIM
+from results.store import find_record, record_files, run_folder
 from suite.checkpoints import NEWEST
 from suite.engine import execute
 from suite.environment import ROOT
