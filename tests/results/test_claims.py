@@ -44,7 +44,9 @@ def can_be_had(waited):
 def test_whatever_was_left_in_a_claim_is_taken_over_once_it_is_old(tmp_path, left):
     (tmp_path / CLAIM).write_text(left)
     waited, start = Waited(tmp_path), time.monotonic()
-    assert is_held(tmp_path) and not can_be_had(waited) and not waited.lives()
+    assert is_held(tmp_path)
+    assert not can_be_had(waited)
+    assert not waited.lives()
     assert until(lambda: can_be_had(waited), 5)
     assert time.monotonic() - start >= 0.15
     assert os.listdir(tmp_path) == []
@@ -75,7 +77,8 @@ def test_the_claim_of_one_that_was_as_quick_is_put_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "rename", another_was_quicker)
     assert not can_be_had(waited)
-    assert (tmp_path / CLAIM).read_text() == text() and os.listdir(tmp_path) == [CLAIM]
+    assert (tmp_path / CLAIM).read_text() == text()
+    assert os.listdir(tmp_path) == [CLAIM]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
