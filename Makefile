@@ -11,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/python run_suite.py run configs/quick.yaml --out runs/quick
 
 test: .venv/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal

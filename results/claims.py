@@ -4,7 +4,8 @@ A claim is a file made with O_EXCL, which names host, process and start and is r
 SoftFileLease): locks of the system (flock) hold within one machine alone on some shared file systems.
 It is taken over at once where its process is known to be gone, as one of this machine is, and else when it was not
 renewed for `LEASE` seconds by the clock of whoever wants it, by an object that has tried for so long; so clocks may
-differ. A holder that was suspended for longer learns of it.
+differ. A holder that was suspended for longer learns of it. That holds for whatever stands in the file: an empty one is
+left where a machine goes down, or a process is killed, between the making of the file and its first line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import functools
 import os
+import secrets
 import stat
 import tempfile
 import time
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from results import files
 
@@ -31,6 +33,48 @@ LEASE = 60.0
 """Seconds after which a claim that was not renewed is taken over."""
 RENEWED = 15.0
 """Seconds between two renewals."""
+PATIENCE = LEASE + RENEWED
+"""Seconds after which one who waits for a claim has it, or its holder lives."""
+
+
+class _Claim(SoftFileLease):
+    """filelock's lease, which keeps for ever what it can not read as one (an empty file, a lease of another length)."""
+
+    _seen: tuple[tuple[int, int, int], float] | None = None  # the file, and since when it is as it is
+
+    def acquire(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().acquire(*args, **options)
+        except (Timeout, LeaseSettingsMismatch):
+            if self._left():
+                with contextlib.suppress(LeaseSettingsMismatch):
+                    return super().acquire(*args, **options)
+            raise Timeout(self.lock_file) from None
+
+    def _left(self) -> bool:
+        """Whether the file was as it is for as long as a claim lasts, and is removed."""
+        try:
+            mark = _mark(os.lstat(self.lock_file))
+        except OSError:
+            self._seen = None
+            return False
+        if self._seen is None or self._seen[0] != mark:
+            self._seen = mark, time.monotonic()
+        if time.monotonic() - self._seen[1] < LEASE:
+            return False
+        self._seen = None
+        aside = f"{self.lock_file}.{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            os.rename(self.lock_file, aside)
+            if _mark(os.lstat(aside))[:2] != mark[:2]:  # of one who was as quick, and has made its own by now
+                os.link(aside, self.lock_file)
+                mark = (0, 0, 0)
+            os.unlink(aside)
+        return mark != (0, 0, 0)
+
+
+def _mark(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def lease(file: Path, lost: Callable[[Any], None] | None = None) -> SoftFileLease:
@@ -45,7 +89,7 @@ def lease(file: Path, lost: Callable[[Any], None] | None = None) -> SoftFileLeas
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(file).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(file))
-    return SoftFileLease(file, lease_duration=LEASE, heartbeat_interval=RENEWED, on_compromise=lost, thread_local=False)
+    return _Claim(file, lease_duration=LEASE, heartbeat_interval=RENEWED, on_compromise=lost, thread_local=False)
 
 
 def folder_lock(folder: Path, lost: Callable[[Any], None] | None = None) -> SoftFileLease:
@@ -117,7 +161,9 @@ class Waited:
         """Whether the holder is known to live: its claim was renewed, or made, since we look, or it is a process of
         this machine, whose end we would know."""
         found = holder(self._file.parent)
-        return found is not None and (self._mark() != self._first or found.host == _host())
+        if found is None or (self._mark() == self._first and found.host != _host()):
+            return False
+        return found.host != _host() or not _ended(found.process)
 
     def _mark(self) -> tuple[int, int] | None:
         try:
@@ -125,6 +171,15 @@ class Waited:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
+
+
+def _ended(process: int) -> bool:
+    """Whether a process of this machine has ended, and nobody has asked yet how (a zombie). Linux; else False."""
+    try:
+        said = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return False
+    return said.rpartition(b")")[2].split()[:1] == [b"Z"]
 
 
 @functools.cache

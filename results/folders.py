@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from results.claims import CLAIM, folder_lock, is_held
+from results.claims import CLAIM, LEASE, folder_lock, holder, is_held
 from results.escape import cut, one_line, visible
 from results.facts import task_facts
 from results.frame import NORM_BATCH, load
@@ -219,7 +219,10 @@ def remove(out: str | Path, run: Stored) -> str:
                     _drop(run.folder / name)
         run.folder.rmdir()
     except Timeout:
-        return "another process makes it now"
+        found = holder(run.folder)
+        if found is None or found.age < LEASE:
+            return "another process makes it now"
+        return f"{visible(found.host)} claims it and has not renewed that for {found.age:.0f} s; {CLAIM} may be removed"
     except OSError as error:
         return error.strerror or str(error)
     return ""

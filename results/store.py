@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from results import files
 from results.asked import AskedNotes
-from results.claims import folder_lock, lease
+from results.claims import PATIENCE, folder_lock, lease
 from results.declared import NormNotes, TaskNotes
 from results.escape import cut
 from results.record import LARGEST, RECORD, RecordError, RunRecord, RunSpec, dataset_of, parse_record, record_text
@@ -98,7 +98,7 @@ def write_versions(out: str | Path, specs: Iterable[RunSpec], config: str = "") 
     Raises:
         OSError: the note, or its lock, can not be written.
     """
-    with lease(Path(out) / ".versions.claim").acquire(timeout=30):  # several invocations add to one note
+    with lease(Path(out) / ".versions.claim").acquire(timeout=PATIENCE):  # several invocations add to one note
         before, versions = read_versions(out), read_versions(out)
         data: dict[tuple[str, str], set[str]] = {}
         for spec in specs:
@@ -120,7 +120,7 @@ def join_versions(out: str | Path, notes: Sequence[Versions | None]) -> None:
     Raises:
         OSError: the note, or its lock, can not be written.
     """
-    with lease(Path(out) / ".versions.claim").acquire(timeout=30):
+    with lease(Path(out) / ".versions.claim").acquire(timeout=PATIENCE):
         before = read_versions(out)
         joined = Versions(norm={}, task={}, part={}, data={}, config="")
         for versions in (before if each is None else each for each in notes):
@@ -204,7 +204,7 @@ _ABOUT = {TaskNotes: "tasks", NormNotes: "norms", AskedNotes: "command and confi
 
 
 def _write_notes(file: Path, told: _Notes) -> list[str]:
-    with lease(file.with_name(".versions.claim")).acquire(timeout=30):
+    with lease(file.with_name(".versions.claim")).acquire(timeout=PATIENCE):
         before, trouble = _read_notes(file, type(told))
         after = before.followed_by(told)
         notes = [f"{trouble}; set aside as {set_aside(file).name}"] if trouble else []

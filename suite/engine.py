@@ -41,6 +41,7 @@ _SAVE = 10.0  # seconds in which runs that are told to leave have to
 _AGAIN = 1.0  # seconds after which one that has not is told again
 _TOLD = tuple(-number for number in NOTICES)  # exit codes of processes that had not come far enough to say so
 _POLL = 0.25  # seconds between looks at runs that another invocation is making
+_REST = 9  # times as long as the last of these looks took, none is made
 _GRACE = 1.0  # seconds in which another invocation may record how its run's process died, before it is taken over
 _START_LIMIT = 60.0  # seconds beyond the time limit for a process to come as far as its run
 MOST_LOST = 3
@@ -209,6 +210,7 @@ class _Execution:
         self.counts: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()  # by key
         self.looked = time.monotonic()  # at what runs have printed
+        self.look_next = 0.0  # at what others make
 
     def all(self, specs: Iterable[RunSpec]) -> Counter[str]:
         self.todo = deque(specs)
@@ -269,8 +271,10 @@ class _Execution:
                 ended.append((by_run[id(run)], value))
             else:
                 self._heard(by_run[id(run)], kind, value)
+        over = {id(going) for going, _ in ended}
         for going in self.running:
-            if going.deadline is not None and time.monotonic() > going.deadline and not going.cause:
+            late = going.deadline is not None and time.monotonic() > going.deadline
+            if late and not going.cause and id(going) not in over:
                 going.cause = going.limit
                 self.launcher.kill(going.run)
         if time.monotonic() - self.looked >= _LOOK:
@@ -305,7 +309,7 @@ class _Execution:
         """A run has ended, with this exit code, or lost in this way."""
         trim(run_folder(self.out, going.spec) / OUTPUT)
         self.running.remove(going)
-        if going.busy or how == LOST:
+        if going.busy or (how == LOST and self._lost_again(going)):
             self._wait_for(going.spec)
         elif self._left(going, how) and self._own(going)[1] is None:
             note = found(run_folder(self.out, going.spec), going.spec.key)
@@ -325,13 +329,17 @@ class _Execution:
 
     def _goes_on(self, going: _Going, how: str) -> bool:
         """Whether a run that was lost is made again."""
-        self.lost[going.spec.key] += 1
-        again = self.lost[going.spec.key] <= MOST_LOST
+        again = self._lost_again(going)
         if again:
             note = found(run_folder(self.out, going.spec), going.spec.key)
             where = "from the start" if note is None else note.origin
             self.tell(Event("note", going.spec, text=f"{how}; it goes on {where}"))
         return again
+
+    def _lost_again(self, going: _Going) -> bool:
+        """Whether a run that was lost may be so once more; a run's own code can end its process in any way."""
+        self.lost[going.spec.key] += 1
+        return self.lost[going.spec.key] <= MOST_LOST
 
     def _settle(self, going: _Going, how: int | str) -> None:
         """The run's own record, or one that says how it died; only counted where none can be stored."""
@@ -385,7 +393,17 @@ class _Execution:
         self.tell(Event("waiting", spec, text=_BUSY))
 
     def _look_at_waiting(self) -> None:
-        """Runs that another invocation was making: take its record, or the run itself where it left none."""
+        """Runs that another invocation was making: take its record, or the run itself where it left none.
+
+        A look costs a few requests to the file system for each, so that many of them are looked at less often.
+        """
+        begun = time.monotonic()
+        if begun < self.look_next:
+            return
+        self._look_at_each()
+        self.look_next = time.monotonic() + max(_POLL, _REST * (time.monotonic() - begun))
+
+    def _look_at_each(self) -> None:
         for _ in range(len(self.waiting)):
             each = self.waiting.popleft()
             spec = each.spec

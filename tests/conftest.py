@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     left_out = [item for item in items if lacks(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    # Those of the project as a whole first: they take longest, and at the end one core would wait for the other.
+    here = Path(__file__).parent
+    items[:] = sorted((item for item in items if item not in left_out), key=lambda item: item.path.parent != here)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -81,10 +81,16 @@ def fake_imagenet(root):
             Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
-@pytest.fixture(scope="module")
-def all_norms(tmp_path_factory):
-    """The plan of the grid over all norms, made once: it tries every norm in every task."""
-    return plan(ROOT / "configs" / "all_norms.yaml", Overrides(), tmp_path_factory.mktemp("data"))
+def planned_once(name):
+    """A fixture: the plan of a config that several tests read."""
+
+    def made(tmp_path_factory):
+        return plan(ROOT / "configs" / f"{name}.yaml", Overrides(), tmp_path_factory.mktemp("data"))
+
+    return pytest.fixture(made, scope="module", name=name)
+
+
+all_norms, quick = planned_once("all_norms"), planned_once("quick")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -105,8 +111,8 @@ def test_every_config_plans_without_a_mistake_and_skips_what_it_says(config, tmp
     if "imagenet_resnet" in config.stem:
         fake_imagenet(tmp_path / "source")
         prepare("imagenet", tmp_path, source=tmp_path / "source")
-    if config.stem == "all_norms":
-        planned = request.getfixturevalue("all_norms")
+    if config.stem in ("all_norms", "quick"):
+        planned = request.getfixturevalue(config.stem)
     else:
         planned = plan(config, Overrides(), tmp_path)
     assert planned.runs
@@ -115,9 +121,8 @@ def test_every_config_plans_without_a_mistake_and_skips_what_it_says(config, tmp
     assert planned.budget in ("reduced", "full")
 
 
-def test_quick_holds_every_norm_of_tier_one(tmp_path):
-    planned = plan(ROOT / "configs" / "quick.yaml", Overrides(), tmp_path)
-    assert {spec.norm for spec in planned.runs} >= {"none", "bn", "in", "ln", "gn", "pn", "bgn"}
+def test_quick_holds_every_norm_of_tier_one(quick):
+    assert {spec.norm for spec in quick.runs} >= {"none", "bn", "in", "ln", "gn", "pn", "bgn"}
 
 
 def test_norms_that_are_skipped_for_one_reason_have_it_in_the_same_words(all_norms):

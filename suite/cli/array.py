@@ -22,6 +22,7 @@ def print_script(options: Slurm, session: Session, device: str) -> None:
     todo = len(session.status.todo)
     print_notes(notes(options, device, todo))
     if todo:
+        _check_file(session)
         words = [word for word in sys.argv[1:] if word != "--dry-run"]
         print(f"\n{preview(options, words, session.folder, todo, session.plan.threads)}", end="")
 
@@ -38,8 +39,7 @@ def submit(options: Slurm, session: Session, device: str) -> int:
     if not todo:
         say(f"nothing left to do: {session.status.done} already done")
         return 0
-    if session.config is None:
-        raise ValueError("--on slurm: a config file is needed, which every element reads; given a pipe")
+    _check_file(session)
     with as_options():
         unstored = session.begin()
     words = [*sys.argv[1:], *(["--yes"] if todo > MOST_RUNS and "--yes" not in sys.argv else [])]
@@ -50,3 +50,8 @@ def submit(options: Slurm, session: Session, device: str) -> int:
     say(f"job {made.job}: an array of {elements} for {todo} runs to do -> {where}/{SUBMISSIONS}/{number}")
     say(f"`python run_suite.py status {where}` shows where it stands, `cancel` ends it, `tables` makes the tables")
     return 0
+
+
+def _check_file(session: Session) -> None:
+    if session.config is None:
+        raise ValueError("--on slurm: a config file is needed, which every element reads; given a pipe")

@@ -48,7 +48,9 @@ def cancel(
 
     if not folder.is_dir():
         raise ValueError(f'"{folder}": {"is a file" if folder.exists() else "does not exist"}; a folder is needed')
-    found = in_queue(folder)
+    damaged: list[str] = []
+    found = in_queue(folder, damaged)
+    print_notes([f"{shown(line)}; whether a job of it goes on is not known" for line in damaged])
     if not found:
         print(f"nothing to end: no Slurm job of {shown(shlex.quote(str(folder)))} waits or runs")
         return 0

@@ -121,7 +121,7 @@ def run(
     retry_before: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Make failed runs again that ended before this time, as 2026-11-29T12:00:00."
+            metavar="TIME", help="Make failed runs again that ended before this time, as 2026-11-29T12:00:00 (UTC)."
         ),
     ] = None,
     keep_weights: Annotated[

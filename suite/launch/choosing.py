@@ -9,7 +9,7 @@ from typing import Any
 from results.escape import cut
 from results.record import RunSpec
 from suite.environment import cpu_count
-from suite.launch.devices import Devices, slots_of
+from suite.launch.devices import Devices, check_form, slots_of
 from suite.launch.launcher import Launcher
 from suite.launch.local import LocalLauncher
 from suite.launch.places import Local, Place, Ray
@@ -64,10 +64,14 @@ def choose(
         runs = list(runs)
         here.check(runs, jobs)
         return Chosen(LocalLauncher(1), 1, device)
-    most = max(map(workers_of, runs), default=1)
+    workers = {workers_of(spec) for spec in runs} or {1}
+    most = max(workers)
     if isinstance(options, Ray):
+        if runs_per_device is not None:
+            raise _shared_by_none(runs_per_device, "on ray, gpus=0.5 lets two runs share an accelerator")
         from suite.launch.ray import RayLauncher
 
+        check_form(device)
         if device.startswith("cuda:"):
             raise ValueError(f'device "{cut(device, 40)}": Ray gives each run its accelerators; say --device cuda')
         gpus = options.gpus if options.gpus is not None else float(device == "cuda")
@@ -86,11 +90,17 @@ def choose(
         )
         return Chosen(ray, wanted, device)
     if not isinstance(options, Local):  # the elements of an array have commands of their own
+        check_form(device)
+        each = runs_per_device if runs_per_device is not None else getattr(options, "runs_per_device", None)
+        if each is not None and not device.startswith("cuda"):
+            raise _shared_by_none(each, f"device {cut(device, 40)} has no accelerators")
         return Chosen(LocalLauncher(1), 1, device)
     slots = slots_of(device)
     jobs = jobs if jobs is not None else options.jobs
     each = runs_per_device if runs_per_device is not None else options.runs_per_device or 1
     if slots is None:
+        if runs_per_device is not None:
+            raise _shared_by_none(runs_per_device, f"device {cut(device, 40)} has no accelerators")
         if jobs is None:
             jobs = max(1, cpu_count() // (threads * most)) if device == "cpu" else 1
         return Chosen(LocalLauncher(jobs), jobs, device)
@@ -99,5 +109,10 @@ def choose(
             f'device "{cut(device, 40)}": a run of {most} workers needs as many accelerators, not {len(slots)}'
         )
     devices = Devices(slots, each)
-    jobs = devices.places if jobs is None else jobs
+    room = devices.places // min(workers)
+    jobs = room if jobs is None else min(jobs, room)
     return Chosen(LocalLauncher(jobs, devices), jobs, "cuda")
+
+
+def _shared_by_none(given: int, why: str) -> ValueError:
+    return ValueError(f"runs-per-device {given}: {why}; --jobs says how many runs go on at a time")

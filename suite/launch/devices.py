@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from results.escape import cut
 
@@ -39,6 +40,12 @@ def slots_of(device: str) -> list[str] | None:
     return [names[number] for number in numbers]
 
 
+def check_form(device: str) -> None:
+    """ValueError for what is a device on no machine; whether there is such a one elsewhere is not known here."""
+    if not _SOME.fullmatch(device):
+        _kind(device)
+
+
 def check_device(device: str) -> None:
     """ValueError for a device that is not here, and for several: those are for runs of their own (`slots_of`)."""
     import torch
@@ -46,11 +53,7 @@ def check_device(device: str) -> None:
     shown = cut(device, 40)
     if _SOME.fullmatch(device) and "," in device:
         raise ValueError(f'device "{shown}": one device is needed here, such as cuda:0')
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
-            kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'device "{shown}": not a device; for example cpu, cuda, cuda:1 or cuda:0,2') from error
+    kind = _kind(device)
     if kind.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         # torch takes 256 for 0 without a word
@@ -88,6 +91,18 @@ def devices_of(device: str, size: int) -> list[str]:
             "CUDA_VISIBLE_DEVICES with more of them, or torchrun over several machines"
         )
     return [f"cuda:{number}" for number in range(size)]
+
+
+def _kind(device: str) -> Any:
+    """What torch understands by a device."""
+    import torch
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of kinds that torch is about to give up
+            return torch.device(device)
+    except RuntimeError as error:
+        shown = cut(device, 40)
+        raise ValueError(f'device "{shown}": not a device; for example cpu, cuda, cuda:1 or cuda:0,2') from error
 
 
 def _not_here(device: str, count: int) -> ValueError:

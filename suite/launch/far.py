@@ -9,6 +9,7 @@ Messages, numbered from 1 by `Sent`:
 
     "started"                                  the run is made
     "note", "progress", "trouble"              as suite.launch.launcher.Kind
+    "refused"                                  why no run is made here; the command ends
     "beat"                                     nothing is new
     "grown"   {file, first, data}              what was written behind the end of a file; `first`: it begins anew
     "part"    {file, first, last, data}        of a file that is complete: a checkpoint, an artifact
@@ -75,9 +76,9 @@ def make(job: Mapping[str, Any], post: Post, fetch: Callable[[Any], bytes]) -> N
     spec = RunSpec.model_validate(job["spec"])
     here = code.here()
     if here["fingerprint"] != job["code"]["fingerprint"]:
-        sent.end(
-            trouble=f"{here['host']} has other code: {code.in_words(here)}; here it is {code.in_words(job['code'])}"
-        )
+        # no failure of the run, nor of any other that waits
+        theirs, ours = code.in_words(here), code.in_words(job["code"])
+        sent.say("refused", f"{here['host']} has other code: {theirs}; the command began with {ours}")
         return
     with _folder() as out:
         folder = run_folder(out, spec)

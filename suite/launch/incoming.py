@@ -20,7 +20,7 @@ from results.store import run_folder, write_record
 from suite import checkpoints, live
 from suite.checkpoints import BEFORE, NEWEST
 from suite.launch.far import TRACKING
-from suite.launch.launcher import LOST, Kind
+from suite.launch.launcher import LOST, Kind, LaunchError
 from suite.launch.making import trouble
 from suite.output import OUTPUT, printed
 
@@ -53,7 +53,7 @@ class Incoming:
         self._complaint = ""
 
     def hear(self, number: int, kind: str, value: Any) -> Iterator[News]:
-        """The news in a message."""
+        """The news in a message. Raises LaunchError where a node makes no runs of this command."""
         if self.ended or number <= self._seen:
             return
         missing, self._seen = number > self._seen + 1, number
@@ -63,6 +63,8 @@ class Incoming:
             yield from self._end(LOST)
         elif kind in ("started", "note", "progress", "trouble"):
             yield kind, value  # type: ignore[misc]
+        elif kind == "refused":
+            raise LaunchError(str(value))
         elif kind in ("grown", "part"):
             try:
                 self._write(kind, value)

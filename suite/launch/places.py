@@ -358,7 +358,7 @@ def _given(kind: str, text: str, where: str) -> dict[str, Any]:
     for number, part in enumerate(_parts(text, where)):
         name, equals, value = part.partition("=")
         name = name.strip()
-        if kind == "ray" and number == 0 and not equals and name:
+        if kind == "ray" and number == 0 and not equals and name and name not in Ray.model_fields:
             name, equals, value = "address", "=", part
         if not equals or not name:
             near = nearest(name, KINDS[kind].model_fields)

@@ -192,9 +192,10 @@ def look_up(found: Mapping[int, Submission]) -> dict[int, list[Element]]:
     return elements
 
 
-def in_queue(folder: Path) -> dict[int, tuple[Submission, list[Element]]]:
-    """number -> (submission, its elements that wait or run), of those that have any. Raises ValueError as `queue`."""
-    found = submissions(folder)
+def in_queue(folder: Path, damaged: list[str] | None = None) -> dict[int, tuple[Submission, list[Element]]]:
+    """number -> (submission, its elements that wait or run), of those that have any. damaged: as of `submissions`.
+    Raises ValueError as `queue`."""
+    found = submissions(folder, damaged)
     if not found:
         return {}
     for number, each in found.items():

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from norms import conformance, registry
-from norms.conformance import ELSEWHERE, FACTS, Check, check_like, check_norm
+from norms.conformance import ELSEWHERE, FACTS, Check, check_like, check_norm, tracing
 from norms.conformance.hints import HINTS
 from norms.conformance.like import COMPARISONS, load_formula
 from norms.registry import load_plugin, make_norm, norm_names, resolve_norm_options
@@ -878,10 +878,17 @@ def check(monkeypatch, tmp_path):
         del sys.modules[name]
 
 
+@pytest.fixture
+def one_batch_size(monkeypatch):
+    """Compiled for one size alone. Any size takes half of all the time of the checks, and is a slow test of its own."""
+    monkeypatch.setattr(tracing, "BATCHES", (64, 64))
+
+
 def false(checks):
     return {c.fact: f"{c.measured}: {c.detail}" for c in checks if not c.ok}
 
 
+@pytest.mark.usefixtures("one_batch_size")
 @pytest.mark.parametrize("name", norm_names())
 def test_every_registered_norm_keeps_its_word(name):
     generator = torch.get_rng_state()
@@ -892,6 +899,17 @@ def test_every_registered_norm_keeps_its_word(name):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("bn", "frn") else pytest.mark.slow) for n in norm_names()]
+)
+def test_every_registered_norm_compiles_for_any_batch_size(monkeypatch, name):
+    monkeypatch.setattr(conformance, "FACTS", (tracing.compiles,))
+    (found,) = check_norm(name)
+    assert found.ok, found
+    assert found.measured == found.declared
+
+
+@pytest.mark.usefixtures("one_batch_size")
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_an_honest_norm_of_any_kind_passes(check, truth):
     assert false(check(*TRUTHS[truth])) == {}
@@ -970,7 +988,8 @@ def test_every_fact_has_a_lie_that_it_catches(fact):
     assert any(fact.replace("_", " ") in expected for *_, expected in LIES.values())
 
 
-@pytest.mark.parametrize("groups", [1, 8, 256])
+@pytest.mark.usefixtures("one_batch_size")
+@pytest.mark.parametrize("groups", [1, 256])
 def test_bgn_keeps_its_word_at_any_number_of_groups(groups):
     assert false(check_norm("bgn", num_groups=groups)) == {}
 

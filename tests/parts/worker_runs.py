@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import adversarial, domain_adaptation, domain_generalization
+from parts.planted import bars, known
+from parts.resuming import results
 from torch import nn
 
 from norms.registry import make_norm, norm_option_defaults
 from norms.workers import ALONE, Workers
-from parts import adversarial, domain_adaptation, domain_generalization
-from parts.planted import bars, known
-from parts.resuming import results
 from tasks import data as datasets
 from tasks import get_task
 from tasks.base import Diverged, RunContext

@@ -558,7 +558,6 @@ BAD = [
     (["convert-report", "resnet18", "gn", "--option", "8"], ['--option "8"', "KEY=VALUE"]),
     (["convert-report", "resnet18", "gn", "--option", "num_groups=48"], ['"resnet18"', "bn1", "48 does not divide 64"]),
     (["convert-report", "alexnet", "bn"], ['"alexnet" has no norm']),
-    (["convert-report", "ssd300_vgg16", "bn"], ['"ssd300_vgg16" has no norm']),
     (
         ["convert-report", "r3d18", "bn"],
         ['unknown model "r3d18"', "segmentation, detection and video", 'did you mean "r3d_18"'],

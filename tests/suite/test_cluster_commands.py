@@ -1,7 +1,9 @@
 """The commands status and cancel, beside programs of Slurm that are scripts."""
 
 import json
+import os
 import sys
+import threading
 
 import pytest
 from parts import fake_slurm
@@ -89,3 +91,20 @@ def test_cancel_says_where_there_is_nothing_to_end_and_where_slurm_says_no(suite
     programs.set(squeue="")
     code, said, _ = suite("cancel", "out", "--yes")
     assert (code, said) == (0, "nothing to end: no Slurm job of out waits or runs\n")
+
+
+def test_cancel_names_the_submissions_of_which_it_can_not_know(suite, programs, tmp_path):
+    programs.set(squeue="exit 0")
+    (tmp_path / "out" / "slurm" / "1" / "submission.json").write_text("{}")
+    code, said, noted = suite("cancel", "out")
+    assert (code, said) == (0, "nothing to end: no Slurm job of out waits or runs\n")
+    assert "slurm/1/submission.json: not the note of a submission; whether a job of it goes on is not known" in noted
+
+
+def test_a_pipe_is_refused_in_a_dry_run_too(suite, programs, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    text = "norms: [bn]\nseeds: [0]\ntasks: {classification: {epochs: 1}}\n"
+    threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,)).start()
+    code, said, error = suite("run", "pipe", "--on", "slurm", "--dry-run")
+    assert (code, error) == (2, "error: --on slurm: a config file is needed, which every element reads; given a pipe\n")
+    assert "#SBATCH" not in said

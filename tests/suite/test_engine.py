@@ -62,6 +62,11 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "exit":
             os._exit(0)
+        if mode == "as_if_lost":
+            os._exit(75)
+        if mode == "speak_and_die":
+            context.report(0.5)
+            os._exit(3)
         if mode == "diverge":
             raise Diverged("step 3: conv1", [{"loss": 1.0}, {"loss": float("nan")}])
         if mode == "hang":
@@ -308,6 +313,22 @@ def test_any_text_is_a_time_or_is_refused_in_one_line(text):
 def test_no_jobs_are_refused_before_anything_waits_for_them(runner, tmp_path, jobs):
     with pytest.raises(ValueError, match=f"jobs={jobs}: 1 or more"):
         execute(specs_of(["ok"]), runner, tmp_path, jobs=jobs)
+
+
+def test_a_run_that_ends_as_if_its_claim_was_lost_is_not_begun_again_for_ever(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_GRACE", 0.02)
+    monkeypatch.setattr(engine, "_POLL", 0.02)
+    monkeypatch.setattr(engine, "MOST_LOST", 1)
+    assert execute(specs_of(["as_if_lost"]), runner, tmp_path / "out") == {"failed": 1}
+    assert len(made(tmp_path)) == 2
+
+
+def test_a_command_that_was_stopped_beyond_a_time_limit_finds_what_has_ended_meanwhile(runner, tmp_path):
+    def slow(event):  # as Ctrl-Z between two looks
+        time.sleep({"started": 0.7, "progress": 1.0}.get(event.kind, 0))
+
+    counts = execute(specs_of(["speak_and_die", "ok"]), runner, tmp_path / "out", timeout=1.2, on_event=slow)
+    assert counts == {"failed": 1, "ok": 1}
 
 
 def test_progress_reaches_the_caller(runner, tmp_path):

@@ -40,12 +40,23 @@ FOLLOWED = (
     *("timm:resnet18", "timm:mobilenetv3_small_100", "timm:regnety_002", "timm:convnext_atto", "timm:ghostnet_100"),
     *("timm:dla34", "timm:res2net50_26w_4s", "timm:resnetv2_50", "timm:test_efficientnet_gn"),
 )
+LIKE_OTHERS = {
+    *("resnext50_32x4d", "mobilenet_v2", "mnasnet0_5", "inception_v3", "timm:resnet18", "timm:regnety_002"),
+    *("timm:res2net50_26w_4s", "timm:mobilenetv3_small_100"),
+    *("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "fcos_resnet50_fpn", "deeplabv3_resnet50"),
+}
+"""Whose blocks another model has, too: followed, and their feature maps compared, by slow tests."""
 PAIRED = (
     *("resnet18", "densenet121", "mobilenet_v3_small", "googlenet", "vgg11_bn", "timm:resnet50d", "timm:regnety_002"),
     *("timm:ghostnet_100", "timm:dla34", "timm:vgg11_bn", "timm:resnetv2_50", "timm:test_efficientnet_ln"),
     *("timm:convnext_atto",),
 )
 GATES = {"Sigmoid", "Hardsigmoid", "Tanh"}
+
+
+def quick_ones(names):
+    """Parameters of a test: those like others are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in names]
 
 
 def build(name, device="meta"):
@@ -177,7 +188,7 @@ class Consumers(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", quick_ones(FOLLOWED))
 def test_the_activations_removed_are_those_seen_to_follow_a_norm_when_the_model_runs(own_norms, name):
     net = build(name)
     side = size_for(name)
@@ -199,8 +210,7 @@ def test_the_activations_removed_are_those_seen_to_follow_a_norm_when_the_model_
     assert len(expected) > 0 or "convnext" in name
     for path, norm in norm_modules(new):
         assert (norm.activation is not None) is (path in expected)
-    for mode in (True, False):
-        assert first_output(new.train(mode)(x)).shape[0] == 2
+    assert first_output(new(x)).shape[0] == 2
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -250,7 +260,7 @@ def dense(name):
     return as_trained(torchvision.models.get_model(name, weights=None, num_classes=3, **options))
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", quick_ones(DENSE))
 def test_a_network_that_returns_feature_maps_by_name_keeps_its_function(own_norms, name):
     part, norms = DENSE[name]
     net = dense(name).get_submodule(part)

@@ -44,6 +44,7 @@ REFUSED = {
     "ray:cpus=0": "greater than 0",
     "ray:10.0.0.1:6379,10.0.0.2:6379": "OPTION=VALUE is needed",
     "ray:runs=3": "unknown option",
+    "ray:gpus": "OPTION=VALUE is needed",
     "nothing/here.yaml": "No such file",
     "configs/on/slurn.yaml": 'did you mean "configs/on/slurm.yaml"?',
 }

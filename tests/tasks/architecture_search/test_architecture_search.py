@@ -27,8 +27,8 @@ from results.tables.pivot import Pivot
 from suite.planning import plan_config
 from suite.runner import Runner, run_one
 from tasks import get_task
+from tasks.architecture_search import drawing, training
 from tasks.architecture_search import task as architecture_search
-from tasks.architecture_search import training
 from tasks.architecture_search.genotype import PUBLISHED, read_genotype
 from tasks.architecture_search.task import TASK
 from tasks.base import Diverged, Setting
@@ -39,6 +39,19 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 data = searched.data
 own_norms = searched.own_norms
+DRAW = drawing.draw
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Drawings are text: to draw takes a quarter of a tiny run."""
+    monkeypatch.setattr(drawing, "draw", lambda genotype, files: [file.write_text(genotype.text) for file in files])
+
+
+@pytest.fixture
+def drawn(undrawn, monkeypatch):
+    """But those of a test that looks at them."""
+    monkeypatch.setattr(drawing, "draw", DRAW)
 
 
 @pytest.mark.parametrize("name", one_of_each_kind(SERVED))
@@ -58,7 +71,7 @@ def test_the_task_is_registered_and_ranked_by_retrained_accuracy():
     assert TASK.headline == "top1"
 
 
-def test_the_artifacts_are_the_genotype_its_drawings_and_the_controls(tmp_path):
+def test_the_artifacts_are_the_genotype_its_drawings_and_the_controls(drawn, tmp_path):
     outcome = run(tmp_path, retrain_runs=2)
     assert outcome.artifacts == ["genotype.json", "genotype.png", "genotype.svg", "random_genotypes.json"]
     assert all((tmp_path / name).stat().st_size for name in outcome.artifacts)
@@ -92,7 +105,7 @@ def test_the_trajectory_holds_every_mixing_weight_of_every_epoch(tmp_path):
 
 
 def test_a_planted_problem_is_solved_by_the_search_network_and_the_found_one(tmp_path):
-    options = {"search_epochs": 10, "search_max_steps": None, "retrain_epochs": 10, "retrain_max_steps": None}
+    options = {"search_epochs": 6, "search_max_steps": None, "retrain_epochs": 6, "retrain_max_steps": None}
     rates = {"search_learning_rate": 0.1, "retrain_learning_rate": 0.1, "drop_path": 0, "retrain_cutout": 0}
     metrics = run(tmp_path, **options, **rates).metrics
     assert metrics["search_val_top1"] > 0.9
@@ -103,10 +116,11 @@ def test_a_planted_problem_is_solved_by_the_search_network_and_the_found_one(tmp
 
 def test_instance_norm_can_not_search_and_the_table_says_so(tmp_path):
     """Without affine its output has mean zero over the positions, which is what global average pooling takes."""
-    outcome = run(tmp_path / "in", "in", search_epochs=2, search_max_steps=None)
+    alone = {"random_architectures": 0}
+    outcome = run(tmp_path / "in", "in", search_epochs=2, search_max_steps=None, **alone)
     assert outcome.metrics["search_val_top1"] == 1 / CLASSES
     assert outcome.evidence["constant_output"] is True
-    options = {"search_epochs": 3, "search_max_steps": None, "search_learning_rate": 0.1}
+    options = {"search_epochs": 3, "search_max_steps": None, "search_learning_rate": 0.1, **alone}
     assert run(tmp_path / "ln", "ln", **options).evidence["constant_output"] is False
 
 
@@ -119,7 +133,7 @@ def test_long_enough_searches_keep_the_configs_budget(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.slow)])
-def test_the_same_spec_twice_is_bit_identical(order, tmp_path):
+def test_the_same_spec_twice_is_bit_identical(drawn, order, tmp_path):
     options = {"order": order, "augmentation": "affine", "norm_batch_size": 4, "search_cutout": 2}
     first = results(run(tmp_path / "a", **options))
     torch.rand(7)  # the global stream must not matter
@@ -184,7 +198,7 @@ def test_the_halves_are_disjoint_and_weights_never_see_the_architectures_half(mo
         return step(net, weights, adam, own, held_out, *rest)
 
     monkeypatch.setattr(training, "architecture_step", spy)
-    run(tmp_path, search_epochs=3, search_max_steps=None)
+    run(tmp_path, search_epochs=3, search_max_steps=None, random_architectures=0)
     assert len(numbers["own"]) > 60
     assert len(numbers["held out"]) > 60
     assert not numbers["own"] & numbers["held out"]
@@ -578,7 +592,7 @@ def test_a_control_that_diverges_leaves_the_found_networks_numbers(monkeypatch, 
 
 
 def test_a_search_that_is_killed_in_the_middle_gives_the_whole_record_when_run_again(tmp_path):
-    options = {"search_epochs": 2, "search_max_steps": 16, "augmentation": "crop"}
+    options = {"search_epochs": 2, "search_max_steps": 16, "augmentation": "crop", "random_architectures": 0}
     file, out = tmp_path / "c.yaml", tmp_path / "out"
     file.write_text(json.dumps(config(**options) | {"norms": ["bn"]}))
     command = [sys.executable, str(ROOT / "run_suite.py"), "run", str(file), "--out", str(out), "--jobs", "1"]

@@ -62,7 +62,7 @@ def test_target_labels_touch_the_final_scores_and_the_oracle_and_nothing_else(
     domains,
     tmp_path,
 ):
-    spec = options(method, epochs=8, width=8)
+    spec = options(method, epochs=4, width=8)
     true, weights = run(name, spec, tmp_path)
     domains["blend"] = shuffled_labels(domains["blend"])
     false, same_weights = run(name, spec, tmp_path)
