@@ -77,7 +77,7 @@ def fake_imagenet(root):
     for part, label in itertools.product(("train", "val"), ("a", "b")):
         folder = root / part / label
         folder.mkdir(parents=True)
-        for i in range(150 if part == "train" else 4):
+        for i in range(600 if part == "train" else 4):
             Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 

@@ -16,6 +16,7 @@ from results.record import RunRecord, RunSpec
 from results.store import write_record
 from suite import as_json, cli, console, session, terminal
 from suite.cli import completing
+from suite.config import PlanError
 from suite.environment import ROOT
 from suite.forked import watched
 from suite.naming import both, named_norm
@@ -445,7 +446,7 @@ def test_norms_with_options_select_entries_or_are_added():
         ('gn(num_groups="4")', "not text"),
         ("gn(num_groups=true)", "not true or false"),
     ):
-        with pytest.raises(session.PlanError) as caught:
+        with pytest.raises(PlanError) as caught:
             planned(text)
         (line,) = caught.value.lines
         assert line.startswith("--norms ")

@@ -295,10 +295,14 @@ def test_other_code_on_a_node_makes_no_run(tmp_path):
     sent = []
     other = {**far.code.here(), "fingerprint": "0" * 16}
     far.make(job_of(spec_of(), tmp_path, code=other), lambda *message: sent.append(message) or "", lambda part: part)
-    (_, kind, line), (_, last, end) = sent
-    assert (kind, last, end["code"]) == ("trouble", "end", 1)
+    ((number, kind, line),) = sent
+    assert kind == "refused"
     assert "0" * 16 in line
     assert far.code.fingerprint() in line
+    claim = run_lock(tmp_path, spec_of()).acquire(timeout=0).lock
+    with pytest.raises(LaunchError, match="has other code"):  # no failure of the run: the command ends
+        list(Incoming(tmp_path, spec_of(), claim).hear(number, kind, line))
+    claim.release()
 
 
 def test_data_sets_of_a_node_are_used_where_they_are_the_same_and_sent_ones_elsewhere(tmp_path):
