@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import multiprocessing
 import os
 import platform
@@ -40,7 +41,17 @@ from results.escape import cut
 from suite.environment import describe, set_allocator, set_threads
 from suite.launch.devices import devices_of
 from suite.leaving import REQUESTS
-from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, post, posted, share_state
+from suite.meeting import (
+    Failure,
+    Meeting,
+    first_cause,
+    host_store,
+    leave_group,
+    pass_over_together,
+    post,
+    posted,
+    share_state,
+)
 from suite.processes import leave_with_parent
 from suite.torchrun import Place, torchrun_place, workers_of
 
@@ -94,15 +105,16 @@ class Part:
         _come(self.meeting, self.rank, self.device, store)
         workers = Workers(self.rank, self.meeting.size, _sync(self.spec))
         runner = replace(self.runner, device=self.device, keep_weights=False)
-        while True:
+        for turn in itertools.count(1):
             state = share_state(workers, self.device)
             try:
                 journal = Journal(state, device=self.device, note=lambda text: None)
                 attempt(self.spec, self.folder, lambda fraction: None, runner, journal, workers)
                 return
-            except Unusable:  # on all workers alike, and all go on to the next state
+            except Unusable as error:  # all go on to the next state
                 if state is None:
                     raise
+                pass_over_together(store, turn, self.rank, self.meeting.size, error)
             except Diverged:
                 return
 
@@ -157,6 +169,9 @@ class Crew:
     def share(self, state: State | None) -> None:
         """Let every worker go on from a state of this process."""
 
+    def pass_over(self, error: Exception) -> None:
+        """The state that was shared last can not be used, by no worker. RuntimeError where one can."""
+
     def cause(self, seen: Failure) -> Failure:
         """Why a run has failed, of which this process has seen an error: its own, or what follows from another's."""
         return seen
@@ -174,6 +189,7 @@ class _Several(Crew):
         super().__init__(Workers(0, size, _sync(spec)), devices[0])
         self._trouble, self._turn, self._closing = trouble, threading.Lock(), threading.Event()
         self._members: list[_Member] = []
+        self._passed_over = 0
         self._host: Any = None  # the store itself, where it is this process's
         self._folder = Path(tempfile.mkdtemp(prefix="normsuite-workers-"))
         try:
@@ -213,6 +229,10 @@ class _Several(Crew):
 
     def share(self, state: State | None) -> None:
         share_state(self.workers, self.device, state)
+
+    def pass_over(self, error: Exception) -> None:
+        self._passed_over += 1
+        pass_over_together(self._store, self._passed_over, 0, self.workers.size, error)
 
     def cause(self, seen: Failure) -> Failure:
         post(self._store, seen)

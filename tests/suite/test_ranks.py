@@ -15,7 +15,7 @@ from parts.watching import alive, until
 
 import suite
 from results.store import find_record
-from suite import ranks
+from suite import meeting, ranks
 from suite.checkpoints import Checkpoints
 from suite.debug import choose
 from suite.engine import execute
@@ -25,7 +25,7 @@ from suite.live import Live
 from suite.meeting import Failure, first_cause
 from suite.runner import TRACEBACK, Runner, run_one
 from suite.torchrun import workers_of
-from tasks.journal import Position
+from tasks.journal import Position, Unusable
 
 
 @pytest.fixture
@@ -143,6 +143,17 @@ def test_of_failures_the_first_counts_and_a_process_that_said_nothing_before_all
     assert first_cause([closed, other, lost]) == (lost, True)
     assert [str(closed), str(lost)] == ["worker 1: RuntimeError: Connection closed by peer", "worker 3 was killed"]
     assert str(Failure(0, "ValueError: wrong", "...")) == "ValueError: wrong"
+
+
+def test_a_state_that_one_worker_alone_can_not_use_fails_the_run(monkeypatch):
+    monkeypatch.setattr(meeting, "_AGREE", 0.1)
+    store, _ = meeting.host_store()
+    error = Unusable("made by other code")
+    with pytest.raises(RuntimeError, match=r"can be used by workers \[0\], and not by worker 1: made by other code"):
+        meeting.pass_over_together(store, 1, 1, 2, error)
+    meeting.pass_over_together(store, 1, 0, 2, error)  # both have come
+    with pytest.raises(RuntimeError, match=r"workers \[1\], and not by worker 0"):
+        meeting.pass_over_together(store, 2, 0, 2, error)
 
 
 def test_every_worker_has_a_device_of_its_own(monkeypatch):
