@@ -231,7 +231,7 @@ def test_a_further_buffer_that_moves_in_training_is_refused_in_the_plan(workers)
             return super().forward(x)
 
     norm = make_norm("elsewhere")
-    host = Host("classification", build_net, {"model": "resnet8", "num_classes": 2, "width": 4}, (3, 8, 8), 2, 1,
+    host = Host("classification", build_net, {"model": "resnet8", "num_classes": 2, "in_channels": 3, "width": 4}, (3, 8, 8), 2, 1,
                 workers=workers)  # fmt: skip
     why = admitted(norm, norm.info, host)
     assert (why is None) == workers.alone
