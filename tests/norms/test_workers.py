@@ -231,8 +231,8 @@ def test_a_further_buffer_that_moves_in_training_is_refused_in_the_plan(workers)
             return super().forward(x)
 
     norm = make_norm("elsewhere")
-    host = Host("classification", build_net, {"model": "resnet8", "num_classes": 2, "in_channels": 3, "width": 4}, (3, 8, 8), 2, 1,
-                workers=workers)  # fmt: skip
+    network = {"model": "resnet8", "num_classes": 2, "in_channels": 3, "width": 4}
+    host = Host("classification", build_net, network, (3, 8, 8), 2, 1, workers=workers)
     why = admitted(norm, norm.info, host)
     assert (why is None) == workers.alone
     assert why is None or 'changes its buffer "ema" in training' in why

@@ -181,7 +181,8 @@ class Going:
 
     def __init__(self, spec, runner, out):
         self.counts = None
-        self.thread = threading.Thread(target=self._go, args=(spec, runner, out))
+        # a daemon: a test that fails meanwhile does not hold up pytest's end
+        self.thread = threading.Thread(target=self._go, args=(spec, runner, out), daemon=True)
         self.thread.start()
 
     def _go(self, *given):
@@ -199,7 +200,7 @@ def test_a_run_that_is_told_to_leave_goes_on_with_all_its_workers(team, tmp_path
     spec, runner = team(2, parts=4, seconds=1.0)
     out = tmp_path / "out"
     going = Going(spec, runner, out)
-    assert until(lambda: "part 2" in log(tmp_path, 1))
+    assert until(lambda: "part 2" in log(tmp_path, 1), 120)
     before = processes(tmp_path, 2)
     os.killpg(before[0], signal.SIGTERM)
     assert going.end() == {"stopped": 1}
@@ -217,7 +218,7 @@ def test_a_run_that_is_told_to_leave_goes_on_with_all_its_workers(team, tmp_path
 def test_no_worker_outlives_a_run_that_is_killed(team, tmp_path):
     spec, runner = team(3, seconds=3600.0)
     going = Going(spec, runner, tmp_path / "out")
-    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(3)))
+    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(3)), 120)
     before = processes(tmp_path, 3)
     os.kill(before[0], signal.SIGKILL)
     assert going.end() == {"failed": 1}
@@ -257,13 +258,15 @@ def test_no_worker_outlives_a_process_without_an_engine(team, tmp_path):
         options='"seconds": 3600.0',
         run="run_one(spec, folder, print, Runner(plugins=(file,), data_dir=folder))",
     )
-    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(2)))
-    before = processes(tmp_path, 2)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        os.kill(before[1], number)
-    assert not until(lambda: not alive(before[1]), 0.5), "it does not leave by itself"
-    made.kill()
-    made.communicate()
+    try:
+        assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(2)), 120)
+        before = processes(tmp_path, 2)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(before[1], number)
+        assert not until(lambda: not alive(before[1]), 0.5), "it does not leave by itself"
+    finally:
+        made.kill()
+        made.communicate()
     assert until(lambda: not any(map(alive, before)), 5)
 
 
