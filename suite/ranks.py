@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import itertools
 import multiprocessing
 import os
 import platform
@@ -41,17 +40,7 @@ from results.escape import cut
 from suite.environment import describe, set_allocator, set_threads
 from suite.launch.devices import devices_of
 from suite.leaving import REQUESTS
-from suite.meeting import (
-    Failure,
-    Meeting,
-    first_cause,
-    host_store,
-    leave_group,
-    pass_over_together,
-    post,
-    posted,
-    share_state,
-)
+from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, pass_over, post, posted, share_state
 from suite.processes import leave_with_parent
 from suite.torchrun import Place, torchrun_place, workers_of
 
@@ -105,7 +94,7 @@ class Part:
         _come(self.meeting, self.rank, self.device, store)
         workers = Workers(self.rank, self.meeting.size, _sync(self.spec))
         runner = replace(self.runner, device=self.device, keep_weights=False)
-        for turn in itertools.count(1):
+        while True:
             state = share_state(workers, self.device)
             try:
                 journal = Journal(state, device=self.device, note=lambda text: None)
@@ -114,7 +103,7 @@ class Part:
             except Unusable as error:  # all go on to the next state
                 if state is None:
                     raise
-                pass_over_together(store, turn, self.rank, self.meeting.size, error)
+                pass_over(store, workers, error)
             except Diverged:
                 return
 
@@ -189,7 +178,6 @@ class _Several(Crew):
         super().__init__(Workers(0, size, _sync(spec)), devices[0])
         self._trouble, self._turn, self._closing = trouble, threading.Lock(), threading.Event()
         self._members: list[_Member] = []
-        self._passed_over = 0
         self._host: Any = None  # the store itself, where it is this process's
         self._folder = Path(tempfile.mkdtemp(prefix="normsuite-workers-"))
         try:
@@ -231,8 +219,7 @@ class _Several(Crew):
         share_state(self.workers, self.device, state)
 
     def pass_over(self, error: Exception) -> None:
-        self._passed_over += 1
-        pass_over_together(self._store, self._passed_over, 0, self.workers.size, error)
+        pass_over(self._store, self.workers, error)
 
     def cause(self, seen: Failure) -> Failure:
         post(self._store, seen)
@@ -247,9 +234,8 @@ class _Several(Crew):
 
     def close(self) -> None:
         self._closing.set()
-        for member in self._members:
-            member.end()
-        self._members = []
+        while self._members:
+            self._members.pop().end()
         leave_group()
         self._host = None
         shutil.rmtree(self._folder, ignore_errors=True)

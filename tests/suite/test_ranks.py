@@ -14,6 +14,7 @@ from parts.team_task import TASK, dies
 from parts.watching import alive, until
 
 import suite
+from norms.workers import Workers
 from results.store import find_record
 from suite import meeting, ranks
 from suite.checkpoints import Checkpoints
@@ -150,10 +151,10 @@ def test_a_state_that_one_worker_alone_can_not_use_fails_the_run(monkeypatch):
     store, _ = meeting.host_store()
     error = Unusable("made by other code")
     with pytest.raises(RuntimeError, match=r"can be used by workers \[0\], and not by worker 1: made by other code"):
-        meeting.pass_over_together(store, 1, 1, 2, error)
-    meeting.pass_over_together(store, 1, 0, 2, error)  # both have come
+        meeting.pass_over(store, Workers(1, 2), error)
+    meeting.pass_over(store, Workers(0, 2), error)  # both have come
     with pytest.raises(RuntimeError, match=r"workers \[1\], and not by worker 0"):
-        meeting.pass_over_together(store, 2, 0, 2, error)
+        meeting.pass_over(store, Workers(0, 2), error)
 
 
 def test_every_worker_has_a_device_of_its_own(monkeypatch):
