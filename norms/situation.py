@@ -28,7 +28,7 @@ from norms.channels import transformed
 from norms.generators import forked_generators
 from norms.protocol import AfterUpdate, BranchDistance, NormInfo, Situation, hook, norm_modules
 from norms.telling import Telling
-from norms.workers import Workers, refusal
+from norms.workers import Workers, moved, own_buffers, refusal
 
 PARTS = ("context", "query")
 
@@ -352,6 +352,15 @@ class _AsTold:
                 f"{type(norm).__name__} speaks to other workers, so it does not train inside torch.func's transforms, "
                 "forward-mode derivatives or a graph of torch.compile"
             )
+        before = own_buffers(norm)
+        y = self._tracked(x, workers, slices, inputs)
+        if (why := moved(norm, before)) is not None:
+            raise ValueError(why)
+        return y
+
+    def _tracked(self, x: Tensor, workers: Workers, slices: int | None, inputs: dict[str, Any]) -> Tensor:
+        """The norm's own forward, what it gives to `track` taken in with what the other workers' do."""
+        norm = self.norm
         if not isinstance(norm, RunningStatistics) or norm.running_mean is None:
             return self.forward(x, **inputs)
         given: list[Any] = []

@@ -30,6 +30,9 @@ from torch import distributed as dist
 if TYPE_CHECKING:
     from norms.protocol import NormInfo
 
+TRACKED = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers that norms.running moves."""
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -40,12 +43,14 @@ class Workers:
         size: W.
         sync: statistics of norms are those of all workers together.
         group: of torch.distributed; None: the default one.
+        blocks: a batch [a; b; ...] of so many equal blocks is dealt out block by block: [a[r::W]; b[r::W]; ...].
     """
 
     rank: int = 0
     size: int = 1
     sync: bool = False
     group: Any = field(default=None, compare=False, repr=False)
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 <= self.rank < self.size:
@@ -62,6 +67,11 @@ class Workers:
     def share(self, batch: Tensor) -> Tensor:
         """This worker's part x[r::W] of a batch (N, *), a view; it may be empty."""
         return batch if self.size == 1 else batch[self.rank :: self.size]
+
+    def places(self, own: int, whole: int, device: torch.device) -> Tensor:
+        """Where in a batch of `whole` samples the `own` samples of this worker are: (own,), rising."""
+        within = self.rank + self.size * torch.arange(own // self.blocks, device=device)
+        return (torch.arange(self.blocks, device=device)[:, None] * (whole // self.blocks) + within).flatten()
 
     def counts(self, whole: int) -> list[int]:
         """How many of N samples each worker has, in the order of ranks."""
@@ -209,6 +219,30 @@ def refusal(norm: nn.Module, workers: Workers) -> str | None:
             f"{name} ({type(norm).__name__}) computes moments that are not merged over workers; leave sync_norms out, "
             "or merge them in its forward and say syncs = True in its class (see norms.workers)"
         )
+    return None
+
+
+def own_buffers(norm: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """The buffers that `track` does not move, by name, each with a number that changes with it. Whole numbers, as of
+    calls or of a shape, are alike on all workers anyway."""
+    tracked = TRACKED if _tracks(norm) else ()
+    return {n: (b, b._version) for n, b in norm.named_buffers() if n not in tracked and b.is_floating_point()}
+
+
+def moved(norm: nn.Module, before: dict[str, tuple[Tensor, int]]) -> str | None:
+    """Why a norm can not train with workers, as `refusal`: a forward in training has changed a buffer of its own.
+
+    Args:
+        norm: after the forward.
+        before: `own_buffers` before it.
+    """
+    for name, (buffer, version) in own_buffers(norm).items():
+        if name not in before or before[name][0] is not buffer or before[name][1] != version:
+            return (
+                f'norm "{norm.norm_info.name}" ({type(norm).__name__}) changes its buffer "{name}" in training, which '  # type: ignore[union-attr]
+                "nobody could make alike on all workers; keep statistics in running_mean and running_var by track() "
+                "(norms.running), or train with one worker"
+            )
     return None
 
 

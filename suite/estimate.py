@@ -32,7 +32,7 @@ Levels = tuple[tuple[Any, ...], ...]
 
 _LENGTH = frozenset({"epochs", "max_steps", "search_epochs", "search_max_steps", "retrain_epochs", "retrain_max_steps"})
 """Options that change how many steps a run has, and not what one takes."""
-_SIZE = ("dataset", "model", "method", "width", "batch_size", "norm_batch_size")
+_SIZE = ("dataset", "model", "method", "width", "batch_size", "norm_batch_size", "workers")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tasks.journal import State
 
 _CONNECT = 60.0  # seconds in which a store that is there answers
+_AGREE = 60.0  # seconds by which one worker may find a state unusable later than another
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,26 @@ def first_cause(failures: Sequence[Failure]) -> tuple[Failure, bool]:
     precede it."""
     silent = next((failure for failure in failures if failure.silent), None)
     return silent or failures[0], silent is not None
+
+
+def pass_over(store: dist.Store, workers: Workers, error: Exception) -> None:
+    """Return once no worker can use the state that all were to go on from, as this one can not.
+
+    Raises:
+        RuntimeError: one worker can use it, and so waits elsewhere for this one; or it has not said so in time.
+    """
+    from torch import distributed as dist
+
+    turn = store.add(f"unusable to {workers.rank}", 1)
+    store.set(f"unusable {turn} {workers.rank}", "")
+    names = [f"unusable {turn} {each}" for each in range(workers.size)]
+    try:
+        store.wait(names, timedelta(seconds=_AGREE))
+    except dist.DistError:
+        others = [each for each, name in enumerate(names) if not store.check([name])]
+        raise RuntimeError(
+            f"a checkpoint can be used by workers {others}, and not by worker {workers.rank}: {error}"
+        ) from error
 
 
 def leave_group() -> None:

@@ -256,7 +256,7 @@ def _baseline(task: Task, options: Options, checksum: str, data_dir: Path) -> tu
 
 def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     """`norm_batch_size` as the key holds it: a number where samples mix, else null (any size is the same run);
-    `sync_norms` likewise.
+    `sync_norms` likewise, unless it is what allows workers with unequal parts.
 
     Samples mix where they do so in any norm of the run, those that its options name included.
     """
@@ -267,7 +267,7 @@ def _with_norm_batch(options: Options, info: NormInfo) -> Options:
     infos = [info, *(norm_info(value.name) for value in values.values() if isinstance(value, NormChoice))]
     if not any(each.mixes_samples or each.mixes_samples_in_eval for each in infos):
         unsaid: dict[str, Any] = {"norm_batch_size": None}
-        if "sync_norms" in fields:
+        if "sync_norms" in fields and not values["batch_size"] % values["workers"]:
             unsaid["sync_norms"] = False
         return options.model_copy(update=unsaid)
     if values["norm_batch_size"] is None:

@@ -40,7 +40,7 @@ from results.escape import cut
 from suite.environment import describe, set_allocator, set_threads
 from suite.launch.devices import devices_of
 from suite.leaving import REQUESTS
-from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, post, posted, share_state
+from suite.meeting import Failure, Meeting, first_cause, host_store, leave_group, pass_over, post, posted, share_state
 from suite.processes import leave_with_parent
 from suite.torchrun import Place, torchrun_place, workers_of
 
@@ -100,9 +100,10 @@ class Part:
                 journal = Journal(state, device=self.device, note=lambda text: None)
                 attempt(self.spec, self.folder, lambda fraction: None, runner, journal, workers)
                 return
-            except Unusable:  # on all workers alike, and all go on to the next state
+            except Unusable as error:  # all go on to the next state
                 if state is None:
                     raise
+                pass_over(store, workers, error)
             except Diverged:
                 return
 
@@ -156,6 +157,9 @@ class Crew:
 
     def share(self, state: State | None) -> None:
         """Let every worker go on from a state of this process."""
+
+    def pass_over(self, error: Exception) -> None:
+        """The state that was shared last can not be used, by no worker. RuntimeError where one can."""
 
     def cause(self, seen: Failure) -> Failure:
         """Why a run has failed, of which this process has seen an error: its own, or what follows from another's."""
@@ -214,6 +218,9 @@ class _Several(Crew):
     def share(self, state: State | None) -> None:
         share_state(self.workers, self.device, state)
 
+    def pass_over(self, error: Exception) -> None:
+        pass_over(self._store, self.workers, error)
+
     def cause(self, seen: Failure) -> Failure:
         post(self._store, seen)
         end = time.monotonic() + _SURE
@@ -227,9 +234,8 @@ class _Several(Crew):
 
     def close(self) -> None:
         self._closing.set()
-        for member in self._members:
-            member.end()
-        self._members = []
+        while self._members:
+            self._members.pop().end()
         leave_group()
         self._host = None
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -176,6 +176,7 @@ def run_one(spec: RunSpec, folder: Path, report: Callable[[float], None], runner
             except Unusable as error:
                 if state is None:
                     raise
+                crew.pass_over(error)
                 checkpoints.pass_over(f"a checkpoint of this run can not be used: {one_line(error)}")
         record_text(made)  # what a task returns and no record can hold is the task's failure
         return made

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from norms.factory import NormFactory, factory_info
 from norms.protocol import NormInfo, equivalent, norm_modules
 from norms.situation import predict, situation
-from norms.workers import ALONE, Workers
+from norms.workers import ALONE, Workers, moved, own_buffers
 from norms.workers import refusal as refusal_of_workers
 from tasks import data as datasets
 from tasks.nets.guests import said
@@ -147,6 +147,12 @@ def expected(
 _ANSWERS: dict[tuple[Hashable, ...], str | None] = {}
 
 
+def _mixes(layer: nn.Module) -> bool:
+    info = layer.norm_info
+    assert isinstance(info, NormInfo)
+    return info.mixes_samples
+
+
 def _decide(norm: NormFactory, host: Host) -> str | None:
     # a model that is not the suite's own may fail in any way, which is an answer, too
     foreign = guest(host.model) is not None
@@ -160,7 +166,12 @@ def _decide(norm: NormFactory, host: Host) -> str | None:
         used: list[bool] = []
         for _, layer in norm_modules(net) if foreign else ():
             layer.register_forward_hook(lambda *_: used.append(True))
+        several = [] if host.workers.alone else [layer for _, layer in norm_modules(net) if _mixes(layer)]
+        before = [own_buffers(layer) for layer in several]
         host.forward(net, images, host.slices, **host.told)
+        for layer, buffers in zip(several, before, strict=True):
+            if reason := moved(layer, buffers):
+                raise ValueError(reason)
         if foreign and not used:
             raise ValueError(f'model "{host.model}" has norms of the factory that it got, and its forward uses none')
 

@@ -138,8 +138,8 @@ class RunningStatistics(nn.Module):
                 f"{type(self).__name__} gave the statistics of {len(own)} norm batches to track() in a forward of "
                 f"{per_worker}; where they are parts of one norm batch, say tracks_parts = True"
             )
-        # x[r::W] of a batch: where a worker has two samples, the others have one
-        complete = per_worker is not None and len(own) > 0 and len(like) > 1
+        # x[r::W] of each block: where a worker has two samples, the others have one
+        complete = per_worker is not None and len(own) > 0 and len(like) > workers.blocks
         found = workers.rows(own, per_worker, slices is not None, complete)
         if len(found):
             self._track_packed(found, given[0][2] if given else 0)

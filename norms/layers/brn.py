@@ -139,7 +139,9 @@ class BatchRenorm(Streaming):
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         row = x.new_zeros(0, 2 * self.num_channels, dtype=wide) if own is None else own.reshape(1, -1)
-        found = workers.rows(row, 1, False, x.shape[0] > 1)  # those of larger ranks may be empty, none before one's own
+        found = workers.rows(
+            row, 1, False, x.shape[0] > workers.blocks
+        )  # those of larger ranks may be empty, none before one's own
         return found[: workers.rank].reshape(-1, 2, self.num_channels)
 
     def correction(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class GhostBatchNorm(BatchNorm):
                 f"Expected more than 1 value per channel when training, given {images // parts * positions} in a "
                 f"sub-batch of {images} images of all {workers.size} workers"
             )
-        where = (workers.rank + workers.size * torch.arange(x.shape[0], device=x.device)) % parts
+        where = workers.places(x.shape[0], images, x.device) % parts
         values = x.to(wide)
         mean, var, held = moments_of_sets(values, where, parts, workers)
         count = (held * positions)[:, None]

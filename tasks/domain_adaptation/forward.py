@@ -24,7 +24,7 @@ def forward_domains(
     that running statistics shared by the domains end with the target's.
     """
     if options.forward == "joint":
-        both = torch.cat([source, target])
+        both, workers = torch.cat([source, target]), replace(workers, blocks=2)
         with told(net, both, facts(source, target, options, workers)):
             of_source, of_target = net.backbone(both).split([len(source), len(target)])
             return of_source, of_target

@@ -47,7 +47,8 @@ def train(
     # on the CPU, where norms look at it without waiting for the device
     domains = torch.arange(len(sources)).repeat_interleave(options.batch_size)
     share = Share(len(domains), context.workers, groups=len(sources))
-    per_step = replace(options.told_with(context.workers), domain=share.of(domains))
+    workers = replace(context.workers, blocks=len(sources))
+    per_step = replace(options.told_with(workers), domain=share.of(domains))
     draws = context.generator("augmentation")
     # a small domain is passed more often than a large one
     streams = [

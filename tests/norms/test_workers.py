@@ -9,13 +9,16 @@ import pytest
 import torch
 from parts import norms_together
 from parts.norms_together import Case, mismatches, trained, users_norms
-from parts.worker_processes import together
+from parts.worker_processes import SECONDS, together
 from torch import nn
 
 from norms.registry import make_norm, norm_info, norm_names, register
 from norms.running import recalibrate
 from norms.situation import situation
 from norms.workers import ALONE, Workers, refusal
+from tasks.admission import Host
+from tasks.admission import refusal as admitted
+from tasks.nets.models import build_net
 
 OPTIONS = {
     "bgn": {"num_groups": 2},
@@ -71,9 +74,9 @@ def wide(size):
     return found
 
 
-def checked(size, some):
+def checked(size, some, seconds=SECONDS):
     """Trained by `size` workers; and a function that says what differs in a case."""
-    found = together(size, norms_together.of_rank, size, some)
+    found = together(size, norms_together.of_rank, size, some, seconds=seconds)
     return found, {str(case): [each["cases"][i] for each in found] for i, case in enumerate(some)}
 
 
@@ -106,7 +109,7 @@ def test_four_workers_equal_one_process(four, case):
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_norm_every_way(size):
     some = [case for case in wide(size) if case.sync or case.batches[0] % (size * case.slices) == 0]
-    found = checked(size, some)[1]
+    found = checked(size, some, seconds=600)[1]
     assert [line for case in some for line in differing(size, case, found)] == []
 
 
@@ -209,6 +212,34 @@ def test_a_part_with_statistics_of_its_own_is_refused_by_its_name():
             self.inner = nn.BatchNorm2d(num_channels)
 
     assert '"inner"' in refusal(make_norm("elsewhere")(4), PAIR)
+
+
+@pytest.mark.parametrize("workers", [ALONE, PAIR])
+def test_a_further_buffer_that_moves_in_training_is_refused_in_the_plan(workers):
+    users_norms()
+
+    @a_layer(keeps_stats=True)
+    class Further(type(make_norm("heir")(4))):
+        def __init__(self, num_channels, *, affine: bool = True):
+            super().__init__(num_channels, affine=affine)
+            self.register_buffer("still", torch.ones(num_channels))
+            self.register_buffer("ema", torch.zeros(num_channels))
+
+        def forward(self, x):
+            if self.training and self.still is not None:
+                self.ema.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+            return super().forward(x)
+
+    norm = make_norm("elsewhere")
+    network = {"model": "resnet8", "num_classes": 2, "in_channels": 3, "width": 4}
+    host = Host("classification", build_net, network, (3, 8, 8), 2, 1, workers=workers)
+    why = admitted(norm, norm.info, host)
+    assert (why is None) == workers.alone
+    assert why is None or 'changes its buffer "ema" in training' in why
+    layer = norm(4)
+    layer.take_in = lambda *given: None
+    with pytest.raises(ValueError, match='"ema"'), situation(layer, workers=PAIR):
+        layer(torch.randn(4, 4, 2, 2))
 
 
 def test_a_layer_without_statistics_needs_its_word_for_sync_alone():

@@ -14,8 +14,9 @@ from parts.team_task import TASK, dies
 from parts.watching import alive, until
 
 import suite
+from norms.workers import Workers
 from results.store import find_record
-from suite import ranks
+from suite import meeting, ranks
 from suite.checkpoints import Checkpoints
 from suite.debug import choose
 from suite.engine import execute
@@ -25,7 +26,7 @@ from suite.live import Live
 from suite.meeting import Failure, first_cause
 from suite.runner import TRACEBACK, Runner, run_one
 from suite.torchrun import workers_of
-from tasks.journal import Position
+from tasks.journal import Position, Unusable
 
 
 @pytest.fixture
@@ -145,6 +146,17 @@ def test_of_failures_the_first_counts_and_a_process_that_said_nothing_before_all
     assert str(Failure(0, "ValueError: wrong", "...")) == "ValueError: wrong"
 
 
+def test_a_state_that_one_worker_alone_can_not_use_fails_the_run(monkeypatch):
+    monkeypatch.setattr(meeting, "_AGREE", 0.1)
+    store, _ = meeting.host_store()
+    error = Unusable("made by other code")
+    with pytest.raises(RuntimeError, match=r"can be used by workers \[0\], and not by worker 1: made by other code"):
+        meeting.pass_over(store, Workers(1, 2), error)
+    meeting.pass_over(store, Workers(0, 2), error)  # both have come
+    with pytest.raises(RuntimeError, match=r"workers \[1\], and not by worker 0"):
+        meeting.pass_over(store, Workers(0, 2), error)
+
+
 def test_every_worker_has_a_device_of_its_own(monkeypatch):
     assert devices_of("cpu", 3) == ["cpu"] * 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -170,7 +182,8 @@ class Going:
 
     def __init__(self, spec, runner, out):
         self.counts = None
-        self.thread = threading.Thread(target=self._go, args=(spec, runner, out))
+        # a daemon: a test that fails meanwhile does not hold up pytest's end
+        self.thread = threading.Thread(target=self._go, args=(spec, runner, out), daemon=True)
         self.thread.start()
 
     def _go(self, *given):
@@ -188,7 +201,7 @@ def test_a_run_that_is_told_to_leave_goes_on_with_all_its_workers(team, tmp_path
     spec, runner = team(2, parts=4, seconds=1.0)
     out = tmp_path / "out"
     going = Going(spec, runner, out)
-    assert until(lambda: "part 2" in log(tmp_path, 1))
+    assert until(lambda: "part 2" in log(tmp_path, 1), 120)
     before = processes(tmp_path, 2)
     os.killpg(before[0], signal.SIGTERM)
     assert going.end() == {"stopped": 1}
@@ -206,7 +219,7 @@ def test_a_run_that_is_told_to_leave_goes_on_with_all_its_workers(team, tmp_path
 def test_no_worker_outlives_a_run_that_is_killed(team, tmp_path):
     spec, runner = team(3, seconds=3600.0)
     going = Going(spec, runner, tmp_path / "out")
-    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(3)))
+    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(3)), 120)
     before = processes(tmp_path, 3)
     os.kill(before[0], signal.SIGKILL)
     assert going.end() == {"failed": 1}
@@ -246,13 +259,15 @@ def test_no_worker_outlives_a_process_without_an_engine(team, tmp_path):
         options='"seconds": 3600.0',
         run="run_one(spec, folder, print, Runner(plugins=(file,), data_dir=folder))",
     )
-    assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(2)))
-    before = processes(tmp_path, 2)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        os.kill(before[1], number)
-    assert not until(lambda: not alive(before[1]), 0.5), "it does not leave by itself"
-    made.kill()
-    made.communicate()
+    try:
+        assert until(lambda: all("part 0" in log(tmp_path, rank) for rank in range(2)), 120)
+        before = processes(tmp_path, 2)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(before[1], number)
+        assert not until(lambda: not alive(before[1]), 0.5), "it does not leave by itself"
+    finally:
+        made.kill()
+        made.communicate()
     assert until(lambda: not any(map(alive, before)), 5)
 
 

@@ -168,6 +168,9 @@ SLOW_RUNS = [
     ("domain_adaptation", "bn", {"method": "cdan_e", "sync_norms": True}, ()),
     ("domain_generalization", "bn", {}, ()),
     ("domain_generalization", "bn", {"sync_norms": True}, ()),
+    # an odd number of each domain, so that a sample's place depends on its domain, too
+    ("domain_generalization", "ghost", {"sync_norms": True, "batch_size": 17}, ()),
+    ("domain_adaptation", "ghost", {"method": "dann", "forward": "joint", "sync_norms": True, "batch_size": 17}, ()),
 ]  # fmt: skip
 STOPS = {
     "classification": [("step", 3), ("step", 9)],
@@ -234,6 +237,14 @@ def test_a_batch_of_domains_is_dealt_out_domain_by_domain():
     batch = torch.arange(10)  # [a; b], five of each
     parts = [Share(10, Workers(rank, 2), groups=2).of(batch).tolist() for rank in range(2)]
     assert parts == [[0, 2, 4, 5, 7, 9], [1, 3, 6, 8]]
+
+
+@pytest.mark.parametrize(("count", "size", "blocks"), [(10, 4, 1), (20, 4, 2), (9, 2, 3), (3, 4, 3)])
+def test_workers_know_the_places_of_their_samples(count, size, blocks):
+    for rank in range(size):
+        workers = Workers(rank, size, blocks=blocks)
+        own = Share(count, workers, groups=blocks).of(torch.arange(count))
+        assert workers.places(len(own), count, own.device).tolist() == own.tolist()
 
 
 def test_starts_are_drawn_for_the_whole_batch():
@@ -368,6 +379,13 @@ def test_norm_batches_in_keys_are_those_of_a_worker():
     found = {(s.norm, s.task_options["workers"]): s.task_options["norm_batch_size"] for s in specs}
     assert found == {("bn", 1): 64, ("bn", 2): 32, ("gn", 1): None, ("gn", 2): None}
     assert len({s.key for s in specs}) == 4
+
+
+def test_runs_of_unequal_parts_can_be_made_as_they_are_planned():
+    tasks = {"classification": {"workers": 4, "batch_size": 10, "sync_norms": True}}
+    specs = plan_config({"norms": ["bn", "gn"], "seeds": [0], "tasks": tasks}, tried=False).runs
+    made = [get_task(s.task).options.model_validate(s.task_options) for s in specs]
+    assert [(each.sync_norms, each.norm_batch_size) for each in made] == [(True, 10), (True, None)]
 
 
 def test_the_papers_setting_of_imagenet_is_planned():
