@@ -1,7 +1,7 @@
 """W processes of torch.distributed (gloo, which meet by a file) for tests: `together(W, function, *args)`.
 
-Processes are forks of a server that has imported torch and the norms once, which takes 3 s of CPU in the first call of
-a test session; a worker more takes 0.2 s. Still a test file best calls `together` once for each W, with a function that
+Processes are forks of the suite's server, which has imported torch once (3 s of CPU in the first call of a session);
+a worker more takes 0.2 s. Still a test file best calls `together` once for each W, with a function that
 goes over all its cases and returns what they gave, and its tests look at the results.
 """
 
@@ -17,11 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from suite.launch.server import start_server
+
 SECONDS = 60
 """How long a worker waits for the others in one collective, and `together` for one more worker to end."""
-
-PRELOADED = ["pytest", "torch", "torch.distributed", "norms.registry"]
-"""Imported by the server; what fails there is imported by each process."""
 
 
 def together(size: int, function: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[Any]:
@@ -40,7 +39,7 @@ def together(size: int, function: Callable[..., Any], *args: Any, seconds: float
         AssertionError: a process raised, with its traceback, or did not end in time. The others are killed.
     """
     context = multiprocessing.get_context("forkserver")  # a fork of this process would have its autograd's threads
-    context.set_forkserver_preload(PRELOADED)
+    start_server()  # the suite's, since a process has one only, and other tests count on what it does for runs
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         pipes, processes = [], []
