@@ -290,13 +290,16 @@ def read_labels(name: str, data_dir: Path, folder: str, *, domain: str | None = 
 
 def _whole(name: str, data_dir: Path, folder: str, read: Callable[[dict[str, Any]], _T]) -> tuple[dict[str, Any], _T]:
     """The manifest and read(manifest): of one set, also where `data prepare --force` replaces it while it is read."""
+    failed = None
     while True:
         manifest = read_manifest(name, data_dir, folder)
         try:
             return manifest, read(manifest)
         except (ValueError, OSError):
-            if read_manifest(name, data_dir, folder) == manifest:
+            # twice, since one that was replaced by another and by itself again has the manifest that it had
+            if manifest == failed and read_manifest(name, data_dir, folder) == manifest:
                 raise
+            failed = manifest
 
 
 def _read_arrays(
