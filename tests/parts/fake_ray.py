@@ -74,6 +74,13 @@ class FakeRay(types.ModuleType):
         self._pool.shutdown(wait=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        # calls that nobody waited for, as of an actor that ends: else they are complained of when they are collected
+        self._loop.run_until_complete(asyncio.sleep(0))
+        if left := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(left, timeout=1))
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
 
     # Ray's
