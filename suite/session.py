@@ -277,8 +277,8 @@ class Session:
         self.text, self.command = text, tuple(command)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f'out "{self.folder}": is a file; a folder is needed')
-        self.place = read_place(on) if isinstance(on, str) else on
-        chosen = choose(self.place, device, jobs, runs_per_device, planned.threads, planned.runs)
+        place = read_place(on) if isinstance(on, str) else on
+        chosen = choose(place, device, jobs, runs_per_device, planned.threads, planned.runs)
         self.launcher, self.wait, self.at_a_time = chosen.launcher, wait, chosen.at_a_time
         self.jobs = chosen.jobs or 1
         self.timeout, self.retry = time_limit(timeout), retry
@@ -374,7 +374,7 @@ class Session:
     def _execute(self, on_event: Callable[[Event], None]) -> Counter[str]:
         if not self.status.todo:
             return Counter()
-        if self.place.kind == "slurm":
+        if self.launcher is None:
             raise ValueError("on slurm: `run_suite.py run ... --on slurm` submits an array; nothing here waits for it")
         export_threads(self.plan.threads)
         return engine.execute(

@@ -119,10 +119,15 @@ class Watch:
 
 
 def _row(seen: Seen, names: Names) -> tuple[str, ...]:
-    name = names.run(seen.spec) if seen.spec is not None else visible(" ".join(seen.place))
     place = where(seen.at)
     if seen.state != "runs":
         place = f"{seen.state} for {duration(seen.sign_age)}{', ' + place if place else ''}"
+    return cells(seen, names, place)
+
+
+def cells(seen: Seen, names: Names, place: str) -> tuple[str, ...]:
+    """A run in a table: name, the given words for where it stands, steps, last epoch, its age, time left."""
+    name = names.run(seen.spec) if seen.spec is not None else visible(" ".join(seen.place))
     step, steps = (number(seen.at.get(key)) for key in ("step", "steps"))
     count = "-" if not step and not steps else f"{step or 0:.0f}" + (f"/{steps:.0f}" if steps else "")
     row = "  ".join(f"{column} {number_text(value)}" for column, value in telling(seen.row)) or "-"

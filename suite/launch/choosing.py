@@ -21,12 +21,12 @@ class Chosen:
     """Where runs are made.
 
     Args:
-        launcher: starts them.
+        launcher: starts them; None: nothing here does, since an array is submitted.
         jobs: runs at a time; None: as many as a cluster has room for.
         device: of each run: "cuda" where every run is shown accelerators of its own.
     """
 
-    launcher: Launcher[Any]
+    launcher: Launcher[Any] | None
     jobs: int | None
     device: str
 
@@ -47,7 +47,7 @@ def choose(
     """The launcher of a grid.
 
     Args:
-        place: local or ray; an array of Slurm is submitted by suite.launch.submissions, and its elements are local.
+        place: an array of Slurm is submitted by suite.launch.submissions, and its elements are local.
         device: "cpu"; "cuda": all accelerators, "cuda:0,2": some.
         jobs: runs at a time; None: as many as there is room for.
         runs_per_device: runs that share an accelerator; None: one each.
@@ -94,7 +94,7 @@ def choose(
         each = runs_per_device if runs_per_device is not None else getattr(options, "runs_per_device", None)
         if each is not None and not device.startswith("cuda"):
             raise _shared_by_none(each, f"device {cut(device, 40)} has no accelerators")
-        return Chosen(LocalLauncher(1), 1, device)
+        return Chosen(None, 1, device)
     slots = slots_of(device)
     jobs = jobs if jobs is not None else options.jobs
     each = runs_per_device if runs_per_device is not None else options.runs_per_device or 1

@@ -112,7 +112,7 @@ class Cluster:
         """Raises LaunchError where a node has other code than this command."""
         import ray
 
-        def probe(fingerprint: str) -> dict[str, str]:  # by its text: the nodes need not have this module
+        def probe() -> dict[str, str]:  # by its text: the nodes need not have this module
             import platform
 
             try:
@@ -124,10 +124,7 @@ class Cluster:
 
         asked = ray.remote(num_cpus=0, max_retries=0)(probe)
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-        replies = {
-            asked.options(scheduling_strategy=on_node(node["NodeID"])).remote(self.code["fingerprint"]): node
-            for node in nodes
-        }
+        replies = {asked.options(scheduling_strategy=on_node(node["NodeID"])).remote(): node for node in nodes}
         ready, _ = ray.wait(list(replies), num_returns=len(replies), timeout=_PROBE) if replies else ([], [])
         lines = []
         for reply in ready:

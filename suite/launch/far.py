@@ -119,7 +119,6 @@ class Sent:
 
     def end(
         self,
-        record: RunRecord | None = None,
         *,
         text: str | None = None,
         left: bool = False,

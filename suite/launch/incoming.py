@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from filelock import SoftFileLease
 
 from results import files
+from results.claims import CLAIM
 from results.record import DONE, RECORD, RecordError, RunSpec, parse_record
 from results.store import run_folder, write_record
 from suite import checkpoints, live
@@ -24,7 +25,7 @@ from suite.launch.launcher import LOST, Kind, LaunchError
 from suite.launch.making import trouble
 from suite.output import OUTPUT, printed
 
-_OURS = {RECORD, ".claim"}  # which no message may write
+_OURS = {RECORD, CLAIM}  # which no message may write
 News = tuple[Kind, Any]
 
 

@@ -20,13 +20,13 @@ from results.record import RECORD, RecordError, RunSpec
 from results.store import read_asked, read_record, run_folders
 from suite.launch.slurm_programs import Element
 from suite.launch.submissions import SUBMISSIONS, Submission, find_lost, look_up, planned_runs, submissions
-from suite.live import number, telling, where
-from suite.progress import Names, columns, duration, number_text
-from suite.watch import Seen, Watch
+from suite.live import where
+from suite.progress import Names, columns, duration
+from suite.watch import Seen, Watch, cells
 
 MOST_FAILED = 20
 """Failed runs whose reasons are shown."""
-_LONGEST = 80  # characters of a text in a row
+_LONGEST = 80  # characters of a host's name in a row
 _REASON = 200
 _STATES = ("ok", "diverged", "failed", "skipped", "damaged")
 _WORDS = {
@@ -197,19 +197,14 @@ def _failed(folder: Path, statuses: Mapping[Place, str]) -> Iterator[tuple[Place
 
 
 def _row(seen: Seen, names: Names) -> tuple[str, ...]:
-    name = names.run(seen.spec) if seen.spec is not None else " ".join(seen.place)
     place, epoch = where(seen.at), seen.row.get("epoch")
     if "of" not in seen.at and epoch is not None:  # positions are told every ten seconds, epochs when they end
         place = f"after epoch {epoch:.0f}"
     if seen.state != "runs":
         word = "left, to go on with" if seen.state == "left" else f"no sign for {duration(seen.sign_age)}"
         place = f"{word}{', ' + place if place else ''}"
-    step, steps = (number(seen.at.get(key)) for key in ("step", "steps"))
-    count = "-" if not step and not steps else f"{step or 0:.0f}" + (f"/{steps:.0f}" if steps else "")
-    row = "  ".join(f"{column} {number_text(value)}" for column, value in telling(seen.row)) or "-"
-    age = "-" if seen.row_age is None else duration(seen.row_age)
-    left = "-" if seen.left is None else duration(seen.left)
-    return tuple(cut(visible(text), _LONGEST) for text in (name, seen.host or "-", place or "-", count, row, age, left))
+    name, *rest = cells(seen, names, place)
+    return name, cut(visible(seen.host or "-"), _LONGEST), *rest
 
 
 def _seen(seen: Seen) -> dict[str, Any]:

@@ -62,7 +62,6 @@ class Carried:
     Args:
         values: of `plain`.
         data_dir: of prepared data sets on this machine.
-        device: of this machine.
     """
 
     values: Mapping[str, Any]
