@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from norms.bases.running_statistics import RunningStatistics
-from norms.channels import PerChannel, check_arguments, transformed
+from norms.channels import PerChannel, check_arguments
 from norms.kernels.grouping import evaluate, normalize
 from norms.situation import check_slices
 
@@ -59,20 +59,14 @@ class BatchStatistics(PerChannel, RunningStatistics):
         slices = self.situation.slices
         count = self.values(x, slices)
         self._trained_at(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        plain = slices == 1 and self.num_groups == self.num_channels and not transformed()
-        plain = plain and self.situation.workers is None
-        if plain and self.momentum is not None and self.running_mean.dtype == wide:
-            return self.train_tracked(x, weight, bias, self.eps)
-        return self._normalized(x, weight, bias, slices, count)
+        return self._normalized(x, self.weight, self.bias, slices, count)
 
     def train_on(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slices: int = 1) -> Tensor:
         """Normalize by the batch's statistics, track them, and apply a given affine in place of the layer's own.
 
         Args:
             x: (N, C, *).
-            weight: (C,) in float32 or better, and bias likewise; or both None.
+            weight: (C,), and bias likewise; or both None.
             slices: number of norm batches in x.
         """
         return self._normalized(x, weight, bias, slices, self.values(x, slices))

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from norms.bases.running_statistics import DomainStatistics
-from norms.channels import PerChannel, check_arguments, transformed
-from norms.kernels.affine import normalize_by
+from norms.channels import PerChannel, check_arguments
+from norms.kernels.former import normalize_by
 from norms.kernels.grouping import evaluate, normalize
-from norms.kernels.moments import moments_of_sets
+from norms.kernels.moments import moments, moments_of_sets
 from norms.protocol import Situation
 from norms.situation import check_slices
 
@@ -85,8 +85,6 @@ class PerDomain(PerChannel, DomainStatistics):
             return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
         if self.merging is not None and isinstance(domain, int):  # another worker's part may have another domain
             domain = torch.full((x.shape[0],), domain, device=x.device)
-        if self._is_bn(x):
-            return self._amplified(self._train_as_bn(x), self.running_mean, self.running_var, None)
         runs = self._runs(x, domain) if self.merging is None else None
         where = None if isinstance(domain, int) else self._pairs(x, domain)
         if runs is not None:
@@ -166,19 +164,6 @@ class PerDomain(PerChannel, DomainStatistics):
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         return y, Moments(means, variances, images[..., 0], positions)
 
-    def _is_bn(self, x: Tensor) -> bool:
-        """Whether bn's own call serves, which also moves the running statistics: then a tie with bn is exact."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        plain = self.num_domains == 1 and self.situation.slices == 1 and not self.observed and not transformed()
-        plain = plain and self.situation.workers is None
-        return plain and self.momentum is not None and self.running_mean.dtype == wide
-
-    def _train_as_bn(self, x: Tensor) -> Tensor:
-        if x.shape[0] * math.prod(x.shape[2:]) < 2:
-            raise ValueError(self._too_few(x))
-        weight, bias = self._affine(0, self.running_mean.dtype)
-        return self.train_tracked(x, weight, bias, self.eps, row=0)
-
     def _pairs(self, x: Tensor, domain: Tensor) -> Tensor:
         """(N,): the pair of norm batch and domain of each sample, k * D + d."""
         slices = self.situation.slices
@@ -190,7 +175,7 @@ class PerDomain(PerChannel, DomainStatistics):
         wide = torch.promote_types(x.dtype, torch.float32)
         values = x.to(wide)  # once, so that gradients of a small type are added in the wide one
         pairs, positions = self.situation.slices * self.num_domains, math.prod(x.shape[2:])
-        mean, var, images = moments_of_sets(values, where, pairs, self.merging)
+        mean, var, images = moments_of_sets(*moments(values), where, pairs, self.merging)
         if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((images == 1).any()):
             raise ValueError(self._too_few(x))
         weight, bias = self._affine(domain, wide)

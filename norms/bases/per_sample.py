@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norms.channels import PerChannel, check_arguments, memory_format, transformed
+from norms.kernels.grouping import normalize
 
 
 class PerSample(PerChannel):
@@ -39,6 +40,12 @@ class PerSample(PerChannel):
             raise ValueError(
                 f"{type(self).__name__}: more than one value per statistic is needed, given x of shape {tuple(x.shape)}"
             )
+
+    def _by_groups(self, x: Tensor, groups: int) -> Tensor:
+        """x, checked, by the moments of groups of each sample's channels, with affine."""
+        if x.shape[0] == 0:
+            return self.empty(x)
+        return normalize(x, self.weight, self.bias, groups, x.shape[0], self.eps)[0]
 
     def _scaled(self, y: Tensor) -> Tensor:
         """y * weight_c + bias_c, or y without affine."""

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.workers import Workers
@@ -113,7 +112,7 @@ class RunningStatistics(nn.Module):
             return torch.ones_like(var, dtype=torch.bool)
         kept = self.running_var.dtype
         found = var.to(kept) < math.inf
-        return found if mean.dtype == kept else found & (mean.to(kept).abs() < math.inf)
+        return found if kept in (torch.float32, torch.float64) else found & (mean.to(kept).abs() < math.inf)
 
     def take_in(self, given: list[Given], workers: Workers, like: Tensor, slices: int | None) -> None:
         """Track what one forward of each worker gave to `track`, in the order of norm batches.
@@ -174,35 +173,6 @@ class RunningStatistics(nn.Module):
         finally:
             self._buffers.update(kept)
 
-    def train_tracked(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, row: int | None = None
-    ) -> Tensor:
-        """torch's batch normalization of x (N, C, *) in training, which moves the running statistics itself.
-
-        Args:
-            x: of which the running statistics have the type, or a smaller one.
-            weight: (C,) in the type of the running statistics, and bias likewise; or both None.
-            eps: added to the variance.
-            row: of running statistics (D, C); None where they are (C,).
-        """
-        running = (self.running_mean, self.running_var)
-        running = running if row is None else (running[0][row], running[1][row])
-        if "track" in self.__dict__ and row is None:  # somebody is to take in what it is given, workers for example
-            mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            # momentum 1 leaves the batch's own statistics
-            y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
-            self.track(mean[None], var[None], x.numel() // x.shape[1])
-            return y
-        # copies: torch's kernel changes what it is given without a check, and keeps it for the backward
-        mean, var = (t.clone() for t in running)
-        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, eps)  # type: ignore[arg-type]
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            sound = self.sound(mean, var)
-            for kept, new in zip(running, (mean, var), strict=True):
-                kept.copy_(torch.where(sound, new, kept))
-        return y
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # As torch's batch normalization does it: states from before torch 0.4.1, of frozen layers and of other
         # libraries have no counter.
@@ -229,11 +199,6 @@ class DomainStatistics(RunningStatistics):
         super().__init__(shape, momentum, device, dtype)
         self.register_buffer("num_batches_tracked", torch.zeros(shape[0], device=device, dtype=torch.long))
 
-    @property
-    def observed(self) -> bool:
-        """Whether a recalibration takes what `track` is given, in the place of the buffers."""
-        return "track" in self.__dict__
-
     def track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:  # type: ignore[override]
         """Take in the statistics of K norm batches, in order; a domain without values in one is not moved by it.
 
@@ -255,6 +220,11 @@ class DomainStatistics(RunningStatistics):
                 total = self.num_batches_tracked[:, None].clamp(min=1)
                 for running, new in pairs:
                     running.add_((held * (new - running)).sum(0).div_(total))
+                return
+            if len(held) == 1:  # as RunningStatistics does it, to the last bit
+                for running, new in pairs:
+                    moved = torch.lerp(running, new[0].to(running.dtype), self.momentum)
+                    running.copy_(torch.where(held[0] > 0, moved, running))
                 return
             age = seen - held.cumsum(0)  # norm batches of the same domain that come after
             kept = 1 - self.momentum

@@ -1,7 +1,15 @@
-"""Computations that several layers share: moments, affine maps, and both in few passes over memory.
+"""What reads or writes memory in a tight loop, and the algebra on top of it.
 
-moments.py   mean and biased variance, per channel or row, and of earlier batches together
-affine.py    affine maps of x (N, C, *), by statistics of rows, samples, groups or more than the batch
-grouping.py  batch statistics over groups of a flattened sample
-blocks.py    how grouping.py reads the memory of an input in units, by torch's kernels
+    from norms.kernels import affine, by_moments, moments        for a layer of one's own: docs/your-norm.md
+
+moments.py   mean and biased variance, per channel or sample, of sets of samples, and of earlier batches together
+affine.py    affine maps per sample and channel; layers whose coefficients follow from moments (`by_moments`)
+grouping.py  normalization by groups of a flattened sample over sets of samples: bn, bgn, gn, ln, in, ghost
+native.py    the compiled loops (native.c), and when they serve
+plain.py     the same in operations of torch, for every other device, type and transform
 """
+
+from norms.kernels.affine import affine, by_moments
+from norms.kernels.moments import moments
+
+__all__ = ["affine", "by_moments", "moments"]

@@ -1,110 +1,156 @@
-"""Affine maps of x (N, C, *): by statistics of rows, of samples, of groups, or of more than the batch.
+"""An affine map of each channel of each sample of x (N, C, *), and layers that are one whose coefficients follow from
+the moments of x.
 
-Axes: N sample, C channel, K row (a sample, or the whole batch), G group of channels.
+Axes: N sample, C channel, K row of a table: sample n has the coefficients of row n % K.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from norms.channels import memory_format, transformed
-from norms.kernels.blocks import Blocks
-from norms.kernels.moments import fast, per_position
+from norms.kernels import native, plain
+from norms.kernels.moments import checked_rows, lying, moments
+
+Rule = Callable[..., tuple[Tensor, ...]]
 
 
-def row_affine(
-    x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor | None = None, factor: Tensor | None = None
-) -> Tensor:
-    """scale * x + shift, plus factor * dy where these are given; coefficients (K, C). In x's type and memory format."""
-    layout = memory_format(x)
-    if fast(x):
-        blocks = Blocks.of(x, x.shape[1], scale.shape[0])
-        plus = None
-        if dy is not None and factor is not None:
-            plus = (dy.contiguous(memory_format=layout), blocks.spread(factor[None])[0])
-        per_unit = blocks.spread(torch.stack((scale, shift)))
-        # a view could not be changed in place by an activation after it
-        y = blocks.affine(x, per_unit[0], per_unit[1], plus).data
-    else:
-        y = x * per_position(x, scale) + per_position(x, shift)
-        if dy is not None and factor is not None:
-            y = y + dy * per_position(x, factor)
-    return y.to(x.dtype).contiguous(memory_format=layout)
+def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
+    """scale * x + shift, and `floor` where that is not above it. Differentiable, twice.
 
-
-def normalize_by(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """x (N, C, *) by mean and var (N, C), then weight and bias, (C,) or (N, C). Returns a tensor as x."""
-    space = [1] * (x.dim() - 2)
-    scale = torch.rsqrt(var + eps)
-    if weight is not None:
-        scale = scale * weight
-    # centred first: the backward then sums no products with a large mean
-    y = (x - mean.view(*mean.shape, *space)) * scale.view(*scale.shape, *space)
-    if bias is not None:
-        y = y + bias.view(*bias.shape, *space)
-    return y.to(x.dtype)
-
-
-def group_normalize(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Group normalization of x (N, C, *) in float32 or better, cast back, memory format kept."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    # torch's kernel for channels_last takes the variance as a difference of squares, which is lost at large means
-    given = x.to(wide).contiguous()
-    weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
-    y = F.group_norm(given, groups, weight, bias, eps).to(x.dtype)
-    return y.contiguous(memory_format=memory_format(x))
-
-
-def renormalize(
-    values: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    shift: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """values (N, C, *) by other statistics than its own: (values - mean - shift) * rstd * weight + bias.
-
-    With g = weight * rstd this is torch's kernel for batch normalization with other coefficients,
-
-        y = (values - mean) / sqrt(var + eps) * (g sqrt(var + eps)) + (bias - g shift)
-
-    so no difference of large numbers is taken, and second derivatives are torch's.
+    No large numbers are subtracted, as long as the coefficients are exact: take them from `moments` in its float64.
 
     Args:
-        values: in float32 or better.
-        mean: (C,), its mean.
-        var: (C,), its biased variance.
-        shift: (C,), the mean to normalize by, less its own.
-        rstd: (C,), one over the deviation to normalize by.
-        weight: (C,), and bias likewise; or both None.
-        eps: added to its variance inside the kernel; it cancels.
+        x: (N, C, *) floating-point, in any memory layout.
+        scale: (C,), or (K, C) with K a divisor of N, and shift and floor likewise: sample n has row n % K.
+        shift: see scale.
+        floor: None: no floor. At the floor its own gradient is 1, and that of x 0, as of relu at 0.
+
+    Returns:
+        y: as x, in its type and memory layout (contiguous, where x is neither that nor has its channels innermost).
+
+    Raises:
+        ValueError: x or a table of another shape.
     """
-    scale, offset = rstd, -rstd * shift
-    if weight is not None and bias is not None:
-        scale = rstd * weight.to(values.dtype)
-        offset = bias.to(values.dtype) - scale * shift
-    if transformed():  # there torch's kernel gives wrong second derivatives, without a word
-        shape = (-1, *[1] * (values.dim() - 2))
-        return (values - mean.view(shape)) * scale.view(shape) + offset.view(shape)
-    return F.batch_norm(values, None, None, scale * torch.sqrt(var + eps), offset, True, 0.0, eps)
+    checked_rows(x, None)
+    given = lying(x)
+    tables = in_rows(x, scale, shift, floor)
+    if native.serves(given):
+        return _Affine.apply(given, *tables)  # type: ignore[no-any-return]
+    return plain.affine(x, *tables)  # type: ignore[arg-type]
 
 
-def flattened(x: Tensor) -> Tensor:
-    """x (N, C, *) as (N, C, P), in float32 or better. A view for every dense memory format, which operations keep."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple[Tensor | None, ...]:
+    """Tables (C,) or (K, C) as (K, C) of one K, in the type of tables; ValueError where their shape does not fit x.
+
+    Args:
+        rows: K; None: that of the tables.
+    """
+    given = [t if t is None or t.dim() != 1 else t[None] for t in tables]
+    if rows is None:
+        rows = max(len(t) for t in given if t is not None)
+    for t in given:
+        fits = t is None or (t.dim() == 2 and t.shape[1] == x.shape[1] and len(t) in (1, rows))
+        if not fits or (x.shape[0] and x.shape[0] % max(rows, 1)):
+            shapes = ", ".join(str(tuple(t.shape)) for t in tables if t is not None)
+            raise ValueError(
+                f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({x.shape[1]},) or (K, {x.shape[1]}) "
+                "with K a divisor of the samples is needed"
+            )
+    kind = plain.table_type(x)
+    return tuple(None if t is None else t.to(kind).expand(rows, -1).contiguous() for t in given)
 
 
-def scaled(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """x * scale + shift: x (N, C, P), scale and shift of any shape that broadcasts to it, or both None."""
-    if scale is None or shift is None:
-        return x
-    return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, floor)
+        return native.affine(x, scale, shift, floor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, floor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            y = plain.affine(x, scale, shift, floor)
+            return plain.gradients((y,), (x, scale, shift, floor), grads, again=True)
+        d_scale, d_shift, d_floor, dx = None, None, None, None
+        if any(ctx.needs_input_grad[1:]):
+            d_scale, d_shift, d_floor = native.sums(grads[0], x, scale, shift, floor)
+        if ctx.needs_input_grad[0]:
+            dx = native.blend(grads[0], x, scale, shift, floor)
+        return dx, d_scale, d_shift, d_floor
+
+
+def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """y = scale * x + shift with coefficients that follow from the moments of x and from parameters.
+
+    The same as `affine(x, *rule(*moments(x, rows), *inputs))`, with two passes over memory less in the backward.
+
+    Args:
+        x: (N, C, *) floating-point, in any memory layout.
+        rule: (mean, var, *inputs) -> scale, shift or scale, shift, floor, in differentiable operations. mean and var
+            are (K, C) in the type of tables; what is returned is (C,) or (K, C). It may be called again, for
+            derivatives of derivatives, so it changes nothing.
+        inputs: tensors that have a gradient through the rule, or None.
+        rows: K; see `moments`.
+
+    Returns:
+        y: as x.
+        mean, var: (K, C), of x, without gradient.
+
+    Raises:
+        ValueError: see `moments` and `affine`.
+    """
+    rows = checked_rows(x, rows)
+    given = lying(x)
+    if native.serves(given):
+        return _ByMoments.apply(given, rule, rows, *inputs)  # type: ignore[no-any-return]
+    mean, var = moments(x, rows)
+    return plain.affine(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()  # type: ignore[arg-type]
+
+
+class _ByMoments(torch.autograd.Function):
+    """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = native.moments(x, rows)
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        leaves = [
+            t if t is None else t.detach().requires_grad_(want)
+            for t, want in zip((mean, var, *inputs), wanted, strict=True)
+        ]
+        with torch.set_grad_enabled(any(wanted)):
+            tables = in_rows(x, *rule(*leaves), rows=rows)
+        scale, shift, floor = (*(None if t is None else t.detach() for t in tables), None)[:3]
+        ctx.rule, ctx.rows, ctx.leaves, ctx.tables = rule, rows, leaves, tables
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *inputs)
+        return native.affine(x, scale, shift, floor), mean, var  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, *inputs = ctx.saved_tensors
+        dy, leaves = grads[0], ctx.leaves
+        if dy is None:
+            return (None,) * (3 + len(inputs))
+        if torch.is_grad_enabled():
+            y = plain.affine(x, *in_rows(x, *ctx.rule(*moments(x, ctx.rows), *inputs), rows=ctx.rows))  # type: ignore[arg-type]
+            dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
+            return dx, None, None, *found
+        scale, shift, floor = (*(None if t is None else t.detach() for t in ctx.tables), None)[:3]
+        dy = native.like(dy, x)
+        tables = native.sums(dy, x, scale, shift, floor)
+        d_mean, d_var, *found = plain.gradients(ctx.tables, leaves, tables[: len(ctx.tables)], again=False)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            own = None
+            if d_mean is not None or d_var is not None:
+                none = torch.zeros_like(leaves[0])
+                own = (leaves[0].detach(), *(none if d is None else d.contiguous() for d in (d_mean, d_var)))
+            dx = native.blend(dy, x, scale, shift, floor, own)
+        return dx, None, None, *found

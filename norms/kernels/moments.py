@@ -1,38 +1,101 @@
-"""Mean and biased variance, per channel of the batch, per row of it, and of earlier batches together.
+"""Mean and biased variance: per sample and channel, of the batch, of sets of samples, and of earlier batches.
 
-A row is what one statistic of a channel covers: a sample (K = N rows), or the whole batch (K = 1).
-
-Axes: N sample, C channel, K row, B batch of the past.
+Axes: N sample, C channel, K row of a table (samples that share a statistic), B batch of the past.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from norms.channels import memory_format, ordinary
-from norms.kernels.blocks import Blocks
+from norms.channels import transformed
+from norms.kernels import native, plain
 from norms.workers import Workers
 
 
-def batch_moments(x: Tensor, workers: Workers | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of x (N, C, *) over samples and positions, with gradient.
+def moments(x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of x (N, C, *) per sample and channel, or per channel of several samples.
 
-    With `workers` those of all their values, in float32 or better; x may then be empty.
+    Differentiable, twice. Right at large means, too: sums are of values around one that is near their mean.
+
+    Args:
+        x: floating-point, in any memory layout.
+        rows: K, a divisor of N: sample n counts in row n % K, which is how a batch is K norm batches
+            (norms.situation); 1: the whole batch. None: N, every sample by itself.
+
+    Returns:
+        mean, var: (K, C), in float64 (float32 on a device that has no other), so that algebra on them loses nothing.
+
+    Raises:
+        ValueError: x is not (N, C, *) or holds no floating-point numbers, or K does not divide N.
     """
-    if workers is not None:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-    over = (0, *range(2, x.dim()))
-    if workers is not None and x.shape[0] == 0:
-        mean = var = x.sum(over)
-    else:
-        var, mean = torch.var_mean(x, over, correction=0)
+    rows = checked_rows(x, rows)
+    given = lying(x)
+    if native.serves(given):
+        return _Moments.apply(given, rows)  # type: ignore[no-any-return]
+    return plain.moments(x, rows)
+
+
+def checked_rows(x: Tensor, rows: int | None) -> int:
+    """`rows`, or N where that is None; ValueError where x or they are of another kind than `moments` says."""
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(f"floating-point x (N, C, *) is needed, given {x.dtype} of shape {tuple(x.shape)}")
+    if rows is None:
+        return x.shape[0]
+    if rows < 1 or x.shape[0] % rows:
+        raise ValueError(f"rows={rows}: a divisor of the {x.shape[0]} samples is needed")
+    return rows
+
+
+def lying(x: Tensor) -> Tensor:
+    """x, copied where the native library would not know how it lies in memory."""
+    return x if torch.compiler.is_compiling() or x.is_meta or transformed() else native.dense(x)
+
+
+class _Moments(torch.autograd.Function):
+    # One method, no setup_context: with it every call inspects a signature, 70 us.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        mean, var = native.moments(x, rows)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        x, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain.gradients(plain.moments(x, len(mean)), (x,), grads, again=True)[0], None
+        d_mean, d_var = (g.contiguous() for g in grads)
+        return native.blend(None, x, None, moments=(mean, d_mean, d_var)), None
+
+
+def batch_moments(x: Tensor, workers: Workers | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of x (N, C, *) over samples and positions, with gradient, in float32 or better.
+
+    With `workers` those of all their values; x may then be empty.
+    """
+    mean, var = (t[0] for t in moments(x, 1))
     if workers is not None:
         mean, var, _ = workers.merge(mean, var, x.numel() // max(1, x.shape[1]))
-    return mean, var
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return mean.to(wide), var.to(wide)
+
+
+def pooled(mean: Tensor, var: Tensor, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (K, C) of the rows n % K of a table (N, C), each of equally many values.
+
+    By Chan's formula, so that nothing large is subtracted; with gradient.
+
+    Args:
+        mean: (N, C), and var likewise, biased.
+        rows: K, a divisor of N; 1: all rows together.
+    """
+    mean, var = (t.reshape(-1, rows, t.shape[1]) for t in (mean, var))
+    union = mean.mean(0)
+    return union, var.mean(0) + (mean - union).square().mean(0)
 
 
 def union_of_workers(mean: Tensor, var: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +115,7 @@ def union_of_workers(mean: Tensor, var: Tensor, workers: Workers) -> tuple[Tenso
 
 
 def moments_of_sets(
-    values: Tensor, where: Tensor, sets: int, workers: Workers | None = None
+    mean: Tensor, var: Tensor, where: Tensor, sets: int, workers: Workers | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (E, C) of E sets of samples, with gradient, and the number of samples (E,) of each.
 
@@ -60,53 +123,23 @@ def moments_of_sets(
     samples by Chan's formula, so no large sums are subtracted. A set of no sample has zeros.
 
     Args:
-        values: (N, C, *), in float32 or better.
+        mean: (N, C) of each sample's equally many values, and var likewise, biased, in float32 or better.
         where: (N,), the set of each sample.
         sets: E.
         workers: whose samples are in the sets, too.
     """
-    over = list(range(2, values.dim()))
-    if len(values) == 0:  # torch warns of a variance of nothing
-        within = means = values.sum(over) if over else values
-    else:
-        within, means = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
-    member = (where[:, None] == torch.arange(sets, device=values.device)).to(values.dtype)  # (N, E)
+    member = (where[:, None] == torch.arange(sets, device=mean.device)).to(mean.dtype)  # (N, E)
     images = member.sum(0)
     share = (member / images.clamp(min=1)).T  # (E, N): the mean over the samples of a set
     # autocast would take products in 16 bits; the meta device has none
-    exact = contextlib.nullcontext() if values.is_meta else torch.autocast(values.device.type, enabled=False)
+    exact = contextlib.nullcontext() if mean.is_meta else torch.autocast(mean.device.type, enabled=False)
     with exact:
-        mean = share @ means
-        var = share @ (within + (means - mean[where]).square())
+        union = share @ mean
+        spread = share @ (var + (mean - union[where]).square())
     if workers is not None:
-        mean, var, total = workers.merge(mean, var, images[:, None])
+        union, spread, total = workers.merge(union, spread, images[:, None])
         images = total[:, 0]
-    return mean, var, images
-
-
-def row_moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (K, C) of x, in float32 or better, without gradient."""
-    x = x.detach()  # forward-mode derivatives do not heed no_grad
-    with torch.no_grad():
-        if fast(x):
-            mean, var = Blocks.of(x, x.shape[1], rows).moments(x).unbind()
-            return mean, var
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = _means(wide, rows)
-        return mean, _means((wide - per_position(x, mean)).square(), rows)
-
-
-def row_products(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of dy * (x - mean) * rstd and of dy over each row's values; mean, rstd and results (K, C)."""
-    rows, channels = mean.shape
-    if fast(x):
-        blocks = Blocks.of(x, channels, rows)
-        dy = dy.contiguous(memory_format=memory_format(x))
-        per_unit = blocks.sums(dy, x, *blocks.spread(torch.stack((mean, rstd))))
-        product, total = (blocks.by_group(per_unit).sum(3) / blocks.count).unbind()
-        return product, total
-    dy = dy.to(mean.dtype)
-    return _means(dy * ((x - per_position(x, mean)) * per_position(x, rstd)), rows), _means(dy, rows)
+    return union, spread, images
 
 
 class Past(NamedTuple):
@@ -129,23 +162,3 @@ class Past(NamedTuple):
         share = self.total / (1 + self.total)
         step = self.mean - mean
         return share * step, (1 - share) * var + share * (self.var + (1 - share) * step.square())
-
-
-def fast(x: Tensor) -> bool:
-    """Whether the kernels of norms.kernels.blocks serve: on a CPU, for an ordinary tensor, without gradient."""
-    return x.device.type == "cpu" and ordinary(x) and not torch.is_grad_enabled()
-
-
-def per_position(x: Tensor, per_row: Tensor) -> Tensor:
-    """(K, C), to be broadcast over x (N, C, *)."""
-    return per_row.reshape(*per_row.shape, *[1] * (x.dim() - 2))
-
-
-def _over(x: Tensor, rows: int) -> tuple[int, ...]:
-    return (*(() if rows == x.shape[0] else (0,)), *range(2, x.dim()))
-
-
-def _means(x: Tensor, rows: int) -> Tensor:
-    """x (N, C, *) -> (K, C)."""
-    over = _over(x, rows)
-    return (x.mean(over) if over else x).reshape(rows, -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.channels import memory_format
-from norms.kernels.affine import group_normalize
+from norms.kernels.former import group_normalize
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from norms.bases.streaming import Streaming
+from norms.kernels.former import row_moments
 from norms.kernels.grouping import evaluate, normalize
-from norms.kernels.moments import batch_moments, row_moments
+from norms.kernels.moments import batch_moments
 from norms.registry import register
 from norms.workers import Workers
 

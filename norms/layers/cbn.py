@@ -21,7 +21,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from norms.channels import vmapped
-from norms.kernels.affine import renormalize
+from norms.kernels.former import renormalize
 from norms.kernels.grouping import evaluate
 from norms.kernels.moments import Past, batch_moments
 from norms.layers.bn import BatchNorm

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norms.channels import transformed
-from norms.kernels.affine import flattened, scaled
+from norms.kernels.former import flattened, scaled
 from norms.kernels.moments import union_of_workers
 from norms.layers.bn import BatchNorm
 from norms.layers.gn import GroupNorm

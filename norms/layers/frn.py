@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.kernels.affine import flattened, scaled
+from norms.kernels.former import flattened, scaled
 from norms.layers.instance_norm import InstanceNorm
 from norms.protocol import Activation
 from norms.registry import register

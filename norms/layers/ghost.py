@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from norms.kernels.affine import normalize_by
+from norms.kernels import affine, moments
+from norms.kernels.grouping import normalize
 from norms.kernels.moments import moments_of_sets
 from norms.layers.bn import BatchNorm
 from norms.registry import register
+from norms.situation import check_slices
 from norms.workers import Workers
 
 
@@ -20,6 +22,7 @@ from norms.workers import Workers
     mixes_samples=True,
     keeps_stats=True,
     axes="NHW",
+    slices_at_once=True,
     variance="biased",
     running_variance="unbiased",
 )
@@ -77,25 +80,25 @@ class GhostBatchNorm(BatchNorm):
             return self._together(x, self.merging)
         if self.is_empty(x):
             return self.empty(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        images = x.shape[0]
+        slices = self.situation.slices
+        images = check_slices(x, slices)
+        # norm batch k is x[k::K], and its sub-batch b is x[k + K b :: K B]
         parts = max(1, images // self.ghost_batch_size)
-        longer = images % parts  # the first sub-batches have one image more
+        count = self.values(x[: images // parts])
+        y, mean, var = normalize(x, self.weight, self.bias, self.num_channels, parts * slices, self.eps)
+        longer = images % parts  # the first sub-batches of each norm batch have one image more
+        mean, var = (t.view(parts, slices, -1).transpose(0, 1) for t in (mean, var))  # in the order of norm batches
         if not longer:
-            return self.train_on(x, weight, bias, parts)
-        # Two calls, one per size. Sorting is stable, so that among the images of `longer` sub-batches, too, those of
-        # number b are every `longer`-th one from b. By tensors, so that a compiled layer serves every batch size.
-        shorter = torch.arange(images, device=x.device) % parts >= longer
-        order = torch.argsort(shorter.long(), stable=True)  # not every device sorts booleans
-        one, other = x[order].split([longer * (images // parts + 1), (parts - longer) * (images // parts)])
-        y = torch.cat((self.train_on(one, weight, bias, longer), self.train_on(other, weight, bias, parts - longer)))
-        return y[torch.argsort(order)]
+            self.track(mean.flatten(0, 1), var.flatten(0, 1), count)
+            return y
+        more = count // (images // parts) * (images // parts + 1)
+        for means, variances in zip(mean, var, strict=True):
+            self.track(means[:longer], variances[:longer], more)
+            self.track(means[longer:], variances[longer:], count)
+        return y
 
     def _together(self, x: Tensor, workers: Workers) -> Tensor:
         """Training on x[r::W] of all workers' batch: a sample's sub-batch follows from its place in the whole."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         images = int(workers.total(torch.tensor(x.shape[0], device=x.device)))
         parts = max(1, images // self.ghost_batch_size)
         positions = math.prod(x.shape[2:])
@@ -105,11 +108,12 @@ class GhostBatchNorm(BatchNorm):
                 f"sub-batch of {images} images of all {workers.size} workers"
             )
         where = workers.places(x.shape[0], images, x.device) % parts
-        values = x.to(wide)
-        mean, var, held = moments_of_sets(values, where, parts, workers)
+        mean, var, held = moments_of_sets(*moments(x), where, parts, workers)
         count = (held * positions)[:, None]
         self.track(mean.detach(), var.detach() * (count / (count - 1)), images // parts * positions)
-        return normalize_by(values, mean[where], var[where], weight, bias, self.eps).to(x.dtype)
+        scale = torch.rsqrt(var + self.eps) if self.weight is None else torch.rsqrt(var + self.eps) * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        return affine(x, scale[where], shift[where])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"

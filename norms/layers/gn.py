@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from norms.bases.per_sample import PerSample
-from norms.kernels.affine import group_normalize
 from norms.registry import register
 
 
@@ -50,7 +49,7 @@ class GroupNorm(PerSample):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
         self._check(x, math.prod(x.shape[1:]) // self.num_groups)
-        return group_normalize(x, self.num_groups, self.weight, self.bias, self.eps)
+        return self._by_groups(x, self.num_groups)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}"

@@ -15,9 +15,8 @@ from torch import Tensor, fx
 
 from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
-from norms.kernels.affine import row_affine
+from norms.kernels.former import row_affine, row_moments, row_products
 from norms.kernels.grouping import evaluate
-from norms.kernels.moments import row_moments, row_products
 from norms.registry import register
 
 SIMULATED_BATCH = 32

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from norms.bases.running_statistics import finite_or
-from norms.kernels.affine import renormalize
+from norms.kernels.former import renormalize
 from norms.kernels.moments import Past, batch_moments
 from norms.layers.bn import BatchNorm
 from norms.registry import register

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from norms.channels import PerChannel, Reading, changeable, check_arguments, transformed
-from norms.kernels.affine import normalize_by
+from norms.kernels.former import normalize_by
 from norms.registry import register
 
 

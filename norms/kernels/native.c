@@ -1,0 +1,1068 @@
+/* Loops over memory for normalization layers: norms/kernels/native.py calls them and says what they compute.
+ *
+ * x (N, C, *) lies in memory in one of two ways. "side": a sample's channel is a run of values (contiguous). "last": the
+ * channels of a position are a run of values (channels_last). Everything here sees a table of rows and columns, in which
+ * each cell is a set of values that share their coefficients:
+ *
+ *     side  row = sample, column = channel or a run of its positions; the cell's values lie side by side
+ *     last  row = sample or a run of its positions, column = channel; the cell's values lie `stride` apart
+ *
+ * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
+ * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ *
+ * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
+ * of the arithmetic, V a vector of A.
+ */
+#ifndef T
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
+#define BLOCK 64
+#define SEGMENT 131072 /* values that one piece of work reads, about */
+#define FEW 16384      /* values below which a second thread costs more than it brings */
+#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
+    !defined(NO_CLONES)
+#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
+#else
+#define CLONES __attribute__((noinline))
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef int64_t I;
+
+int normsuite_version(void) { return VERSION; }
+
+INLINE I least(I a, I b) { return a < b ? a : b; }
+INLINE I most(I a, I b) { return a > b ? a : b; }
+
+static I common(I a, I b) {
+    while (b) {
+        I rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* How a table lies in memory, and how its work is cut into pieces. */
+typedef struct {
+    I rows, cols, count; /* count: values of a cell */
+    I stride;            /* between two values of a cell: 1 in "side" */
+    I row;               /* offset of row 0 to row 1 */
+    int last;
+    I segment, segments; /* values of a cell in one piece, pieces of a cell */
+    I strip, strips;     /* columns in one piece, pieces of a row */
+    int threads;
+} Table;
+
+/* Values of cell 0 to the first one of (row, column, segment). */
+INLINE I offset(const Table *t, I row, I col, I segment) {
+    return row * t->row + (t->last ? col : col * t->count) + segment * t->segment * t->stride;
+}
+
+INLINE I values_in(const Table *t, I segment) { return least(t->segment, t->count - segment * t->segment); }
+
+static Table table(int last, I rows, I cols, I count, I stride, I row, int threads) {
+    Table t = {rows, cols, count, stride, row, last, 0, 0, 0, 0, 1};
+    t.strip = last ? least(most(cols, 1), 512) : 1;
+    t.strips = (cols + t.strip - 1) / t.strip;
+    t.segment = most(SEGMENT / t.strip, 256);
+    t.segments = most((count + t.segment - 1) / t.segment, 1);
+    I enough = rows * cols * count / FEW;
+    t.threads = (int)(enough < threads ? enough : threads);
+    if (t.threads < 1) t.threads = 1;
+    return t;
+}
+
+/* The offset of a cell's segment in a table of this shape, and that of its last value: for tests of large sizes. */
+void normsuite_offsets(int last, I n, I c, I p, I row, I col, I segment, I *out) {
+    Table t = last ? table(1, n, c, p, c, p * c, 1) : table(0, n, c, p, 1, c * p, 1);
+    out[0] = offset(&t, row, col, segment);
+    out[1] = out[0] + (values_in(&t, segment) - 1) * t.stride;
+    out[2] = t.segments;
+    out[3] = t.segment;
+}
+
+/* y = (x - centre) * scale + shift without a difference of large numbers, from scale * x + shift. */
+typedef struct {
+    double centre, scale, shift;
+} Line;
+
+/* Weights and biases are read, and their gradients written, in their own type. */
+INLINE double at(const void *p, int type, I i) { return type ? ((const double *)p)[i] : (double)((const float *)p)[i]; }
+INLINE void put(void *p, int type, I i, double v) {
+    if (type)
+        ((double *)p)[i] = v;
+    else
+        ((float *)p)[i] = (float)v;
+}
+
+typedef uint16_t bfloat16;
+typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+
+INLINE float load_one_b16(const bfloat16 *p) {
+    uint32_t bits = (uint32_t)*p << 16;
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+}
+INLINE void store_one_b16(bfloat16 *p, float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    *p = v != v ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16); /* to the nearest, ties to even */
+}
+INLINE Floats load_b16(const bfloat16 *p) {
+    Halves h;
+    memcpy(&h, p, 16);
+    Words w = __builtin_convertvector(h, Words) << 16;
+    return (Floats)w;
+}
+INLINE void store_b16(bfloat16 *p, Floats v) {
+    Words w = (Words)v;
+    Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+    Words bad = (Words)(v != v);
+    Halves h = __builtin_convertvector((rounded & ~bad) | (bad & 0x7fc0), Halves);
+    memcpy(p, &h, 16);
+}
+INLINE float load_one_f32(const float *p) { return *p; }
+INLINE void store_one_f32(float *p, float v) { *p = v; }
+INLINE Floats load_f32(const float *p) {
+    Floats v;
+    memcpy(&v, p, 32);
+    return v;
+}
+INLINE void store_f32(float *p, Floats v) { memcpy(p, &v, 32); }
+INLINE double load_one_f64(const double *p) { return *p; }
+INLINE void store_one_f64(double *p, double v) { *p = v; }
+INLINE Doubles load_f64(const double *p) {
+    Doubles v;
+    memcpy(&v, p, 32);
+    return v;
+}
+INLINE void store_f64(double *p, Doubles v) { memcpy(p, &v, 32); }
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(f) JOIN(f, SUFFIX)
+
+#define T float
+#define A float
+#define V Floats
+#define SUFFIX f32
+#include "native.c"
+#undef T
+#undef A
+#undef V
+#undef SUFFIX
+#define T double
+#define A double
+#define V Doubles
+#define SUFFIX f64
+#include "native.c"
+#undef T
+#undef A
+#undef V
+#undef SUFFIX
+#define T bfloat16
+#define A float
+#define V Floats
+#define SUFFIX b16
+#include "native.c"
+#undef T
+#undef A
+#undef V
+#undef SUFFIX
+
+/* type: 0 float, 1 double, 2 bfloat16 */
+#define CALL(type, f, ...) \
+    ((type) == 0 ? f##_f32(__VA_ARGS__) : (type) == 1 ? f##_f64(__VA_ARGS__) : f##_b16(__VA_ARGS__))
+
+int normsuite_moments(int type, int last, I n, I c, I p, I k, const void *x, double *mean, double *var, int threads) {
+    return CALL(type, moments, last, n, c, p, k, x, mean, var, threads);
+}
+int normsuite_affine(int type, int last, I n, I c, I p, I k, const void *x, const double *scale, const double *shift,
+                     const double *floor, void *y, int threads) {
+    return CALL(type, affine, last, n, c, p, k, x, scale, shift, floor, y, threads);
+}
+int normsuite_sums(int type, int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
+                   const double *shift, const double *floor, double *product, double *total, double *below, int threads) {
+    return CALL(type, sums, last, n, c, p, k, dy, x, scale, shift, floor, product, total, below, threads);
+}
+int normsuite_blend(int type, int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
+                    const double *shift, const double *floor, const double *mean, const double *d_mean,
+                    const double *d_var, void *dx, int threads) {
+    return CALL(type, blend, last, n, c, p, k, dy, x, scale, shift, floor, mean, d_mean, d_var, dx, threads);
+}
+int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
+                        const void *bias, int wide, int given, double *stats, void *y, int threads) {
+    return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
+}
+int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
+                                 const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
+                                 void *dx, int threads) {
+    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+}
+
+#else /* what follows is compiled once per type */
+
+#define W ((I)(sizeof(V) / sizeof(A))) /* lanes of a vector */
+#define SIDEWAYS 4                    /* vectors that are summed beside each other */
+#define LOAD NAME(load)
+#define STORE NAME(store)
+#define LOAD1 NAME(load_one)
+#define STORE1 NAME(store_one)
+#define ALL(v) ((V){0} + (v))
+#define MASK __typeof__((V){0} <= (V){0})
+#define PICK(mask, a, b) ((V)(((mask) & (MASK)(a)) | (~(mask) & (MASK)(b))))
+
+/* What is computed of a value: (x - centre) * scale + shift, and where that is not above `floor`, `floor`. */
+typedef struct {
+    A *centre, *scale, *shift, *floor;
+} NAME(Lines);
+
+INLINE A NAME(lanes)(V v) {
+    A sum = 0;
+    for (int l = 0; l < W; l++) sum += v[l];
+    return sum;
+}
+
+/* Sums of x - near and of its square. */
+INLINE void NAME(add_moments)(const T *x, I n, A near, double *first, double *second) {
+    V m = ALL(near), a = {0}, b = {0}, c = {0}, d = {0};
+    I i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        V u = LOAD(x + i) - m, v = LOAD(x + i + W) - m;
+        a += u, b += v, c += u * u, d += v * v;
+    }
+    A sum = NAME(lanes)(a + b), square = NAME(lanes)(c + d);
+    for (; i < n; i++) {
+        A u = LOAD1(x + i) - near;
+        sum += u, square += u * u;
+    }
+    *first += sum, *second += square;
+}
+
+/* Mean and centred sum of squares of n values side by side. */
+CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
+    I some = least(n, 8 * BLOCK);
+    double first = 0, second = 0, unused = 0;
+    NAME(add_moments)(x, some, 0, &first, &unused);
+    A near = (A)(first / (double)some);
+    first = 0;
+    for (I i = 0; i < n; i += 8 * BLOCK) NAME(add_moments)(x + i, least(8 * BLOCK, n - i), near, &first, &second);
+    double rest = first / (double)n;
+    *mean = near + rest;
+    second -= first * rest;
+    *squares = second > 0 ? second : second != second ? second : 0;
+}
+
+INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
+    for (int j = 0; j < vectors; j++)
+        for (int l = 0; l < W; l++) sums[j * W + l] += v[j][l];
+}
+
+INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
+    V a[SIDEWAYS];
+    for (int j = 0; j < vectors; j++) a[j] = (V){0};
+    for (I i = 0; i < n; i++)
+        for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    for (int j = 0; j < vectors; j++) {
+        V m = a[j] / (A)n;
+        memcpy(near + j * W, &m, sizeof(V));
+    }
+}
+
+INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
+                                   const int vectors) {
+    V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    for (int j = 0; j < vectors; j++) {
+        a[j] = b[j] = (V){0};
+        memcpy(&m[j], near + j * W, sizeof(V));
+    }
+    for (I i = 0; i < n; i++)
+        for (int j = 0; j < vectors; j++) {
+            V u = LOAD(x + i * stride + j * W) - m[j];
+            a[j] += u, b[j] += u * u;
+        }
+    NAME(add_to)(first, a, vectors);
+    NAME(add_to)(second, b, vectors);
+}
+
+/* The same of each of `cols` columns, at most 512, of n values that lie `stride` apart. */
+CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
+    A near[512];
+    double first[512], second[512];
+    memset(first, 0, (size_t)cols * sizeof(double));
+    memset(second, 0, (size_t)cols * sizeof(double));
+    I block = most(8, least(BLOCK, 8192 / most(cols, 1)));
+    for (I i = 0; i < n; i += block) {
+        I k = least(block, n - i);
+        const T *v = x + i * stride;
+        I c = 0;
+        if (i == 0) {
+            for (; c + SIDEWAYS * W <= cols; c += SIDEWAYS * W) NAME(last_sum_few)(v + c, k, stride, near + c, SIDEWAYS);
+            for (; c + W <= cols; c += W) NAME(last_sum_few)(v + c, k, stride, near + c, 1);
+            for (; c < cols; c++) {
+                A sum = 0;
+                for (I j = 0; j < k; j++) sum += LOAD1(v + j * stride + c);
+                near[c] = sum / (A)k;
+            }
+            c = 0;
+        }
+        for (; c + SIDEWAYS * W <= cols; c += SIDEWAYS * W)
+            NAME(last_moments_few)(v + c, k, stride, near + c, first + c, second + c, SIDEWAYS);
+        for (; c + W <= cols; c += W) NAME(last_moments_few)(v + c, k, stride, near + c, first + c, second + c, 1);
+        for (; c < cols; c++) {
+            A sum = 0, square = 0;
+            for (I j = 0; j < k; j++) {
+                A u = LOAD1(v + j * stride + c) - near[c];
+                sum += u, square += u * u;
+            }
+            first[c] += sum, second[c] += square;
+        }
+    }
+    for (I c = 0; c < cols; c++) {
+        double rest = first[c] / (double)n, left = second[c] - first[c] * rest;
+        mean[c] = near[c] + rest;
+        squares[c] = left > 0 ? left : left != left ? left : 0;
+    }
+}
+
+/* y = line(x), n values with one line. */
+CLONES static void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
+    I i = 0;
+    for (; i + W <= n; i += W) STORE(y + i, (LOAD(x + i) - centre) * scale + shift);
+    for (; i < n; i++) STORE1(y + i, (LOAD1(x + i) - centre) * scale + shift);
+}
+
+CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
+    I i = 0;
+    for (; i + W <= n; i += W) {
+        V z = (LOAD(x + i) - centre) * scale + shift;
+        STORE(y + i, PICK(z <= ALL(floor), ALL(floor), z));
+    }
+    for (; i < n; i++) {
+        A z = (LOAD1(x + i) - centre) * scale + shift;
+        STORE1(y + i, z <= floor ? floor : z);
+    }
+}
+
+CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+    for (I i = 0; i < n; i++) {
+        const T *v = x + i * stride;
+        T *w = y + i * stride;
+        I c = 0;
+        for (; c + W <= cols; c += W) {
+            V m, s, d;
+            memcpy(&m, by.centre + c, sizeof(V));
+            memcpy(&s, by.scale + c, sizeof(V));
+            memcpy(&d, by.shift + c, sizeof(V));
+            STORE(w + c, (LOAD(v + c) - m) * s + d);
+        }
+        for (; c < cols; c++) STORE1(w + c, (LOAD1(v + c) - by.centre[c]) * by.scale[c] + by.shift[c]);
+    }
+}
+
+CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+    for (I i = 0; i < n; i++) {
+        const T *v = x + i * stride;
+        T *w = y + i * stride;
+        I c = 0;
+        for (; c + W <= cols; c += W) {
+            V m, s, d, f;
+            memcpy(&m, by.centre + c, sizeof(V));
+            memcpy(&s, by.scale + c, sizeof(V));
+            memcpy(&d, by.shift + c, sizeof(V));
+            memcpy(&f, by.floor + c, sizeof(V));
+            V z = (LOAD(v + c) - m) * s + d;
+            STORE(w + c, PICK(z <= f, f, z));
+        }
+        for (; c < cols; c++) {
+            A z = (LOAD1(v + c) - by.centre[c]) * by.scale[c] + by.shift[c];
+            STORE1(w + c, z <= by.floor[c] ? by.floor[c] : z);
+        }
+    }
+}
+
+/* Sums of dy * (x - centre) and of dy; with a floor of those dy whose line is above it, and `below` of the others. */
+CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
+    double first = 0, second = 0;
+    for (I i = 0; i < n;) {
+        I end = least(n, i + 8 * BLOCK);
+        V a = {0}, b = {0}, c = {0}, d = {0};
+        for (; i + 2 * W <= end; i += 2 * W) {
+            V g = LOAD(dy + i), h = LOAD(dy + i + W);
+            a += g * (LOAD(x + i) - centre), b += h * (LOAD(x + i + W) - centre), c += g, d += h;
+        }
+        A one = NAME(lanes)(a + b), other = NAME(lanes)(c + d);
+        for (; i < end; i++) {
+            A g = LOAD1(dy + i);
+            one += g * (LOAD1(x + i) - centre), other += g;
+        }
+        first += one, second += other;
+    }
+    *product = first, *total = second;
+}
+
+CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
+                                         double *product, double *total, double *below) {
+    double first = 0, second = 0, third = 0;
+    for (I i = 0; i < n;) {
+        I end = least(n, i + 8 * BLOCK);
+        V a = {0}, b = {0}, c = {0}, zero = {0};
+        for (; i + W <= end; i += W) {
+            V g = LOAD(dy + i), u = LOAD(x + i) - centre;
+            MASK low = u * scale + shift <= ALL(floor);
+            V kept = PICK(low, zero, g);
+            a += kept * u, b += kept, c += PICK(low, g, zero);
+        }
+        A one = NAME(lanes)(a), other = NAME(lanes)(b), rest = NAME(lanes)(c);
+        for (; i < end; i++) {
+            A g = LOAD1(dy + i), u = LOAD1(x + i) - centre;
+            if (u * scale + shift <= floor)
+                rest += g;
+            else
+                one += g * u, other += g;
+        }
+        first += one, second += other, third += rest;
+    }
+    *product = first, *total = second, *below = third;
+}
+
+INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
+                                const int vectors) {
+    V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    for (int j = 0; j < vectors; j++) {
+        a[j] = b[j] = (V){0};
+        memcpy(&m[j], centre + j * W, sizeof(V));
+    }
+    for (I i = 0; i < n; i++)
+        for (int j = 0; j < vectors; j++) {
+            V g = LOAD(dy + i * stride + j * W);
+            a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
+        }
+    NAME(add_to)(product, a, vectors);
+    NAME(add_to)(total, b, vectors);
+}
+
+CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
+                                   double *total) {
+    memset(product, 0, (size_t)cols * sizeof(double));
+    memset(total, 0, (size_t)cols * sizeof(double));
+    I block = most(8, least(BLOCK, 4096 / most(cols, 1)));
+    for (I i = 0; i < n; i += block) {
+        I k = least(block, n - i);
+        const T *g = dy + i * stride, *v = x + i * stride;
+        I c = 0;
+        for (; c + SIDEWAYS * W <= cols; c += SIDEWAYS * W)
+            NAME(last_sums_few)(g + c, v + c, k, stride, centre + c, product + c, total + c, SIDEWAYS);
+        for (; c + W <= cols; c += W)
+            NAME(last_sums_few)(g + c, v + c, k, stride, centre + c, product + c, total + c, 1);
+        for (; c < cols; c++) {
+            A one = 0, other = 0;
+            for (I j = 0; j < k; j++) {
+                A d = LOAD1(g + j * stride + c);
+                one += d * (LOAD1(v + j * stride + c) - centre[c]), other += d;
+            }
+            product[c] += one, total[c] += other;
+        }
+    }
+}
+
+CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
+                                         double *total, double *below) {
+    memset(product, 0, (size_t)cols * sizeof(double));
+    memset(total, 0, (size_t)cols * sizeof(double));
+    memset(below, 0, (size_t)cols * sizeof(double));
+    I block = most(8, least(BLOCK, 4096 / most(cols, 1)));
+    for (I i = 0; i < n; i += block) {
+        I k = least(block, n - i);
+        const T *g = dy + i * stride, *v = x + i * stride;
+        I c = 0;
+        for (; c + W <= cols; c += W) {
+            V a = {0}, b = {0}, e = {0}, zero = {0}, m, s, d, f;
+            memcpy(&m, by.centre + c, sizeof(V));
+            memcpy(&s, by.scale + c, sizeof(V));
+            memcpy(&d, by.shift + c, sizeof(V));
+            memcpy(&f, by.floor + c, sizeof(V));
+            for (I j = 0; j < k; j++) {
+                V h = LOAD(g + j * stride + c), u = LOAD(v + j * stride + c) - m;
+                MASK low = u * s + d <= f;
+                V kept = PICK(low, zero, h);
+                a += kept * u, b += kept, e += PICK(low, h, zero);
+            }
+            NAME(add_to)(product + c, &a, 1);
+            NAME(add_to)(total + c, &b, 1);
+            NAME(add_to)(below + c, &e, 1);
+        }
+        for (; c < cols; c++) {
+            A one = 0, other = 0, rest = 0;
+            for (I j = 0; j < k; j++) {
+                A h = LOAD1(g + j * stride + c), u = LOAD1(v + j * stride + c) - by.centre[c];
+                if (u * by.scale[c] + by.shift[c] <= by.floor[c])
+                    rest += h;
+                else
+                    one += h * u, other += h;
+            }
+            product[c] += one, total[c] += other, below[c] += rest;
+        }
+    }
+}
+
+/* dx = factor * dy + (x - centre) * slope + rest: the gradient of a line whose coefficients follow from moments of x. */
+CLONES static void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
+    I i = 0;
+    for (; i + W <= n; i += W) STORE(dx + i, factor * LOAD(dy + i) + ((LOAD(x + i) - centre) * slope + rest));
+    for (; i < n; i++) STORE1(dx + i, factor * LOAD1(dy + i) + ((LOAD1(x + i) - centre) * slope + rest));
+}
+
+CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
+                                    const A *centre, const A *slope, const A *rest) {
+    for (I i = 0; i < n; i++) {
+        const T *g = dy + i * stride, *v = x + i * stride;
+        T *w = dx + i * stride;
+        I c = 0;
+        for (; c + W <= cols; c += W) {
+            V a, m, e, f;
+            memcpy(&a, factor + c, sizeof(V));
+            memcpy(&m, centre + c, sizeof(V));
+            memcpy(&e, slope + c, sizeof(V));
+            memcpy(&f, rest + c, sizeof(V));
+            STORE(w + c, a * LOAD(g + c) + ((LOAD(v + c) - m) * e + f));
+        }
+        for (; c < cols; c++)
+            STORE1(w + c, factor[c] * LOAD1(g + c) + ((LOAD1(v + c) - centre[c]) * slope[c] + rest[c]));
+    }
+}
+
+/* The same where a floor stopped some of dy. */
+CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
+                                          A centre, A slope, A rest) {
+    I i = 0;
+    V zero = {0};
+    for (; i + W <= n; i += W) {
+        V v = LOAD(x + i);
+        V kept = PICK((v - from) * scale + shift <= ALL(floor), zero, LOAD(dy + i));
+        STORE(dx + i, scale * kept + ((v - centre) * slope + rest));
+    }
+    for (; i < n; i++) {
+        A v = LOAD1(x + i), kept = (v - from) * scale + shift <= floor ? 0 : LOAD1(dy + i);
+        STORE1(dx + i, scale * kept + ((v - centre) * slope + rest));
+    }
+}
+
+CLONES static void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
+                                          const A *centre, const A *slope, const A *rest) {
+    V zero = {0};
+    for (I i = 0; i < n; i++) {
+        const T *g = dy + i * stride, *u = x + i * stride;
+        T *w = dx + i * stride;
+        I c = 0;
+        for (; c + W <= cols; c += W) {
+            V o, s, d, low, m, e, f, v = LOAD(u + c);
+            memcpy(&o, by.centre + c, sizeof(V));
+            memcpy(&s, by.scale + c, sizeof(V));
+            memcpy(&d, by.shift + c, sizeof(V));
+            memcpy(&low, by.floor + c, sizeof(V));
+            memcpy(&m, centre + c, sizeof(V));
+            memcpy(&e, slope + c, sizeof(V));
+            memcpy(&f, rest + c, sizeof(V));
+            V kept = PICK((v - o) * s + d <= low, zero, LOAD(g + c));
+            STORE(w + c, s * kept + ((v - m) * e + f));
+        }
+        for (; c < cols; c++) {
+            A v = LOAD1(u + c);
+            A kept = (v - by.centre[c]) * by.scale[c] + by.shift[c] <= by.floor[c] ? 0 : LOAD1(g + c);
+            STORE1(w + c, by.scale[c] * kept + ((v - centre[c]) * slope[c] + rest[c]));
+        }
+    }
+}
+
+/* Moments, sums and maps of one piece of a table: columns `col` to `end` of a row, one segment. Tables of numbers per
+ * segment are (rows, segments, cols), `i` the index of the first. */
+INLINE I NAME(at_piece)(const Table *t, I row, I segment, I col) { return (row * t->segments + segment) * t->cols + col; }
+
+static void NAME(piece_moments)(const Table *t, const T *x, I row, I segment, I col, I end, double *mean, double *squares) {
+    I n = values_in(t, segment), i = NAME(at_piece)(t, row, segment, col);
+    if (t->last) {
+        NAME(last_moments)(x + offset(t, row, col, segment), n, end - col, t->stride, mean + i, squares + i);
+        return;
+    }
+    for (; col < end; col++, i++) NAME(side_moments)(x + offset(t, row, col, segment), n, mean + i, squares + i);
+}
+
+static void NAME(piece_line)(const Table *t, const T *x, T *y, I row, I segment, I col, I end, NAME(Lines) by, I i) {
+    I n = values_in(t, segment), o = offset(t, row, col, segment);
+    NAME(Lines) here = {by.centre + i, by.scale + i, by.shift + i, by.floor ? by.floor + i : NULL};
+    if (t->last) {
+        if (by.floor)
+            NAME(last_floor)(x + o, y + o, n, end - col, t->stride, here);
+        else
+            NAME(last_line)(x + o, y + o, n, end - col, t->stride, here);
+        return;
+    }
+    for (I j = 0; j < end - col; j++, o += t->count) {
+        if (by.floor)
+            NAME(side_floor)(x + o, y + o, n, here.centre[j], here.scale[j], here.shift[j], here.floor[j]);
+        else
+            NAME(side_line)(x + o, y + o, n, here.centre[j], here.scale[j], here.shift[j]);
+    }
+}
+
+static void NAME(piece_sums)(const Table *t, const T *dy, const T *x, I row, I segment, I col, I end, NAME(Lines) by, I i,
+                             double *product, double *total, double *below) {
+    I n = values_in(t, segment), o = offset(t, row, col, segment), k = NAME(at_piece)(t, row, segment, col);
+    NAME(Lines) here = {by.centre + i, by.scale ? by.scale + i : NULL, by.shift ? by.shift + i : NULL,
+                        by.floor ? by.floor + i : NULL};
+    if (t->last) {
+        if (by.floor)
+            NAME(last_sums_floor)(dy + o, x + o, n, end - col, t->stride, here, product + k, total + k, below + k);
+        else
+            NAME(last_sums)(dy + o, x + o, n, end - col, t->stride, here.centre, product + k, total + k);
+        return;
+    }
+    for (I j = 0; j < end - col; j++, o += t->count, k++) {
+        if (by.floor)
+            NAME(side_sums_floor)(dy + o, x + o, n, here.centre[j], here.scale[j], here.shift[j], here.floor[j],
+                                  product + k, total + k, below + k);
+        else
+            NAME(side_sums)(dy + o, x + o, n, here.centre[j], product + k, total + k);
+    }
+}
+
+static void NAME(piece_blend)(const Table *t, const T *dy, const T *x, T *dx, I row, I segment, I col, I end,
+                              NAME(Lines) by, const A *centre, const A *slope, const A *rest, I i) {
+    I n = values_in(t, segment), o = offset(t, row, col, segment);
+    if (t->last) {
+        if (by.floor) {
+            NAME(Lines) here = {by.centre + i, by.scale + i, by.shift + i, by.floor + i};
+            NAME(last_blend_floor)(dy + o, x + o, dx + o, n, end - col, t->stride, here, centre + i, slope + i, rest + i);
+        } else if (dy) {
+            NAME(last_blend)(dy + o, x + o, dx + o, n, end - col, t->stride, by.scale + i, centre + i, slope + i, rest + i);
+        } else {
+            NAME(Lines) here = {(A *)centre + i, (A *)slope + i, (A *)rest + i, NULL};
+            NAME(last_line)(x + o, dx + o, n, end - col, t->stride, here);
+        }
+        return;
+    }
+    for (I j = i; j < i + end - col; j++, o += t->count) {
+        if (by.floor)
+            NAME(side_blend_floor)(dy + o, x + o, dx + o, n, by.centre[j], by.scale[j], by.shift[j], by.floor[j],
+                                   centre[j], slope[j], rest[j]);
+        else if (dy)
+            NAME(side_blend)(dy + o, x + o, dx + o, n, by.scale[j], centre[j], slope[j], rest[j]);
+        else
+            NAME(side_line)(x + o, dx + o, n, centre[j], slope[j], rest[j]);
+    }
+}
+
+/* Each piece of the table `t`, by all threads. */
+#define PIECES                                                                                                          \
+    _Pragma("omp parallel for schedule(static) num_threads(t->threads) if (t->threads > 1)")                            \
+    for (I piece = 0; piece < t->rows * t->segments * t->strips; piece++)
+#define PIECE                                                                                                           \
+    I strip = piece % t->strips, segment = piece / t->strips % t->segments;                                             \
+    I row = piece / t->strips / t->segments, col = strip * t->strip, end = least(t->cols, col + t->strip)
+
+static Table NAME(of)(int last, I n, I c, I p, int threads) {
+    return last ? table(1, n, c, p, c, p * c, threads) : table(0, n, c, p, 1, c * p, threads);
+}
+
+/* Row n of x has the coefficients of row n % k of a table (k, c). */
+static void NAME(lines)(const double *scale, const double *shift, const double *floor, I cells, NAME(Lines) by) {
+    for (I i = 0; i < cells; i++) {
+        /* (x - m) * a + (b + a m) = a x + b for every m; -b / a is the one without cancellation */
+        double m = scale[i] ? -shift[i] / scale[i] : 0;
+        A near = fabs(m) < 1e30 ? (A)m : 0;
+        by.centre[i] = near;
+        by.scale[i] = (A)scale[i];
+        by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
+        if (floor) by.floor[i] = (A)floor[i];
+    }
+}
+
+/* Mean and biased variance (k, c) of the rows that are alike modulo k. */
+static int NAME(moments)(int last, I n, I c, I p, I k, const void *x, double *mean, double *var, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = n * t->segments * c;
+    double *means = malloc((size_t)(2 * cells + 1) * sizeof(double)), *squares = means + cells;
+    if (!means) return 1;
+    PIECES {
+        PIECE;
+        NAME(piece_moments)(t, x, row, segment, col, end, means, squares);
+    }
+    memset(mean, 0, (size_t)(k * c) * sizeof(double));
+    memset(var, 0, (size_t)(k * c) * sizeof(double));
+    for (I r = 0; r < n * t->segments; r++) {
+        double share = (double)values_in(t, r % t->segments) / (double)(p * ((n - r / t->segments % k + k - 1) / k));
+        double *to = mean + r / t->segments % k * c, *from = means + r * c;
+        for (I j = 0; j < c; j++) to[j] += share * from[j];
+    }
+    for (I r = 0; r < n * t->segments; r++) {
+        double count = (double)(p * ((n - r / t->segments % k + k - 1) / k)), own = (double)values_in(t, r % t->segments);
+        double *to = var + r / t->segments % k * c, *from = means + r * c, *m = mean + r / t->segments % k * c;
+        for (I j = 0; j < c; j++) to[j] += (squares[r * c + j] + own * (from[j] - m[j]) * (from[j] - m[j])) / count;
+    }
+    free(means);
+    return 0;
+}
+
+/* y = scale * x + shift, at least `floor` (or NULL); tables (k, c). */
+static int NAME(affine)(int last, I n, I c, I p, I k, const void *x, const double *scale, const double *shift,
+                        const double *floor, void *y, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = k * c;
+    A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
+    if (!room) return 1;
+    NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
+    NAME(lines)(scale, shift, floor, cells, by);
+    PIECES {
+        PIECE;
+        NAME(piece_line)(t, x, y, row, segment, col, end, by, row % k * c + col);
+    }
+    free(room);
+    return 0;
+}
+
+/* Sums (k, c) of dy * x, of dy, and with a floor of those dy that it stopped (which are in no other sum). */
+static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
+                      const double *shift, const double *floor, double *product, double *total, double *below, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = k * c, pieces = n * t->segments * c;
+    A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
+    double *parts = malloc((size_t)(3 * pieces + 1) * sizeof(double));
+    if (!room || !parts) {
+        free(room), free(parts);
+        return 1;
+    }
+    NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
+    NAME(lines)(scale, shift, floor, cells, by);
+    PIECES {
+        PIECE;
+        NAME(piece_sums)(t, dy, x, row, segment, col, end, by, row % k * c + col, parts, parts + pieces, parts + 2 * pieces);
+    }
+    memset(product, 0, (size_t)cells * sizeof(double));
+    memset(total, 0, (size_t)cells * sizeof(double));
+    if (floor) memset(below, 0, (size_t)cells * sizeof(double));
+    for (I r = 0; r < n * t->segments; r++) {
+        I to = r / t->segments % k * c;
+        for (I j = 0; j < c; j++) {
+            product[to + j] += parts[r * c + j], total[to + j] += parts[pieces + r * c + j];
+            if (floor) below[to + j] += parts[2 * pieces + r * c + j];
+        }
+    }
+    for (I i = 0; i < cells; i++) product[i] += (double)by.centre[i] * total[i];
+    free(room), free(parts);
+    return 0;
+}
+
+/* The gradient of x: scale * dy where the line was above the floor, and that of moments of x, where there are any. */
+static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
+                       const double *shift, const double *floor, const double *mean, const double *d_mean,
+                       const double *d_var, void *dx, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = k * c;
+    A *room = calloc((size_t)(7 * cells + 1), sizeof(A));
+    if (!room) return 1;
+    NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
+    A *centre = room + 4 * cells, *slope = room + 5 * cells, *rest = room + 6 * cells;
+    if (floor)
+        NAME(lines)(scale, shift, floor, cells, by);
+    else if (dy)
+        for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
+    if (mean)
+        for (I r = 0; r < k; r++) {
+            double count = (double)(p * ((n - r + k - 1) / k));
+            for (I i = r * c; i < (r + 1) * c; i++) {
+                double e = 2 * d_var[i] / count;
+                centre[i] = (A)mean[i];
+                slope[i] = (A)e;
+                rest[i] = (A)(d_mean[i] / count + e * ((double)centre[i] - mean[i]));
+            }
+        }
+    PIECES {
+        PIECE;
+        I i = row % k * c + col;
+        if (mean || floor) {
+            NAME(piece_blend)(t, dy, x, dx, row, segment, col, end, by, centre, slope, rest, i);
+        } else { /* centre and shift are 0: scale * dy */
+            NAME(Lines) plain = {centre, by.scale, rest, NULL};
+            NAME(piece_line)(t, dy, dx, row, segment, col, end, plain, i);
+        }
+    }
+    free(room);
+    return 0;
+}
+
+/* A sample's c * p values, channel after channel, are g groups; k sets of samples, n % k. How their statistics are found:
+ * the largest cells that are inside one channel and one group. */
+typedef struct {
+    Table t;
+    I n, k, g, runs;       /* runs: rows of a sample */
+    int wide;              /* a row is a whole set, a column one value of a sample */
+    I width;               /* columns that belong to a group, where they are neighbours; else cols */
+    I *group, *channel;    /* (runs, cols), (cols) */
+    double *one, *two;     /* (rows, segments, cols) */
+    A *centre, *scale, *shift, *slope; /* (k * runs, cols) */
+    void *room;
+} NAME(Plan);
+
+static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int threads) {
+    I size = c * p / g, unit = common(p, size);
+    q->n = n, q->k = k, q->g = g;
+    q->wide = unit < SHORT && unit < p && n % k == 0 && n / k >= SHORT;
+    I lots = q->wide ? 1 : p / most(unit, 1);
+    q->runs = last && !q->wide ? lots : 1;
+    if (q->wide)
+        q->t = table(1, k, c * p, n / k, k * c * p, c * p, threads);
+    else if (last)
+        q->t = table(1, n * lots, c, unit, c, unit * c, threads);
+    else
+        q->t = table(0, n, c * lots, unit, 1, c * p, threads);
+    I cols = q->t.cols, pieces = q->t.rows * q->t.segments * cols, cells = k * q->runs * cols;
+    q->width = !q->t.last ? cols / g : cols;
+    size_t bytes = (size_t)((q->runs + 1) * cols) * sizeof(I) + (size_t)(2 * pieces) * sizeof(double) +
+                   (size_t)(4 * cells) * sizeof(A);
+    q->room = malloc(bytes + 1);
+    if (!q->room) return 1;
+    q->one = q->room, q->two = q->one + pieces;
+    q->group = (I *)(q->two + pieces), q->channel = q->group + q->runs * cols;
+    q->centre = (A *)(q->channel + cols), q->scale = q->centre + cells, q->shift = q->scale + cells;
+    q->slope = q->shift + cells;
+    for (I r = 0; r < q->runs; r++)
+        for (I j = 0; j < cols; j++) {
+            if (q->wide) {
+                I at_channel = last ? j % c : j / p, position = last ? j / c : j % p;
+                q->group[j] = (at_channel * p + position) / size, q->channel[j] = at_channel;
+            } else {
+                I run = last ? j * lots + r : j; /* of the sample's c * lots */
+                q->group[r * cols + j] = run * unit / size, q->channel[j] = last ? j : j / lots;
+            }
+        }
+    return 0;
+}
+
+/* The rows of set `s`, one after the other. */
+#define ROWS(q, s)                                                                                                      \
+    for (I sample = (s); sample < ((q)->wide ? (s) + 1 : (q)->n); sample += (q)->k)                                     \
+        for (I run = 0, row = sample * (q)->runs; run < (q)->runs; run++, row++)
+#define SEGMENTS(q) for (I segment = 0; segment < (q)->t.segments; segment++)
+
+INLINE double NAME(count)(const NAME(Plan) *q, I s, I size) { return (double)((q->n - s + q->k - 1) / q->k * size); }
+
+/* Of set s and columns col to end, which are whole groups, from what the pieces have: mean and variance. */
+static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *mean, double *var) {
+    I cols = q->t.cols;
+    double count = NAME(count)(q, s, size);
+    for (I j = col; j < end; j++)
+        for (I r = 0; r < q->runs; r++) mean[q->group[r * cols + j]] = var[q->group[r * cols + j]] = 0;
+    ROWS(q, s) SEGMENTS(q) {
+        const double *from = q->one + (row * q->t.segments + segment) * cols;
+        const I *group = q->group + run * cols;
+        double share = (double)values_in(&q->t, segment) / count;
+        for (I j = col; j < end; j++) mean[group[j]] += share * from[j];
+    }
+    ROWS(q, s) SEGMENTS(q) {
+        I at_row = (row * q->t.segments + segment) * cols;
+        const I *group = q->group + run * cols;
+        double own = (double)values_in(&q->t, segment);
+        for (I j = col; j < end; j++) {
+            double away = q->one[at_row + j] - mean[group[j]];
+            var[group[j]] += (q->two[at_row + j] + own * away * away) / count;
+        }
+    }
+}
+
+/* y of one set and columns. stats: mean, variance and 1 / sqrt(variance + eps), (k, g) each. */
+static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, double eps, const void *weight, const void *bias,
+                                int wide, double *stats) {
+    I cols = q->t.cols, all = q->k * q->g;
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all;
+    for (I r = 0; r < q->runs; r++)
+        for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
+    for (I r = 0; r < q->runs; r++)
+        for (I j = col; j < end; j++) {
+            I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
+            if (rstd[g] == -1) rstd[g] = 1 / sqrt(var[g] + eps);
+            double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
+            q->centre[i] = (A)mean[g];
+            q->scale[i] = (A)a;
+            q->shift[i] = (A)((bias ? at(bias, wide, q->channel[j]) : 0) + a * ((double)q->centre[i] - mean[g]));
+        }
+}
+
+INLINE I NAME(line_of)(const NAME(Plan) *q, I row, I col) {
+    I s = q->wide ? row : row / q->runs % q->k;
+    return (s * q->runs + row % q->runs) * q->t.cols + col;
+}
+
+/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache. */
+INLINE int NAME(by_set)(const NAME(Plan) *q) {
+    I sets = q->k * (q->t.cols / most(q->width, 1));
+    return q->t.threads == 1 || sets % q->t.threads == 0 || sets >= 4 * q->t.threads;
+}
+
+#define SETS                                                                                                            \
+    _Pragma("omp parallel for schedule(static) num_threads(q->t.threads) if (q->t.threads > 1)")                        \
+    for (I set = 0; set < q->k * (q->t.cols / q->width); set++)
+#define SET                                                                                                             \
+    I s = set / (q->t.cols / q->width), from = set % (q->t.cols / q->width) * q->width, to = from + q->width
+/* the pieces of a row between two columns */
+#define STRIPS(q, from, to)                                                                                             \
+    for (I col = (from), end; end = (q)->t.last ? least((to), col + (q)->t.strip) : (to), col < (to); col = end)
+
+static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
+                           const void *bias, int wide, int given, double *stats, void *y, int threads) {
+    NAME(Plan) plan, *q = &plan;
+    const Table *t = &q->t;
+    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    NAME(Lines) by = {q->centre, q->scale, q->shift, NULL};
+    I size = c * p / g;
+    if (NAME(by_set)(q)) {
+        SETS {
+            SET;
+            if (!given) {
+                ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+                    NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
+                NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
+            }
+            NAME(forward_lines)(q, s, from, to, eps, weight, bias, wide, stats);
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+                NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
+        }
+    } else {
+        if (!given) {
+            PIECES {
+                PIECE;
+                NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
+            }
+            for (I s = 0; s < k; s++) NAME(pool)(q, s, 0, q->t.cols, size, stats + s * g, stats + k * g + s * g);
+        }
+        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, eps, weight, bias, wide, stats);
+        PIECES {
+            PIECE;
+            NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
+        }
+    }
+    free(q->room);
+    return 0;
+}
+
+/* With h = (x - mean) * rstd: dx = rstd * (weight * dy - mean(weight * dy) - h * mean(weight * dy * h)), means over a
+ * group of a set; from sums over cells of dy * (x - centre) and dy. */
+static void NAME(backward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, const void *weight, int wide,
+                                 const double *stats, double *along, double *level) {
+    I cols = q->t.cols, all = q->k * q->g;
+    const double *mean = stats + s * q->g, *rstd = mean + 2 * all;
+    double count = NAME(count)(q, s, size);
+    along += s * q->g, level += s * q->g;
+    for (I r = 0; r < q->runs; r++)
+        for (I j = col; j < end; j++) along[q->group[r * cols + j]] = level[q->group[r * cols + j]] = 0;
+    ROWS(q, s) SEGMENTS(q) {
+        I i = (row * q->t.segments + segment) * cols;
+        const I *group = q->group + run * cols;
+        for (I j = col; j < end; j++) {
+            double w = weight ? at(weight, wide, q->channel[j]) : 1, m = mean[group[j]];
+            along[group[j]] += w * (q->one[i + j] + ((double)(A)m - m) * q->two[i + j]);
+            level[group[j]] += w * q->two[i + j];
+        }
+    }
+    for (I r = 0; r < q->runs; r++)
+        for (I j = col; j < end; j++) {
+            I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
+            double e = -rstd[g] * rstd[g] * rstd[g] * along[g] / count;
+            q->scale[i] = (A)(weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g]);
+            q->slope[i] = (A)e;
+            q->shift[i] = (A)(e * ((double)q->centre[i] - mean[g]) - rstd[g] * level[g] / count);
+        }
+}
+
+static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *mean) {
+    for (I r = 0; r < q->runs; r++)
+        for (I j = col; j < end; j++)
+            q->centre[(s * q->runs + r) * q->t.cols + j] = (A)mean[s * q->g + q->group[r * q->t.cols + j]];
+}
+
+static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
+                                    int wide, const double *stats, void *d_weight, void *d_bias, void *dx, int threads) {
+    NAME(Plan) plan, *q = &plan;
+    const Table *t = &q->t;
+    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    double *sums = calloc((size_t)(2 * k * g + 2 * c + 1), sizeof(double)), *weights = sums + 2 * k * g;
+    if (!sums) {
+        free(q->room);
+        return 1;
+    }
+    NAME(Lines) only = {q->centre, NULL, NULL, NULL}, by = {NULL, q->scale, NULL, NULL};
+    I size = c * p / g;
+    if (NAME(by_set)(q)) {
+        SETS {
+            SET;
+            NAME(centres)(q, s, from, to, stats);
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+                NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            if (!dx) continue;
+            NAME(backward_lines)(q, s, from, to, size, weight, wide, stats, sums, sums + k * g);
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+                NAME(piece_blend)(&q->t, dy, x, dx, row, segment, col, end, by, q->centre, q->slope, q->shift,
+                                  NAME(line_of)(q, row, col));
+        }
+    } else {
+        for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
+        PIECES {
+            PIECE;
+            NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+        }
+        if (dx) {
+            for (I s = 0; s < k; s++)
+                NAME(backward_lines)(q, s, 0, q->t.cols, size, weight, wide, stats, sums, sums + k * g);
+            PIECES {
+                PIECE;
+                NAME(piece_blend)(&q->t, dy, x, dx, row, segment, col, end, by, q->centre, q->slope, q->shift,
+                                  NAME(line_of)(q, row, col));
+            }
+        }
+    }
+    if (d_weight) {
+        for (I s = 0; s < k; s++)
+            ROWS(q, s) SEGMENTS(q) {
+                I i = (row * q->t.segments + segment) * q->t.cols;
+                const I *group = q->group + run * q->t.cols;
+                for (I j = 0; j < q->t.cols; j++) {
+                    double m = stats[s * g + group[j]], h = stats[2 * k * g + s * g + group[j]];
+                    weights[q->channel[j]] += (q->one[i + j] + ((double)(A)m - m) * q->two[i + j]) * h;
+                    weights[c + q->channel[j]] += q->two[i + j];
+                }
+            }
+        for (I j = 0; j < c; j++) put(d_weight, wide, j, weights[j]), put(d_bias, wide, j, weights[c + j]);
+    }
+    free(sums), free(q->room);
+    return 0;
+}
+
+#undef W
+#undef LOAD
+#undef STORE
+#undef LOAD1
+#undef STORE1
+#undef ALL
+#undef MASK
+#undef PICK
+#undef SIDEWAYS
+#undef PIECES
+#undef PIECE
+#undef ROWS
+#undef SEGMENTS
+#undef SETS
+#undef SET
+#undef STRIPS
+#endif
