@@ -39,7 +39,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None)
     given = lying(x)
     tables = in_rows(x, scale, shift, floor)
     if native.serves(given):
-        return _Affine.apply(given, *tables)  # type: ignore[no-any-return]
+        return _Affine.apply(given, *tables)
     return plain.affine(x, *tables)  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None =
     rows = checked_rows(x, rows)
     given = lying(x)
     if native.serves(given):
-        return _ByMoments.apply(given, rule, rows, *inputs)  # type: ignore[no-any-return]
+        return _ByMoments.apply(given, rule, rows, *inputs)
     mean, var = moments(x, rows)
     return plain.affine(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()  # type: ignore[arg-type]
 
@@ -144,7 +144,7 @@ class _ByMoments(torch.autograd.Function):
             return dx, None, None, *found
         scale, shift, floor = (*(None if t is None else t.detach() for t in ctx.tables), None)[:3]
         dy = native.like(dy, x)
-        tables = native.sums(dy, x, scale, shift, floor)
+        tables = native.sums(dy, x, scale, shift, floor)  # type: ignore[arg-type]
         d_mean, d_var, *found = plain.gradients(ctx.tables, leaves, tables[: len(ctx.tables)], again=False)
         dx = None
         if ctx.needs_input_grad[0]:

@@ -73,8 +73,8 @@ def normalize(
     mean, var = stats[0].detach(), stats[1].detach()
     if x.shape[0] % sets:
         images = torch.arange(sets, 0, -1, device=x.device).add_(x.shape[0] - 1).div_(sets, rounding_mode="floor")
-        count = (images * (x[0].numel() // groups))[:, None]
-        return y, mean, var * (count / (count - 1))
+        counts = (images * (x[0].numel() // groups))[:, None]
+        return y, mean, var * (counts / (counts - 1))
     count = x.numel() // (sets * groups)
     return y, mean, var * (count / (count - 1)) if count > 1 else var
 

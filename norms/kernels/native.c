@@ -24,6 +24,7 @@
 #define BLOCK 64
 #define SEGMENT 131072 /* values that one piece of work reads, about */
 #define FEW 16384      /* values below which a second thread costs more than it brings */
+#define SCATTERED 512  /* values side by side below which going from sample to sample is slow */
 #define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
@@ -70,9 +71,9 @@ INLINE I values_in(const Table *t, I segment) { return least(t->segment, t->coun
 
 static Table table(int last, I rows, I cols, I count, I stride, I row, int threads) {
     Table t = {rows, cols, count, stride, row, last, 0, 0, 0, 0, 1};
-    t.strip = last ? least(most(cols, 1), 512) : 1;
+    t.strip = least(most(cols, 1), last ? 512 : most(FEW / most(count, 1), 1));
     t.strips = (cols + t.strip - 1) / t.strip;
-    t.segment = most(SEGMENT / t.strip, 256);
+    t.segment = last ? most(SEGMENT / t.strip, 256) : SEGMENT;
     t.segments = most((count + t.segment - 1) / t.segment, 1);
     I enough = rows * cols * count / FEW;
     t.threads = (int)(enough < threads ? enough : threads);
@@ -230,9 +231,11 @@ typedef struct {
 } NAME(Lines);
 
 INLINE A NAME(lanes)(V v) {
-    A sum = 0;
-    for (int l = 0; l < W; l++) sum += v[l];
-    return sum;
+    A sums[W];
+    memcpy(sums, &v, sizeof(V));
+    for (I half = W / 2; half; half /= 2)
+        for (I l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
 }
 
 /* Sums of x - near and of its square. */
@@ -905,9 +908,11 @@ INLINE I NAME(line_of)(const NAME(Plan) *q, I row, I col) {
     return (s * q->runs + row % q->runs) * q->t.cols + col;
 }
 
-/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache. */
+/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache; not
+ * where that would be many short runs far from each other. */
 INLINE int NAME(by_set)(const NAME(Plan) *q) {
     I sets = q->k * (q->t.cols / most(q->width, 1));
+    if (!q->t.last && q->k < q->n && q->width * q->t.count < SCATTERED) return 0;
     return q->t.threads == 1 || sets % q->t.threads == 0 || sets >= 4 * q->t.threads;
 }
 

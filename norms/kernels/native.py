@@ -1,8 +1,8 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
-not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in operations
-of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
+is not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in
+operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
 one pass goes straight over it. Nothing here has a gradient: norms.kernels.moments, affine and grouping do that.
@@ -135,11 +135,9 @@ def sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
-    room = x.new_empty(2 if floor is None else 3, *scale.shape, dtype=torch.float64)
-    _call(
-        "sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, *room, *(() if len(room) == 3 else (None,))
-    )
-    return room[0], room[1], None if floor is None else room[2]
+    product, total, below = x.new_empty(3, *scale.shape, dtype=torch.float64).unbind()
+    _call("sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, product, total, below)
+    return product, total, None if floor is None else below
 
 
 def blend(
