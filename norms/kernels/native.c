@@ -208,9 +208,10 @@ int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps,
     return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
 }
 int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
-                                 const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
-                                 void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+                                 const void *weight, int wide, int fixed, const double *stats, void *d_weight,
+                                 void *d_bias, void *dx, int threads) {
+    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+                threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -885,17 +886,20 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
     }
 }
 
-/* y of one set and columns. stats: mean, variance and 1 / sqrt(variance + eps), (k, g) each. */
-static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, double eps, const void *weight, const void *bias,
-                                int wide, double *stats) {
+/* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
+static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
+                                const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all;
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size);
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            if (rstd[g] == -1) rstd[g] = 1 / sqrt(var[g] + eps);
+            if (rstd[g] == -1) {
+                rstd[g] = 1 / sqrt(var[g] + eps);
+                rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
+            }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
             q->centre[i] = (A)mean[g];
             q->scale[i] = (A)a;
@@ -940,7 +944,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
                     NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
                 NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
             }
-            NAME(forward_lines)(q, s, from, to, eps, weight, bias, wide, stats);
+            NAME(forward_lines)(q, s, from, to, size, eps, weight, bias, wide, stats);
             ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
                 NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
         }
@@ -952,7 +956,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
             }
             for (I s = 0; s < k; s++) NAME(pool)(q, s, 0, q->t.cols, size, stats + s * g, stats + k * g + s * g);
         }
-        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, eps, weight, bias, wide, stats);
+        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, size, eps, weight, bias, wide, stats);
         PIECES {
             PIECE;
             NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
@@ -997,8 +1001,10 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
             q->centre[(s * q->runs + r) * q->t.cols + j] = (A)mean[s * q->g + q->group[r * q->t.cols + j]];
 }
 
+/* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
 static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
-                                    int wide, const double *stats, void *d_weight, void *d_bias, void *dx, int threads) {
+                                    int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
+                                    int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
     if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
@@ -1009,7 +1015,27 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     }
     NAME(Lines) only = {q->centre, NULL, NULL, NULL}, by = {NULL, q->scale, NULL, NULL};
     I size = c * p / g;
-    if (NAME(by_set)(q)) {
+    if (fixed) {
+        if (d_weight) {
+            for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
+            PIECES {
+                PIECE;
+                NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            }
+        }
+        if (dx) {
+            for (I i = 0; i < k * q->runs * t->cols; i++) {
+                I h = i / (q->runs * t->cols) * g + q->group[i % (q->runs * t->cols)];
+                double w = weight ? at(weight, wide, q->channel[i % t->cols]) : 1;
+                q->scale[i] = (A)(stats[2 * k * g + h] * w), q->shift[i] = q->slope[i] = 0;
+            }
+            NAME(Lines) times = {q->slope, q->scale, q->shift, NULL};
+            PIECES {
+                PIECE;
+                NAME(piece_line)(&q->t, dy, dx, row, segment, col, end, times, NAME(line_of)(q, row, col));
+            }
+        }
+    } else if (NAME(by_set)(q)) {
         SETS {
             SET;
             NAME(centres)(q, s, from, to, stats);
