@@ -176,4 +176,5 @@ class BatchRenorm(Streaming):
             rstd = torch.rsqrt(running_var.to(mean.dtype) + self.eps)
             r = torch.sqrt(var + self.eps) * rstd
             d = (mean - running_mean) * rstd
-            return r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit)
+            # Stacked, since a compiled graph would do what is pointwise anew in its backward, when all this has moved.
+            return torch.stack((r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit))).unbind()  # type: ignore[return-value]
