@@ -12,6 +12,7 @@ Axes: N sample, C channel, * any number of spatial positions, G group.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,13 +127,13 @@ class BatchMoments:
         self.layer, self.merging = layer, layer.merging
         self.slices = layer.situation.slices if layer.training else 1
         self.images, self.positions = check_slices(x, self.slices), math.prod(x.shape[2:])
-        self.found: tuple[Tensor, Tensor, int | Tensor] | None = None
+        self.found: tuple[Tensor, Tensor, Any] | None = None
         if layer.training:
             self.count = layer.values(x, self.slices)
         else:
             # copied: training may move the statistics before the backward of this forward, which is to be by these
             kind = table_type(x)
-            self.running = tuple(t.to(kind, copy=True) for t in (layer.running_mean, layer.running_var))
+            self.running = layer.running_mean.to(kind, copy=True), layer.running_var.to(kind, copy=True)
 
     def per_sample(self, table: Tensor) -> Tensor:
         """(N, C) as (M, K, C): sample n is in norm batch n % K."""
@@ -144,7 +145,7 @@ class BatchMoments:
             return self.running
         if self.merging is not None:
             union_mean, union_var, images = union_of_workers(mean, var, self.merging)
-            total = images * self.positions
+            total: Any = images * self.positions
         else:
             (union_mean, union_var), total = pooled(mean, var, self.slices), self.count
         if self.found is None:

@@ -73,9 +73,15 @@ class BatchChannelNorm(BatchNorm):
             raise ValueError(f"bcn: more than one value per group is needed, given x of shape {tuple(x.shape)}")
         batch = BatchMoments(self, x)
 
-        def line(mean: Tensor, var: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+            group_weight: Tensor,
+            group_bias: Tensor,
+        ) -> tuple[Tensor, Tensor]:
             """By the moments (N, C) of samples: those of z follow from them, and those of its groups."""
-            weight, bias, group_weight, group_bias = parameters
             center, spread = batch(mean, var)
             mean, var = batch.per_sample(mean), batch.per_sample(var)
             scale = torch.rsqrt(spread + self.eps)

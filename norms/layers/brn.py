@@ -171,8 +171,9 @@ class BatchRenorm(Streaming):
             running_mean, running_var, seen = found or (self.running_mean, self.running_var, self.num_batches_tracked)
             settled = seen * (1 if self.momentum is None else self.momentum) >= 1
             ramp = (self.progress - self.warmup).clamp(min=0) * settled
-            r_limit = 1 + (self.r_max - 1) * (ramp / (self.r_until - self.warmup)).clamp(max=1)
-            d_limit = self.d_max * (ramp / (self.d_until - self.warmup)).clamp(max=1)
+            r_rise, d_rise = self.r_max - 1, self.d_max
+            r_limit = (ramp * (r_rise / (self.r_until - self.warmup))).clamp(max=r_rise) + 1
+            d_limit = (ramp * (d_rise / (self.d_until - self.warmup))).clamp(max=d_rise)
             rstd = torch.rsqrt(running_var.to(mean.dtype) + self.eps)
             r = torch.sqrt(var + self.eps) * rstd
             d = (mean - running_mean) * rstd

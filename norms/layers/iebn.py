@@ -64,9 +64,15 @@ class InstanceEnhancementBatchNorm(BatchNorm):
             return self.empty(x)
         batch = BatchMoments(self, x)
 
-        def line(mean: Tensor, var: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            gate_weight: Tensor,
+            gate_bias: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+        ) -> tuple[Tensor, Tensor]:
             """By the moments (N, C) of samples."""
-            gate_weight, gate_bias, weight, bias = parameters
             center, spread = batch(mean, var)
             scale = torch.rsqrt(spread + self.eps) if weight is None else torch.rsqrt(spread + self.eps) * weight
             scale = batch.per_sample(torch.sigmoid(mean * gate_weight + gate_bias)) * scale

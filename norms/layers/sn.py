@@ -81,13 +81,19 @@ class SwitchableNorm(BatchNorm):
             )
         batch = BatchMoments(self, x)
 
-        def line(mean: Tensor, var: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            mean_logits: Tensor,
+            var_logits: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+        ) -> tuple[Tensor, Tensor]:
             """By the moments (N, C) of samples, which are those of in."""
-            mean_logits, var_logits, weight, bias = parameters
             batch_mean, batch_var = batch(mean, var)
             mean, var = batch.per_sample(mean), batch.per_sample(var)
-            layer_mean = mean.mean(2, keepdim=True)
-            layer_var = var.mean(2, keepdim=True) + (mean - layer_mean).square().mean(2, keepdim=True)
+            spread, layer_mean = torch.var_mean(mean, 2, correction=0, keepdim=True)
+            layer_var = var.mean(2, keepdim=True) + spread
             mixed = _mixed(mean_logits, mean, layer_mean, batch_mean)
             scale = torch.rsqrt(_mixed(var_logits, var, layer_var, batch_var) + self.eps)
             if weight is not None:
@@ -100,8 +106,7 @@ class SwitchableNorm(BatchNorm):
         return y
 
 
-def _mixed(logits: Tensor | None, own: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
+def _mixed(logits: Tensor, own: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
     """The parts' sum, weighted by softmax(logits): (M, K, C), (M, K, 1) and (K, C) or (C,)."""
-    assert logits is not None
     first, second, third = torch.softmax(logits.to(own.dtype), dim=0).unbind()
     return torch.addcmul(second * layer, first, own) + third * batch
