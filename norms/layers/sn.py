@@ -92,8 +92,8 @@ class SwitchableNorm(BatchNorm):
             """By the moments (N, C) of samples, which are those of in."""
             batch_mean, batch_var = batch(mean, var)
             mean, var = batch.per_sample(mean), batch.per_sample(var)
-            spread, layer_mean = torch.var_mean(mean, 2, correction=0, keepdim=True)
-            layer_var = var.mean(2, keepdim=True) + spread
+            layer_mean = mean.mean(2, keepdim=True)
+            layer_var = (var + (mean - layer_mean).square()).mean(2, keepdim=True)
             mixed = _mixed(mean_logits, mean, layer_mean, batch_mean)
             scale = torch.rsqrt(_mixed(var_logits, var, layer_var, batch_var) + self.eps)
             if weight is not None:
