@@ -26,17 +26,23 @@
 #define FEW 16384      /* values below which a second thread costs more than it brings */
 #define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
-#else
-#define CLONES __attribute__((noinline))
-#endif
+#define LOOP static __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
+/* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
+#define UNROLL _Pragma("GCC unroll 8")
 
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
+
+/* Whether this processor has what the rest is compiled for: asked by code that needs none of it. Every x86 since 2013
+ * has; a second copy of the loops for older ones would double the time of compilation. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+int normsuite_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC target("avx2,fma")
+#else
+int normsuite_supported(void) { return 1; }
+#endif
 
 INLINE I least(I a, I b) { return a < b ? a : b; }
 INLINE I most(I a, I b) { return a > b ? a : b; }
@@ -252,7 +258,7 @@ INLINE void NAME(add_moments)(const T *x, I n, A near, double *first, double *se
 }
 
 /* Mean and centred sum of squares of n values side by side. */
-CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
+LOOP void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
     I some = least(n, 8 * BLOCK);
     double first = 0, second = 0, unused = 0;
     NAME(add_moments)(x, some, 0, &first, &unused);
@@ -272,9 +278,12 @@ INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
     V a[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) a[j] = (V){0};
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         V m = a[j] / (A)n;
         memcpy(near + j * W, &m, sizeof(V));
@@ -284,11 +293,13 @@ INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vec
 INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
                                    const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], near + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
@@ -298,7 +309,7 @@ INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, dou
 }
 
 /* The same of each of `cols` columns, at most 512, of n values that lie `stride` apart. */
-CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
+LOOP void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
     A near[512];
     double first[512], second[512];
     memset(first, 0, (size_t)cols * sizeof(double));
@@ -338,13 +349,13 @@ CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double 
 }
 
 /* y = line(x), n values with one line. */
-CLONES static void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
+LOOP void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(y + i, (LOAD(x + i) - centre) * scale + shift);
     for (; i < n; i++) STORE1(y + i, (LOAD1(x + i) - centre) * scale + shift);
 }
 
-CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
+LOOP void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
     I i = 0;
     for (; i + W <= n; i += W) {
         V z = (LOAD(x + i) - centre) * scale + shift;
@@ -356,7 +367,7 @@ CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A 
     }
 }
 
-CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+LOOP void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -372,7 +383,7 @@ CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME
     }
 }
 
-CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+LOOP void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -394,7 +405,7 @@ CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAM
 }
 
 /* Sums of dy * (x - centre) and of dy; with a floor of those dy whose line is above it, and `below` of the others. */
-CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
+LOOP void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
     double first = 0, second = 0;
     for (I i = 0; i < n;) {
         I end = least(n, i + 8 * BLOCK);
@@ -413,7 +424,7 @@ CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, doubl
     *product = first, *total = second;
 }
 
-CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
+LOOP void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
                                          double *product, double *total, double *below) {
     double first = 0, second = 0, third = 0;
     for (I i = 0; i < n;) {
@@ -441,11 +452,13 @@ CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre,
 INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
                                 const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], centre + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V g = LOAD(dy + i * stride + j * W);
             a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
@@ -454,7 +467,7 @@ INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A 
     NAME(add_to)(total, b, vectors);
 }
 
-CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
+LOOP void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
                                    double *total) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -478,7 +491,7 @@ CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I strid
     }
 }
 
-CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
+LOOP void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
                                          double *total, double *below) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -519,13 +532,13 @@ CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I
 }
 
 /* dx = factor * dy + (x - centre) * slope + rest: the gradient of a line whose coefficients follow from moments of x. */
-CLONES static void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
+LOOP void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(dx + i, factor * LOAD(dy + i) + ((LOAD(x + i) - centre) * slope + rest));
     for (; i < n; i++) STORE1(dx + i, factor * LOAD1(dy + i) + ((LOAD1(x + i) - centre) * slope + rest));
 }
 
-CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
+LOOP void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
                                     const A *centre, const A *slope, const A *rest) {
     for (I i = 0; i < n; i++) {
         const T *g = dy + i * stride, *v = x + i * stride;
@@ -545,7 +558,7 @@ CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols,
 }
 
 /* The same where a floor stopped some of dy. */
-CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
+LOOP void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
                                           A centre, A slope, A rest) {
     I i = 0;
     V zero = {0};
@@ -560,7 +573,7 @@ CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A
     }
 }
 
-CLONES static void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
+LOOP void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
                                           const A *centre, const A *slope, const A *rest) {
     V zero = {0};
     for (I i = 0; i < n; i++) {
