@@ -9,6 +9,7 @@
  *
  * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
  * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ * Sizes are at least 1: native.py gives nothing else.
  *
  * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
  * of the arithmetic, V a vector of A.
@@ -22,9 +23,13 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
-#define FEW 16384      /* values below which a second thread costs more than it brings */
-#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
+#endif
+#ifndef FEW
+#define FEW 16384 /* values below which a second thread costs more than it brings */
+#endif
+#define SHORT 8 /* values of a cell below which cells of one sample would cost more than the values */
 
 #define LOOP static __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
