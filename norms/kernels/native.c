@@ -29,9 +29,10 @@
 #ifndef FEW
 #define FEW 16384 /* values below which a second thread costs more than it brings */
 #endif
-#define SHORT 8 /* values of a cell below which cells of one sample would cost more than the values */
+#define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
+#define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
 
-#define LOOP static __attribute__((noinline))
+#define CLONES __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
 /* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
 #define UNROLL _Pragma("GCC unroll 8")
@@ -81,9 +82,9 @@ INLINE I values_in(const Table *t, I segment) { return least(t->segment, t->coun
 
 static Table table(int last, I rows, I cols, I count, I stride, I row, int threads) {
     Table t = {rows, cols, count, stride, row, last, 0, 0, 0, 0, 1};
-    t.strip = last ? least(most(cols, 1), 512) : 1;
+    t.strip = least(most(cols, 1), last ? 512 : most(FEW / most(count, 1), 1));
     t.strips = (cols + t.strip - 1) / t.strip;
-    t.segment = most(SEGMENT / t.strip, 256);
+    t.segment = last ? most(SEGMENT / t.strip, 256) : SEGMENT;
     t.segments = most((count + t.segment - 1) / t.segment, 1);
     I enough = rows * cols * count / FEW;
     t.threads = (int)(enough < threads ? enough : threads);
@@ -218,9 +219,10 @@ int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps,
     return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
 }
 int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
-                                 const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
-                                 void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+                                 const void *weight, int wide, int fixed, const double *stats, void *d_weight,
+                                 void *d_bias, void *dx, int threads) {
+    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+                threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -241,9 +243,11 @@ typedef struct {
 } NAME(Lines);
 
 INLINE A NAME(lanes)(V v) {
-    A sum = 0;
-    for (int l = 0; l < W; l++) sum += v[l];
-    return sum;
+    A sums[W];
+    memcpy(sums, &v, sizeof(V));
+    for (I half = W / 2; half; half /= 2)
+        for (I l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
 }
 
 /* Sums of x - near and of its square. */
@@ -263,7 +267,7 @@ INLINE void NAME(add_moments)(const T *x, I n, A near, double *first, double *se
 }
 
 /* Mean and centred sum of squares of n values side by side. */
-LOOP void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
+CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
     I some = least(n, 8 * BLOCK);
     double first = 0, second = 0, unused = 0;
     NAME(add_moments)(x, some, 0, &first, &unused);
@@ -314,7 +318,7 @@ INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, dou
 }
 
 /* The same of each of `cols` columns, at most 512, of n values that lie `stride` apart. */
-LOOP void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
+CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
     A near[512];
     double first[512], second[512];
     memset(first, 0, (size_t)cols * sizeof(double));
@@ -354,13 +358,13 @@ LOOP void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, do
 }
 
 /* y = line(x), n values with one line. */
-LOOP void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
+CLONES static void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(y + i, (LOAD(x + i) - centre) * scale + shift);
     for (; i < n; i++) STORE1(y + i, (LOAD1(x + i) - centre) * scale + shift);
 }
 
-LOOP void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
+CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
     I i = 0;
     for (; i + W <= n; i += W) {
         V z = (LOAD(x + i) - centre) * scale + shift;
@@ -372,7 +376,7 @@ LOOP void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A 
     }
 }
 
-LOOP void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -388,7 +392,7 @@ LOOP void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) b
     }
 }
 
-LOOP void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -410,7 +414,7 @@ LOOP void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) 
 }
 
 /* Sums of dy * (x - centre) and of dy; with a floor of those dy whose line is above it, and `below` of the others. */
-LOOP void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
+CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
     double first = 0, second = 0;
     for (I i = 0; i < n;) {
         I end = least(n, i + 8 * BLOCK);
@@ -429,7 +433,7 @@ LOOP void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *produc
     *product = first, *total = second;
 }
 
-LOOP void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
+CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
                                          double *product, double *total, double *below) {
     double first = 0, second = 0, third = 0;
     for (I i = 0; i < n;) {
@@ -472,7 +476,7 @@ INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A 
     NAME(add_to)(total, b, vectors);
 }
 
-LOOP void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
+CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
                                    double *total) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -496,7 +500,7 @@ LOOP void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const 
     }
 }
 
-LOOP void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
+CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
                                          double *total, double *below) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -537,13 +541,13 @@ LOOP void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, 
 }
 
 /* dx = factor * dy + (x - centre) * slope + rest: the gradient of a line whose coefficients follow from moments of x. */
-LOOP void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
+CLONES static void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(dx + i, factor * LOAD(dy + i) + ((LOAD(x + i) - centre) * slope + rest));
     for (; i < n; i++) STORE1(dx + i, factor * LOAD1(dy + i) + ((LOAD1(x + i) - centre) * slope + rest));
 }
 
-LOOP void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
+CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
                                     const A *centre, const A *slope, const A *rest) {
     for (I i = 0; i < n; i++) {
         const T *g = dy + i * stride, *v = x + i * stride;
@@ -563,7 +567,7 @@ LOOP void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride
 }
 
 /* The same where a floor stopped some of dy. */
-LOOP void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
+CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
                                           A centre, A slope, A rest) {
     I i = 0;
     V zero = {0};
@@ -578,7 +582,7 @@ LOOP void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A 
     }
 }
 
-LOOP void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
+CLONES static void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
                                           const A *centre, const A *slope, const A *rest) {
     V zero = {0};
     for (I i = 0; i < n; i++) {
@@ -900,17 +904,20 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
     }
 }
 
-/* y of one set and columns. stats: mean, variance and 1 / sqrt(variance + eps), (k, g) each. */
-static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, double eps, const void *weight, const void *bias,
-                                int wide, double *stats) {
+/* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
+static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
+                                const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all;
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size);
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            if (rstd[g] == -1) rstd[g] = 1 / sqrt(var[g] + eps);
+            if (rstd[g] == -1) {
+                rstd[g] = 1 / sqrt(var[g] + eps);
+                rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
+            }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
             q->centre[i] = (A)mean[g];
             q->scale[i] = (A)a;
@@ -923,9 +930,11 @@ INLINE I NAME(line_of)(const NAME(Plan) *q, I row, I col) {
     return (s * q->runs + row % q->runs) * q->t.cols + col;
 }
 
-/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache. */
+/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache; not
+ * where that would be many short runs far from each other. */
 INLINE int NAME(by_set)(const NAME(Plan) *q) {
     I sets = q->k * (q->t.cols / most(q->width, 1));
+    if (!q->t.last && q->k < q->n && q->width * q->t.count < SCATTERED) return 0;
     return q->t.threads == 1 || sets % q->t.threads == 0 || sets >= 4 * q->t.threads;
 }
 
@@ -953,7 +962,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
                     NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
                 NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
             }
-            NAME(forward_lines)(q, s, from, to, eps, weight, bias, wide, stats);
+            NAME(forward_lines)(q, s, from, to, size, eps, weight, bias, wide, stats);
             ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
                 NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
         }
@@ -965,7 +974,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
             }
             for (I s = 0; s < k; s++) NAME(pool)(q, s, 0, q->t.cols, size, stats + s * g, stats + k * g + s * g);
         }
-        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, eps, weight, bias, wide, stats);
+        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, size, eps, weight, bias, wide, stats);
         PIECES {
             PIECE;
             NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
@@ -1010,8 +1019,10 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
             q->centre[(s * q->runs + r) * q->t.cols + j] = (A)mean[s * q->g + q->group[r * q->t.cols + j]];
 }
 
+/* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
 static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
-                                    int wide, const double *stats, void *d_weight, void *d_bias, void *dx, int threads) {
+                                    int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
+                                    int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
     if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
@@ -1022,7 +1033,27 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     }
     NAME(Lines) only = {q->centre, NULL, NULL, NULL}, by = {NULL, q->scale, NULL, NULL};
     I size = c * p / g;
-    if (NAME(by_set)(q)) {
+    if (fixed) {
+        if (d_weight) {
+            for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
+            PIECES {
+                PIECE;
+                NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            }
+        }
+        if (dx) {
+            for (I i = 0; i < k * q->runs * t->cols; i++) {
+                I h = i / (q->runs * t->cols) * g + q->group[i % (q->runs * t->cols)];
+                double w = weight ? at(weight, wide, q->channel[i % t->cols]) : 1;
+                q->scale[i] = (A)(stats[2 * k * g + h] * w), q->shift[i] = q->slope[i] = 0;
+            }
+            NAME(Lines) times = {q->slope, q->scale, q->shift, NULL};
+            PIECES {
+                PIECE;
+                NAME(piece_line)(&q->t, dy, dx, row, segment, col, end, times, NAME(line_of)(q, row, col));
+            }
+        }
+    } else if (NAME(by_set)(q)) {
         SETS {
             SET;
             NAME(centres)(q, s, from, to, stats);

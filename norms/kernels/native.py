@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from norms.channels import ordinary
+from norms.channels import transformed
 from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
@@ -42,7 +43,7 @@ _CALLS = {
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
     "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
-    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, *[_POINTER] * 4, _CODE],
+    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
 }
 
 
@@ -101,6 +102,7 @@ def _find() -> ctypes.CDLL | None:
 
 
 _library = _find()
+_functions = {name: getattr(_library, f"normsuite_{name}") for name in _CALLS if _library is not None}
 
 
 def kernels() -> str:
@@ -112,25 +114,27 @@ def layout(x: Tensor) -> int | None:
     """How x (N, C, *) lies in memory: 0 contiguous, 1 channels innermost, None otherwise."""
     if x.is_contiguous():
         return 0
+    if x.dim() == 4:
+        return 1 if x.is_contiguous(memory_format=torch.channels_last) else None
     return 1 if x.movedim(1, -1).is_contiguous() else None
 
 
-def dense(x: Tensor) -> Tensor:
-    """x, or a contiguous copy where `layout` does not know how it lies."""
+def ready(x: Tensor) -> Tensor | None:
+    """x (N, C, *) as the library reads it, a copy where it lies in another way; None where the library does not serve.
+
+    It serves ordinary tensors of a CPU of a known type that are not empty, outside compilation and torch.func.
+    """
+    if (
+        _library is None
+        or torch.compiler.is_compiling()
+        or type(x) not in (Tensor, Parameter)
+        or not x.is_cpu
+        or x.dtype not in TYPES
+        or not x.numel()
+        or transformed()
+    ):
+        return None
     return x if layout(x) is not None else x.contiguous()
-
-
-def serves(*tensors: Tensor) -> bool:
-    """Whether the library computes with these: ordinary tensors of a CPU of one known type, not empty."""
-    x = tensors[0]
-    return (
-        _library is not None
-        and x.device.type == "cpu"
-        and x.dtype in TYPES
-        and ordinary(x)
-        and x.numel() > 0
-        and all(t.dtype == x.dtype for t in tensors[1:])
-    )
 
 
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -151,11 +155,9 @@ def sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
-    room = x.new_empty(2 if floor is None else 3, *scale.shape, dtype=torch.float64)
-    _call(
-        "sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, *room, *(() if len(room) == 3 else (None,))
-    )
-    return room[0], room[1], None if floor is None else room[2]
+    product, total, below = x.new_empty(3, *scale.shape, dtype=torch.float64).unbind()
+    _call("sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, product, total, below)
+    return product, total, None if floor is None else below
 
 
 def blend(
@@ -189,13 +191,14 @@ def normalize(
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y as x, and (3, K, G): mean, biased variance and 1 / sqrt(variance + eps) of G groups of a sample's values.
+    """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
+    variance.
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
         given: mean and variance (K, G) to take; None: those of x.
     """
-    stats = x.new_empty(3, rows, groups, dtype=torch.float64)
+    stats = x.new_empty(4, rows, groups, dtype=torch.float64)
     if given is not None:
         stats[0], stats[1] = given
     wide = weight is not None and weight.dtype == torch.float64
@@ -205,15 +208,23 @@ def normalize(
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x (None if it is not wanted), weight and bias of `normalize`, whose moments were those of x."""
-    dx = torch.empty_like(x) if wanted else None
-    d_weight, d_bias = (None, None) if weight is None else (torch.empty_like(weight), torch.empty_like(weight))
+    """Gradients of x, weight and bias of `normalize`.
+
+    Args:
+        stats: as `normalize` gave them.
+        wanted: whether that of x, and those of weight and bias, are; the others are None.
+        fixed: the statistics were given and are not those of x.
+    """
+    dx = torch.empty_like(x) if wanted[0] else None
+    d_weight, d_bias = None, None
+    if weight is not None and wanted[1]:
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
     rows, groups = stats.shape[1:]
     wide = weight is not None and weight.dtype == torch.float64
-    view = _view(x, rows)
-    _call("normalize_backward", *view, groups, like(dy, x), x, weight, wide, stats, d_weight, d_bias, dx)
+    view, dy = _view(x, rows), like(dy, x)
+    _call("normalize_backward", *view, groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
 
 
@@ -235,5 +246,5 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
 
 def _call(name: str, *arguments: Tensor | float | None) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    if getattr(_library, f"normsuite_{name}")(*given, torch.get_num_threads()):
+    if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")
