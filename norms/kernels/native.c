@@ -9,6 +9,7 @@
  *
  * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
  * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ * Sizes are at least 1: native.py gives nothing else.
  *
  * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
  * of the arithmetic, V a vector of A.
@@ -22,22 +23,32 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
-#define FEW 16384      /* values below which a second thread costs more than it brings */
-#define SCATTERED 512  /* values side by side below which going from sample to sample is slow */
-#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
-#else
-#define CLONES __attribute__((noinline))
 #endif
+#ifndef FEW
+#define FEW 16384 /* values below which a second thread costs more than it brings */
+#endif
+#define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
+#define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
+
+#define CLONES __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
+/* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
+#define UNROLL _Pragma("GCC unroll 8")
 
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
+
+/* Whether this processor has what the rest is compiled for: asked by code that needs none of it. Every x86 since 2013
+ * has; a second copy of the loops for older ones would double the time of compilation. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+int normsuite_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC target("avx2,fma")
+#else
+int normsuite_supported(void) { return 1; }
+#endif
 
 INLINE I least(I a, I b) { return a < b ? a : b; }
 INLINE I most(I a, I b) { return a > b ? a : b; }
@@ -276,9 +287,12 @@ INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
     V a[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) a[j] = (V){0};
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         V m = a[j] / (A)n;
         memcpy(near + j * W, &m, sizeof(V));
@@ -288,11 +302,13 @@ INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vec
 INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
                                    const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], near + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
@@ -445,11 +461,13 @@ CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre,
 INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
                                 const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], centre + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V g = LOAD(dy + i * stride + j * W);
             a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;

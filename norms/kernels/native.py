@@ -1,8 +1,8 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
-is not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in
-operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
+not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `serves` refuses, norms.kernels
+computes the same in operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
 one pass goes straight over it. Nothing here has a gradient: norms.kernels.moments, affine and grouping do that.
@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from norms.channels import transformed
+from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""An environment variable: "native" (or unset) or "torch"."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and sets
+it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -49,24 +51,37 @@ def load(path: str | Path) -> ctypes.CDLL:
     """The compiled library in a file.
 
     Raises:
-        OSError: it can not be loaded, or is of another version; the text says which.
+        OSError: it can not be loaded, is of another version, or this processor can not run it; the text says which.
     """
-    library = ctypes.CDLL(str(path))
+    library = _opened(str(path))
     try:
-        found = library.normsuite_version()
+        found, supported = library.normsuite_version(), library.normsuite_supported()
         for name, arguments in _CALLS.items():
             getattr(library, f"normsuite_{name}").argtypes = arguments
     except AttributeError as error:
         raise OSError(f"{path}: {error}") from None
     if found != VERSION:
         raise OSError(f"{path} is of version {found}, and {VERSION} is needed")
+    if not supported:
+        raise OSError(f"{path} needs a processor with AVX2 and FMA")
     return library
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        if "GOMP_" not in str(error):
+            raise
+    # This torch has brought another OpenMP than GCC's, or none.
+    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(path)
 
 
 def _find() -> ctypes.CDLL | None:
     wish = os.environ.get(SWITCH) or "native"
-    if wish not in ("native", "torch"):
-        raise ValueError(f'{SWITCH}="{wish}": "native" or "torch"')
+    if wish not in (allowed := ("native", "torch")):
+        raise ValueError(f'{SWITCH}: unknown kernels "{wish}"; kernels: native, torch{nearest(wish, allowed)}')
     if wish == "torch":
         return None
     files = [Path(__file__).parent / f"_native{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
@@ -82,6 +97,7 @@ def _find() -> ctypes.CDLL | None:
         "install the project again to have it: pip install --editable .",
         stacklevel=2,
     )
+    os.environ[SWITCH] = "torch"
     return None
 
 
