@@ -214,14 +214,14 @@ int normsuite_blend(int type, int last, I n, I c, I p, I k, const void *dy, cons
                     const double *d_var, void *dx, int threads) {
     return CALL(type, blend, last, n, c, p, k, dy, x, scale, shift, floor, mean, d_mean, d_var, dx, threads);
 }
-int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
-                        const void *bias, int wide, int given, double *stats, void *y, int threads) {
-    return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
+int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x,
+                        const void *weight, const void *bias, int wide, int given, double *stats, void *y, int threads) {
+    return CALL(type, normalize, last, n, c, p, k, g, pooled, eps, x, weight, bias, wide, given, stats, y, threads);
 }
-int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
+int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x,
                                  const void *weight, int wide, int fixed, const double *stats, void *d_weight,
                                  void *d_bias, void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+    return CALL(type, normalize_backward, last, n, c, p, k, g, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
                 threads);
 }
 
@@ -846,6 +846,7 @@ typedef struct {
     Table t;
     I n, k, g, runs;       /* runs: rows of a sample */
     int wide;              /* a row is a whole set, a column one value of a sample */
+    int pooled;            /* one deviation for all groups of a set: 0 no, 1 from their means, 2 from the mean of all */
     I width;               /* columns that belong to a group, where they are neighbours; else cols */
     I *group, *channel;    /* (runs, cols), (cols) */
     double *one, *two;     /* (rows, segments, cols) */
@@ -853,9 +854,9 @@ typedef struct {
     void *room;
 } NAME(Plan);
 
-static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int threads) {
+static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int pooled, int threads) {
     I size = c * p / g, unit = common(p, size);
-    q->n = n, q->k = k, q->g = g;
+    q->n = n, q->k = k, q->g = g, q->pooled = pooled;
     q->wide = unit < SHORT && unit < p && n % k == 0 && n / k >= SHORT;
     I lots = q->wide ? 1 : p / most(unit, 1);
     q->runs = last && !q->wide ? lots : 1;
@@ -866,7 +867,7 @@ static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int thre
     else
         q->t = table(0, n, c * lots, unit, 1, c * p, threads);
     I cols = q->t.cols, pieces = q->t.rows * q->t.segments * cols, cells = k * q->runs * cols;
-    q->width = !q->t.last ? cols / g : cols;
+    q->width = !q->t.last && !pooled ? cols / g : cols;
     size_t bytes = (size_t)((q->runs + 1) * cols) * sizeof(I) + (size_t)(2 * pieces) * sizeof(double) +
                    (size_t)(4 * cells) * sizeof(A);
     q->room = malloc(bytes + 1);
@@ -900,6 +901,7 @@ INLINE double NAME(count)(const NAME(Plan) *q, I s, I size) { return (double)((q
 static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *mean, double *var) {
     I cols = q->t.cols;
     double count = NAME(count)(q, s, size);
+    double each = 1 / count;
     for (I j = col; j < end; j++)
         for (I r = 0; r < q->runs; r++) mean[q->group[r * cols + j]] = var[q->group[r * cols + j]] = 0;
     ROWS(q, s) SEGMENTS(q) {
@@ -914,23 +916,34 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
         double own = (double)values_in(&q->t, segment);
         for (I j = col; j < end; j++) {
             double away = q->one[at_row + j] - mean[group[j]];
-            var[group[j]] += (q->two[at_row + j] + own * away * away) / count;
+            var[group[j]] += (q->two[at_row + j] + own * away * away) * each;
         }
     }
+}
+
+INLINE double NAME(over_groups)(const NAME(Plan) *q, const double *values) {
+    double sum = 0;
+    for (I g = 0; g < q->g; g++) sum += values[g];
+    return sum / (double)q->g;
 }
 
 /* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
 static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
                                 const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size);
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size), one = 0;
+    if (q->pooled) {
+        double level = NAME(over_groups)(q, mean);
+        for (I g = 0; g < q->g; g++) one += var[g] + (q->pooled == 2 ? (mean[g] - level) * (mean[g] - level) : 0);
+        one = 1 / sqrt(one / (double)q->g + eps);
+    }
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
             if (rstd[g] == -1) {
-                rstd[g] = 1 / sqrt(var[g] + eps);
+                rstd[g] = q->pooled ? one : 1 / sqrt(var[g] + eps);
                 rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
             }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
@@ -962,11 +975,11 @@ INLINE int NAME(by_set)(const NAME(Plan) *q) {
 #define STRIPS(q, from, to)                                                                                             \
     for (I col = (from), end; end = (q)->t.last ? least((to), col + (q)->t.strip) : (to), col < (to); col = end)
 
-static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
+static int NAME(normalize)(int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x, const void *weight,
                            const void *bias, int wide, int given, double *stats, void *y, int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     NAME(Lines) by = {q->centre, q->scale, q->shift, NULL};
     I size = c * p / g;
     if (NAME(by_set)(q)) {
@@ -1018,13 +1031,15 @@ static void NAME(backward_lines)(const NAME(Plan) *q, I s, I col, I end, I size,
             level[group[j]] += w * q->two[i + j];
         }
     }
+    double one = q->pooled ? NAME(over_groups)(q, along) : 0, middle = q->pooled == 2 ? NAME(over_groups)(q, mean) : 0;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            double e = -rstd[g] * rstd[g] * rstd[g] * along[g] / count;
+            double e = -rstd[g] * rstd[g] * rstd[g] * (q->pooled ? one : along[g]) / count;
+            double from = q->pooled == 2 ? middle : mean[g];
             q->scale[i] = (A)(weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g]);
             q->slope[i] = (A)e;
-            q->shift[i] = (A)(e * ((double)q->centre[i] - mean[g]) - rstd[g] * level[g] / count);
+            q->shift[i] = (A)(e * ((double)q->centre[i] - from) - rstd[g] * level[g] / count);
         }
 }
 
@@ -1035,12 +1050,12 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
 }
 
 /* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
-static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
+static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x, const void *weight,
                                     int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
                                     int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     double *sums = calloc((size_t)(2 * k * g + 2 * c + 1), sizeof(double)), *weights = sums + 2 * k * g;
     if (!sums) {
         free(q->room);

@@ -1,7 +1,7 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
-not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `ready` refuses, norms.kernels
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
+is not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `ready` refuses, norms.kernels
 computes the same in operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
@@ -27,8 +27,8 @@ from norms.channels import transformed
 from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and sets
-it to "torch", so that the processes it starts neither look nor warn again."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and
+sets it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -42,9 +42,9 @@ _CALLS = {
     "affine": [*_VIEW, *[_POINTER] * 5, _CODE],
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
-    "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
+    "normalize": [*_VIEW, _SIZE, _CODE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
-    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
+    "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
 }
 
 
@@ -198,6 +198,7 @@ def normalize(
     rows: int,
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
     variance.
@@ -205,18 +206,19 @@ def normalize(
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
         given: mean and variance (K, G) to take; None: those of x.
+        pooled: one deviation for all groups of a row: 0 no, 1 from the groups' means, 2 from the mean of all.
     """
     stats = x.new_empty(4, rows, groups, dtype=torch.float64)
     if given is not None:
         stats[0], stats[1] = given
     wide = weight is not None and weight.dtype == torch.float64
     y = torch.empty_like(x)
-    _call("normalize", *_view(x, rows), groups, eps, x, weight, bias, wide, given is not None, stats, y)
+    _call("normalize", *_view(x, rows), groups, pooled, eps, x, weight, bias, wide, given is not None, stats, y)
     return y, stats
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool, pooled: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias of `normalize`.
 
@@ -224,6 +226,7 @@ def normalize_backward(
         stats: as `normalize` gave them.
         wanted: whether that of x, and those of weight and bias, are; the others are None.
         fixed: the statistics were given and are not those of x.
+        pooled: as there.
     """
     dx = torch.empty_like(x) if wanted[0] else None
     d_weight, d_bias = None, None
@@ -232,7 +235,7 @@ def normalize_backward(
     rows, groups = stats.shape[1:]
     wide = weight is not None and weight.dtype == torch.float64
     view, dy = _view(x, rows), like(dy, x)
-    _call("normalize_backward", *view, groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
+    _call("normalize_backward", *view, groups, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
 
 
