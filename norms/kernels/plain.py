@@ -48,7 +48,7 @@ def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
     """scale * x + shift, at least `floor`; tables (K, C), in float32 or better. In x's type and memory format."""
-    values = by_row(wide(x), len(scale))
+    values = by_row(wide(x), scale.shape[0])  # len() would fix the batch size in an exported graph
     # (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers
     near = (-shift / scale).detach()
     near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
