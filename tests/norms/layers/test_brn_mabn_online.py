@@ -189,7 +189,7 @@ def test_brn_takes_norm_batches_at_once_as_one_after_the_other(momentum, slices,
                 if k < slices:
                     x[k::slices, 2] = float("inf")
         z = x.clone().requires_grad_()
-        parts = [step(single, x[k::slices], dy[k::slices], 0.0) for k in range(slices)]
+        parts = [step(single, x[k::slices], dy[k::slices], float(t > 0)) for k in range(slices)]
         with situation(together, slices=slices):
             y = together(z)
         grads = torch.autograd.grad(y, [z, *together.parameters()], dy)
