@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from norms.channels import transformed
 from norms.kernels import native, plain
 from norms.workers import Workers
 
@@ -33,10 +32,8 @@ def moments(x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
         ValueError: x is not (N, C, *) or holds no floating-point numbers, or K does not divide N.
     """
     rows = checked_rows(x, rows)
-    given = lying(x)
-    if native.serves(given):
-        return _Moments.apply(given, rows)  # type: ignore[no-any-return]
-    return plain.moments(x, rows)
+    given = native.ready(x)
+    return plain.moments(x, rows) if given is None else _Moments.apply(given, rows)
 
 
 def checked_rows(x: Tensor, rows: int | None) -> int:
@@ -48,11 +45,6 @@ def checked_rows(x: Tensor, rows: int | None) -> int:
     if rows != x.shape[0] and (rows < 1 or x.shape[0] % rows):  # no samples: no rows
         raise ValueError(f"rows={rows}: a divisor of the {x.shape[0]} samples is needed")
     return rows
-
-
-def lying(x: Tensor) -> Tensor:
-    """x, copied where the native library would not know how it lies in memory."""
-    return x if torch.compiler.is_compiling() or x.is_meta or transformed() else native.dense(x)
 
 
 class _Moments(torch.autograd.Function):
