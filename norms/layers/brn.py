@@ -162,7 +162,7 @@ class BatchRenorm(Streaming):
             rows = workers.rows(torch.cat((mean, var), 1), slices, True, x.shape[0] > workers.blocks)
             mean, var = rows.chunk(2, 1)
             first, step = workers.rank, max(1, len(rows) // slices)
-        if len(mean) < 2:
+        if len(mean) < 2 or not len(x):
             return None
         before = self.one_by_one(mean, var)[first:-1:step]
         number = torch.arange(first, len(mean), step, device=mean.device)[:, None]
