@@ -138,13 +138,6 @@ def ready(x: Tensor) -> Tensor | None:
     return x if layout(x) is not None else x.contiguous()
 
 
-def dense(x: Tensor) -> Tensor:
-    """x, or in the place of one that the library would not read, however it is compiled, a contiguous copy."""
-    if torch.compiler.is_compiling() or transformed():
-        return x
-    return x if layout(x) is not None else x.contiguous()
-
-
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C), over positions and the samples that are alike modulo K."""
     mean, var = x.new_empty(2, rows, x.shape[1], dtype=torch.float64).unbind()
