@@ -1,7 +1,7 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
-not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `serves` refuses, norms.kernels
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
+is not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `ready` refuses, norms.kernels
 computes the same in operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
@@ -27,8 +27,8 @@ from norms.channels import transformed
 from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and sets
-it to "torch", so that the processes it starts neither look nor warn again."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and
+sets it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -131,6 +131,7 @@ def ready(x: Tensor) -> Tensor | None:
         or not x.is_cpu
         or x.dtype not in TYPES
         or not x.numel()
+        or x.is_neg()  # the imaginary part of a conjugate: its memory holds the negatives
         or transformed()
     ):
         return None
