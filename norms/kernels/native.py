@@ -132,6 +132,7 @@ def ready(x: Tensor) -> Tensor | None:
         or not x.is_cpu
         or x.dtype not in TYPES
         or not x.numel()
+        or x.is_neg()  # the imaginary part of a conjugate: its memory holds the negatives
         or transformed()
     ):
         return None

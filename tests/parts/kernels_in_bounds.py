@@ -2,9 +2,9 @@
 
     LD_PRELOAD=libasan.so python kernels_in_bounds.py LIBRARY
 
-for a library that was built with -fsanitize=address,undefined: what reads or writes outside ends the process. numpy alone
-is imported, since its buffers come from malloc, one by one. Outputs are filled with NaN before, so that what a call
-leaves out is seen.
+for a library that was built with -fsanitize=address,undefined: what reads or writes outside ends the process. numpy
+alone is imported, since its buffers come from malloc, one by one. Outputs are filled with NaN before, so that what a
+call leaves out is seen.
 
 Axes: N sample, C channel, P position, K row of a table, G group.
 """
@@ -97,19 +97,20 @@ def by_group(call, view, groups, draw, threads):
     """The fused calls, (K, G)."""
     kind, _, n, c, p, k = view
     x, dy = filled((n, c, p), kind, draw), filled((n, c, p), kind, draw)
-    for affine, wide, given in ((True, kind == 1, False), (False, False, False), (True, True, True)):
+    for affine, wide, fixed in ((True, kind == 1, False), (False, False, False), (True, True, True)):
         number = np.float64 if wide else np.float32
-        weight, bias = draw.normal(1, 1, (2, c)).astype(number) if affine else (None, None)
-        weight, bias = (None, None) if weight is None else (weight.copy(), bias.copy())
-        stats, y = unwritten((3, k, groups)), unwritten((n, c, p), kind)
-        if given:
-            stats[0], stats[1] = 0.5, 2.0
-        call("normalize", view, groups, 1e-5, x, weight, bias, wide, given, stats, y, out=(stats, y), threads=threads)
-        d_weight, d_bias = (None, None) if weight is None else (np.full(c, np.nan, number), np.full(c, np.nan, number))
-        for wanted in (True, False):
-            dx = unwritten((n, c, p), kind) if wanted else None
+        weight, bias = (draw.normal(1, 1, c).astype(number) if affine else None for _ in range(2))
+        stats, y = unwritten((4, k, groups)), unwritten((n, c, p), kind)
+        if fixed:
+            stats[:2] = 0.5
+        # the unbiased variance of a single value is NaN
+        out = (stats[:3], y)
+        call("normalize", view, groups, 1e-5, x, weight, bias, wide, fixed, stats, y, out=out, threads=threads)
+        for of_x, of_weight in ((True, affine), (False, True), (True, False)):
+            dx = unwritten((n, c, p), kind) if of_x else None
+            d_weight, d_bias = (np.full(c, np.nan, number) if affine and of_weight else None for _ in range(2))
             out = [array for array in (d_weight, d_bias, dx) if array is not None]
-            arguments = (groups, dy, x, weight, wide, stats, d_weight, d_bias, dx)
+            arguments = (groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
             call("normalize_backward", view, *arguments, out=out, threads=threads)
 
 
