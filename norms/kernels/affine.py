@@ -126,7 +126,7 @@ def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None =
     given = native.ready(x)
     if given is not None:
         return _ByMoments.apply(given, rule, rows, *inputs)
-    mean, var = moments(x, rows)
+    mean, var = plain.moments(x, rows)
     return plain.affine(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()  # type: ignore[arg-type]
 
 
