@@ -48,17 +48,137 @@ def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
     """scale * x + shift, at least `floor`; tables (K, C), in float32 or better. In x's type and memory format."""
+    y = _line(x, scale, shift)[1]
+    if floor is not None:
+        low = _per_row(floor, y)
+        y = torch.where(y <= low, low, y)
+    return _as(y, x)
+
+
+def sums(
+    dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
+    near, y = _line(x, scale, shift)
+    kept, below = by_row(wide(dy), len(scale)), None
+    if floor is not None:
+        stopped = y <= _per_row(floor, y)
+        below = torch.where(stopped, kept, 0).sum((0, 3)).to(scale.dtype)
+        kept = torch.where(stopped, 0, kept)
+    total = kept.sum((0, 3)).to(scale.dtype)
+    product = (kept * (by_row(wide(x), len(scale)) - _per_row(near, y))).sum((0, 3))
+    return product.to(scale.dtype) + near.to(scale.dtype) * total, total, below
+
+
+def blend(
+    dy: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None = None,
+    floor: Tensor | None = None,
+    mean: Tensor | None = None,
+    d_mean: Tensor | None = None,
+    d_var: Tensor | None = None,
+) -> Tensor:
+    """scale * dy, where the floor did not stop it, and the gradient of x that its moments have; see native.blend."""
+    parts = []
+    if dy is not None and scale is not None:
+        g = by_row(wide(dy), len(scale))
+        part = g * _per_row(scale, g)
+        if floor is not None and shift is not None:
+            y = _line(x, scale, shift)[1]
+            part = torch.where(y <= _per_row(floor, y), 0, part)
+        parts.append(part)
+    if mean is not None and d_mean is not None and d_var is not None:
+        count = max(x.numel() // max(mean.numel(), 1), 1)
+        slope = 2 * d_var / count
+        near = mean.detach().to(wide(x).dtype)
+        rest = d_mean / count + slope * (near.to(mean.dtype) - mean)
+        values = by_row(wide(x), len(mean))
+        near, slope, rest = (_per_row(t, values) for t in (near, slope, rest))
+        parts.append(torch.addcmul(rest, values - near, slope))
+    return _as(sum(parts[1:], parts[0]), x)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    sets: int,
+    eps: float,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y, and (3, K, G) of mean, biased variance and 1 / sqrt(variance + eps); see norms.kernels.native.normalize."""
+    values = wide(x).reshape(x.shape[0], groups, -1)
+    if given is None:
+        mean = _over_sets(values, sets)
+        var = _over_sets((values - _of_sets(mean, x)).square(), sets)
+    else:
+        mean, var = (t.to(values.dtype) for t in given)
+    rstd = torch.rsqrt(var + eps)
+    y = ((values - _of_sets(mean, x)) * _of_sets(rstd, x)).reshape(x.shape)
+    if weight is not None:
+        y = y * _per_channel(weight, y)
+    if bias is not None:
+        y = y + _per_channel(bias, y)
+    return _as(y, x), torch.stack((mean, var, rstd)).to(table_type(x))
+
+
+def normalize_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, groups: int, sets: int, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias of `normalize`, whose moments were those of x.
+
+    With h = (x - mean) * rstd:   dx = rstd * (weight * dy - mean(weight * dy) - h * mean(weight * dy * h))
+    """
+    values, g = wide(x).reshape(x.shape[0], groups, -1), wide(dy)
+    centred = values - _of_sets(_over_sets(values, sets), x)
+    rstd = _of_sets(torch.rsqrt(_over_sets(centred.square(), sets) + eps), x)
+    h = centred * rstd
+    along = (g if weight is None else g * _per_channel(weight, g)).reshape(h.shape)
+    level, slope = (_of_sets(_over_sets(t, sets), x) for t in (along, along * h))
+    dx = _as((rstd * (along - level - h * slope)).reshape(x.shape), x)
+    if weight is None:
+        return dx, None, None
+    over = (0, *range(2, x.dim()))
+    return dx, (g * h.reshape(x.shape)).sum(over).to(weight.dtype), g.sum(over).to(weight.dtype)
+
+
+def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The centre (K, C) that no difference of large numbers needs, and scale * x + shift as (M, K, C, P)."""
     values = by_row(wide(x), len(scale))
     # (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers
     near = (-shift / scale).detach()
     near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
     rest = shift + scale * near.to(scale.dtype)
-    per_row = [t.to(values.dtype)[None, :, :, None] for t in (near, scale, rest)]
-    y = torch.addcmul(per_row[2], values - per_row[0], per_row[1])
-    if floor is not None:
-        low = floor.to(values.dtype)[None, :, :, None]
-        y = torch.where(y <= low, low, y)
+    return near, torch.addcmul(_per_row(rest, values), values - _per_row(near, values), _per_row(scale, values))
+
+
+def _per_row(table: Tensor, values: Tensor) -> Tensor:
+    return table.to(values.dtype)[None, :, :, None]
+
+
+def _per_channel(parameter: Tensor, values: Tensor) -> Tensor:
+    return parameter.to(values.dtype).view(-1, *[1] * (values.dim() - 2))
+
+
+def _as(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(x.shape).to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def _over_sets(values: Tensor, sets: int) -> Tensor:
+    """Means (K, G) of values (N, G, S) over the samples of each set."""
+    if len(values) % sets == 0:
+        return values.reshape(-1, sets, *values.shape[1:]).mean((0, 3))
+    where = torch.arange(len(values), device=values.device) % sets
+    images = torch.zeros_like(values[:sets, 0, 0]).index_add(0, where, torch.ones_like(values[:, 0, 0]))
+    return torch.zeros_like(values[:sets, :, 0]).index_add(0, where, values.mean(2)) / images[:, None]
+
+
+def _of_sets(table: Tensor, x: Tensor) -> Tensor:
+    """(K, G) as (N, G, 1): that of each sample's set."""
+    return table[torch.arange(len(x), device=x.device) % len(table)][:, :, None]
 
 
 def gradients(
