@@ -1,8 +1,8 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
-not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in operations
-of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
+is not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in
+operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
 one pass goes straight over it. Nothing here has a gradient: norms.kernels.moments, affine and grouping do that.

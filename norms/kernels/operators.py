@@ -1,4 +1,4 @@
-"""The kernels as operators of torch, for who builds on torch.ops: exported and compiled graphs, tools that see operators.
+"""The kernels as operators of torch, for exported and compiled graphs and what else works on torch.ops.
 
     torch.ops.normsuite.moments(x, rows) -> mean, var
     torch.ops.normsuite.affine(x, scale, shift, floor=None) -> y
@@ -13,8 +13,9 @@ CPU takes the native library where it serves; everything else takes the operatio
 
 They are there once this module is imported. `norms.kernels` itself does not go through them: a call of the public
 functions on a small tensor would take 100 us longer. Each has a fake form, a gradient and one of that (of any order),
-and torch.func.vmap: the mapped axis becomes one of samples, with a row for each of its copies. Autocast changes
-nothing. Forward-mode derivatives are those of the public functions alone.
+and torch.vmap: the mapped axis becomes one of samples, with a row for each of its copies. Autocast changes nothing. The
+moments that `normalize` is given are to be those of x, since its gradient is by that. torch.func.grad and forward-mode
+derivatives, which torch has not for operators with a gradient in Python, are those of the public functions alone.
 
 Axes: N sample, C channel, K row of a table or set of samples, G group, B copy under vmap.
 """
@@ -113,8 +114,7 @@ def _normalize_backward(
     else:
         dx, *parameters = plain.normalize_backward(dy, x, weight, stats.shape[2], stats.shape[1], eps)
         dx = _lying_as(dx, x)
-    none = x.new_empty(0)
-    kind = none.dtype if weight is None else weight.dtype
+    kind = x.dtype if weight is None else weight.dtype
     d_weight, d_bias = (x.new_empty(0) if p is None else p.to(kind) for p in parameters)
     return dx, d_weight, d_bias  # type: ignore[return-value]
 
@@ -167,12 +167,13 @@ def _fake_normalize_backward(
 
 
 # Gradients. Those of `moments`, `affine` and `normalize` are operators; those of the operators of their gradients are
-# of the plain form, which has derivatives of every order.
+# of the plain form, which has derivatives of every order. Where a floor begins to stop a value, which scale, shift and
+# floor decide, there is no derivative; so these have none in `sums`, and shift and floor none in `blend`.
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     ctx.numbers = [t for t in inputs if not (t is None or isinstance(t, Tensor))]
-    ctx.places = [t is None or isinstance(t, Tensor) for t in inputs]
+    ctx.tensors = [t is None or isinstance(t, Tensor) for t in inputs]
     ctx.save_for_backward(*(t for t in inputs if t is None or isinstance(t, Tensor)))
 
 
@@ -194,10 +195,9 @@ def _affine_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_normalize(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    x, weight, bias, groups, sets, eps, *given = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.eps, ctx.bias = eps, bias is not None
-    ctx.save_for_backward(x, weight, output[1])
+    ctx.eps = inputs[5]
+    ctx.save_for_backward(*inputs[:2], output[1])
 
 
 def _normalize_gradient(ctx: Any, dy: Tensor, unused: Tensor) -> tuple[Tensor | None, ...]:
@@ -206,22 +206,24 @@ def _normalize_gradient(ctx: Any, dy: Tensor, unused: Tensor) -> tuple[Tensor | 
     return (dx, *((None, None) if weight is None else (d_weight, d_bias)), *[None] * 5)
 
 
-def _gradient_of_plain(form: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The gradient of an operator that computes what `form` does with the same arguments."""
+def _gradient_of_plain(form: Callable[..., Any], inputs_of: set[int]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradient of an operator that computes what `form` does with the same arguments, of those at some places."""
 
     def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved, numbers = iter(ctx.saved_tensors), iter(ctx.numbers)
-        inputs = [next(saved) if tensor else next(numbers) for tensor in ctx.places]
-        wanted = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and ctx.needs_input_grad[i]]
+        inputs = [next(saved) if tensor else next(numbers) for tensor in ctx.tensors]
+        wanted = [i for i in inputs_of if isinstance(inputs[i], Tensor) and ctx.needs_input_grad[i]]
 
         def of(*tensors: Tensor) -> Any:
             given = dict(zip(wanted, tensors, strict=True))
             found = form(*(given.get(i, t) for i, t in enumerate(inputs)))
             return found if isinstance(found, Tensor) else tuple(t for t in found if t is not None)
 
-        y, back = torch.func.vjp(of, *(inputs[i] for i in wanted))
-        kinds = [y] if isinstance(y, Tensor) else y
-        casts = tuple(g.to(t.dtype) for g, t in zip(grads, kinds, strict=False))
+        if not wanted:
+            return (None,) * len(inputs)
+        y, back, *_ = torch.func.vjp(of, *(inputs[i] for i in wanted))
+        results = (y,) if isinstance(y, Tensor) else y
+        casts = tuple(g.to(t.dtype) for g, t in zip(grads, results, strict=False))  # fewer, where one is not needed
         found = dict(zip(wanted, back(casts[0] if isinstance(y, Tensor) else casts), strict=True))
         return tuple(found.get(i) for i in range(len(inputs)))
 
@@ -320,13 +322,19 @@ def _ops() -> Any:
 _FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any], Any]] = {
     "moments": (_moments, _fake_moments, _moments_gradient, _keep_moments, _vmap_moments),
     "affine": (_affine, lambda x, *_: _like(x), _affine_gradient, _keep, _vmap_affine),
-    "sums": (_sums, _fake_sums, _gradient_of_plain(plain.sums), _keep, _vmap_sums),
-    "blend": (_blend, lambda dy, x, *_: _like(x), _gradient_of_plain(plain.blend), _keep, _vmap_blend),
+    "sums": (_sums, _fake_sums, _gradient_of_plain(plain.sums, {0, 1}), _keep, _vmap_sums),
+    "blend": (
+        _blend,
+        lambda dy, x, *_: _like(x),
+        _gradient_of_plain(plain.blend, {0, 1, 2, 5, 6, 7}),
+        _keep,
+        _vmap_blend,
+    ),
     "normalize": (_normalize, _fake_normalize, _normalize_gradient, _keep_normalize, _vmap_normalize),
     "normalize_backward": (
         _normalize_backward,
         _fake_normalize_backward,
-        _gradient_of_plain(_plain_backward),
+        _gradient_of_plain(_plain_backward, {0, 1, 2}),
         _keep,
         _vmap_normalize_backward,
     ),
