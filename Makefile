@@ -35,7 +35,7 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python run_suite.py bench
 
-.venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt
+.venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt norms/kernels/native.c
 	$(PYTHON) -m venv .venv
 # Compat mode puts this folder itself on the path. With setuptools' usual import hook a mere folder named `results`
 # beside a script would hide the package, since Python asks hooks last.

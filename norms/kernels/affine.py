@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norms.kernels import native, plain
-from norms.kernels.moments import checked_rows, lying, moments
+from norms.kernels.moments import checked_rows, moments
 
 Rule = Callable[..., tuple[Tensor, ...]]
 
@@ -36,11 +36,10 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None)
         ValueError: x or a table of another shape.
     """
     checked_rows(x, None)
-    given = lying(x)
-    tables = in_rows(x, scale, shift, floor)
-    if native.serves(given):
-        return _Affine.apply(given, *tables)  # type: ignore[no-any-return]
-    return plain.affine(x, *tables)  # type: ignore[arg-type]
+    given = native.ready(x)
+    if given is None:
+        return plain.affine(x, *in_rows(x, scale, shift, floor))  # type: ignore[arg-type]
+    return _Affine.apply(given, scale, shift, floor)
 
 
 def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple[Tensor | None, ...]:
@@ -51,37 +50,56 @@ def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple
     """
     given = [t if t is None or t.dim() != 1 else t[None] for t in tables]
     if rows is None:
-        rows = max(len(t) for t in given if t is not None)
+        rows = max(t.shape[0] for t in given if t is not None)
+    samples, channels = x.shape[:2]
+    kind = plain.table_type(x)
+    found: list[Tensor | None] = []
     for t in given:
-        fits = t is None or (t.dim() == 2 and t.shape[1] == x.shape[1] and len(t) in (1, rows))
-        if not fits or (x.shape[0] and x.shape[0] % max(rows, 1)):
+        if t is None:
+            found.append(None)
+            continue
+        if t.dim() != 2 or t.shape[1] != channels or t.shape[0] not in (1, rows) or (samples and samples % rows):
             shapes = ", ".join(str(tuple(t.shape)) for t in tables if t is not None)
             raise ValueError(
-                f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({x.shape[1]},) or (K, {x.shape[1]}) "
+                f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({channels},) or (K, {channels}) "
                 "with K a divisor of the samples is needed"
             )
-    kind = plain.table_type(x)
-    return tuple(None if t is None else t.to(kind).expand(rows, -1).contiguous() for t in given)
+        t = t.to(kind)
+        found.append((t if t.shape[0] == rows else t.expand(rows, channels)).contiguous())
+    return tuple(found)
 
 
 class _Affine(torch.autograd.Function):
+    """Tables are brought into rows inside, so that no graph is kept of that."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, floor)
-        return native.affine(x, scale, shift, floor)
+    def forward(ctx: Any, x: Tensor, *tables: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *tables)
+        return native.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, floor = ctx.saved_tensors
+        x, *tables = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = plain.affine(x, scale, shift, floor)
-            return plain.gradients((y,), (x, scale, shift, floor), grads, again=True)
-        d_scale, d_shift, d_floor, dx = None, None, None, None
+            y = plain.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
+            return plain.gradients((y,), (x, *tables), grads, again=True)
+        rows = in_rows(x, *tables)
+        dy = native.like(grads[0], x)
+        found: list[Tensor | None] = [None, None, None]
         if any(ctx.needs_input_grad[1:]):
-            d_scale, d_shift, d_floor = native.sums(grads[0], x, scale, shift, floor)
-        if ctx.needs_input_grad[0]:
-            dx = native.blend(grads[0], x, scale, shift, floor)
-        return dx, d_scale, d_shift, d_floor
+            sums = native.sums(dy, x, *rows)  # type: ignore[arg-type]
+            found = [None if t is None else _as_table(d, t) for d, t in zip(sums, tables, strict=True)]
+        dx = native.blend(dy, x, *rows) if ctx.needs_input_grad[0] else None  # type: ignore[arg-type]
+        return dx, *found
+
+
+def _as_table(gradient: Tensor | None, table: Tensor) -> Tensor | None:
+    """A gradient (K, C) as that of a table (C,), (1, C) or (K, C)."""
+    if gradient is None:
+        return None
+    if table.dim() == 1 or table.shape[0] < gradient.shape[0]:
+        gradient = gradient.sum(0).view(table.shape)
+    return gradient.to(table.dtype)
 
 
 def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,10 +123,10 @@ def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None =
         ValueError: see `moments` and `affine`.
     """
     rows = checked_rows(x, rows)
-    given = lying(x)
-    if native.serves(given):
-        return _ByMoments.apply(given, rule, rows, *inputs)  # type: ignore[no-any-return]
-    mean, var = moments(x, rows)
+    given = native.ready(x)
+    if given is not None:
+        return _ByMoments.apply(given, rule, rows, *inputs)
+    mean, var = plain.moments(x, rows)
     return plain.affine(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()  # type: ignore[arg-type]
 
 
@@ -144,7 +162,7 @@ class _ByMoments(torch.autograd.Function):
             return dx, None, None, *found
         scale, shift, floor = (*(None if t is None else t.detach() for t in ctx.tables), None)[:3]
         dy = native.like(dy, x)
-        tables = native.sums(dy, x, scale, shift, floor)
+        tables = native.sums(dy, x, scale, shift, floor)  # type: ignore[arg-type]
         d_mean, d_var, *found = plain.gradients(ctx.tables, leaves, tables[: len(ctx.tables)], again=False)
         dx = None
         if ctx.needs_input_grad[0]:

@@ -9,6 +9,7 @@
  *
  * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
  * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ * Sizes are at least 1: native.py gives nothing else.
  *
  * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
  * of the arithmetic, V a vector of A.
@@ -22,21 +23,32 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
-#define FEW 16384      /* values below which a second thread costs more than it brings */
-#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
-#else
-#define CLONES __attribute__((noinline))
 #endif
+#ifndef FEW
+#define FEW 16384 /* values below which a second thread costs more than it brings */
+#endif
+#define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
+#define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
+
+#define CLONES __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
+/* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
+#define UNROLL _Pragma("GCC unroll 8")
 
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
+
+/* Whether this processor has what the rest is compiled for: asked by code that needs none of it. Every x86 since 2013
+ * has; a second copy of the loops for older ones would double the time of compilation. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+int normsuite_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC target("avx2,fma")
+#else
+int normsuite_supported(void) { return 1; }
+#endif
 
 INLINE I least(I a, I b) { return a < b ? a : b; }
 INLINE I most(I a, I b) { return a > b ? a : b; }
@@ -70,9 +82,9 @@ INLINE I values_in(const Table *t, I segment) { return least(t->segment, t->coun
 
 static Table table(int last, I rows, I cols, I count, I stride, I row, int threads) {
     Table t = {rows, cols, count, stride, row, last, 0, 0, 0, 0, 1};
-    t.strip = last ? least(most(cols, 1), 512) : 1;
+    t.strip = least(most(cols, 1), last ? 512 : most(FEW / most(count, 1), 1));
     t.strips = (cols + t.strip - 1) / t.strip;
-    t.segment = most(SEGMENT / t.strip, 256);
+    t.segment = last ? most(SEGMENT / t.strip, 256) : SEGMENT;
     t.segments = most((count + t.segment - 1) / t.segment, 1);
     I enough = rows * cols * count / FEW;
     t.threads = (int)(enough < threads ? enough : threads);
@@ -207,9 +219,10 @@ int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps,
     return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
 }
 int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
-                                 const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
-                                 void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+                                 const void *weight, int wide, int fixed, const double *stats, void *d_weight,
+                                 void *d_bias, void *dx, int threads) {
+    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+                threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -230,9 +243,11 @@ typedef struct {
 } NAME(Lines);
 
 INLINE A NAME(lanes)(V v) {
-    A sum = 0;
-    for (int l = 0; l < W; l++) sum += v[l];
-    return sum;
+    A sums[W];
+    memcpy(sums, &v, sizeof(V));
+    for (I half = W / 2; half; half /= 2)
+        for (I l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
 }
 
 /* Sums of x - near and of its square. */
@@ -272,9 +287,12 @@ INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
     V a[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) a[j] = (V){0};
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         V m = a[j] / (A)n;
         memcpy(near + j * W, &m, sizeof(V));
@@ -284,11 +302,13 @@ INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vec
 INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
                                    const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], near + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
@@ -441,11 +461,13 @@ CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre,
 INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
                                 const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], centre + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V g = LOAD(dy + i * stride + j * W);
             a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
@@ -882,17 +904,20 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
     }
 }
 
-/* y of one set and columns. stats: mean, variance and 1 / sqrt(variance + eps), (k, g) each. */
-static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, double eps, const void *weight, const void *bias,
-                                int wide, double *stats) {
+/* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
+static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
+                                const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all;
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size);
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            if (rstd[g] == -1) rstd[g] = 1 / sqrt(var[g] + eps);
+            if (rstd[g] == -1) {
+                rstd[g] = 1 / sqrt(var[g] + eps);
+                rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
+            }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
             q->centre[i] = (A)mean[g];
             q->scale[i] = (A)a;
@@ -905,9 +930,11 @@ INLINE I NAME(line_of)(const NAME(Plan) *q, I row, I col) {
     return (s * q->runs + row % q->runs) * q->t.cols + col;
 }
 
-/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache. */
+/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache; not
+ * where that would be many short runs far from each other. */
 INLINE int NAME(by_set)(const NAME(Plan) *q) {
     I sets = q->k * (q->t.cols / most(q->width, 1));
+    if (!q->t.last && q->k < q->n && q->width * q->t.count < SCATTERED) return 0;
     return q->t.threads == 1 || sets % q->t.threads == 0 || sets >= 4 * q->t.threads;
 }
 
@@ -935,7 +962,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
                     NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
                 NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
             }
-            NAME(forward_lines)(q, s, from, to, eps, weight, bias, wide, stats);
+            NAME(forward_lines)(q, s, from, to, size, eps, weight, bias, wide, stats);
             ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
                 NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
         }
@@ -947,7 +974,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
             }
             for (I s = 0; s < k; s++) NAME(pool)(q, s, 0, q->t.cols, size, stats + s * g, stats + k * g + s * g);
         }
-        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, eps, weight, bias, wide, stats);
+        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, size, eps, weight, bias, wide, stats);
         PIECES {
             PIECE;
             NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
@@ -992,8 +1019,10 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
             q->centre[(s * q->runs + r) * q->t.cols + j] = (A)mean[s * q->g + q->group[r * q->t.cols + j]];
 }
 
+/* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
 static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
-                                    int wide, const double *stats, void *d_weight, void *d_bias, void *dx, int threads) {
+                                    int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
+                                    int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
     if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
@@ -1004,7 +1033,27 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     }
     NAME(Lines) only = {q->centre, NULL, NULL, NULL}, by = {NULL, q->scale, NULL, NULL};
     I size = c * p / g;
-    if (NAME(by_set)(q)) {
+    if (fixed) {
+        if (d_weight) {
+            for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
+            PIECES {
+                PIECE;
+                NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            }
+        }
+        if (dx) {
+            for (I i = 0; i < k * q->runs * t->cols; i++) {
+                I h = i / (q->runs * t->cols) * g + q->group[i % (q->runs * t->cols)];
+                double w = weight ? at(weight, wide, q->channel[i % t->cols]) : 1;
+                q->scale[i] = (A)(stats[2 * k * g + h] * w), q->shift[i] = q->slope[i] = 0;
+            }
+            NAME(Lines) times = {q->slope, q->scale, q->shift, NULL};
+            PIECES {
+                PIECE;
+                NAME(piece_line)(&q->t, dy, dx, row, segment, col, end, times, NAME(line_of)(q, row, col));
+            }
+        }
+    } else if (NAME(by_set)(q)) {
         SETS {
             SET;
             NAME(centres)(q, s, from, to, stats);

@@ -1,8 +1,8 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
 The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
-is not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in
-operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
+is not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `ready` refuses, norms.kernels
+computes the same in operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
 one pass goes straight over it. Nothing here has a gradient: norms.kernels.moments, affine and grouping do that.
@@ -21,11 +21,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from norms.channels import ordinary
+from norms.channels import transformed
+from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""An environment variable: "native" (or unset) or "torch"."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and sets
+it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -40,7 +43,7 @@ _CALLS = {
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
     "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
-    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, *[_POINTER] * 4, _CODE],
+    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
 }
 
 
@@ -48,24 +51,37 @@ def load(path: str | Path) -> ctypes.CDLL:
     """The compiled library in a file.
 
     Raises:
-        OSError: it can not be loaded, or is of another version; the text says which.
+        OSError: it can not be loaded, is of another version, or this processor can not run it; the text says which.
     """
-    library = ctypes.CDLL(str(path))
+    library = _opened(str(path))
     try:
-        found = library.normsuite_version()
+        found, supported = library.normsuite_version(), library.normsuite_supported()
         for name, arguments in _CALLS.items():
             getattr(library, f"normsuite_{name}").argtypes = arguments
     except AttributeError as error:
         raise OSError(f"{path}: {error}") from None
     if found != VERSION:
         raise OSError(f"{path} is of version {found}, and {VERSION} is needed")
+    if not supported:
+        raise OSError(f"{path} needs a processor with AVX2 and FMA")
     return library
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        if "GOMP_" not in str(error):
+            raise
+    # This torch has brought another OpenMP than GCC's, or none.
+    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(path)
 
 
 def _find() -> ctypes.CDLL | None:
     wish = os.environ.get(SWITCH) or "native"
-    if wish not in ("native", "torch"):
-        raise ValueError(f'{SWITCH}="{wish}": "native" or "torch"')
+    if wish not in (allowed := ("native", "torch")):
+        raise ValueError(f'{SWITCH}: unknown kernels "{wish}"; kernels: native, torch{nearest(wish, allowed)}')
     if wish == "torch":
         return None
     files = [Path(__file__).parent / f"_native{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
@@ -81,10 +97,12 @@ def _find() -> ctypes.CDLL | None:
         "install the project again to have it: pip install --editable .",
         stacklevel=2,
     )
+    os.environ[SWITCH] = "torch"
     return None
 
 
 _library = _find()
+_functions = {name: getattr(_library, f"normsuite_{name}") for name in _CALLS if _library is not None}
 
 
 def kernels() -> str:
@@ -96,25 +114,27 @@ def layout(x: Tensor) -> int | None:
     """How x (N, C, *) lies in memory: 0 contiguous, 1 channels innermost, None otherwise."""
     if x.is_contiguous():
         return 0
+    if x.dim() == 4:
+        return 1 if x.is_contiguous(memory_format=torch.channels_last) else None
     return 1 if x.movedim(1, -1).is_contiguous() else None
 
 
-def dense(x: Tensor) -> Tensor:
-    """x, or a contiguous copy where `layout` does not know how it lies."""
+def ready(x: Tensor) -> Tensor | None:
+    """x (N, C, *) as the library reads it, a copy where it lies in another way; None where the library does not serve.
+
+    It serves ordinary tensors of a CPU of a known type that are not empty, outside compilation and torch.func.
+    """
+    if (
+        _library is None
+        or torch.compiler.is_compiling()
+        or type(x) not in (Tensor, Parameter)
+        or not x.is_cpu
+        or x.dtype not in TYPES
+        or not x.numel()
+        or transformed()
+    ):
+        return None
     return x if layout(x) is not None else x.contiguous()
-
-
-def serves(*tensors: Tensor) -> bool:
-    """Whether the library computes with these: ordinary tensors of a CPU of one known type, not empty."""
-    x = tensors[0]
-    return (
-        _library is not None
-        and x.device.type == "cpu"
-        and x.dtype in TYPES
-        and ordinary(x)
-        and x.numel() > 0
-        and all(t.dtype == x.dtype for t in tensors[1:])
-    )
 
 
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -172,13 +192,14 @@ def normalize(
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y as x, and (3, K, G): mean, biased variance and 1 / sqrt(variance + eps) of G groups of a sample's values.
+    """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
+    variance.
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
         given: mean and variance (K, G) to take; None: those of x.
     """
-    stats = x.new_empty(3, rows, groups, dtype=torch.float64)
+    stats = x.new_empty(4, rows, groups, dtype=torch.float64)
     if given is not None:
         stats[0], stats[1] = given
     wide = weight is not None and weight.dtype == torch.float64
@@ -188,15 +209,23 @@ def normalize(
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x (None if it is not wanted), weight and bias of `normalize`, whose moments were those of x."""
-    dx = torch.empty_like(x) if wanted else None
-    d_weight, d_bias = (None, None) if weight is None else (torch.empty_like(weight), torch.empty_like(weight))
+    """Gradients of x, weight and bias of `normalize`.
+
+    Args:
+        stats: as `normalize` gave them.
+        wanted: whether that of x, and those of weight and bias, are; the others are None.
+        fixed: the statistics were given and are not those of x.
+    """
+    dx = torch.empty_like(x) if wanted[0] else None
+    d_weight, d_bias = None, None
+    if weight is not None and wanted[1]:
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
     rows, groups = stats.shape[1:]
     wide = weight is not None and weight.dtype == torch.float64
-    view = _view(x, rows)
-    _call("normalize_backward", *view, groups, like(dy, x), x, weight, wide, stats, d_weight, d_bias, dx)
+    view, dy = _view(x, rows), like(dy, x)
+    _call("normalize_backward", *view, groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
 
 
@@ -218,5 +247,5 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
 
 def _call(name: str, *arguments: Tensor | float | None) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    if getattr(_library, f"normsuite_{name}")(*given, torch.get_num_threads()):
+    if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -4,8 +4,8 @@
     torch.ops.normsuite.affine(x, scale, shift, floor=None) -> y
     torch.ops.normsuite.sums(dy, x, scale, shift, floor=None) -> product, total, below
     torch.ops.normsuite.blend(dy, x, scale, shift, floor, mean, d_mean, d_var) -> dx
-    torch.ops.normsuite.normalize(x, weight, bias, groups, sets, eps, mean=None, var=None) -> y, stats
-    torch.ops.normsuite.normalize_backward(dy, x, weight, stats, eps) -> dx, d_weight, d_bias
+    torch.ops.normsuite.normalize(x, weight, bias, groups, sets, eps, mean=None, var=None, fixed=False) -> y, stats
+    torch.ops.normsuite.normalize_backward(dy, x, weight, stats, eps, fixed=False) -> dx, d_weight, d_bias
 
 What they compute stands at the functions of these names in norms.kernels.native. Tables are (K, C) and float64. Tensors
 that an operator need not give (`below` without a floor, d_weight and d_bias without a weight) have the shape (0,). A
@@ -13,9 +13,10 @@ CPU takes the native library where it serves; everything else takes the operatio
 
 They are there once this module is imported. `norms.kernels` itself does not go through them: a call of the public
 functions on a small tensor would take 100 us longer. Each has a fake form, a gradient and one of that (of any order),
-and torch.vmap: the mapped axis becomes one of samples, with a row for each of its copies. Autocast changes nothing. The
-moments that `normalize` is given are to be those of x, since its gradient is by that. torch.func.grad and forward-mode
-derivatives, which torch has not for operators with a gradient in Python, are those of the public functions alone.
+and torch.vmap: the mapped axis becomes one of samples, with a row for each of its copies. Autocast changes nothing.
+Mean and variance that `normalize` is given are those of x, or with `fixed` others, and that decides its gradient.
+torch.func.grad and forward-mode derivatives, which torch has not for operators with a gradient in Python, are those of
+the public functions alone.
 
 Axes: N sample, C channel, K row of a table or set of samples, G group, B copy under vmap.
 """
@@ -38,8 +39,9 @@ _OPERATORS = {
     "blend": "(Tensor? dy, Tensor x, Tensor? scale, Tensor? shift=None, Tensor? floor=None, Tensor? mean=None, "
     "Tensor? d_mean=None, Tensor? d_var=None) -> Tensor",
     "normalize": "(Tensor x, Tensor? weight, Tensor? bias, SymInt groups, SymInt sets, float eps, Tensor? mean=None, "
-    "Tensor? var=None) -> (Tensor, Tensor)",
-    "normalize_backward": "(Tensor dy, Tensor x, Tensor? weight, Tensor stats, float eps) -> (Tensor, Tensor, Tensor)",
+    "Tensor? var=None, bool fixed=False) -> (Tensor, Tensor)",
+    "normalize_backward": "(Tensor dy, Tensor x, Tensor? weight, Tensor stats, float eps, bool fixed=False) "
+    "-> (Tensor, Tensor, Tensor)",
 }
 for _name, _schema in _OPERATORS.items():
     _library.define(_name + _schema)
@@ -49,23 +51,26 @@ for _name, _schema in _OPERATORS.items():
 
 
 def _moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    x = native.dense(x)
-    mean, var = (native if native.serves(x) else plain).moments(x, rows)
+    ready = native.ready(x)
+    mean, var = plain.moments(x, rows) if ready is None else native.moments(ready, rows)
     return mean, var.clone() if var is mean else var  # no two results may be one
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
-    x, tables = native.dense(x), _tables(x, scale, shift, floor)
-    if native.serves(x):
-        return native.affine(x, *tables)  # type: ignore[arg-type]
+    ready, tables = native.ready(x), _tables(x, scale, shift, floor)
+    if ready is not None:
+        return native.affine(ready, *tables)  # type: ignore[arg-type]
     return _lying_as(plain.affine(x, *tables), x)  # type: ignore[arg-type]
 
 
 def _sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, tables = native.dense(x), _tables(x, scale, shift, floor)
-    product, total, below = (native if native.serves(x) else plain).sums(dy, x, *tables)  # type: ignore[arg-type]
+    ready, tables = native.ready(x), _tables(x, scale, shift, floor)
+    if ready is None:
+        product, total, below = plain.sums(dy, x, *tables)  # type: ignore[arg-type]
+    else:
+        product, total, below = native.sums(dy, ready, *tables)  # type: ignore[arg-type]
     return product, total, product.new_empty(0) if below is None else below
 
 
@@ -79,11 +84,11 @@ def _blend(
     d_mean: Tensor | None = None,
     d_var: Tensor | None = None,
 ) -> Tensor:
-    x = native.dense(x)
+    ready = native.ready(x)
     scale, shift, floor, *own = _tables(x, scale, shift, floor, mean, d_mean, d_var)
-    if native.serves(x):
+    if ready is not None:
         moments = None if mean is None else tuple(own)
-        return native.blend(dy, x, scale, shift, floor, moments)  # type: ignore[arg-type]
+        return native.blend(dy, ready, scale, shift, floor, moments)  # type: ignore[arg-type]
     return _lying_as(plain.blend(dy, x, scale, shift, floor, *own), x)
 
 
@@ -96,23 +101,25 @@ def _normalize(
     eps: float,
     mean: Tensor | None = None,
     var: Tensor | None = None,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    x = native.dense(x)
+    ready = native.ready(x)
     given = None if mean is None or var is None else (mean, var)
-    if native.serves(x):
-        return native.normalize(x, _read(weight, x), _read(bias, x), groups, sets, eps, given)
+    if ready is not None:
+        return native.normalize(ready, _read(weight, x), _read(bias, x), groups, sets, eps, given)
     y, stats = plain.normalize(x, weight, bias, groups, sets, eps, given)
     return _lying_as(y, x), stats
 
 
 def _normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float, fixed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = native.dense(x)
-    if native.serves(x):
-        dx, *parameters = native.normalize_backward(dy, x, _read(weight, x), stats.contiguous(), True)
+    ready = native.ready(x)
+    if ready is not None:
+        wanted = True, weight is not None
+        dx, *parameters = native.normalize_backward(dy, ready, _read(weight, x), stats.contiguous(), wanted, fixed)
     else:
-        dx, *parameters = plain.normalize_backward(dy, x, weight, stats.shape[2], stats.shape[1], eps)
+        dx, *parameters = _plain_backward(dy, x, weight, stats, eps, fixed)
         dx = _lying_as(dx, x)
     kind = x.dtype if weight is None else weight.dtype
     d_weight, d_bias = (x.new_empty(0) if p is None else p.to(kind) for p in parameters)
@@ -130,14 +137,16 @@ def _read(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _lying_as(y: Tensor, x: Tensor) -> Tensor:
-    return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
+    return y if y.stride() == (room := _like(x)).stride() else room.copy_(y)
 
 
 # What each gives, in shape, type and layout, for tensors without memory.
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(native.dense(x))
+    if native.layout(x) is None:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x)
 
 
 def _fake_moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -154,13 +163,13 @@ def _fake_sums(
 
 
 def _fake_normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float, *given: Tensor | None
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float, *given: Any
 ) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty(3, sets, groups, dtype=plain.table_type(x))
+    return _like(x), x.new_empty(4, sets, groups, dtype=plain.table_type(x))
 
 
 def _fake_normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float, fixed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     parameters = (x.new_empty(0) if weight is None else x.new_empty(x.shape[1], dtype=weight.dtype) for _ in range(2))
     return (_like(x), *parameters)  # type: ignore[return-value]
@@ -196,14 +205,14 @@ def _affine_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _keep_normalize(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.eps = inputs[5]
+    ctx.eps, ctx.fixed = inputs[5], inputs[8] if len(inputs) > 8 else False
     ctx.save_for_backward(*inputs[:2], output[1])
 
 
 def _normalize_gradient(ctx: Any, dy: Tensor, unused: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, stats = ctx.saved_tensors
-    dx, d_weight, d_bias = _ops().normalize_backward(dy, x, weight, stats, ctx.eps)
-    return (dx, *((None, None) if weight is None else (d_weight, d_bias)), *[None] * 5)
+    dx, d_weight, d_bias = _ops().normalize_backward(dy, x, weight, stats, ctx.eps, ctx.fixed)
+    return (dx, *((None, None) if weight is None else (d_weight, d_bias)), *[None] * 6)
 
 
 def _gradient_of_plain(form: Callable[..., Any], inputs_of: set[int]) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -230,9 +239,12 @@ def _gradient_of_plain(form: Callable[..., Any], inputs_of: set[int]) -> Callabl
     return gradient
 
 
-def _plain_backward(dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float) -> Any:
-    """The statistics are x's own: they are computed again, to have a gradient."""
-    return plain.normalize_backward(dy, x, weight, stats.shape[2], stats.shape[1], eps)
+def _plain_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float, fixed: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Statistics that are x's own are computed again, to have a gradient."""
+    given = (stats[0], stats[2]) if fixed else None
+    return plain.normalize_backward(dy, x, weight, stats.shape[2], stats.shape[1], eps, given)
 
 
 # vmap: B copies of samples are N * B samples, that of copy b of sample n number n * B + b; row k of copy b of a table
@@ -284,15 +296,16 @@ def _vmap_normalize(
     groups: int,
     sets: int,
     eps: float,
-    *given: Tensor | None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    fixed: bool = False,
 ) -> tuple[Any, Any]:
     copies = info.batch_size
     own = dims[1] is not None or dims[2] is not None  # each copy has its parameters, which follow as a map of their own
     (folded,) = _fold(copies, dims[:1], x)
     inside = (None, None) if own else (weight, bias)
-    y, stats = _ops().normalize(
-        folded, *inside, groups, sets * copies, eps, *_fold(copies, dims[6 : 6 + len(given)], *given)
-    )
+    given = _fold(copies, (*dims[6:8], None, None)[:2], mean, var)
+    y, stats = _ops().normalize(folded, *inside, groups, sets * copies, eps, *given, fixed)
     if own and weight is not None:
         scale, shift = (_of_copies(p, dim, copies, x) for p, dim in ((weight, dims[1]), (bias, dims[2])))
         y = _ops().affine(y, scale, torch.zeros_like(scale) if bias is None else shift)

@@ -1,6 +1,6 @@
 """What norms.kernels computes, in differentiable operations of torch: for every device, type, layout and transform.
 
-They serve where the native library does not (norms.kernels.native.serves), and for derivatives of derivatives; tests
+They serve where the native library does not (norms.kernels.native.ready), and for derivatives of derivatives; tests
 hold the two against each other. Like there, nothing is lost at large means: sums are of values that are near zero.
 
 Axes: N sample, K row of a table, M = N / K samples of a row, C channel, P position.
@@ -109,7 +109,7 @@ def normalize(
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y, and (3, K, G) of mean, biased variance and 1 / sqrt(variance + eps); see norms.kernels.native.normalize."""
+    """y, and (4, K, G): mean, biased variance, 1 / sqrt(variance + eps), unbiased variance; see native.normalize."""
     values = wide(x).reshape(x.shape[0], groups, -1)
     if given is None:
         mean = _over_sets(values, sets)
@@ -122,23 +122,37 @@ def normalize(
         y = y * _per_channel(weight, y)
     if bias is not None:
         y = y + _per_channel(bias, y)
-    return _as(y, x), torch.stack((mean, var, rstd)).to(table_type(x))
+    images = (torch.arange(sets, 0, -1, device=x.device) + (len(x) - 1)).div(sets, rounding_mode="floor")
+    count = (images * values.shape[2])[:, None]
+    return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1)))).to(table_type(x))
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, groups: int, sets: int, eps: float
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    groups: int,
+    sets: int,
+    eps: float,
+    fixed: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias of `normalize`, whose moments were those of x.
+    """Gradients of x, weight and bias of `normalize`. With h = (x - mean) * rstd, and moments that were those of x:
 
-    With h = (x - mean) * rstd:   dx = rstd * (weight * dy - mean(weight * dy) - h * mean(weight * dy * h))
+    dx = rstd * (weight * dy - mean(weight * dy) - h * mean(weight * dy * h))
+
+    `fixed`: mean and rstd (K, G), where they were others; then dx = rstd * weight * dy.
     """
     values, g = wide(x).reshape(x.shape[0], groups, -1), wide(dy)
-    centred = values - _of_sets(_over_sets(values, sets), x)
-    rstd = _of_sets(torch.rsqrt(_over_sets(centred.square(), sets) + eps), x)
+    mean = _over_sets(values, sets) if fixed is None else fixed[0].to(values.dtype)
+    centred = values - _of_sets(mean, x)
+    rstd = torch.rsqrt(_over_sets(centred.square(), sets) + eps) if fixed is None else fixed[1].to(values.dtype)
+    rstd = _of_sets(rstd, x)
     h = centred * rstd
     along = (g if weight is None else g * _per_channel(weight, g)).reshape(h.shape)
-    level, slope = (_of_sets(_over_sets(t, sets), x) for t in (along, along * h))
-    dx = _as((rstd * (along - level - h * slope)).reshape(x.shape), x)
+    if fixed is None:
+        level, slope = (_of_sets(_over_sets(t, sets), x) for t in (along, along * h))
+        along = along - level - h * slope
+    dx = _as((rstd * along).reshape(x.shape), x)
     if weight is None:
         return dx, None, None
     over = (0, *range(2, x.dim()))
