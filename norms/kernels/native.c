@@ -225,6 +225,21 @@ int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, co
                 threads);
 }
 
+/* Running statistics (size) are moved by those of k norm batches (k, size), one after the other; one that is not finite
+ * in their type leaves them alone. */
+void normsuite_track(int wide, I k, I size, const double *mean, const double *var, double momentum, void *running_mean,
+                     void *running_var) {
+    double most_of_type = wide ? __DBL_MAX__ : __FLT_MAX__;
+    for (I i = 0; i < size; i++) {
+        double m = at(running_mean, wide, i), v = at(running_var, wide, i);
+        for (I j = i; j < k * size; j += size) {
+            if (!(var[j] <= most_of_type)) continue;
+            m += momentum * (mean[j] - m), v += momentum * (var[j] - v);
+        }
+        put(running_mean, wide, i, m), put(running_var, wide, i, v);
+    }
+}
+
 #else /* what follows is compiled once per type */
 
 #define W ((I)(sizeof(V) / sizeof(A))) /* lanes of a vector */

@@ -27,8 +27,8 @@ from norms.channels import transformed
 from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and sets
-it to "torch", so that the processes it starts neither look nor warn again."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and
+sets it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -43,6 +43,7 @@ _CALLS = {
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
     "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
+    "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
     "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
 }
 
@@ -137,6 +138,13 @@ def ready(x: Tensor) -> Tensor | None:
     return x if layout(x) is not None else x.contiguous()
 
 
+def dense(x: Tensor) -> Tensor:
+    """x, or in the place of one that the library would not read, however it is compiled, a contiguous copy."""
+    if torch.compiler.is_compiling() or transformed():
+        return x
+    return x if layout(x) is not None else x.contiguous()
+
+
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C), over positions and the samples that are alike modulo K."""
     mean, var = (x.new_empty(rows, x.shape[1], dtype=torch.float64) for _ in range(2))
@@ -227,6 +235,32 @@ def normalize_backward(
     view, dy = _view(x, rows), like(dy, x)
     _call("normalize_backward", *view, groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
+
+
+def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> bool:
+    """Move running statistics (C,), in place, by those of K norm batches (K, C), one after the other.
+
+    One that is not finite in the type of the running statistics leaves them as they are.
+
+    Returns:
+        Whether the library serves; if not, nothing was done.
+    """
+    running = (running_mean, running_var)
+    served = (
+        all(t.is_contiguous() and not t.is_inference() for t in running)
+        and ready(running_mean) is not None
+        and running_mean.dtype == running_var.dtype != torch.bfloat16
+        and type(mean) is Tensor
+        and mean.is_cpu
+        and mean.dtype == torch.float64
+    )
+    if served:
+        mean, var = mean.contiguous(), var.contiguous()
+        pointers = [t.data_ptr() for t in (mean, var)], [t.data_ptr() for t in running]
+        wide = running_mean.dtype == torch.float64
+        _functions["track"](wide, len(mean), running_mean.numel(), *pointers[0], momentum, *pointers[1])
+        torch.autograd.graph.increment_version(running)  # which torch can not know of
+    return served
 
 
 def _view(x: Tensor, rows: int) -> tuple[int, ...]:

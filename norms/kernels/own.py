@@ -22,10 +22,10 @@ def sums(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         dy: as x.
-        x: (N, C, *), as norms.kernels.moments.lying leaves it.
+        x: (N, C, *), as norms.kernels.native.dense leaves it.
         centre: (K, C) in the type of tables; x around it is what is multiplied, so nothing is lost at large means.
     """
-    if native.serves(x) and not torch.is_grad_enabled():
+    if native.ready(x) is x and not torch.is_grad_enabled():
         product, total, _ = native.sums(dy, x, torch.ones_like(centre), -centre)
         return product - centre * total, total
     pull, away = plain.by_row(plain.wide(dy), len(centre)), _away(x, centre)
@@ -36,7 +36,7 @@ def sums(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
 def blend(dy: Tensor, x: Tensor, factor: Tensor, centre: Tensor, slope: Tensor, rest: Tensor) -> Tensor:
     """factor * dy + slope * (x - centre) + rest, as x; tables (K, C) in the type of tables, of one K."""
     rows = len(centre)
-    if native.serves(x) and not torch.is_grad_enabled():
+    if native.ready(x) is x and not torch.is_grad_enabled():
         count = x.shape[0] // rows * math.prod(x.shape[2:])
         # the gradient of moments has this form, with these of the mean and the variance
         return native.blend(dy, x, factor, moments=(centre, rest * count, slope * (count / 2)))
