@@ -160,11 +160,20 @@ def normalize_backward(
 
 
 def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The centre (K, C) that no difference of large numbers needs, and scale * x + shift as (M, K, C, P)."""
+    """A centre (K, C) that is near the values of x or where the line is 0, and scale * x + shift as (M, K, C, P).
+
+    (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers.
+    Where the scale is next to nothing, the line is 0 far from everything, so `near` is kept between two values of x.
+    """
     values = by_row(wide(x), len(scale))
-    # (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers
     near = (-shift / scale).detach()
-    near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
+    if values.numel():
+        some = values.detach()
+        one, other = (some[i, :, :, some.shape[3] // part].to(near.dtype) for i, part in ((0, 2), (-1, 3)))
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        near = torch.where(near < low, low, torch.where(near > high, high, near))
+        near = torch.where(near.abs() < 1e30, near, one)  # not at 0 / 0
+    near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)
     rest = shift + scale * near.to(scale.dtype)
     return near, torch.addcmul(_per_row(rest, values), values - _per_row(near, values), _per_row(scale, values))
 

@@ -460,6 +460,53 @@ def test_large_means_lose_nothing(shape, layout, outlier):
         torch.testing.assert_close(y.double(), z, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=compiled_library), "torch"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("weight", [1.0, 1e-3, 1e-6, 1e-12, 0.0, -1e-30])
+def test_the_weight_of_a_channel_that_training_gave_up_has_an_exact_gradient(weight, layout, kernels, monkeypatch):
+    """scale * x + shift is 0 at -shift / scale, which is far from every x there."""
+    if kernels == "torch":
+        monkeypatch.setattr(native, "ready", lambda x: None)
+    x = input_of(layout, (8, 3, 12, 12)).float() + 1
+    factor = torch.randn(x.shape)
+
+    def run(x):
+        weights = torch.full((3,), weight, dtype=x.dtype, requires_grad=True)
+        bias = torch.ones(3, dtype=x.dtype, requires_grad=True)
+        x = x.detach().requires_grad_()
+        found = []
+        for y in (
+            by_moments(x, whiten, weights, bias, rows=1)[0],
+            affine(x, weights, bias),
+            affine(x, weights, bias, torch.full((3,), 0.5)),
+        ):
+            found += [y, *torch.autograd.grad((y * factor.to(x.dtype)).sum(), (x, weights, bias))]
+        return found
+
+    for single, double in zip(run(x), run(x.double()), strict=True):
+        largest = max(float(double.detach().abs().max()), 1e-37)
+        torch.testing.assert_close(single.double() / largest, double / largest, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=compiled_library), "torch"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_one_bad_value_stays_where_it_is(value, kernels, monkeypatch):
+    if kernels == "torch":
+        monkeypatch.setattr(native, "ready", lambda x: None)
+    for place in [(i, 1, j) for i in range(2) for j in range(5)]:
+        x = torch.randn(2, 3, 5)
+        changed = x.clone()
+        changed[place] = value
+        for scale in (1.5, 1e-20):
+            y, other = (affine(t, torch.full((3,), scale), torch.ones(3)) for t in (changed, x))
+            there = torch.zeros(x.shape, dtype=torch.bool)
+            there[place] = True
+            torch.testing.assert_close(y[~there], other[~there])
+        for own, expected in zip(moments(changed, 1), moments(x, 1), strict=True):
+            torch.testing.assert_close(own[:, ::2], expected[:, ::2])
+            assert not abs(own[0, 1]) < 1e30
+
+
 @compiled_library
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
