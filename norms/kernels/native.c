@@ -714,16 +714,26 @@ static Table NAME(of)(int last, I n, I c, I p, int threads) {
     return last ? table(1, n, c, p, c, p * c, threads) : table(0, n, c, p, 1, c * p, threads);
 }
 
-/* Row n of x has the coefficients of row n % k of a table (k, c). */
-static void NAME(lines)(const double *scale, const double *shift, const double *floor, I cells, NAME(Lines) by) {
-    for (I i = 0; i < cells; i++) {
-        /* (x - m) * a + (b + a m) = a x + b for every m; -b / a is the one without cancellation */
-        double m = scale[i] ? -shift[i] / scale[i] : 0;
-        A near = fabs(m) < 1e30 ? (A)m : 0;
-        by.centre[i] = near;
-        by.scale[i] = (A)scale[i];
-        by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
-        if (floor) by.floor[i] = (A)floor[i];
+/* Row n of x has the coefficients of row n % k of a table (k, c). (x - m) * a + (b + a m) = a x + b for every m. One near
+ * the values of x loses nothing in x - m, nor in their products with dy; -b / a loses nothing in the sum. So it is -b / a
+ * where that is between two of the row's values, else the nearer one of them: where a is next to nothing, as the weight
+ * of a channel that training has given up, -b / a is far from everything. */
+static void NAME(lines)(int last, I n, I c, I p, I k, const T *x, const double *scale, const double *shift,
+                        const double *floor, NAME(Lines) by) {
+    for (I r = 0; r < k; r++) {
+        I final = n > r ? r + (n - 1 - r) / k * k : r; /* the row's last sample */
+        for (I j = 0; j < c; j++) {
+            I i = r * c + j;
+            double one = LOAD1(x + (last ? (r * p + p / 2) * c + j : (r * c + j) * p + p / 2));
+            double other = LOAD1(x + (last ? (final * p + p / 3) * c + j : (final * c + j) * p + p / 3));
+            double m = scale[i] ? -shift[i] / scale[i] : one, low = one < other ? one : other, high = one > other ? one : other;
+            m = m < low ? low : m > high ? high : m;
+            A near = fabs(m) < 1e30 ? (A)m : fabs(one) < 1e30 ? (A)one : 0;
+            by.centre[i] = near;
+            by.scale[i] = (A)scale[i];
+            by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
+            if (floor) by.floor[i] = (A)floor[i];
+        }
     }
 }
 
@@ -761,7 +771,7 @@ static int NAME(affine)(int last, I n, I c, I p, I k, const void *x, const doubl
     A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
     if (!room) return 1;
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_line)(t, x, y, row, segment, col, end, by, row % k * c + col);
@@ -782,7 +792,7 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
         return 1;
     }
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_sums)(t, dy, x, row, segment, col, end, by, row % k * c + col, parts, parts + pieces, parts + 2 * pieces);
@@ -813,7 +823,7 @@ static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void 
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
     A *centre = room + 4 * cells, *slope = room + 5 * cells, *rest = room + 6 * cells;
     if (floor)
-        NAME(lines)(scale, shift, floor, cells, by);
+        NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     else if (dy)
         for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
     if (mean)

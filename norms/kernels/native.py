@@ -141,7 +141,7 @@ def ready(x: Tensor) -> Tensor | None:
 
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C), over positions and the samples that are alike modulo K."""
-    mean, var = x.new_empty(2, rows, x.shape[1], dtype=torch.float64).unbind()
+    mean, var = (x.new_empty(rows, x.shape[1], dtype=torch.float64) for _ in range(2))
     _call("moments", *_view(x, rows), x, mean, var)
     return mean, var
 
@@ -157,9 +157,10 @@ def sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
-    product, total, below = x.new_empty(3, *scale.shape, dtype=torch.float64).unbind()
+    product, total = torch.empty_like(scale), torch.empty_like(scale)
+    below = None if floor is None else torch.empty_like(scale)
     _call("sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, product, total, below)
-    return product, total, None if floor is None else below
+    return product, total, below
 
 
 def blend(
