@@ -108,6 +108,7 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(32)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
 
 INLINE float load_one_b16(const bfloat16 *p) {
     uint32_t bits = (uint32_t)*p << 16;
@@ -149,6 +150,39 @@ INLINE Doubles load_f64(const double *p) {
     return v;
 }
 INLINE void store_f64(double *p, Doubles v) { memcpy(p, &v, 32); }
+
+/* e to the power of v, v at most 0 or nan: Cephes' polynomial, to 1e-7 of the value down to the smallest float. */
+INLINE Floats exp_f32(Floats v) {
+    Floats lowest = (Floats){0} - 105.0f; /* gives 0 */
+    Words low = (Words)(v < lowest);
+    v = (Floats)((low & (Words)lowest) | (~low & (Words)v));
+    Floats whole = v * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the last bits are the rounded number */
+    Ints n = (Ints)whole - 0x4b400000;
+    whole -= 12582912.0f;
+    Floats r = v - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Floats q = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    q = q * r + 8.3334519073e-3f;
+    q = q * r + 4.1665795894e-2f;
+    q = q * r + 1.6666665459e-1f;
+    q = q * r + 5.0000001201e-1f;
+    q = q * r * r + r + 1.0f;
+    Ints half = n >> 1; /* 2^n in two factors, since 2^-149 is none of the normal numbers */
+    return q * (Floats)((half + 127) << 23) * (Floats)((n - half + 127) << 23);
+}
+INLINE Floats exp_b16(Floats v) { return exp_f32(v); }
+INLINE Doubles exp_f64(Doubles v) {
+    for (int l = 0; l < 4; l++) v[l] = exp(v[l]);
+    return v;
+}
+
+/* Maps of a value by numbers k0, k1, ... of its cell that are no lines; their names and numbers are native.py's, too. */
+#define GATE 0   /* k1 * x * sigmoid(k0 * x) + k2 */
+#define DIVIDE 1 /* k3 * x / max(k2, k0 * x + k1) + k4 */
+#define NUMBERS(curve) ((curve) == GATE ? 3 : 5)
+#define MOST 5
+#define VALUES 0 /* what a loop over a curve is for */
+#define SLOPES 1
+#define SUMS 2
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -210,6 +244,10 @@ int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, co
                                  const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
                                  void *dx, int threads) {
     return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+}
+int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *tables,
+                    double *sums, const double *mean, const double *d_mean, const double *d_var, void *out, int threads) {
+    return CALL(type, curve, last, n, c, p, k, curve, dy, x, tables, sums, mean, d_mean, d_var, out, threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -765,6 +803,20 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
     return 0;
 }
 
+/* The gradient of x through its moments is (x - centre) * slope + rest. */
+static void NAME(of_moments)(I n, I c, I p, I k, const double *mean, const double *d_mean, const double *d_var, A *centre,
+                             A *slope, A *rest) {
+    for (I r = 0; r < k; r++) {
+        double count = (double)(p * ((n - r + k - 1) / k));
+        for (I i = r * c; i < (r + 1) * c; i++) {
+            double e = 2 * d_var[i] / count;
+            centre[i] = (A)mean[i];
+            slope[i] = (A)e;
+            rest[i] = (A)(d_mean[i] / count + e * ((double)centre[i] - mean[i]));
+        }
+    }
+}
+
 /* The gradient of x: scale * dy where the line was above the floor, and that of moments of x, where there are any. */
 static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
                        const double *shift, const double *floor, const double *mean, const double *d_mean,
@@ -779,16 +831,7 @@ static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void 
         NAME(lines)(scale, shift, floor, cells, by);
     else if (dy)
         for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
-    if (mean)
-        for (I r = 0; r < k; r++) {
-            double count = (double)(p * ((n - r + k - 1) / k));
-            for (I i = r * c; i < (r + 1) * c; i++) {
-                double e = 2 * d_var[i] / count;
-                centre[i] = (A)mean[i];
-                slope[i] = (A)e;
-                rest[i] = (A)(d_mean[i] / count + e * ((double)centre[i] - mean[i]));
-            }
-        }
+    if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
     PIECES {
         PIECE;
         I i = row % k * c + col;
@@ -1049,6 +1092,198 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     return 0;
 }
 
+/* Curves. In both layouts a vector of values meets vectors of numbers of its cells: in "side" W positions that share them,
+ * in "last" W columns. So one loop serves both, over n vectors that lie `step` apart, of which `lanes` values count. */
+typedef struct {
+    const T *dy, *x;
+    T *out;
+    const A *k, *centre, *slope, *rest; /* k: (numbers, cells); the others NULL without a gradient of moments */
+    I cells;
+    double *sums; /* (numbers, apart) */
+    I apart;
+} NAME(Curve);
+
+INLINE V NAME(load_some)(const T *p, const I lanes) {
+    if (lanes == W) return LOAD(p);
+    V v = {0};
+    for (I l = 0; l < lanes; l++) v[l] = LOAD1(p + l);
+    return v;
+}
+INLINE void NAME(store_some)(T *p, V v, const I lanes) {
+    if (lanes == W)
+        STORE(p, v);
+    else
+        for (I l = 0; l < lanes; l++) STORE1(p + l, v[l]);
+}
+
+/* sigmoid(z) is over / what is returned, and 1 - sigmoid(z) is rest / that: no difference is taken, nothing overflows. */
+INLINE V NAME(sigmoid)(V z, V *over, V *rest) {
+    V one = ALL((A)1), e = NAME(exp)(PICK(z < 0, z, -z));
+    *over = PICK(z < 0, e, one), *rest = PICK(z < 0, one, e);
+    return one + e;
+}
+
+INLINE V NAME(curve_value)(const int curve, V x, const V *k) {
+    if (curve == GATE) {
+        V over, rest, under = NAME(sigmoid)(k[0] * x, &over, &rest);
+        return x * (over / under) * k[1] + k[2];
+    }
+    V t = k[0] * x + k[1];
+    return x / PICK(t <= k[2], k[2], t) * k[3] + k[4];
+}
+
+INLINE V NAME(curve_slope)(const int curve, V x, const V *k) {
+    if (curve == GATE) {
+        V over, rest, r = 1 / NAME(sigmoid)(k[0] * x, &over, &rest), s = over * r;
+        return (s + k[0] * (x * s * (rest * r))) * k[1];
+    }
+    V t = k[0] * x + k[1];
+    MASK low = t <= k[2];
+    V r = 1 / PICK(low, k[2], t);
+    return k[3] * r * PICK(low, ALL((A)1), k[1] * r); /* 1 - k0 x r is k1 r */
+}
+
+/* Adds g times the derivatives by the numbers, but for `curve_factor`, which is alike in a cell. */
+INLINE void NAME(curve_parts)(const int curve, V g, V x, const V *k, V *sums) {
+    if (curve == GATE) {
+        V over, rest, r = 1 / NAME(sigmoid)(k[0] * x, &over, &rest), along = g * (x * (over * r));
+        sums[0] += along * (x * (rest * r)), sums[1] += along, sums[2] += g;
+        return;
+    }
+    V t = k[0] * x + k[1], zero = {0};
+    MASK low = t <= k[2];
+    V r = 1 / PICK(low, k[2], t), q = x * r, along = g * q, steep = along * r;
+    sums[0] += PICK(low, zero, along * q), sums[1] += PICK(low, zero, steep), sums[2] += PICK(low, steep, zero);
+    sums[3] += along, sums[4] += g;
+}
+
+INLINE double NAME(curve_factor)(int curve, int number, const double *k, I cells) {
+    if (curve == GATE) return number == 0 ? k[cells] : 1;
+    return number < 3 ? -k[3 * cells] : 1;
+}
+
+INLINE void NAME(curve_few)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I step, const I lanes,
+                            const V *k, V centre, V slope, V rest) {
+    for (I i = 0; i < n; i++, o += step) {
+        V x = NAME(load_some)(b->x + o, lanes), y;
+        if (task == VALUES)
+            y = NAME(curve_value)(curve, x, k);
+        else
+            y = NAME(load_some)(b->dy + o, lanes) * NAME(curve_slope)(curve, x, k);
+        if (task == SLOPES && b->slope) y += (x - centre) * slope + rest; /* not 0 * x, which may be infinite */
+        NAME(store_some)(b->out + o, y, lanes);
+    }
+}
+
+INLINE void NAME(curve_sums_few)(const int curve, const NAME(Curve) *b, I o, I n, I step, const I lanes, const V *k,
+                                 I to, const int side) {
+    V s[MOST];
+    for (int j = 0; j < NUMBERS(curve); j++) s[j] = (V){0};
+    for (I i = 0; i < n; i++, o += step)
+        NAME(curve_parts)(curve, NAME(load_some)(b->dy + o, lanes), NAME(load_some)(b->x + o, lanes), k, s);
+    for (int j = 0; j < NUMBERS(curve); j++)
+        for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (side ? 0 : l)] += s[j][l];
+}
+
+/* n values of one cell, side by side; `to`: where its sums go. */
+INLINE void NAME(side_bent)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
+    V k[MOST], centre = {0}, slope = {0}, rest = {0};
+    for (int j = 0; j < NUMBERS(curve); j++) k[j] = ALL(b->k[j * b->cells + cell]);
+    if (b->slope) centre = ALL(b->centre[cell]), slope = ALL(b->slope[cell]), rest = ALL(b->rest[cell]);
+    I whole = n / W, left = n % W;
+    if (task == SUMS) {
+        for (I i = 0; i < whole; i += BLOCK)
+            NAME(curve_sums_few)(curve, b, o + i * W, least(BLOCK, whole - i), W, W, k, to, 1);
+        if (left) NAME(curve_sums_few)(curve, b, o + whole * W, 1, W, left, k, to, 1);
+    } else {
+        NAME(curve_few)(curve, task, b, o, whole, W, W, k, centre, slope, rest);
+        if (left) NAME(curve_few)(curve, task, b, o + whole * W, 1, W, left, k, centre, slope, rest);
+    }
+}
+
+/* n values of each of `cols` cells, which are neighbours. */
+INLINE void NAME(last_bent)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell,
+                            I to) {
+    V k[MOST], centre = {0}, slope = {0}, rest = {0};
+    I block = most(8, least(BLOCK, 4096 / most(cols, 1)));
+    for (I i = 0; i < n; i += block)
+        for (I c = 0; c < cols; c += W) {
+            I lanes = least(W, cols - c), few = least(block, n - i), here = o + i * stride + c;
+            size_t size = (size_t)lanes * sizeof(A);
+            for (int j = 0; j < NUMBERS(curve); j++) {
+                k[j] = (V){0};
+                memcpy(&k[j], b->k + j * b->cells + cell + c, size);
+            }
+            if (b->slope) {
+                memcpy(&centre, b->centre + cell + c, size);
+                memcpy(&slope, b->slope + cell + c, size);
+                memcpy(&rest, b->rest + cell + c, size);
+            }
+            if (task == SUMS && lanes == W)
+                NAME(curve_sums_few)(curve, b, here, few, stride, W, k, to + c, 0);
+            else if (task == SUMS)
+                NAME(curve_sums_few)(curve, b, here, few, stride, lanes, k, to + c, 0);
+            else if (lanes == W)
+                NAME(curve_few)(curve, task, b, here, few, stride, W, k, centre, slope, rest);
+            else
+                NAME(curve_few)(curve, task, b, here, few, stride, lanes, k, centre, slope, rest);
+        }
+}
+
+#define EACH(f, ...)                                                                                                    \
+    if (curve == GATE) {                                                                                                \
+        if (task == VALUES) f(GATE, VALUES, __VA_ARGS__);                                                               \
+        if (task == SLOPES) f(GATE, SLOPES, __VA_ARGS__);                                                               \
+        if (task == SUMS) f(GATE, SUMS, __VA_ARGS__);                                                                   \
+    } else {                                                                                                            \
+        if (task == VALUES) f(DIVIDE, VALUES, __VA_ARGS__);                                                             \
+        if (task == SLOPES) f(DIVIDE, SLOPES, __VA_ARGS__);                                                             \
+        if (task == SUMS) f(DIVIDE, SUMS, __VA_ARGS__);                                                                 \
+    }
+CLONES static void NAME(side_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
+    EACH(NAME(side_bent), b, o, n, cell, to)
+}
+CLONES static void NAME(last_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell, I to) {
+    EACH(NAME(last_bent), b, o, n, cols, stride, cell, to)
+}
+
+/* y, from dy also dx (with the gradient of moments, or NULL), or with `sums` those (numbers, k, c) of dy times the
+ * derivatives by the numbers of cells, tables (numbers, k, c). */
+static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *tables,
+                       double *sums, const double *mean, const double *d_mean, const double *d_var, void *out, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = k * c, pieces = sums ? n * t->segments * c : 0, numbers = NUMBERS(curve);
+    int task = sums ? SUMS : dy ? SLOPES : VALUES;
+    A *room = malloc((size_t)((numbers + 3) * cells + 1) * sizeof(A));
+    double *parts = calloc((size_t)(numbers * pieces + 1), sizeof(double));
+    if (!room || !parts) {
+        free(room), free(parts);
+        return 1;
+    }
+    A *centre = room + numbers * cells, *slope = centre + cells, *rest = slope + cells;
+    for (I i = 0; i < numbers * cells; i++) room[i] = (A)tables[i];
+    if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
+    NAME(Curve) each = {dy, x, out, room, centre, mean ? slope : NULL, rest, cells, parts, pieces}, *b = &each;
+    PIECES {
+        PIECE;
+        I size = values_in(t, segment), o = offset(t, row, col, segment), cell = row % k * c + col;
+        I to = NAME(at_piece)(t, row, segment, col);
+        if (t->last)
+            NAME(last_curve)(curve, task, b, o, size, end - col, t->stride, cell, to);
+        else
+            for (I j = 0; j < end - col; j++) NAME(side_curve)(curve, task, b, o + j * t->count, size, cell + j, to + j);
+    }
+    if (sums) memset(sums, 0, (size_t)(numbers * cells) * sizeof(double));
+    for (int j = 0; sums && j < numbers; j++) {
+        double *to = sums + j * cells;
+        for (I r = 0; r < n * t->segments; r++)
+            for (I i = 0; i < c; i++) to[r / t->segments % k * c + i] += parts[j * pieces + r * c + i];
+        for (I i = 0; i < cells; i++) to[i] *= NAME(curve_factor)(curve, j, tables + i, cells);
+    }
+    free(room), free(parts);
+    return 0;
+}
+
 #undef W
 #undef LOAD
 #undef STORE
@@ -1058,6 +1293,7 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
 #undef MASK
 #undef PICK
 #undef SIDEWAYS
+#undef EACH
 #undef PIECES
 #undef PIECE
 #undef ROWS

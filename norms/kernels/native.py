@@ -30,6 +30,9 @@ SWITCH = "NORMSUITE_KERNELS"
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
 
+GATE, DIVIDE = 0, 1
+"""Curves: x * sigmoid(k0 x) * k1 + k2, and x / max(k2, k0 x + k1) * k3 + k4."""
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 _POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -39,6 +42,7 @@ _CALLS = {
     "affine": [*_VIEW, *[_POINTER] * 5, _CODE],
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
+    "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
     "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, *[_POINTER] * 4, _CODE],
 }
@@ -161,6 +165,35 @@ def blend(
         dy = like(dy, x)
     table = scale if scale is not None else moments[0]  # type: ignore[index]
     _call("blend", *_view(x, len(table)), dy, x, scale, shift, floor, *(moments or (None, None, None)), dx)
+    return dx
+
+
+def curve(kind: int, x: Tensor, tables: Tensor) -> Tensor:
+    """A map of each value by the numbers of its cell that is no line. As x.
+
+    Args:
+        kind: GATE or DIVIDE.
+        tables: (numbers, K, C).
+    """
+    y = torch.empty_like(x)
+    _call("curve", *_view(x, tables.shape[1]), kind, None, x, tables, None, None, None, None, y)
+    return y
+
+
+def curve_sums(kind: int, dy: Tensor, x: Tensor, tables: Tensor) -> Tensor:
+    """The gradients of the tables: sums (numbers, K, C)."""
+    sums = torch.empty_like(tables)
+    _call("curve", *_view(x, tables.shape[1]), kind, like(dy, x), x, tables, sums, None, None, None, None)
+    return sums
+
+
+def curve_blend(
+    kind: int, dy: Tensor, x: Tensor, tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None
+) -> Tensor:
+    """The gradient of x, and that of moments: see `blend`."""
+    dx = torch.empty_like(x)
+    view = _view(x, tables.shape[1])
+    _call("curve", *view, kind, like(dy, x), x, tables, None, *(moments or (None, None, None)), dx)
     return dx
 
 

@@ -53,11 +53,37 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None)
     near = (-shift / scale).detach()
     near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
     rest = shift + scale * near.to(scale.dtype)
-    per_row = [t.to(values.dtype)[None, :, :, None] for t in (near, scale, rest)]
-    y = torch.addcmul(per_row[2], values - per_row[0], per_row[1])
+    near, scale, rest = _per_row(values, near, scale, rest)
+    y = torch.addcmul(rest, values - near, scale)
     if floor is not None:
-        low = floor.to(values.dtype)[None, :, :, None]
+        low = _per_row(values, floor)[0]
         y = torch.where(y <= low, low, y)
+    return _as(x, y)
+
+
+def gated(x: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * sigmoid(gate * x) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), len(scale))
+    gate, scale, shift = _per_row(values, gate, scale, shift)
+    return _as(x, torch.addcmul(shift, values * torch.sigmoid(values * gate), scale))
+
+
+def divided(x: Tensor, slope: Tensor, base: Tensor, least: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x / max(least, slope * x + base) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), len(scale))
+    slope, base, least, scale, shift = _per_row(values, slope, base, least, scale, shift)
+    under = torch.addcmul(base, values, slope)
+    under = torch.where(under <= least, least, under)
+    return _as(x, torch.addcmul(shift, values / under, scale))
+
+
+def _per_row(values: Tensor, *tables: Tensor) -> list[Tensor]:
+    """Tables (K, C) in the type of values (M, K, C, P), to be broadcast over them."""
+    return [t.to(values.dtype)[None, :, :, None] for t in tables]
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """y (M, K, C, P) in the shape, type and memory format of x."""
     return y.reshape(x.shape).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
