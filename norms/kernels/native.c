@@ -34,6 +34,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+/* Reads ahead where a block is gone through column by column, which the processor does not foresee. */
+#define FETCH(p) __builtin_prefetch(p)
+
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
@@ -485,8 +488,10 @@ INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A 
     }
     for (I i = 0; i < n; i++)
         for (int j = 0; j < vectors; j++) {
-            V g = LOAD(dy + i * stride + j * W);
-            a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
+            I o = i * stride + j * W;
+            if (j * W * (I)sizeof(T) % 64 == 0) FETCH(x + o + n * stride), FETCH(dy + o + n * stride);
+            V g = LOAD(dy + o);
+            a[j] += g * (LOAD(x + o) - m[j]), b[j] += g;
         }
     NAME(add_to)(product, a, vectors);
     NAME(add_to)(total, b, vectors);
@@ -533,7 +538,9 @@ CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I
             memcpy(&d, by.shift + c, sizeof(V));
             memcpy(&f, by.floor + c, sizeof(V));
             for (I j = 0; j < k; j++) {
-                V h = LOAD(g + j * stride + c), u = LOAD(v + j * stride + c) - m;
+                I o = j * stride + c;
+                FETCH(v + o + k * stride), FETCH(g + o + k * stride);
+                V h = LOAD(g + o), u = LOAD(v + o) - m;
                 MASK low = u * s + d <= f;
                 V kept = PICK(low, zero, h);
                 a += kept * u, b += kept, e += PICK(low, h, zero);
@@ -1092,8 +1099,8 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     return 0;
 }
 
-/* Curves. In both layouts a vector of values meets vectors of numbers of its cells: in "side" W positions that share them,
- * in "last" W columns. So one loop serves both, over n vectors that lie `step` apart, of which `lanes` values count. */
+/* Curves. In both layouts a vector of values meets vectors of the numbers of its cells: in "side" W positions that share
+ * them, in "last" W columns. So one loop serves both, over n vectors that lie `step` apart. */
 typedef struct {
     const T *dy, *x;
     T *out;
@@ -1101,20 +1108,8 @@ typedef struct {
     I cells;
     double *sums; /* (numbers, apart) */
     I apart;
+    int last;
 } NAME(Curve);
-
-INLINE V NAME(load_some)(const T *p, const I lanes) {
-    if (lanes == W) return LOAD(p);
-    V v = {0};
-    for (I l = 0; l < lanes; l++) v[l] = LOAD1(p + l);
-    return v;
-}
-INLINE void NAME(store_some)(T *p, V v, const I lanes) {
-    if (lanes == W)
-        STORE(p, v);
-    else
-        for (I l = 0; l < lanes; l++) STORE1(p + l, v[l]);
-}
 
 /* sigmoid(z) is over / what is returned, and 1 - sigmoid(z) is rest / that: no difference is taken, nothing overflows. */
 INLINE V NAME(sigmoid)(V z, V *over, V *rest) {
@@ -1162,89 +1157,90 @@ INLINE double NAME(curve_factor)(int curve, int number, const double *k, I cells
     return number < 3 ? -k[3 * cells] : 1;
 }
 
-INLINE void NAME(curve_few)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I step, const I lanes,
-                            const V *k, V centre, V slope, V rest) {
-    for (I i = 0; i < n; i++, o += step) {
-        V x = NAME(load_some)(b->x + o, lanes), y;
-        if (task == VALUES)
-            y = NAME(curve_value)(curve, x, k);
-        else
-            y = NAME(load_some)(b->dy + o, lanes) * NAME(curve_slope)(curve, x, k);
-        if (task == SLOPES && b->slope) y += (x - centre) * slope + rest; /* not 0 * x, which may be infinite */
-        NAME(store_some)(b->out + o, y, lanes);
-    }
+/* The numbers that a vector of values needs, from the first cell's. */
+INLINE V NAME(numbers)(const A *k, int last, I lanes) {
+    if (!last) return ALL(*k);
+    V v = {0};
+    if (lanes == W)
+        memcpy(&v, k, sizeof(V));
+    else
+        memcpy(&v, k, (size_t)lanes * sizeof(A));
+    return v;
 }
 
-INLINE void NAME(curve_sums_few)(const int curve, const NAME(Curve) *b, I o, I n, I step, const I lanes, const V *k,
-                                 I to, const int side) {
-    V s[MOST];
-    for (int j = 0; j < NUMBERS(curve); j++) s[j] = (V){0};
-    for (I i = 0; i < n; i++, o += step)
-        NAME(curve_parts)(curve, NAME(load_some)(b->dy + o, lanes), NAME(load_some)(b->x + o, lanes), k, s);
-    for (int j = 0; j < NUMBERS(curve); j++)
-        for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (side ? 0 : l)] += s[j][l];
-}
-
-/* n values of one cell, side by side; `to`: where its sums go. */
-INLINE void NAME(side_bent)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
-    V k[MOST], centre = {0}, slope = {0}, rest = {0};
-    for (int j = 0; j < NUMBERS(curve); j++) k[j] = ALL(b->k[j * b->cells + cell]);
-    if (b->slope) centre = ALL(b->centre[cell]), slope = ALL(b->slope[cell]), rest = ALL(b->rest[cell]);
-    I whole = n / W, left = n % W;
-    if (task == SUMS) {
-        for (I i = 0; i < whole; i += BLOCK)
-            NAME(curve_sums_few)(curve, b, o + i * W, least(BLOCK, whole - i), W, W, k, to, 1);
-        if (left) NAME(curve_sums_few)(curve, b, o + whole * W, 1, W, left, k, to, 1);
-    } else {
-        NAME(curve_few)(curve, task, b, o, whole, W, W, k, centre, slope, rest);
-        if (left) NAME(curve_few)(curve, task, b, o + whole * W, 1, W, left, k, centre, slope, rest);
-    }
-}
-
-/* n values of each of `cols` cells, which are neighbours. */
-INLINE void NAME(last_bent)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell,
-                            I to) {
-    V k[MOST], centre = {0}, slope = {0}, rest = {0};
-    I block = most(8, least(BLOCK, 4096 / most(cols, 1)));
-    for (I i = 0; i < n; i += block)
-        for (I c = 0; c < cols; c += W) {
-            I lanes = least(W, cols - c), few = least(block, n - i), here = o + i * stride + c;
-            size_t size = (size_t)lanes * sizeof(A);
-            for (int j = 0; j < NUMBERS(curve); j++) {
-                k[j] = (V){0};
-                memcpy(&k[j], b->k + j * b->cells + cell + c, size);
-            }
-            if (b->slope) {
-                memcpy(&centre, b->centre + cell + c, size);
-                memcpy(&slope, b->slope + cell + c, size);
-                memcpy(&rest, b->rest + cell + c, size);
-            }
-            if (task == SUMS && lanes == W)
-                NAME(curve_sums_few)(curve, b, here, few, stride, W, k, to + c, 0);
-            else if (task == SUMS)
-                NAME(curve_sums_few)(curve, b, here, few, stride, lanes, k, to + c, 0);
-            else if (lanes == W)
-                NAME(curve_few)(curve, task, b, here, few, stride, W, k, centre, slope, rest);
-            else
-                NAME(curve_few)(curve, task, b, here, few, stride, lanes, k, centre, slope, rest);
+/* n vectors, at most BLOCK, of which `lanes` values count; `to`: where the sums of the first cell go. */
+INLINE void NAME(curve_block)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell,
+                              I to) {
+    T some[3][BLOCK * sizeof(V) / sizeof(A)];
+    const T *x = b->x + o, *dy = task == VALUES ? NULL : b->dy + o;
+    T *out = task == SUMS ? NULL : b->out + o;
+    I far = step;
+    if (lanes < W) { /* padded, in a copy */
+        memset(some, 0, sizeof(some));
+        for (I i = 0; i < n; i++) {
+            memcpy(some[0] + i * W, x + i * step, (size_t)lanes * sizeof(T));
+            if (task != VALUES) memcpy(some[1] + i * W, dy + i * step, (size_t)lanes * sizeof(T));
         }
+        x = some[0], dy = some[1], out = some[2], far = W;
+    }
+    V k[MOST], s[MOST], centre = {0}, slope = {0}, rest = {0};
+    for (int j = 0; j < NUMBERS(curve); j++) {
+        k[j] = NAME(numbers)(b->k + j * b->cells + cell, b->last, lanes);
+        s[j] = (V){0};
+    }
+    const int pulled = task == SLOPES && b->slope;
+    if (pulled) {
+        centre = NAME(numbers)(b->centre + cell, b->last, lanes);
+        slope = NAME(numbers)(b->slope + cell, b->last, lanes);
+        rest = NAME(numbers)(b->rest + cell, b->last, lanes);
+    }
+    for (I i = 0; i < n; i++) {
+        FETCH(x + (i + n) * far);
+        V v = LOAD(x + i * far);
+        if (task == VALUES) {
+            STORE(out + i * far, NAME(curve_value)(curve, v, k));
+            continue;
+        }
+        FETCH(dy + (i + n) * far);
+        V g = LOAD(dy + i * far);
+        if (task == SUMS) {
+            NAME(curve_parts)(curve, g, v, k, s);
+            continue;
+        }
+        V d = g * NAME(curve_slope)(curve, v, k);
+        if (pulled) d += (v - centre) * slope + rest; /* not 0 * v, which may be infinite */
+        STORE(out + i * far, d);
+    }
+    for (int j = 0; task == SUMS && j < NUMBERS(curve); j++)
+        for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (b->last ? l : 0)] += s[j][l];
+    for (I i = 0; task != SUMS && lanes < W && i < n; i++)
+        memcpy(b->out + o + i * step, out + i * W, (size_t)lanes * sizeof(T));
 }
 
-#define EACH(f, ...)                                                                                                    \
-    if (curve == GATE) {                                                                                                \
-        if (task == VALUES) f(GATE, VALUES, __VA_ARGS__);                                                               \
-        if (task == SLOPES) f(GATE, SLOPES, __VA_ARGS__);                                                               \
-        if (task == SUMS) f(GATE, SUMS, __VA_ARGS__);                                                                   \
-    } else {                                                                                                            \
-        if (task == VALUES) f(DIVIDE, VALUES, __VA_ARGS__);                                                             \
-        if (task == SLOPES) f(DIVIDE, SLOPES, __VA_ARGS__);                                                             \
-        if (task == SUMS) f(DIVIDE, SUMS, __VA_ARGS__);                                                                 \
+CLONES static void NAME(bend)(int curve, int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell, I to) {
+    switch (curve * 3 + task) {
+    case 0: NAME(curve_block)(GATE, VALUES, b, o, n, step, lanes, cell, to); break;
+    case 1: NAME(curve_block)(GATE, SLOPES, b, o, n, step, lanes, cell, to); break;
+    case 2: NAME(curve_block)(GATE, SUMS, b, o, n, step, lanes, cell, to); break;
+    case 3: NAME(curve_block)(DIVIDE, VALUES, b, o, n, step, lanes, cell, to); break;
+    case 4: NAME(curve_block)(DIVIDE, SLOPES, b, o, n, step, lanes, cell, to); break;
+    default: NAME(curve_block)(DIVIDE, SUMS, b, o, n, step, lanes, cell, to);
     }
-CLONES static void NAME(side_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
-    EACH(NAME(side_bent), b, o, n, cell, to)
 }
-CLONES static void NAME(last_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell, I to) {
-    EACH(NAME(last_bent), b, o, n, cols, stride, cell, to)
+
+/* n values of a cell, side by side. */
+static void NAME(side_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
+    I whole = n / W, left = n % W;
+    for (I i = 0; i < whole; i += BLOCK) NAME(bend)(curve, task, b, o + i * W, least(BLOCK, whole - i), W, W, cell, to);
+    if (left) NAME(bend)(curve, task, b, o + whole * W, 1, W, left, cell, to);
+}
+
+/* n values of each of `cols` neighbouring cells, in blocks that stay in the cache while their columns are gone through. */
+static void NAME(last_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell, I to) {
+    I block = most(16, least(BLOCK, 2048 / most(cols, 1)));
+    for (I i = 0; i < n; i += block)
+        for (I c = 0; c < cols; c += W)
+            NAME(bend)(curve, task, b, o + i * stride + c, least(block, n - i), stride, least(W, cols - c), cell + c, to + c);
 }
 
 /* y, from dy also dx (with the gradient of moments, or NULL), or with `sums` those (numbers, k, c) of dy times the
@@ -1263,7 +1259,7 @@ static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, 
     A *centre = room + numbers * cells, *slope = centre + cells, *rest = slope + cells;
     for (I i = 0; i < numbers * cells; i++) room[i] = (A)tables[i];
     if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
-    NAME(Curve) each = {dy, x, out, room, centre, mean ? slope : NULL, rest, cells, parts, pieces}, *b = &each;
+    NAME(Curve) each = {dy, x, out, room, centre, mean ? slope : NULL, rest, cells, parts, pieces, last}, *b = &each;
     PIECES {
         PIECE;
         I size = values_in(t, segment), o = offset(t, row, col, segment), cell = row % k * c + col;
@@ -1293,7 +1289,6 @@ static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, 
 #undef MASK
 #undef PICK
 #undef SIDEWAYS
-#undef EACH
 #undef PIECES
 #undef PIECE
 #undef ROWS
