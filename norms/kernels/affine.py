@@ -15,7 +15,7 @@ from torch import Tensor
 from norms.kernels import native, plain
 from norms.kernels.moments import checked_rows, lying, moments
 
-Rule = Callable[..., tuple[Tensor, ...]]
+Rule = Callable[..., tuple[Tensor | None, ...]]
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
@@ -127,7 +127,7 @@ def map_by_moments(
     given = lying(x)
     if native.serves(given):
         return _ByMoments.apply(given, by, rule, rows, *inputs)  # type: ignore[no-any-return]
-    mean, var = moments(x, rows)
+    mean, var = plain.moments(x, rows)
     return by.plain(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()
 
 

@@ -56,9 +56,7 @@ def _sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ..
     return native.curve_sums(kind, dy, x, torch.stack(tables)).unbind()
 
 
-def _blend(
-    kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None
-) -> Tensor:
+def _blend(kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
     return native.curve_blend(kind, dy, x, torch.stack(tables), moments)
 
 

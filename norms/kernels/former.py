@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,18 +80,6 @@ def renormalize(
         shape = (-1, *[1] * (values.dim() - 2))
         return (values - mean.view(shape)) * scale.view(shape) + offset.view(shape)
     return F.batch_norm(values, None, None, scale * torch.sqrt(var + eps), offset, True, 0.0, eps)
-
-
-def flattened(x: Tensor) -> Tensor:
-    """x (N, C, *) as (N, C, P), in float32 or better. A view for every dense memory format, which operations keep."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:2], math.prod(x.shape[2:]))
-
-
-def scaled(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """x * scale + shift: x (N, C, P), scale and shift of any shape that broadcasts to it, or both None."""
-    if scale is None or shift is None:
-        return x
-    return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
 
 
 def row_moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:

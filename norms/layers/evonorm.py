@@ -110,7 +110,9 @@ class EvoNormB0(BatchNorm):
         kept = None if self.training else self.running_var.to(plain.table_type(x), copy=True)
         found: list[tuple[Tensor, Tensor, Tensor | int]] = []
 
-        def rule(mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+        def rule(
+            mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, ...]:
             """mean, var (N, C) of each sample."""
             instance = torch.sqrt(var + self.eps)
             if kept is not None:
@@ -207,7 +209,9 @@ class EvoNormS0(GroupNorm):
         if x.shape[0] == 0:
             return self.empty(x)
 
-        def rule(mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+        def rule(
+            mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, ...]:
             """mean, var (N, C) of each channel of each sample."""
             scale = torch.rsqrt(of_groups(mean, var, self.num_groups)[1] + self.eps)
             scale = scale.expand(-1, -1, self.num_channels // self.num_groups).reshape(mean.shape)

@@ -17,8 +17,6 @@ from norms.layers.instance_norm import InstanceNorm
 from norms.protocol import Activation
 from norms.registry import register
 
-Tables = tuple[Tensor, Tensor, Tensor | None]
-
 
 @register(
     name="frn",
@@ -71,10 +69,13 @@ class FilterResponseNorm(InstanceNorm):
         if x.shape[0] == 0:
             return self.empty(x)
 
-        def rule(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, tau: Tensor | None) -> Tables:
+        def rule(
+            mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, tau: Tensor | None
+        ) -> tuple[Tensor | None, ...]:
+            """mean, var (N, C) of each channel of each sample."""
             scale = torch.rsqrt(var + mean.square() + self.eps)
-            if weight is not None:
-                scale = scale * weight
-            return scale, scale.new_zeros(self.num_channels) if bias is None else bias, tau
+            if weight is None or bias is None:
+                return scale, scale.new_zeros(self.num_channels), tau
+            return scale * weight, bias, tau
 
         return by_moments(x, rule, self.weight, self.bias, self.tau)[0]

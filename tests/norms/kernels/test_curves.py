@@ -12,7 +12,17 @@ from norms.kernels.curves import divided, gated
 from norms.kernels.moments import moments
 
 CURVES = {"gated": (native.GATE, plain.gated, gated, 3), "divided": (native.DIVIDE, plain.divided, divided, 5)}
-SHAPES = [(1, 1, 1), (1, 7, 1), (5, 1, 3), (1, 1, 1031), (3, 17, 13), (4, 8, 64), (2, 9, 5, 7), (6, 37, 3, 2, 2), (7, 5)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 7, 1),
+    (5, 1, 3),
+    (1, 1, 1031),
+    (3, 17, 13),
+    (4, 8, 64),
+    (2, 9, 5, 7),
+    (3, 37, 3, 2, 2),
+    (7, 5),
+]
 LAYOUTS = ["contiguous", "channels innermost"]
 
 needs_native = pytest.mark.skipif(native.kernels() == "torch", reason="the native library is not there")
