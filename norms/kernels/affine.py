@@ -132,7 +132,10 @@ def map_by_moments(
 
 
 class _ByMoments(torch.autograd.Function):
-    """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x."""
+    """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x.
+
+    What the rule returns becomes tables outside of that graph: most of the time of a small layer is its small operations.
+    """
 
     @staticmethod
     def forward(
@@ -145,27 +148,28 @@ class _ByMoments(torch.autograd.Function):
             for t, want in zip((mean, var, *inputs), wanted, strict=True)
         ]
         with torch.set_grad_enabled(any(wanted)):
-            tables = in_rows(x, *rule(*leaves), rows=rows)
-        ctx.by, ctx.rule, ctx.rows, ctx.leaves, ctx.tables = by, rule, rows, leaves, tables
+            found = rule(*leaves)
+        tables = in_rows(x, *(None if t is None else t.detach() for t in found), rows=rows)
+        ctx.by, ctx.rule, ctx.rows, ctx.leaves, ctx.found, ctx.tables = by, rule, rows, leaves, found, tables
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *inputs)
-        return by.forward(x, *(None if t is None else t.detach() for t in tables)), mean, var
+        return by.forward(x, *tables), mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *inputs = ctx.saved_tensors
-        dy, leaves, by = grads[0], ctx.leaves, ctx.by
+        dy, leaves, by, tables = grads[0], ctx.leaves, ctx.by, ctx.tables
         if dy is None:
             return (None,) * (4 + len(inputs))
         if torch.is_grad_enabled():
             y = by.plain(x, *in_rows(x, *ctx.rule(*moments(x, ctx.rows), *inputs), rows=ctx.rows))
             dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
             return dx, None, None, None, *found
-        tables = tuple(None if t is None else t.detach() for t in ctx.tables)
         dy = native.like(dy, x)
-        sums = by.sums(dy, x, *tables)[: len(tables)]
-        d_mean, d_var, *found = plain.gradients(ctx.tables, leaves, sums, again=False)
+        pairs = [(t, d) for t, d in zip(ctx.found, by.sums(dy, x, *tables), strict=False) if t is not None]
+        sums = [d if t.shape == d.shape else d.sum(0, keepdim=t.dim() == 2) for t, d in pairs]  # type: ignore[union-attr]
+        d_mean, d_var, *found = plain.gradients([t for t, _ in pairs], leaves, sums, again=False)
         dx = None
         if ctx.needs_input_grad[0]:
             own = None

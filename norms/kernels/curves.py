@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from norms.kernels import native, plain
@@ -48,19 +47,7 @@ def divided(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None = No
     return map_by_moments(_DIVIDED, x, rule, inputs, rows)
 
 
-def _forward(kind: int, x: Tensor, *tables: Tensor) -> Tensor:
-    return native.curve(kind, x, torch.stack(tables))
-
-
-def _sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-    return native.curve_sums(kind, dy, x, torch.stack(tables)).unbind()
-
-
-def _blend(kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-    return native.curve_blend(kind, dy, x, torch.stack(tables), moments)
-
-
 _GATED, _DIVIDED = (
-    Map(partial(_forward, kind), partial(_sums, kind), partial(_blend, kind), in_torch)
+    Map(partial(native.curve, kind), partial(native.curve_sums, kind), partial(native.curve_blend, kind), in_torch)
     for kind, in_torch in ((native.GATE, plain.gated), (native.DIVIDE, plain.divided))
 )

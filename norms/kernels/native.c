@@ -248,8 +248,9 @@ int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, co
                                  void *dx, int threads) {
     return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
 }
-int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *tables,
-                    double *sums, const double *mean, const double *d_mean, const double *d_var, void *out, int threads) {
+int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const void *dy, const void *x,
+                    const double *const *tables, double *sums, const double *mean, const double *d_mean,
+                    const double *d_var, void *out, int threads) {
     return CALL(type, curve, last, n, c, p, k, curve, dy, x, tables, sums, mean, d_mean, d_var, out, threads);
 }
 
@@ -1152,9 +1153,9 @@ INLINE void NAME(curve_parts)(const int curve, V g, V x, const V *k, V *sums) {
     sums[3] += along, sums[4] += g;
 }
 
-INLINE double NAME(curve_factor)(int curve, int number, const double *k, I cells) {
-    if (curve == GATE) return number == 0 ? k[cells] : 1;
-    return number < 3 ? -k[3 * cells] : 1;
+INLINE double NAME(curve_factor)(int curve, int number, const double *const *k, I cell) {
+    if (curve == GATE) return number == 0 ? k[1][cell] : 1;
+    return number < 3 ? -k[3][cell] : 1;
 }
 
 /* The numbers that a vector of values needs, from the first cell's. */
@@ -1244,8 +1245,8 @@ static void NAME(last_curve)(int curve, int task, const NAME(Curve) *b, I o, I n
 }
 
 /* y, from dy also dx (with the gradient of moments, or NULL), or with `sums` those (numbers, k, c) of dy times the
- * derivatives by the numbers of cells, tables (numbers, k, c). */
-static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *tables,
+ * derivatives by the numbers of cells, tables (k, c) each. */
+static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *const *tables,
                        double *sums, const double *mean, const double *d_mean, const double *d_var, void *out, int threads) {
     const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
     I cells = k * c, pieces = sums ? n * t->segments * c : 0, numbers = NUMBERS(curve);
@@ -1257,7 +1258,8 @@ static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, 
         return 1;
     }
     A *centre = room + numbers * cells, *slope = centre + cells, *rest = slope + cells;
-    for (I i = 0; i < numbers * cells; i++) room[i] = (A)tables[i];
+    for (I j = 0; j < numbers; j++)
+        for (I i = 0; i < cells; i++) room[j * cells + i] = (A)tables[j][i];
     if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
     NAME(Curve) each = {dy, x, out, room, centre, mean ? slope : NULL, rest, cells, parts, pieces, last}, *b = &each;
     PIECES {
@@ -1274,7 +1276,7 @@ static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, 
         double *to = sums + j * cells;
         for (I r = 0; r < n * t->segments; r++)
             for (I i = 0; i < c; i++) to[r / t->segments % k * c + i] += parts[j * pieces + r * c + i];
-        for (I i = 0; i < cells; i++) to[i] *= NAME(curve_factor)(curve, j, tables + i, cells);
+        for (I i = 0; i < cells; i++) to[i] *= NAME(curve_factor)(curve, j, tables, i);
     }
     free(room), free(parts);
     return 0;

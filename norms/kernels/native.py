@@ -18,6 +18,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,33 +169,38 @@ def blend(
     return dx
 
 
-def curve(kind: int, x: Tensor, tables: Tensor) -> Tensor:
-    """A map of each value by the numbers of its cell that is no line. As x.
+def curve(kind: int, x: Tensor, *tables: Tensor) -> Tensor:
+    """A map of each value by the numbers k0, k1, ... of its cell that is no line. As x.
 
     Args:
         kind: GATE or DIVIDE.
-        tables: (numbers, K, C).
+        tables: (K, C) each.
     """
     y = torch.empty_like(x)
-    _call("curve", *_view(x, tables.shape[1]), kind, None, x, tables, None, None, None, None, y)
+    _call("curve", *_view(x, len(tables[0])), kind, None, x, _all(tables), None, None, None, None, y)
     return y
 
 
-def curve_sums(kind: int, dy: Tensor, x: Tensor, tables: Tensor) -> Tensor:
-    """The gradients of the tables: sums (numbers, K, C)."""
-    sums = torch.empty_like(tables)
-    _call("curve", *_view(x, tables.shape[1]), kind, like(dy, x), x, tables, sums, None, None, None, None)
-    return sums
+def curve_sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the tables."""
+    sums = x.new_empty(len(tables), *tables[0].shape, dtype=torch.float64)
+    _call("curve", *_view(x, len(tables[0])), kind, like(dy, x), x, _all(tables), sums, None, None, None, None)
+    return sums.unbind()
 
 
 def curve_blend(
-    kind: int, dy: Tensor, x: Tensor, tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None
+    kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Tensor:
     """The gradient of x, and that of moments: see `blend`."""
     dx = torch.empty_like(x)
-    view = _view(x, tables.shape[1])
-    _call("curve", *view, kind, like(dy, x), x, tables, None, *(moments or (None, None, None)), dx)
+    view = _view(x, len(tables[0]))
+    _call("curve", *view, kind, like(dy, x), x, _all(tables), None, *(moments or (None, None, None)), dx)
     return dx
+
+
+def _all(tables: tuple[Tensor, ...]) -> Any:
+    """An array of pointers."""
+    return (_POINTER * len(tables))(*(t.data_ptr() for t in tables))
 
 
 def normalize(
@@ -250,7 +256,7 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     return dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def _call(name: str, *arguments: Any) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     if getattr(_library, f"normsuite_{name}")(*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -144,12 +144,14 @@ class ProxyNorm(GroupNorm):
         def per_channel(p: Tensor) -> Tensor:
             return p.to(wide).view(shape)
 
-        steps = torch.arange(self.num_samples, device=y.device, dtype=torch.float64)
-        normal = math.sqrt(2) * torch.erfinv(2 * (steps + 0.5) / self.num_samples - 1)
-        normal = normal.to(wide).view(-1, 1, *shape[1:])  # (S, 1, ...)
-        proxy = torch.addcmul(per_channel(self.proxy_mean), normal, 1 + per_channel(self.proxy_scale))
+        levels = torch.arange(1, 2 * self.num_samples, 2, device=y.device, dtype=torch.float64) / self.num_samples - 1
+        normal = (math.sqrt(2) * torch.erfinv(levels)).to(wide).view(-1, 1, *shape[1:])  # (S, 1, ...)
+        # weight * ((1 + proxy_scale) * normal + proxy_mean) + bias
+        centre, spread = per_channel(self.proxy_mean), 1 + per_channel(self.proxy_scale)
         if self.weight is not None and self.bias is not None:
-            proxy = torch.addcmul(per_channel(self.bias), proxy, per_channel(self.weight))
+            weight = per_channel(self.weight)
+            centre, spread = torch.addcmul(per_channel(self.bias), centre, weight), spread * weight
+        proxy = torch.addcmul(centre, normal, spread)
         activated = phi(proxy)
         mean = activated.mean(dim=0)
         return mean, (activated - mean).square().mean(dim=0)

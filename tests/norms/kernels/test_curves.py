@@ -80,16 +80,16 @@ def test_the_loops_are_the_equations_and_their_derivatives(name, shape, layout, 
     for rows in {1, shape[0]}:
         k = tables(name, rows, shape[1])
         truth = literal(name, x.double(), k)
-        y = native.curve(kind, x, k)
+        y = native.curve(kind, x, *k)
         assert y.dtype == dtype
         assert y.stride() == x.stride()
         close(y.double(), truth)
         close(in_torch(x, *k).double(), truth)
         want_x, want_k = derivatives(name, x, k, dy)
-        close(native.curve_blend(kind, dy, x, k, None).double(), want_x)
+        close(native.curve_blend(kind, dy, x, *k).double(), want_x)
         # sums are of many terms, whatever is left of them
         size = max(1, x.numel() // (rows * shape[1])) ** 0.5 if dtype != torch.float64 else 1
-        torch.testing.assert_close(native.curve_sums(kind, dy, x, k), want_k, rtol=1e-5, atol=1e-5 * size)
+        torch.testing.assert_close(torch.stack(native.curve_sums(kind, dy, x, *k)), want_k, rtol=1e-5, atol=1e-5 * size)
 
 
 @needs_native
@@ -104,7 +104,7 @@ def test_the_gate_is_exact_to_the_last_digits_over_the_whole_range(layout, dtype
     truth = wide * torch.where(wide > 0, 1 / (1 + torch.exp(-wide)), torch.exp(wide) / (1 + torch.exp(wide)))
     truth = torch.where(wide < -700, 0, truth)  # exp(-700) / 1 there
     rtol = 4e-7 if dtype == torch.float32 else 1e-14
-    torch.testing.assert_close(native.curve(native.GATE, x, k).double(), truth, rtol=rtol, atol=1e-37)
+    torch.testing.assert_close(native.curve(native.GATE, x, *k).double(), truth, rtol=rtol, atol=1e-37)
 
 
 @needs_native
@@ -123,8 +123,8 @@ def test_extreme_values_give_what_torch_gives(name, layout, dtype):
     y = in_torch(given, *k)
     dx = torch.autograd.grad(y, given, dy)[0]
     small = {"rtol": 1e-2 if dtype == torch.bfloat16 else 1e-6, "atol": 1e-6, "equal_nan": True}
-    torch.testing.assert_close(native.curve(kind, x, k), y.detach(), **small)
-    got = native.curve_blend(kind, dy, x, k, None)
+    torch.testing.assert_close(native.curve(kind, x, *k), y.detach(), **small)
+    got = native.curve_blend(kind, dy, x, *k)
     assert got[x.isnan()].isnan().all()
     sound = y.isfinite()  # inf / inf is none, and torch's derivative there is none either, where the loop's may be 0
     torch.testing.assert_close(got[sound], dx[sound], **small)
@@ -142,7 +142,8 @@ def test_one_thread_and_two_give_the_same_bits(name, layout):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             found.append(
-                (native.curve(kind, x, k), native.curve_sums(kind, dy, x, k), native.curve_blend(kind, dy, x, k, own))
+                (native.curve(kind, x, *k), *native.curve_sums(kind, dy, x, *k))
+                + (native.curve_blend(kind, dy, x, *k, moments=own),)
             )
     finally:
         torch.set_num_threads(before)
