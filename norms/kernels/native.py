@@ -18,6 +18,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ sets it to "torch", so that the processes it starts neither look nor warn again.
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
 
+GATE, DIVIDE = 0, 1
+"""Curves: x * sigmoid(k0 x) * k1 + k2, and x / max(k2, k0 x + k1) * k3 + k4."""
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 _POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -45,6 +49,7 @@ _CALLS = {
     "normalize": [*_VIEW, _SIZE, _CODE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
     "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
+    "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
 }
 
 
@@ -185,6 +190,40 @@ def blend(
     return dx
 
 
+def curve(kind: int, x: Tensor, *tables: Tensor) -> Tensor:
+    """A map of each value by the numbers k0, k1, ... of its cell that is no line. As x.
+
+    Args:
+        kind: GATE or DIVIDE.
+        tables: (K, C) each.
+    """
+    y = torch.empty_like(x)
+    _call("curve", *_view(x, len(tables[0])), kind, None, x, _all(tables), None, None, None, None, y)
+    return y
+
+
+def curve_sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the tables."""
+    sums = x.new_empty(len(tables), *tables[0].shape, dtype=torch.float64)
+    _call("curve", *_view(x, len(tables[0])), kind, like(dy, x), x, _all(tables), sums, None, None, None, None)
+    return sums.unbind()
+
+
+def curve_blend(
+    kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Tensor:
+    """The gradient of x, and that of moments: see `blend`."""
+    dx = torch.empty_like(x)
+    view = _view(x, len(tables[0]))
+    _call("curve", *view, kind, like(dy, x), x, _all(tables), None, *(moments or (None, None, None)), dx)
+    return dx
+
+
+def _all(tables: tuple[Tensor, ...]) -> Any:
+    """An array of pointers."""
+    return (_POINTER * len(tables))(*(t.data_ptr() for t in tables))
+
+
 def normalize(
     x: Tensor,
     weight: Tensor | None,
@@ -276,7 +315,7 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     return dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def _call(name: str, *arguments: Any) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -159,6 +159,22 @@ def normalize_backward(
     return dx, (g * h.reshape(x.shape)).sum(over).to(weight.dtype), g.sum(over).to(weight.dtype)
 
 
+def gated(x: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * sigmoid(gate * x) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    gate, scale, shift = (_per_row(t, values) for t in (gate, scale, shift))
+    return _as(torch.addcmul(shift, values * torch.sigmoid(values * gate), scale), x)
+
+
+def divided(x: Tensor, slope: Tensor, base: Tensor, least: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x / max(least, slope * x + base) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    slope, base, least, scale, shift = (_per_row(t, values) for t in (slope, base, least, scale, shift))
+    under = torch.addcmul(base, values, slope)
+    under = torch.where(under <= least, least, under)
+    return _as(torch.addcmul(shift, values / under, scale), x)
+
+
 def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """A centre (K, C) that is near the values of x or where the line is 0, and scale * x + shift as (M, K, C, P).
 
