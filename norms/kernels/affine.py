@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norms.kernels import native, plain
-from norms.kernels.moments import checked_rows, moments
+from norms.kernels.moments import checked_rows
 
 Rule = Callable[..., tuple[Tensor, ...]]
 
@@ -126,8 +126,15 @@ def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None =
     given = native.ready(x)
     if given is not None:
         return _ByMoments.apply(given, rule, rows, *inputs)
-    mean, var = plain.moments(x, rows)
-    return plain.affine(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()  # type: ignore[arg-type]
+    y, mean, var = _plain_by_moments(x, rule, rows, *inputs)
+    return y, mean.detach(), var.detach()
+
+
+def _plain_by_moments(x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    values = plain.wide(x)  # once, so that gradients of a small type are added in the wide one
+    mean, var = plain.moments(values, rows)
+    y = plain.affine(values, *in_rows(x, *rule(mean, var, *inputs), rows=rows))  # type: ignore[arg-type]
+    return y.to(x.dtype), mean, var
 
 
 class _ByMoments(torch.autograd.Function):
@@ -157,7 +164,7 @@ class _ByMoments(torch.autograd.Function):
         if dy is None:
             return (None,) * (3 + len(inputs))
         if torch.is_grad_enabled():
-            y = plain.affine(x, *in_rows(x, *ctx.rule(*moments(x, ctx.rows), *inputs), rows=ctx.rows))  # type: ignore[arg-type]
+            y = _plain_by_moments(x, ctx.rule, ctx.rows, *inputs)[0]
             dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
             return dx, None, None, *found
         scale, shift, floor = (*(None if t is None else t.detach() for t in ctx.tables), None)[:3]
