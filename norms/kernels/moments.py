@@ -42,7 +42,7 @@ def checked_rows(x: Tensor, rows: int | None) -> int:
         raise ValueError(f"floating-point x (N, C, *) is needed, given {x.dtype} of shape {tuple(x.shape)}")
     if rows is None:
         return x.shape[0]
-    if rows < 1 or x.shape[0] % rows:
+    if rows != x.shape[0] and (rows < 1 or x.shape[0] % rows):  # no samples: no rows
         raise ValueError(f"rows={rows}: a divisor of the {x.shape[0]} samples is needed")
     return rows
 
@@ -86,8 +86,8 @@ def pooled(mean: Tensor, var: Tensor, rows: int = 1) -> tuple[Tensor, Tensor]:
         rows: K, a divisor of N; 1: all rows together.
     """
     mean, var = (t.reshape(-1, rows, t.shape[1]) for t in (mean, var))
-    union = mean.mean(0)
-    return union, var.mean(0) + (mean - union).square().mean(0)
+    spread, union = torch.var_mean(mean, 0, correction=0)
+    return union, var.mean(0) + spread
 
 
 def union_of_workers(mean: Tensor, var: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:

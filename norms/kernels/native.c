@@ -9,6 +9,7 @@
  *
  * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
  * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ * Sizes are at least 1: native.py gives nothing else.
  *
  * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
  * of the arithmetic, V a vector of A.
@@ -22,22 +23,32 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
-#define FEW 16384      /* values below which a second thread costs more than it brings */
-#define SCATTERED 512  /* values side by side below which going from sample to sample is slow */
-#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
-#else
-#define CLONES __attribute__((noinline))
 #endif
+#ifndef FEW
+#define FEW 16384 /* values below which a second thread costs more than it brings */
+#endif
+#define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
+#define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
+
+#define CLONES __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
+/* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
+#define UNROLL _Pragma("GCC unroll 8")
 
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
+
+/* Whether this processor has what the rest is compiled for: asked by code that needs none of it. Every x86 since 2013
+ * has; a second copy of the loops for older ones would double the time of compilation. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+int normsuite_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC target("avx2,fma")
+#else
+int normsuite_supported(void) { return 1; }
+#endif
 
 INLINE I least(I a, I b) { return a < b ? a : b; }
 INLINE I most(I a, I b) { return a > b ? a : b; }
@@ -203,15 +214,30 @@ int normsuite_blend(int type, int last, I n, I c, I p, I k, const void *dy, cons
                     const double *d_var, void *dx, int threads) {
     return CALL(type, blend, last, n, c, p, k, dy, x, scale, shift, floor, mean, d_mean, d_var, dx, threads);
 }
-int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
-                        const void *bias, int wide, int given, double *stats, void *y, int threads) {
-    return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
+int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x,
+                        const void *weight, const void *bias, int wide, int given, double *stats, void *y, int threads) {
+    return CALL(type, normalize, last, n, c, p, k, g, pooled, eps, x, weight, bias, wide, given, stats, y, threads);
 }
-int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
+int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x,
                                  const void *weight, int wide, int fixed, const double *stats, void *d_weight,
                                  void *d_bias, void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+    return CALL(type, normalize_backward, last, n, c, p, k, g, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
                 threads);
+}
+
+/* Running statistics (size) are moved by those of k norm batches (k, size), one after the other; one that is not finite
+ * in their type leaves them alone. */
+void normsuite_track(int wide, I k, I size, const double *mean, const double *var, double momentum, void *running_mean,
+                     void *running_var) {
+    double most_of_type = wide ? __DBL_MAX__ : __FLT_MAX__;
+    for (I i = 0; i < size; i++) {
+        double m = at(running_mean, wide, i), v = at(running_var, wide, i);
+        for (I j = i; j < k * size; j += size) {
+            if (!(var[j] <= most_of_type)) continue;
+            m += momentum * (mean[j] - m), v += momentum * (var[j] - v);
+        }
+        put(running_mean, wide, i, m), put(running_var, wide, i, v);
+    }
 }
 
 #else /* what follows is compiled once per type */
@@ -276,9 +302,12 @@ INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
     V a[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) a[j] = (V){0};
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         V m = a[j] / (A)n;
         memcpy(near + j * W, &m, sizeof(V));
@@ -288,11 +317,13 @@ INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vec
 INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
                                    const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], near + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
@@ -445,11 +476,13 @@ CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre,
 INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
                                 const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], centre + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V g = LOAD(dy + i * stride + j * W);
             a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
@@ -813,6 +846,7 @@ typedef struct {
     Table t;
     I n, k, g, runs;       /* runs: rows of a sample */
     int wide;              /* a row is a whole set, a column one value of a sample */
+    int pooled;            /* one deviation for all groups of a set: 0 no, 1 from their means, 2 from the mean of all */
     I width;               /* columns that belong to a group, where they are neighbours; else cols */
     I *group, *channel;    /* (runs, cols), (cols) */
     double *one, *two;     /* (rows, segments, cols) */
@@ -820,9 +854,9 @@ typedef struct {
     void *room;
 } NAME(Plan);
 
-static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int threads) {
+static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int pooled, int threads) {
     I size = c * p / g, unit = common(p, size);
-    q->n = n, q->k = k, q->g = g;
+    q->n = n, q->k = k, q->g = g, q->pooled = pooled;
     q->wide = unit < SHORT && unit < p && n % k == 0 && n / k >= SHORT;
     I lots = q->wide ? 1 : p / most(unit, 1);
     q->runs = last && !q->wide ? lots : 1;
@@ -833,7 +867,7 @@ static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int thre
     else
         q->t = table(0, n, c * lots, unit, 1, c * p, threads);
     I cols = q->t.cols, pieces = q->t.rows * q->t.segments * cols, cells = k * q->runs * cols;
-    q->width = !q->t.last ? cols / g : cols;
+    q->width = !q->t.last && !pooled ? cols / g : cols;
     size_t bytes = (size_t)((q->runs + 1) * cols) * sizeof(I) + (size_t)(2 * pieces) * sizeof(double) +
                    (size_t)(4 * cells) * sizeof(A);
     q->room = malloc(bytes + 1);
@@ -867,6 +901,7 @@ INLINE double NAME(count)(const NAME(Plan) *q, I s, I size) { return (double)((q
 static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *mean, double *var) {
     I cols = q->t.cols;
     double count = NAME(count)(q, s, size);
+    double each = 1 / count;
     for (I j = col; j < end; j++)
         for (I r = 0; r < q->runs; r++) mean[q->group[r * cols + j]] = var[q->group[r * cols + j]] = 0;
     ROWS(q, s) SEGMENTS(q) {
@@ -881,23 +916,34 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
         double own = (double)values_in(&q->t, segment);
         for (I j = col; j < end; j++) {
             double away = q->one[at_row + j] - mean[group[j]];
-            var[group[j]] += (q->two[at_row + j] + own * away * away) / count;
+            var[group[j]] += (q->two[at_row + j] + own * away * away) * each;
         }
     }
+}
+
+INLINE double NAME(over_groups)(const NAME(Plan) *q, const double *values) {
+    double sum = 0;
+    for (I g = 0; g < q->g; g++) sum += values[g];
+    return sum / (double)q->g;
 }
 
 /* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
 static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
                                 const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size);
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size), one = 0;
+    if (q->pooled) {
+        double level = NAME(over_groups)(q, mean);
+        for (I g = 0; g < q->g; g++) one += var[g] + (q->pooled == 2 ? (mean[g] - level) * (mean[g] - level) : 0);
+        one = 1 / sqrt(one / (double)q->g + eps);
+    }
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
             if (rstd[g] == -1) {
-                rstd[g] = 1 / sqrt(var[g] + eps);
+                rstd[g] = q->pooled ? one : 1 / sqrt(var[g] + eps);
                 rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
             }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
@@ -929,11 +975,11 @@ INLINE int NAME(by_set)(const NAME(Plan) *q) {
 #define STRIPS(q, from, to)                                                                                             \
     for (I col = (from), end; end = (q)->t.last ? least((to), col + (q)->t.strip) : (to), col < (to); col = end)
 
-static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
+static int NAME(normalize)(int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x, const void *weight,
                            const void *bias, int wide, int given, double *stats, void *y, int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     NAME(Lines) by = {q->centre, q->scale, q->shift, NULL};
     I size = c * p / g;
     if (NAME(by_set)(q)) {
@@ -985,13 +1031,15 @@ static void NAME(backward_lines)(const NAME(Plan) *q, I s, I col, I end, I size,
             level[group[j]] += w * q->two[i + j];
         }
     }
+    double one = q->pooled ? NAME(over_groups)(q, along) : 0, middle = q->pooled == 2 ? NAME(over_groups)(q, mean) : 0;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            double e = -rstd[g] * rstd[g] * rstd[g] * along[g] / count;
+            double e = -rstd[g] * rstd[g] * rstd[g] * (q->pooled ? one : along[g]) / count;
+            double from = q->pooled == 2 ? middle : mean[g];
             q->scale[i] = (A)(weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g]);
             q->slope[i] = (A)e;
-            q->shift[i] = (A)(e * ((double)q->centre[i] - mean[g]) - rstd[g] * level[g] / count);
+            q->shift[i] = (A)(e * ((double)q->centre[i] - from) - rstd[g] * level[g] / count);
         }
 }
 
@@ -1002,12 +1050,12 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
 }
 
 /* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
-static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
+static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x, const void *weight,
                                     int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
                                     int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     double *sums = calloc((size_t)(2 * k * g + 2 * c + 1), sizeof(double)), *weights = sums + 2 * k * g;
     if (!sums) {
         free(q->room);

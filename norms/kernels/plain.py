@@ -1,6 +1,6 @@
 """What norms.kernels computes, in differentiable operations of torch: for every device, type, layout and transform.
 
-They serve where the native library does not (norms.kernels.native.serves), and for derivatives of derivatives; tests
+They serve where the native library does not (norms.kernels.native.ready), and for derivatives of derivatives; tests
 hold the two against each other. Like there, nothing is lost at large means: sums are of values that are near zero.
 
 Axes: N sample, K row of a table, M = N / K samples of a row, C channel, P position.
