@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norms.kernels import native, plain
-from norms.kernels.moments import checked_rows, moments
+from norms.kernels.moments import checked_rows
 
 Rule = Callable[..., tuple[Tensor | None, ...]]
 
@@ -145,8 +145,17 @@ def map_by_moments(
     given = native.ready(x)
     if given is not None:
         return _ByMoments.apply(given, by, rule, rows, *inputs)
-    mean, var = plain.moments(x, rows)
-    return by.plain(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()
+    y, mean, var = _plain_by_moments(by, x, rule, rows, *inputs)
+    return y, mean.detach(), var.detach()
+
+
+def _plain_by_moments(
+    by: Map, x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = plain.wide(x)  # once, so that gradients of a small type are added in the wide one
+    mean, var = plain.moments(values, rows)
+    y = by.plain(values, *in_rows(x, *rule(mean, var, *inputs), rows=rows))
+    return y.to(x.dtype), mean, var
 
 
 class _ByMoments(torch.autograd.Function):
@@ -181,7 +190,7 @@ class _ByMoments(torch.autograd.Function):
         if dy is None:
             return (None,) * (4 + len(inputs))
         if torch.is_grad_enabled():
-            y = by.plain(x, *in_rows(x, *ctx.rule(*moments(x, ctx.rows), *inputs), rows=ctx.rows))
+            y = _plain_by_moments(by, x, ctx.rule, ctx.rows, *inputs)[0]
             dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
             return dx, None, None, None, *found
         dy = native.like(dy, x)

@@ -231,7 +231,7 @@ def normalize(
     groups: int,
     rows: int,
     eps: float,
-    given: tuple[Tensor, Tensor] | None = None,
+    given: tuple[Tensor, Tensor] | tuple[float, float] | None = None,
     pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
@@ -239,7 +239,7 @@ def normalize(
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
-        given: mean and variance (K, G) to take; None: those of x.
+        given: mean and variance (K, G) to take, or one number each; None: those of x.
         pooled: one deviation for all groups of a row: 0 no, 1 from the groups' means, 2 from the mean of all.
     """
     stats = x.new_empty(4, rows, groups, dtype=torch.float64)
