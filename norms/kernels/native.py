@@ -283,8 +283,8 @@ def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
     """
     running = (running_mean, running_var)
     served = (
-        all(t.is_contiguous() and not t.is_inference() for t in running)
-        and ready(running_mean) is not None
+        ready(running_mean) is not None  # first: not while compiling, which knows no is_inference
+        and all(t.is_contiguous() and not t.is_inference() for t in running)
         and running_mean.dtype == running_var.dtype != torch.bfloat16
         and type(mean) is Tensor
         and mean.is_cpu
