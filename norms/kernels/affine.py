@@ -51,10 +51,12 @@ def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple
     """
     given = [t if t is None or t.dim() != 1 else t[None] for t in tables]
     if rows is None:
-        rows = max(len(t) for t in given if t is not None)
+        rows = max(t.shape[0] for t in given if t is not None)
+    # shape[0] and not len(), which would fix the number of samples of a network that is exported
+    divides = rows is x.shape[0] or not x.shape[0] or x.shape[0] % max(rows, 1) == 0
     for t in given:
-        fits = t is None or (t.dim() == 2 and t.shape[1] == x.shape[1] and len(t) in (1, rows))
-        if not fits or (x.shape[0] and x.shape[0] % max(rows, 1)):
+        fits = t is None or (t.dim() == 2 and t.shape[1] == x.shape[1] and (t.shape[0] == 1 or t.shape[0] == rows))
+        if not fits or not divides:
             shapes = ", ".join(str(tuple(t.shape)) for t in tables if t is not None)
             raise ValueError(
                 f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({x.shape[1]},) or (K, {x.shape[1]}) "
@@ -134,7 +136,7 @@ def map_by_moments(
 class _ByMoments(torch.autograd.Function):
     """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x.
 
-    What the rule returns becomes tables outside of that graph: most of the time of a small layer is its small operations.
+    What the rule returns becomes tables outside of that graph: small operations are most of the time of a small layer.
     """
 
     @staticmethod

@@ -48,7 +48,7 @@ def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
     """scale * x + shift, at least `floor`; tables (K, C), in float32 or better. In x's type and memory format."""
-    values = by_row(wide(x), len(scale))
+    values = by_row(wide(x), scale.shape[0])
     # (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers
     near = (-shift / scale).detach()
     near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
@@ -63,14 +63,14 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None)
 
 def gated(x: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x * sigmoid(gate * x) * scale + shift; tables (K, C). In x's type and memory format."""
-    values = by_row(wide(x), len(scale))
+    values = by_row(wide(x), scale.shape[0])
     gate, scale, shift = _per_row(values, gate, scale, shift)
     return _as(x, torch.addcmul(shift, values * torch.sigmoid(values * gate), scale))
 
 
 def divided(x: Tensor, slope: Tensor, base: Tensor, least: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x / max(least, slope * x + base) * scale + shift; tables (K, C). In x's type and memory format."""
-    values = by_row(wide(x), len(scale))
+    values = by_row(wide(x), scale.shape[0])
     slope, base, least, scale, shift = _per_row(values, slope, base, least, scale, shift)
     under = torch.addcmul(base, values, slope)
     under = torch.where(under <= least, least, under)
