@@ -35,7 +35,7 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python run_suite.py bench
 
-.venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt
+.venv/.installed: pyproject.toml constraints.txt requirements-legacy.txt norms/kernels/native.c
 	$(PYTHON) -m venv .venv
 # Compat mode puts this folder itself on the path. With setuptools' usual import hook a mere folder named `results`
 # beside a script would hide the package, since Python asks hooks last.
@@ -44,11 +44,11 @@ bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-legacy.txt
 	touch $@
 
-# What some tests use beside Python, of Debian: a browser for the report, LaTeX for the tables of papers. Without them
-# these tests are skipped.
+# What some tests use beside Python, of Debian: a browser for the report, a C compiler (without which the native kernels
+# are not built, either), LaTeX for the tables of papers. Without them these tests are skipped.
 tools:
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --no-install-recommends chromium texlive-latex-base texlive-latex-recommended \
+	apt-get install --quiet=2 --no-install-recommends chromium gcc libc6-dev texlive-latex-base texlive-latex-recommended \
 		texlive-latex-extra texlive-science
 
 clean:

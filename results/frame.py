@@ -40,9 +40,9 @@ from results.versions import NORM_BATCH, mark_stale
 IDENTITY = ("task", "norm", "norm_label", "row", "seed", "status", "reason", "key")
 VERSIONS = ("norm_version", "task_version", "data_checksum")
 EVIDENCE = ("data", "budget", "selection", "equals")
-ENVIRONMENT = ("commit", "torch", "device", "device_name", "threads")
+ENVIRONMENT = ("commit", "torch", "device", "device_name", "threads", "kernels")
 """Named without prefix, since tables say when cells differ in them; every other entry is `environment.<name>`."""
-MADE_IN = ("torch", "device", "device_name", "cpu", "threads")
+MADE_IN = ("torch", "device", "device_name", "cpu", "threads", "kernels")
 """What parts of a run may differ in, so that a table has to say it: numbers depend on these in their last digits."""
 FIXED = (*IDENTITY, *VERSIONS, *EVIDENCE, *ENVIRONMENT, "seconds", "finished", "repeats", "stale", "file")
 ENDED = "status."
@@ -82,7 +82,7 @@ def load(
         - one column per metric under its own name, in base units and full precision (NaN unless status is "ok"); those
           that need several runs are added by results.derived;
         - data, budget, selection, equals (from the record's evidence), `evidence.<name>` for the rest of it;
-        - commit, torch, device, device_name, threads (of a run that was made in parts those of its last one),
+        - commit, torch, device, device_name, threads, kernels (of a run that was made in parts those of its last one),
           `environment.<name>` for the rest of the environment;
         - environment.parts: how many processes made the run, one after the other (None: one); environment.parts_differ:
           what their surroundings differ in, of MADE_IN, separated by commas; "" where in nothing;

@@ -1,4 +1,4 @@
-"""Surroundings of a run outside its spec: allocator, threads, commit, versions, hardware.
+"""Surroundings of a run outside its spec: allocator, threads, kernels, commit, versions, hardware.
 
 None of it is in a run's key; all of it is in its record, so that a table whose cells differ in it can say so.
 """
@@ -115,6 +115,8 @@ def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
     """
     import torch
 
+    from norms.kernels.native import kernels
+
     where = torch.device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else _cpu_model()
     return {
@@ -129,6 +131,7 @@ def describe(device: str, threads: int, commit: str) -> dict[str, Any]:
         # torch's default on recent accelerators: convolutions round their inputs to 10 bits of mantissa
         "tf32": where.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "allocator": _allocator,
+        "kernels": kernels() if where.type == "cpu" else "torch",  # those of norms; rounding and costs depend on them
     }
 
 

@@ -12,6 +12,7 @@ Axes: N sample, C channel, * any number of spatial positions, G group.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from torch import Tensor
 from norms.bases.running_statistics import RunningStatistics
 from norms.channels import PerChannel, check_arguments
 from norms.kernels.grouping import evaluate, normalize
+from norms.kernels.moments import pooled, union_of_workers
+from norms.kernels.plain import table_type
 from norms.situation import check_slices
+from norms.workers import enough
 
 
 class BatchStatistics(PerChannel, RunningStatistics):
@@ -100,3 +104,59 @@ class BatchStatistics(PerChannel, RunningStatistics):
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+class BatchMoments:
+    """The part of a norm batch's moments in a layer whose coefficients are per sample: a rule of `by_moments`.
+
+        moments = BatchMoments(layer, x)
+        by_moments(x, rule)         # rule(mean, var, ...) calls moments(mean, var)
+        moments.track()             # the running statistics, after the forward
+
+    In training these are the moments of each norm batch, or of all workers together; in evaluation the running ones.
+
+    Args:
+        layer: which keeps statistics per channel.
+        x: (N, C, *), its input.
+
+    Raises:
+        ValueError: fewer than two values per channel in training, or slices that do not divide N.
+    """
+
+    def __init__(self, layer: BatchStatistics, x: Tensor):
+        self.layer, self.merging = layer, layer.merging
+        self.slices = layer.situation.slices if layer.training else 1
+        self.images, self.positions = check_slices(x, self.slices), math.prod(x.shape[2:])
+        self.found: tuple[Tensor, Tensor, Any] | None = None
+        if layer.training:
+            self.count = layer.values(x, self.slices)
+        else:
+            # copied: training may move the statistics before the backward of this forward, which is to be by these
+            kind = table_type(x)
+            self.running = layer.running_mean.to(kind, copy=True), layer.running_var.to(kind, copy=True)
+
+    def per_sample(self, table: Tensor) -> Tensor:
+        """(N, C) as (M, K, C): sample n is in norm batch n % K."""
+        return table.reshape(self.images, self.slices, table.shape[-1])
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (K, C), of norm batches, from those of samples (N, C); in evaluation (C,)."""
+        if not self.layer.training:
+            return self.running
+        if self.merging is not None:
+            union_mean, union_var, images = union_of_workers(mean, var, self.merging)
+            total: Any = images * self.positions
+        else:
+            (union_mean, union_var), total = pooled(mean, var, self.slices), self.count
+        if self.found is None:
+            self.found = union_mean.detach(), union_var.detach(), total
+        return union_mean, union_var
+
+    def track(self) -> None:
+        """Move the running statistics, in training."""
+        if self.found is None:
+            return
+        mean, var, total = self.found
+        if self.merging is not None:
+            enough(self.count, total, self.merging)
+        self.layer.track(mean, var * (total / (total - 1)), self.count)

@@ -7,13 +7,12 @@ mixes domains. Training uses the statistics of the batch's samples of each domai
 (unbiased variance, momentum 0.1); a domain that the batch does not hold is left alone. Evaluation uses the running
 statistics of the domain that it is told. With `num_domains=1` no domain need be told, and dsbn and bne are bn.
 
-Axes: N sample, C channel, P position, D domain, K norm batch, E = K * D pairs of norm batch and domain.
+Axes: N sample, C channel, D domain, K norm batch, E = K * D pairs of norm batch and domain.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,36 +20,19 @@ from torch import Tensor
 
 from norms.bases.running_statistics import DomainStatistics
 from norms.channels import PerChannel, check_arguments
-from norms.kernels.former import normalize_by
+from norms.kernels import affine, by_moments, plain
 from norms.kernels.grouping import evaluate, normalize
-from norms.kernels.moments import moments, moments_of_sets
+from norms.kernels.moments import moments_of_sets
 from norms.protocol import Situation
 from norms.situation import check_slices
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments of every norm batch and domain, over the samples of that domain in that norm batch."""
-
-    mean: Tensor  # (K, D, C), differentiable; 0 where there is no sample
-    var: Tensor  # (K, D, C), biased
-    images: Tensor  # (K, D)
-    positions: int
-
-    @property
-    def count(self) -> Tensor:
-        """Values that entered each statistic of a channel, (K, D, 1)."""
-        return self.images[..., None] * self.positions
-
-    @property
-    def unbiased(self) -> Tensor:
-        return self.var * (self.count / (self.count - 1).clamp(min=1))
 
 
 class PerDomain(PerChannel, DomainStatistics):
     """A norm with running statistics (D, C) that normalizes each sample by the statistics of its domain."""
 
     syncs = True
+    compares_domains = False
+    """Whether the output of one domain depends on the statistics of the others, by `_factor`."""
 
     def __init__(
         self,
@@ -79,109 +61,101 @@ class PerDomain(PerChannel, DomainStatistics):
         """
         self.check_channels(x)
         domain = told_domain(self, x)
+        if self.num_domains == 1:
+            domain = 0
         if x.shape[0] == 0 and self.merging is None:
             return self.empty(x)
         if not self.training:
-            return self._amplified(self._evaluate(x, domain), self.running_mean, self.running_var, None)
-        if self.merging is not None and isinstance(domain, int):  # another worker's part may have another domain
+            return self._evaluate(x, domain)
+        # another worker's part may have another domain
+        alone = self.num_domains == 1 or (self.merging is None and not self.compares_domains)
+        if isinstance(domain, int) and alone:
+            return self._train_one(x, domain)
+        if isinstance(domain, int):
             domain = torch.full((x.shape[0],), domain, device=x.device)
-        runs = self._runs(x, domain) if self.merging is None else None
-        where = None if isinstance(domain, int) else self._pairs(x, domain)
-        if runs is not None:
-            y, moments = self._train_runs(x, runs)
-        else:
-            assert isinstance(domain, Tensor)
-            assert where is not None
-            y, moments = self._train_mixed(x, domain, where)
-        mean, var = moments.mean.detach(), moments.unbiased.detach()
-        y = self._amplified(y, *self._current(mean, var, moments.images), where)
-        self.track(mean, var, moments.count)
-        return y
+        return self._train_mixed(x, domain)
 
-    def _amplified(self, y: Tensor, mean: Tensor, var: Tensor, where: Tensor | None) -> Tensor:
-        """y as this norm returns it.
+    def _factor(self, mean: Tensor, var: Tensor) -> Tensor | None:
+        """What the output is multiplied by, without gradient, (C,) or in training (K, C); None: nothing.
 
         Args:
-            y: normalized, with affine.
             mean, var: of every domain, without gradient, unbiased: (D, C), or in training (K, D, C).
-            where: (N,), the pair of norm batch and domain of each sample; None where all have one domain.
         """
-        return y
+        return None
 
-    def _current(self, mean: Tensor, var: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's statistics (K, D, C), and for domains that it does not hold the running ones."""
-        held = images[..., None] > 0
-        return torch.where(held, mean, self.running_mean), torch.where(held, var, self.running_var)
-
-    def _affine(self, domain: int | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Weight and bias, (C,) or one row per sample (N, C), in `dtype`."""
-        if self.weight is None or self.bias is None:
-            return None, None
-        if not self.affine_per_domain:
-            return self.weight.to(dtype), self.bias.to(dtype)
-        return self.weight.to(dtype)[domain], self.bias.to(dtype)[domain]
+    def _affine(self, domain: int) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias (C,) of a domain."""
+        if self.weight is None or self.bias is None or not self.affine_per_domain:
+            return self.weight, self.bias
+        return self.weight[domain], self.bias[domain]
 
     def _evaluate(self, x: Tensor, domain: int | Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self._affine(domain, wide)
-        mean, var = self.running_mean[domain], self.running_var[domain]
+        factor = self._factor(self.running_mean, self.running_var)
         if isinstance(domain, int):
-            return evaluate(x, mean, var, weight, bias, self.num_channels, self.eps)
-        return normalize_by(x, mean.to(wide), var.to(wide), weight, bias, self.eps)
+            given = _multiplied(*self._affine(domain), factor)
+            return evaluate(x, self.running_mean[domain], self.running_var[domain], *given, self.num_channels, self.eps)
+        kind = plain.table_type(x)
+        # copied: training may move the statistics before the backward of this forward, which is to be by these
+        mean, var = (t.to(kind, copy=True) for t in (self.running_mean, self.running_var))
+        scale, shift = self._coefficients(mean, var, *_multiplied(self.weight, self.bias, factor))
+        return affine(x, scale[domain], shift[domain])
 
-    def _runs(self, x: Tensor, domain: int | Tensor) -> list[tuple[int, int]] | None:
-        """(domain, length) of each domain's samples, in order, where they stand together and every norm batch has
-        as many of them; None where they do not, or where looking would have to wait for the device."""
-        if isinstance(domain, int):
-            return [(domain, x.shape[0])]
-        told = self.situation.domain
-        assert isinstance(told, Tensor)
-        if not _readable(told):
-            return None
-        values, lengths = (t.tolist() for t in torch.unique_consecutive(told.long(), return_counts=True))
-        if len(set(values)) < len(values) or any(length % self.situation.slices for length in lengths):
-            return None
-        return list(zip(values, lengths, strict=True))
+    def _coefficients(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """scale and shift of the shape of mean and var, (*, D, C)."""
+        scale = torch.rsqrt(var + self.eps)
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale
+        return scale, shift if bias is None else shift + bias
 
-    def _train_runs(self, x: Tensor, runs: list[tuple[int, int]]) -> tuple[Tensor, Moments]:
-        """Each domain's samples by bn's own kernels."""
+    def _train_one(self, x: Tensor, domain: int) -> Tensor:
+        """All samples are of one domain: bn, to the last bit."""
+        slices = self.situation.slices
+        count = check_slices(x, slices) * math.prod(x.shape[2:])
+        if count < 2 and self.merging is None:
+            raise ValueError(self._too_few(x))
+        given = _multiplied(*self._affine(domain), self._factor(self.running_mean, self.running_var))
+        y, mean, var = normalize(x, *given, self.num_channels, slices, self.eps, self.merging)
+        held = (torch.arange(self.num_domains, device=x.device) == domain)[:, None]
+        means, variances = (torch.where(held, t[:, None], 0) for t in (mean, var))
+        # with workers this one's part may be empty
+        self.track(means, variances, (held * max(count, 1)).expand(slices, -1, -1))
+        return y
+
+    def _train_mixed(self, x: Tensor, domain: Tensor) -> Tensor:
+        """Domains in any order: each sample has the coefficients of its pair of norm batch and domain."""
         slices, positions = self.situation.slices, math.prod(x.shape[2:])
         check_slices(x, slices)
-        wide = torch.promote_types(x.dtype, torch.float32)
+        where = torch.arange(x.shape[0], device=x.device) % slices * self.num_domains + domain
         shape = (slices, self.num_domains, self.num_channels)
-        means, variances, images = (x.new_zeros(shape, dtype=wide) for _ in range(3))  # of x, for vmap
-        parts = []
-        # split, not narrow: its backward is one concatenation
-        for (domain, length), part in zip(runs, x.split([length for _, length in runs]), strict=True):
-            count = length // slices * positions
-            if count < 2:
-                raise ValueError(self._too_few(x))
-            weight, bias = self._affine(domain, wide)
-            y, mean, var = normalize(part, weight, bias, self.num_channels, slices, self.eps)
-            parts.append(y)
-            means[:, domain], variances[:, domain] = mean, var * ((count - 1) / count)
-            images[:, domain] = length // slices
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return y, Moments(means, variances, images[..., 0], positions)
+        kept: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
 
-    def _pairs(self, x: Tensor, domain: Tensor) -> Tensor:
-        """(N,): the pair of norm batch and domain of each sample, k * D + d."""
-        slices = self.situation.slices
-        check_slices(x, slices)
-        return torch.arange(x.shape[0], device=x.device) % slices * self.num_domains + domain
+        def rule(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            """mean, var: (N, C)."""
+            pairs = moments_of_sets(mean, var, where, slices * self.num_domains, self.merging)
+            mean, var = pairs[0].view(shape), pairs[1].view(shape)
+            if not kept:
+                count = pairs[2].view(*shape[:2], 1) * positions
+                unbiased = var.detach() * (count / (count - 1).clamp(min=1))
+                factor = self._factor(*self._current(mean.detach(), unbiased, count))
+                kept.append((mean.detach(), unbiased, count, None if factor is None else factor[:, None]))
+            scale, shift = self._coefficients(mean, var, *_multiplied(weight, bias, kept[0][3]))
+            return scale.reshape(-1, shape[2])[where], shift.reshape(-1, shape[2])[where]
 
-    def _train_mixed(self, x: Tensor, domain: Tensor, where: Tensor) -> tuple[Tensor, Moments]:
-        """Domains in any order; see `moments_of_sets`."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        values = x.to(wide)  # once, so that gradients of a small type are added in the wide one
-        pairs, positions = self.situation.slices * self.num_domains, math.prod(x.shape[2:])
-        mean, var, images = moments_of_sets(*moments(values), where, pairs, self.merging)
-        if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((images == 1).any()):
+        y = by_moments(x, rule, self.weight, self.bias)[0]
+        mean, var, count, _ = kept[0]
+        if positions == 1 and not x.is_meta and not torch.compiler.is_compiling() and bool((count == 1).any()):
             raise ValueError(self._too_few(x))
-        weight, bias = self._affine(domain, wide)
-        y = normalize_by(values, mean[where], var[where], weight, bias, self.eps).to(x.dtype)
-        shape = (self.situation.slices, self.num_domains, self.num_channels)
-        return y, Moments(mean.view(shape), var.view(shape), images.view(shape[:2]), positions)
+        self.track(mean, var, count)
+        return y
+
+    def _current(self, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch's statistics (K, D, C), and for domains that it does not hold the running ones."""
+        if not self.compares_domains:
+            return mean, var
+        return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
 
     def _too_few(self, x: Tensor) -> str:
         return (
@@ -194,6 +168,17 @@ class PerDomain(PerChannel, DomainStatistics):
             f"{self.num_channels}, num_domains={self.num_domains}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.weight is not None}"
         )
+
+
+def _multiplied(
+    weight: Tensor | None, bias: Tensor | None, factor: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The affine of an output that is multiplied by `factor`, which broadcasts to it."""
+    if factor is None:
+        return weight, bias
+    if weight is None or bias is None:
+        return factor, torch.zeros_like(factor)
+    return weight * factor, bias * factor
 
 
 class KnowsDomains(Protocol):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norms.channels import PerChannel, check_arguments, memory_format, transformed
-from norms.kernels.grouping import normalize
+from norms.kernels.grouping import normalize_samples
 
 
 class PerSample(PerChannel):
@@ -45,7 +45,7 @@ class PerSample(PerChannel):
         """x, checked, by the moments of groups of each sample's channels, with affine."""
         if x.shape[0] == 0:
             return self.empty(x)
-        return normalize(x, self.weight, self.bias, groups, x.shape[0], self.eps)[0]
+        return normalize_samples(x, self.weight, self.bias, groups, self.eps)
 
     def _scaled(self, y: Tensor) -> Tensor:
         """y * weight_c + bias_c, or y without affine."""

@@ -5,26 +5,23 @@ place under no_grad; `momentum` is the weight of the new value and None means th
 Statistics of K norm batches that one forward computed at once move the buffers as if the batches had come one after
 the other:
 
-    r_K = (1 - m)^K r_0 + sum_j m (1 - m)^(K - 1 - j) s_j          momentum m
-    r_K = (n r_0 + sum_j s_j) / (n + K)                            momentum None, n batches before
+    r_j+1 = (1 - m_j) r_j + m_j s_j        m_j = m with momentum m; 1 / (n + j + 1) with None and n batches before
 
 Differences to torch: the running statistics are float32 also where the parameters are created in a smaller type
 (`module.bfloat16()` still casts every buffer, as it does for torch's own layers); and a statistic that is not finite,
 of a batch that overflowed, say, leaves the running one of that channel as it was, where torch's stays nan for ever.
-The batch is counted all the same: in the equations above the running statistic stands in the place of the one that is
-not finite.
+The batch is counted all the same: in the equation above r_j stands in the place of s_j.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from norms.kernels import native
 from norms.workers import Workers
 
 Given = tuple[Tensor, Tensor, Any]
@@ -87,6 +84,15 @@ class RunningStatistics(nn.Module):
         """
         with torch.no_grad():
             k = mean.shape[0]
+            if self._moved(self.running_mean, self.running_var, mean, var):
+                self.num_batches_tracked.add_(k)
+                return
+            if k > 1:
+                after = self.one_by_one(mean, var)[-1]
+                self.num_batches_tracked.add_(k)
+                self.running_mean.copy_(after[0])
+                self.running_var.copy_(after[1])
+                return
             self.num_batches_tracked.add_(k)
             sound = self.sound(mean, var)
             for running, new in ((self.running_mean, mean), (self.running_var, var)):
@@ -94,13 +100,48 @@ class RunningStatistics(nn.Module):
                 if self.momentum is None:
                     # on the device, without reading the counter: no synchronization, no graph break
                     running.add_((new - running).sum(0).div_(self.num_batches_tracked))
-                elif k == 1:
-                    running.copy_(torch.lerp(running, new[0].to(running.dtype), self.momentum))  # lerp_ has no vmap
                 else:
-                    kept = 1 - self.momentum
-                    age = torch.arange(k - 1, -1, -1, device=new.device, dtype=new.dtype)
-                    weight = self.momentum * torch.pow(torch.full_like(age, kept), age)
-                    running.mul_(kept**k).add_((weight[:, None] * new).sum(0))
+                    running.copy_(torch.lerp(running, new[0].to(running.dtype), self.momentum))  # lerp_ has no vmap
+
+    def _moved(self, running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor) -> bool:
+        """Whether the native library has moved the running statistics: a call in the place of ten small operations."""
+        if self.momentum is None or "recalibrating" in self.__dict__:
+            return False
+        return native.track(running_mean, running_var, mean, var, self.momentum)
+
+    @torch.no_grad()
+    def one_by_one(self, mean: Tensor, var: Tensor) -> Tensor:
+        """The running statistics before each of K norm batches that come one after the other, and after the last.
+
+        In closed form: with a_j = 1 - m_j, or 1 where s_j is not finite, and A_j = a_0 ... a_j
+
+            r_j+1 = A_j (r_0 + sum_i<=j (1 - a_i) s_i / A_i)
+
+        Args:
+            mean: (K, size) batch means, K at least 1.
+            var: (K, size) unbiased batch variances.
+
+        Returns:
+            (K + 1, 2, size), mean and variance, in the type of `mean`; nothing is changed.
+        """
+        kind = torch.promote_types(mean.dtype, self.running_mean.dtype)
+        room = torch.finfo(kind)
+        found = [torch.stack((self.running_mean, self.running_var)).to(kind)[None]]
+        sound = self.sound(mean, var)
+        if self.momentum is None:
+            number = torch.arange(1, len(mean) + 1, device=mean.device) + self.num_batches_tracked
+            share, rows = number.to(kind).reciprocal().view(-1, *[1] * (mean.dim() - 1)) * sound, len(mean)
+        else:
+            share = sound.to(kind).mul_(self.momentum)
+            # so many that A_j and one over it are in the type's range
+            rows = max(1, int(math.log(room.tiny) * 0.7 / math.log(max(min(1 - self.momentum, 0.999), room.eps))))
+        share = share[:, None]
+        kept = (1 - share).clamp(min=room.eps)  # as good as 0 beside 1, and it may be divided by
+        moved = torch.where(sound[:, None], torch.stack((mean, var), 1).to(kind), 0) * share
+        for a, new in zip(kept.split(rows), moved.split(rows), strict=True):
+            product = a.cumprod(0)
+            found.append(product * (found[-1][-1:] + (new / product).cumsum(0)))
+        return torch.cat(found)
 
     def sound(self, mean: Tensor, var: Tensor) -> Tensor:
         """A mask of the batch statistics that may be kept: those that are finite in the type of the running statistics.
@@ -153,26 +194,6 @@ class RunningStatistics(nn.Module):
         mean, var = rows.view(len(rows), 2, *self.running_mean.shape).unbind(1)
         self.track(mean, var, count)
 
-    @contextlib.contextmanager
-    def as_if_after(self, before: Tensor) -> Iterator[None]:
-        """Within the block the running statistics are those after norm batches that come before this worker's own.
-
-        Args:
-            before: (R, 2, C) their means and unbiased variances, in order; maybe none.
-        """
-        if not len(before):
-            yield
-            return
-        names = ("running_mean", "running_var", "num_batches_tracked")
-        kept = {name: self._buffers[name] for name in names}
-        try:
-            for name, buffer in kept.items():
-                self._buffers[name] = None if buffer is None else buffer.clone()
-            RunningStatistics.track(self, before[:, 0], before[:, 1], 0)
-            yield
-        finally:
-            self._buffers.update(kept)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # As torch's batch normalization does it: states from before torch 0.4.1, of frozen layers and of other
         # libraries have no counter.
@@ -208,6 +229,12 @@ class DomainStatistics(RunningStatistics):
             count: (K, D, 1) values that entered each of them.
         """
         with torch.no_grad():
+            alone = (
+                len(self.running_mean) == 1 and native.ready(self.running_mean) is not None and bool((count > 0).all())
+            )
+            if alone and self._moved(self.running_mean[0], self.running_var[0], mean[:, 0], var[:, 0]):
+                self.num_batches_tracked.add_(len(mean))
+                return
             held = (count > 0).to(mean.dtype)
             seen = held.sum(0)  # (D, 1)
             self.num_batches_tracked.add_(seen[:, 0].long())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norms.kernels import native, plain
-from norms.kernels.moments import checked_rows, lying, moments
+from norms.kernels.moments import checked_rows
 
 Rule = Callable[..., tuple[Tensor | None, ...]]
 
@@ -36,11 +36,10 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None)
         ValueError: x or a table of another shape.
     """
     checked_rows(x, None)
-    given = lying(x)
-    tables = in_rows(x, scale, shift, floor)
-    if native.serves(given):
-        return _Affine.apply(given, *tables)  # type: ignore[no-any-return]
-    return plain.affine(x, *tables)  # type: ignore[arg-type]
+    given = native.ready(x)
+    if given is None:
+        return plain.affine(x, *in_rows(x, scale, shift, floor))  # type: ignore[arg-type]
+    return _Affine.apply(given, scale, shift, floor)
 
 
 def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple[Tensor | None, ...]:
@@ -52,38 +51,55 @@ def in_rows(x: Tensor, *tables: Tensor | None, rows: int | None = None) -> tuple
     given = [t if t is None or t.dim() != 1 else t[None] for t in tables]
     if rows is None:
         rows = max(t.shape[0] for t in given if t is not None)
-    # shape[0] and not len(), which would fix the number of samples of a network that is exported
-    divides = rows is x.shape[0] or not x.shape[0] or x.shape[0] % max(rows, 1) == 0
+    samples, channels = x.shape[:2]
+    kind = plain.table_type(x)
+    found: list[Tensor | None] = []
     for t in given:
-        fits = t is None or (t.dim() == 2 and t.shape[1] == x.shape[1] and (t.shape[0] == 1 or t.shape[0] == rows))
-        if not fits or not divides:
+        if t is None:
+            found.append(None)
+            continue
+        if t.dim() != 2 or t.shape[1] != channels or t.shape[0] not in (1, rows) or (samples and samples % rows):
             shapes = ", ".join(str(tuple(t.shape)) for t in tables if t is not None)
             raise ValueError(
-                f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({x.shape[1]},) or (K, {x.shape[1]}) "
+                f"coefficients of shape {shapes} for x of shape {tuple(x.shape)}: ({channels},) or (K, {channels}) "
                 "with K a divisor of the samples is needed"
             )
-    kind = plain.table_type(x)
-    return tuple(None if t is None else t.to(kind).expand(rows, -1).contiguous() for t in given)
+        t = t.to(kind)
+        found.append((t if t.shape[0] == rows else t.expand(rows, channels)).contiguous())
+    return tuple(found)
 
 
 class _Affine(torch.autograd.Function):
+    """Tables are brought into rows inside, so that no graph is kept of that."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, floor)
-        return native.affine(x, scale, shift, floor)
+    def forward(ctx: Any, x: Tensor, *tables: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *tables)
+        return native.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, floor = ctx.saved_tensors
+        x, *tables = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = plain.affine(x, scale, shift, floor)
-            return plain.gradients((y,), (x, scale, shift, floor), grads, again=True)
-        d_scale, d_shift, d_floor, dx = None, None, None, None
+            y = plain.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
+            return plain.gradients((y,), (x, *tables), grads, again=True)
+        rows = in_rows(x, *tables)
+        dy = native.like(grads[0], x)
+        found: list[Tensor | None] = [None, None, None]
         if any(ctx.needs_input_grad[1:]):
-            d_scale, d_shift, d_floor = native.sums(grads[0], x, scale, shift, floor)
-        if ctx.needs_input_grad[0]:
-            dx = native.blend(grads[0], x, scale, shift, floor)
-        return dx, d_scale, d_shift, d_floor
+            sums = native.sums(dy, x, *rows)  # type: ignore[arg-type]
+            found = [None if t is None else _as_table(d, t) for d, t in zip(sums, tables, strict=True)]
+        dx = native.blend(dy, x, *rows) if ctx.needs_input_grad[0] else None  # type: ignore[arg-type]
+        return dx, *found
+
+
+def _as_table(gradient: Tensor | None, table: Tensor) -> Tensor | None:
+    """A gradient (K, C) as that of a table (C,), (1, C) or (K, C)."""
+    if gradient is None:
+        return None
+    if table.dim() == 1 or table.shape[0] < gradient.shape[0]:
+        gradient = gradient.sum(0).view(table.shape)
+    return gradient.to(table.dtype)
 
 
 def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,11 +142,20 @@ def map_by_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`by_moments` with another map than the affine one; the rule gives its tables."""
     rows = checked_rows(x, rows)
-    given = lying(x)
-    if native.serves(given):
-        return _ByMoments.apply(given, by, rule, rows, *inputs)  # type: ignore[no-any-return]
-    mean, var = plain.moments(x, rows)
-    return by.plain(x, *in_rows(x, *rule(mean, var, *inputs), rows=rows)), mean.detach(), var.detach()
+    given = native.ready(x)
+    if given is not None:
+        return _ByMoments.apply(given, by, rule, rows, *inputs)
+    y, mean, var = _plain_by_moments(by, x, rule, rows, *inputs)
+    return y, mean.detach(), var.detach()
+
+
+def _plain_by_moments(
+    by: Map, x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = plain.wide(x)  # once, so that gradients of a small type are added in the wide one
+    mean, var = plain.moments(values, rows)
+    y = by.plain(values, *in_rows(x, *rule(mean, var, *inputs), rows=rows))
+    return y.to(x.dtype), mean, var
 
 
 class _ByMoments(torch.autograd.Function):
@@ -165,12 +190,12 @@ class _ByMoments(torch.autograd.Function):
         if dy is None:
             return (None,) * (4 + len(inputs))
         if torch.is_grad_enabled():
-            y = by.plain(x, *in_rows(x, *ctx.rule(*moments(x, ctx.rows), *inputs), rows=ctx.rows))
+            y = _plain_by_moments(by, x, ctx.rule, ctx.rows, *inputs)[0]
             dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
             return dx, None, None, None, *found
         dy = native.like(dy, x)
         pairs = [(t, d) for t, d in zip(ctx.found, by.sums(dy, x, *tables), strict=False) if t is not None]
-        sums = [d if t.shape == d.shape else d.sum(0, keepdim=t.dim() == 2) for t, d in pairs]  # type: ignore[union-attr]
+        sums = [d if t.shape == d.shape else d.sum(0, keepdim=t.dim() == 2) for t, d in pairs]
         d_mean, d_var, *found = plain.gradients([t for t, _ in pairs], leaves, sums, again=False)
         dx = None
         if ctx.needs_input_grad[0]:

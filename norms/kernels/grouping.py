@@ -15,6 +15,7 @@ Axes: N sample, K set, M = N / K samples of a set, C channel, P position, D = C 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from torch import Tensor
 
 from norms.channels import memory_format, ordinary
 from norms.kernels import native, plain
-from norms.kernels.affine import affine, by_moments
-from norms.kernels.moments import lying
+from norms.kernels.affine import by_moments
 from norms.workers import Workers, enough
 
 
@@ -37,6 +37,7 @@ def normalize(
     eps: float,
     workers: Workers | None = None,
     given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize by the moments of groups and sets.
 
@@ -50,6 +51,8 @@ def normalize(
         workers: whose values the statistics are of, and not only those of x, which may be empty; None: x alone. They
             all call this, and go backward through it, together; then there is one set.
         given: mean and biased variance (K, G), where the caller has computed them from x already.
+        pooled: 1 or 2: one deviation for all groups of a set, from the groups' means or from the mean of all, in the
+            place of each group's own; not with `workers` or `given`.
 
     Returns:
         y: as x.
@@ -61,53 +64,88 @@ def normalize(
     """
     if workers is not None:
         return _merged(x, weight, bias, groups, eps, workers)
-    where = lying(x)
-    if native.serves(where):
-        y, stats = _Normalize.apply(where, *_parameters(where, weight, bias), groups, sets, eps, given)
-    elif x.shape[0] % sets:
-        return _uneven(x, weight, bias, groups, sets, eps)
-    elif ordinary(x):
-        y, stats = _by_torch(x, weight, bias, groups, sets, eps)
-    else:
-        y, stats = _plain(x, weight, bias, groups, sets, eps)
-    mean, var = stats[0].detach(), stats[1].detach()
+    y, stats = _normalized(x, weight, bias, groups, sets, eps, given, pooled)
+    return y, stats[0], stats[-1]
+
+
+def normalize_samples(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """x, not empty, by the moments of groups of each sample; as `normalize`."""
+    return _normalized(x, weight, bias, groups, x.shape[0], eps)[0]
+
+
+def _normalized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    sets: int,
+    eps: float,
+    given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """y, and statistics (K, G) without gradient: the mean first, the unbiased variance last."""
+    ready = native.ready(x)
+    if ready is not None:
+        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, sets, eps, given, False, pooled)
     if x.shape[0] % sets:
-        images = torch.arange(sets, 0, -1, device=x.device).add_(x.shape[0] - 1).div_(sets, rounding_mode="floor")
-        count = (images * (x[0].numel() // groups))[:, None]
-        return y, mean, var * (count / (count - 1))
+        return _uneven(x, weight, bias, groups, sets, eps)
+    if ordinary(x) and not pooled:
+        return _by_torch(x, weight, bias, groups, sets, eps)
+    y, mean, var = _plain(x, weight, bias, groups, sets, eps, pooled)
     count = x.numel() // (sets * groups)
-    return y, mean, var * (count / (count - 1)) if count > 1 else var
+    return y, (mean.detach(), var.detach() * (count / (count - 1)))
 
 
 def evaluate(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> Tensor:
-    """Normalize x (N, C, *) by given statistics of size G. Returns y as x."""
+    """Normalize x (N, C, *) by given statistics of size G, which have no gradient. Returns y as x."""
+    ready = native.ready(x)
+    if ready is not None:
+        # copied: training may move the statistics before the backward of this forward, which is to be by these
+        given = (mean.detach(), var.detach())
+        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, 1, eps, given, True, 0)[0]
     kind = plain.table_type(x)
-    # copied: training may move the statistics before the backward of this forward, which is to be by these
     mean, var = (t.to(kind, copy=True) for t in (mean, var))
-    scale = torch.rsqrt(var + eps)
     if x.shape[1] % groups == 0:
-        size = x.shape[1] // groups
-        mean, scale = (t if size == 1 else t.repeat_interleave(size) for t in (mean, scale))
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale
-        return affine(x, scale, shift if bias is None else shift + bias)
+        return plain.affine(x, *_line(mean, torch.rsqrt(var + eps), weight, bias, x.shape[1] // groups))
     wide = torch.promote_types(x.dtype, torch.float32)
     each = (x.shape[1], *x.shape[2:])
-    mean, scale = (t.to(wide).repeat_interleave(math.prod(each) // groups).view(each) for t in (mean, scale))
-    y = (x - mean) * scale
-    if weight is not None and bias is not None:
-        shape = (-1, *[1] * (x.dim() - 2))
-        y = torch.addcmul(bias.to(wide).view(shape), y, weight.to(wide).view(shape))
+    mean, scale = (
+        t.to(wide).repeat_interleave(math.prod(each) // groups).view(each) for t in (mean, torch.rsqrt(var + eps))
+    )
+    y = _scaled((x - mean) * scale, weight, bias)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
-def _parameters(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x * weight_c + bias_c, as x (N, C, *)."""
+    ready = native.ready(x)
+    if ready is None:
+        return _scaled(plain.wide(x), weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+    return _Normalize.apply(ready, *_parameters(ready, weight, bias), x.shape[1], 1, 0.0, (0.0, 1.0), True, 0)[0]
+
+
+def _line(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """scale and shift (1, C) from statistics (G,) of groups of `size` channels."""
+    mean, scale = (t if size == 1 else t.repeat_interleave(size) for t in (mean, rstd))
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return scale[None], (shift if bias is None else shift + bias)[None]
+
+
+def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y * weight_c + bias_c, or y without them."""
+    if weight is None or bias is None:
+        return y
+    shape = (-1, *[1] * (y.dim() - 2))
+    return torch.addcmul(bias.to(y.dtype).view(shape), y, weight.to(y.dtype).view(shape))
+
+
+def _parameters(x: Tensor, *parameters: Tensor | None) -> Iterator[Tensor | None]:
     """In a type that the native library reads."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    return tuple(None if p is None else p.to(kind).contiguous() for p in (weight, bias))  # type: ignore[return-value]
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (p if p is None or (p.dtype == kind and p.is_contiguous()) else p.to(kind).contiguous() for p in parameters)
 
 
 class _Normalize(torch.autograd.Function):
@@ -121,10 +159,12 @@ class _Normalize(torch.autograd.Function):
         groups: int,
         sets: int,
         eps: float,
-        given: tuple[Tensor, Tensor] | None,
+        given: tuple[Tensor, Tensor] | tuple[float, float] | None,
+        fixed: bool,
+        pooled: int,
     ) -> tuple[Tensor, Tensor]:
-        y, stats = native.normalize(x, weight, bias, groups, sets, eps, given)
-        ctx.eps = eps
+        y, stats = native.normalize(x, weight, bias, groups, sets, eps, given, pooled)
+        ctx.eps, ctx.fixed, ctx.pooled = eps, fixed, pooled
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, stats)
@@ -133,14 +173,27 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
-        if grads[0] is None:
-            return (None,) * 7
+        dy = grads[0]
+        if dy is None:
+            return (None,) * 9
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
             sets, groups = stats.shape[1:]
-            again = _uneven if x.shape[0] % sets else _plain
-            y = again(x, weight, bias, groups, sets, ctx.eps)[0]
-            return (*plain.gradients((y,), (x, weight, bias), grads[:1], again=True), None, None, None, None)
-        return (*native.normalize_backward(grads[0], x, weight, stats, ctx.needs_input_grad[0]), None, None, None, None)
+            if ctx.fixed:
+                y = _by_these(x, stats, weight, bias)
+            else:
+                uneven = x.shape[0] % sets
+                given = (x, weight, bias, groups, sets, ctx.eps)
+                y = _uneven(*given)[0] if uneven else _plain(*given, ctx.pooled)[0]
+            return (*plain.gradients((y,), (x, weight, bias), (dy,), again=True), *(None,) * 6)
+        wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
+        return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed, ctx.pooled), *(None,) * 6)
+
+
+def _by_these(x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x by the statistics (4, 1, G) that it was evaluated by, in differentiable operations."""
+    flat = plain.wide(x).reshape(x.shape[0], stats.shape[2], -1)
+    mean, rstd = (stats[i, 0, :, None].to(flat.dtype) for i in (0, 2))
+    return _scaled(((flat - mean) * rstd).reshape(x.shape), weight, bias).to(x.dtype)
 
 
 def _by_torch(
@@ -148,25 +201,20 @@ def _by_torch(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """By torch's kernels for batch normalization, which keep x alone for the backward, on a view where that is one."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    own = groups == x.shape[1]
     mean, var = x.new_zeros(2, sets * groups, dtype=wide).unbind()
-    scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
-    if own and sets == 1:
+    if groups == x.shape[1] and sets == 1:
+        scale, shift = (None if p is None else p.to(wide) for p in (weight, bias))
         y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, eps)  # momentum 1 leaves the batch's own statistics
     else:
-        values = plain.wide(x).reshape(x.shape[0] // sets, sets * groups, x[0].numel() // groups)
+        values = x.to(wide).reshape(x.shape[0] // sets, sets * groups, x[0].numel() // groups)
         y = F.batch_norm(values, mean, var, None, None, True, 1.0, eps).reshape(x.shape)
-        if scale is not None and shift is not None:
-            shape = (-1, *[1] * (x.dim() - 2))
-            y = torch.addcmul(shift.view(shape), y, scale.view(shape))
-        y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
-    count = x.numel() // (sets * groups)
-    return y, (mean.view(sets, groups), var.view(sets, groups) * ((count - 1) / count))
+        y = _scaled(y, weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+    return y, (mean.view(sets, groups), var.view(sets, groups))
 
 
 def _uneven(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Two calls, one per size of a set. Sorting is stable, so that among the images of the longer sets, too, those of
     set k are every `longer`-th one from k. By tensors, so that a compiled layer serves every batch size."""
     images = x.shape[0]
@@ -178,24 +226,23 @@ def _uneven(
         normalize(part, weight, bias, groups, k, eps) for part, k in zip(parts, (longer, sets - longer), strict=True)
     ]
     y, mean, var = (torch.cat(t) for t in zip(*found, strict=True))
-    return y[torch.argsort(order)], mean, var
+    return y[torch.argsort(order)], (mean, var)
 
 
 def _plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    """y, and mean and biased variance (2, K, G), in differentiable operations."""
-    wide = plain.wide(x)
-    grouped = wide.reshape(x.shape[0] // sets, sets, groups, math.prod(x.shape[1:]) // groups)
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float, pooled: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and mean and biased variance (K, G), in differentiable operations."""
+    grouped = plain.wide(x).reshape(x.shape[0] // sets, sets, groups, math.prod(x.shape[1:]) // groups)
     mean = grouped.mean(dim=(0, 3), keepdim=True)
     centred = grouped - mean
     var = centred.square().mean(dim=(0, 3), keepdim=True)
-    y = (centred * torch.rsqrt(var + eps)).reshape(x.shape)
-    if weight is not None and bias is not None:
-        shape = (-1, *[1] * (x.dim() - 2))
-        y = y * weight.to(wide.dtype).view(shape) + bias.to(wide.dtype).view(shape)
+    spread = var.mean(2, keepdim=True) if pooled else var
+    if pooled == 2:
+        spread = spread + mean.var(2, correction=0, keepdim=True)
+    y = _scaled((centred * torch.rsqrt(spread + eps)).reshape(x.shape), weight, bias)
     y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return y, torch.stack((mean, var))[:, 0, :, :, 0]
+    return y, mean[0, :, :, 0], var[0, :, :, 0]
 
 
 def _merged(
@@ -205,7 +252,7 @@ def _merged(
     count = math.prod((x.shape[0], *x.shape[1:])) // groups
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def rule(mean: Tensor, var: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+    def rule(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """mean, var (1, C) of this worker's samples."""
         grouped = (t.view(groups, -1) for t in (mean, var))
         means, variances = grouped
@@ -213,13 +260,7 @@ def _merged(
         spread = variances.mean(1) + (means - union[:, None]).square().mean(1)
         merged, variance, total = workers.merge(union, spread, count)
         kept.append((merged.detach(), variance.detach(), total))
-        scale = torch.rsqrt(variance + eps)
-        size = x.shape[1] // groups
-        merged, scale = (t if size == 1 else t.repeat_interleave(size) for t in (merged, scale))
-        own_weight, own_bias = parameters
-        scale = scale if own_weight is None else scale * own_weight
-        shift = -merged * scale
-        return scale, shift if own_bias is None else shift + own_bias
+        return _line(merged, torch.rsqrt(variance + eps), weight, bias, x.shape[1] // groups)
 
     if x.shape[1] % groups == 0:
         y = by_moments(x, rule, weight, bias, rows=1)[0]
@@ -241,9 +282,6 @@ def _plain_merged(
     squares = (grouped - mean[:, None]).square()
     var = squares.mean(dim=(0, 2)) if len(x) else squares.sum(dim=(0, 2))
     mean, var, total = workers.merge(mean, var, math.prod(x.shape) // groups)
-    y = ((grouped - mean[:, None]) * torch.rsqrt(var + eps)[:, None]).reshape(x.shape)
-    if weight is not None and bias is not None:
-        shape = (-1, *[1] * (x.dim() - 2))
-        y = y * weight.to(wide.dtype).view(shape) + bias.to(wide.dtype).view(shape)
+    y = _scaled(((grouped - mean[:, None]) * torch.rsqrt(var + eps)[:, None]).reshape(x.shape), weight, bias)
     y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
     return y, (mean.detach(), var.detach(), total.detach())

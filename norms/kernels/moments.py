@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from norms.channels import transformed
 from norms.kernels import native, plain
 from norms.workers import Workers
 
@@ -33,10 +32,8 @@ def moments(x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
         ValueError: x is not (N, C, *) or holds no floating-point numbers, or K does not divide N.
     """
     rows = checked_rows(x, rows)
-    given = lying(x)
-    if native.serves(given):
-        return _Moments.apply(given, rows)  # type: ignore[no-any-return]
-    return plain.moments(x, rows)
+    given = native.ready(x)
+    return plain.moments(x, rows) if given is None else _Moments.apply(given, rows)
 
 
 def checked_rows(x: Tensor, rows: int | None) -> int:
@@ -45,14 +42,9 @@ def checked_rows(x: Tensor, rows: int | None) -> int:
         raise ValueError(f"floating-point x (N, C, *) is needed, given {x.dtype} of shape {tuple(x.shape)}")
     if rows is None:
         return x.shape[0]
-    if rows < 1 or x.shape[0] % rows:
+    if rows != x.shape[0] and (rows < 1 or x.shape[0] % rows):  # no samples: no rows
         raise ValueError(f"rows={rows}: a divisor of the {x.shape[0]} samples is needed")
     return rows
-
-
-def lying(x: Tensor) -> Tensor:
-    """x, copied where the native library would not know how it lies in memory."""
-    return x if torch.compiler.is_compiling() or x.is_meta or transformed() else native.dense(x)
 
 
 class _Moments(torch.autograd.Function):
@@ -94,8 +86,8 @@ def pooled(mean: Tensor, var: Tensor, rows: int = 1) -> tuple[Tensor, Tensor]:
         rows: K, a divisor of N; 1: all rows together.
     """
     mean, var = (t.reshape(-1, rows, t.shape[1]) for t in (mean, var))
-    union = mean.mean(0)
-    return union, var.mean(0) + (mean - union).square().mean(0)
+    spread, union = torch.var_mean(mean, 0, correction=0)
+    return union, var.mean(0) + spread
 
 
 def of_groups(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:

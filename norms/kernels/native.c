@@ -9,6 +9,7 @@
  *
  * Sums: float32 within a block of at most BLOCK values per cell, around a value that is near their mean, and float64
  * from there on, in an order that does not depend on the number of threads. Offsets are int64.
+ * Sizes are at least 1: native.py gives nothing else.
  *
  * The file includes itself, once per type of x: float, double, bfloat16 (as its 16 bits). T is the type in memory, A that
  * of the arithmetic, V a vector of A.
@@ -22,17 +23,19 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
-#define FEW 16384      /* values below which a second thread costs more than it brings */
-#define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), noinline))
-#else
-#define CLONES __attribute__((noinline))
 #endif
+#ifndef FEW
+#define FEW 16384 /* values below which a second thread costs more than it brings */
+#endif
+#define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
+#define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
+
+#define CLONES __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
+/* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
+#define UNROLL _Pragma("GCC unroll 8")
 
 /* Reads ahead where a block is gone through column by column, which the processor does not foresee. */
 #define FETCH(p) __builtin_prefetch(p)
@@ -40,6 +43,15 @@
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
+
+/* Whether this processor has what the rest is compiled for: asked by code that needs none of it. Every x86 since 2013
+ * has; a second copy of the loops for older ones would double the time of compilation. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+int normsuite_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC target("avx2,fma")
+#else
+int normsuite_supported(void) { return 1; }
+#endif
 
 INLINE I least(I a, I b) { return a < b ? a : b; }
 INLINE I most(I a, I b) { return a > b ? a : b; }
@@ -73,9 +85,9 @@ INLINE I values_in(const Table *t, I segment) { return least(t->segment, t->coun
 
 static Table table(int last, I rows, I cols, I count, I stride, I row, int threads) {
     Table t = {rows, cols, count, stride, row, last, 0, 0, 0, 0, 1};
-    t.strip = last ? least(most(cols, 1), 512) : 1;
+    t.strip = least(most(cols, 1), last ? 512 : most(FEW / most(count, 1), 1));
     t.strips = (cols + t.strip - 1) / t.strip;
-    t.segment = most(SEGMENT / t.strip, 256);
+    t.segment = last ? most(SEGMENT / t.strip, 256) : SEGMENT;
     t.segments = most((count + t.segment - 1) / t.segment, 1);
     I enough = rows * cols * count / FEW;
     t.threads = (int)(enough < threads ? enough : threads);
@@ -239,14 +251,30 @@ int normsuite_blend(int type, int last, I n, I c, I p, I k, const void *dy, cons
                     const double *d_var, void *dx, int threads) {
     return CALL(type, blend, last, n, c, p, k, dy, x, scale, shift, floor, mean, d_mean, d_var, dx, threads);
 }
-int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
-                        const void *bias, int wide, int given, double *stats, void *y, int threads) {
-    return CALL(type, normalize, last, n, c, p, k, g, eps, x, weight, bias, wide, given, stats, y, threads);
+int normsuite_normalize(int type, int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x,
+                        const void *weight, const void *bias, int wide, int given, double *stats, void *y, int threads) {
+    return CALL(type, normalize, last, n, c, p, k, g, pooled, eps, x, weight, bias, wide, given, stats, y, threads);
 }
-int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, const void *dy, const void *x,
-                                 const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
-                                 void *dx, int threads) {
-    return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x,
+                                 const void *weight, int wide, int fixed, const double *stats, void *d_weight,
+                                 void *d_bias, void *dx, int threads) {
+    return CALL(type, normalize_backward, last, n, c, p, k, g, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx,
+                threads);
+}
+
+/* Running statistics (size) are moved by those of k norm batches (k, size), one after the other; one that is not finite
+ * in their type leaves them alone. */
+void normsuite_track(int wide, I k, I size, const double *mean, const double *var, double momentum, void *running_mean,
+                     void *running_var) {
+    double most_of_type = wide ? __DBL_MAX__ : __FLT_MAX__;
+    for (I i = 0; i < size; i++) {
+        double m = at(running_mean, wide, i), v = at(running_var, wide, i);
+        for (I j = i; j < k * size; j += size) {
+            if (!(var[j] <= most_of_type)) continue;
+            m += momentum * (mean[j] - m), v += momentum * (var[j] - v);
+        }
+        put(running_mean, wide, i, m), put(running_var, wide, i, v);
+    }
 }
 int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const void *dy, const void *x,
                     const double *const *tables, double *sums, const double *mean, const double *d_mean,
@@ -272,9 +300,11 @@ typedef struct {
 } NAME(Lines);
 
 INLINE A NAME(lanes)(V v) {
-    A sum = 0;
-    for (int l = 0; l < W; l++) sum += v[l];
-    return sum;
+    A sums[W];
+    memcpy(sums, &v, sizeof(V));
+    for (I half = W / 2; half; half /= 2)
+        for (I l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
 }
 
 /* Sums of x - near and of its square. */
@@ -314,9 +344,12 @@ INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
     V a[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) a[j] = (V){0};
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) a[j] += LOAD(x + i * stride + j * W);
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         V m = a[j] / (A)n;
         memcpy(near + j * W, &m, sizeof(V));
@@ -326,11 +359,13 @@ INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vec
 INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, double *first, double *second,
                                    const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], near + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
@@ -483,11 +518,13 @@ CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre,
 INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A *centre, double *product, double *total,
                                 const int vectors) {
     V a[SIDEWAYS], b[SIDEWAYS], m[SIDEWAYS];
+    UNROLL
     for (int j = 0; j < vectors; j++) {
         a[j] = b[j] = (V){0};
         memcpy(&m[j], centre + j * W, sizeof(V));
     }
     for (I i = 0; i < n; i++)
+        UNROLL
         for (int j = 0; j < vectors; j++) {
             I o = i * stride + j * W;
             if (j * W * (I)sizeof(T) % 64 == 0) FETCH(x + o + n * stride), FETCH(dy + o + n * stride);
@@ -723,16 +760,26 @@ static Table NAME(of)(int last, I n, I c, I p, int threads) {
     return last ? table(1, n, c, p, c, p * c, threads) : table(0, n, c, p, 1, c * p, threads);
 }
 
-/* Row n of x has the coefficients of row n % k of a table (k, c). */
-static void NAME(lines)(const double *scale, const double *shift, const double *floor, I cells, NAME(Lines) by) {
-    for (I i = 0; i < cells; i++) {
-        /* (x - m) * a + (b + a m) = a x + b for every m; -b / a is the one without cancellation */
-        double m = scale[i] ? -shift[i] / scale[i] : 0;
-        A near = fabs(m) < 1e30 ? (A)m : 0;
-        by.centre[i] = near;
-        by.scale[i] = (A)scale[i];
-        by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
-        if (floor) by.floor[i] = (A)floor[i];
+/* Row n of x has the coefficients of row n % k of a table (k, c). (x - m) * a + (b + a m) = a x + b for every m. One near
+ * the values of x loses nothing in x - m, nor in their products with dy; -b / a loses nothing in the sum. So it is -b / a
+ * where that is between two of the row's values, else the nearer one of them: where a is next to nothing, as the weight
+ * of a channel that training has given up, -b / a is far from everything. */
+static void NAME(lines)(int last, I n, I c, I p, I k, const T *x, const double *scale, const double *shift,
+                        const double *floor, NAME(Lines) by) {
+    for (I r = 0; r < k; r++) {
+        I final = n > r ? r + (n - 1 - r) / k * k : r; /* the row's last sample */
+        for (I j = 0; j < c; j++) {
+            I i = r * c + j;
+            double one = LOAD1(x + (last ? (r * p + p / 2) * c + j : (r * c + j) * p + p / 2));
+            double other = LOAD1(x + (last ? (final * p + p / 3) * c + j : (final * c + j) * p + p / 3));
+            double m = scale[i] ? -shift[i] / scale[i] : one, low = one < other ? one : other, high = one > other ? one : other;
+            m = m < low ? low : m > high ? high : m;
+            A near = fabs(m) < 1e30 ? (A)m : fabs(one) < 1e30 ? (A)one : 0;
+            by.centre[i] = near;
+            by.scale[i] = (A)scale[i];
+            by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
+            if (floor) by.floor[i] = (A)floor[i];
+        }
     }
 }
 
@@ -770,7 +817,7 @@ static int NAME(affine)(int last, I n, I c, I p, I k, const void *x, const doubl
     A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
     if (!room) return 1;
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_line)(t, x, y, row, segment, col, end, by, row % k * c + col);
@@ -791,7 +838,7 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
         return 1;
     }
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_sums)(t, dy, x, row, segment, col, end, by, row % k * c + col, parts, parts + pieces, parts + 2 * pieces);
@@ -836,7 +883,7 @@ static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void 
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
     A *centre = room + 4 * cells, *slope = room + 5 * cells, *rest = room + 6 * cells;
     if (floor)
-        NAME(lines)(scale, shift, floor, cells, by);
+        NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     else if (dy)
         for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
     if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
@@ -860,6 +907,7 @@ typedef struct {
     Table t;
     I n, k, g, runs;       /* runs: rows of a sample */
     int wide;              /* a row is a whole set, a column one value of a sample */
+    int pooled;            /* one deviation for all groups of a set: 0 no, 1 from their means, 2 from the mean of all */
     I width;               /* columns that belong to a group, where they are neighbours; else cols */
     I *group, *channel;    /* (runs, cols), (cols) */
     double *one, *two;     /* (rows, segments, cols) */
@@ -867,9 +915,9 @@ typedef struct {
     void *room;
 } NAME(Plan);
 
-static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int threads) {
+static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int pooled, int threads) {
     I size = c * p / g, unit = common(p, size);
-    q->n = n, q->k = k, q->g = g;
+    q->n = n, q->k = k, q->g = g, q->pooled = pooled;
     q->wide = unit < SHORT && unit < p && n % k == 0 && n / k >= SHORT;
     I lots = q->wide ? 1 : p / most(unit, 1);
     q->runs = last && !q->wide ? lots : 1;
@@ -880,7 +928,7 @@ static int NAME(plan)(NAME(Plan) *q, int last, I n, I c, I p, I k, I g, int thre
     else
         q->t = table(0, n, c * lots, unit, 1, c * p, threads);
     I cols = q->t.cols, pieces = q->t.rows * q->t.segments * cols, cells = k * q->runs * cols;
-    q->width = !q->t.last ? cols / g : cols;
+    q->width = !q->t.last && !pooled ? cols / g : cols;
     size_t bytes = (size_t)((q->runs + 1) * cols) * sizeof(I) + (size_t)(2 * pieces) * sizeof(double) +
                    (size_t)(4 * cells) * sizeof(A);
     q->room = malloc(bytes + 1);
@@ -914,6 +962,7 @@ INLINE double NAME(count)(const NAME(Plan) *q, I s, I size) { return (double)((q
 static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *mean, double *var) {
     I cols = q->t.cols;
     double count = NAME(count)(q, s, size);
+    double each = 1 / count;
     for (I j = col; j < end; j++)
         for (I r = 0; r < q->runs; r++) mean[q->group[r * cols + j]] = var[q->group[r * cols + j]] = 0;
     ROWS(q, s) SEGMENTS(q) {
@@ -928,22 +977,36 @@ static void NAME(pool)(const NAME(Plan) *q, I s, I col, I end, I size, double *m
         double own = (double)values_in(&q->t, segment);
         for (I j = col; j < end; j++) {
             double away = q->one[at_row + j] - mean[group[j]];
-            var[group[j]] += (q->two[at_row + j] + own * away * away) / count;
+            var[group[j]] += (q->two[at_row + j] + own * away * away) * each;
         }
     }
 }
 
-/* y of one set and columns. stats: mean, variance and 1 / sqrt(variance + eps), (k, g) each. */
-static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, double eps, const void *weight, const void *bias,
-                                int wide, double *stats) {
+INLINE double NAME(over_groups)(const NAME(Plan) *q, const double *values) {
+    double sum = 0;
+    for (I g = 0; g < q->g; g++) sum += values[g];
+    return sum / (double)q->g;
+}
+
+/* y of one set and columns. stats: mean, biased variance, 1 / sqrt(variance + eps) and unbiased variance, (k, g) each. */
+static void NAME(forward_lines)(const NAME(Plan) *q, I s, I col, I end, I size, double eps, const void *weight,
+                                const void *bias, int wide, double *stats) {
     I cols = q->t.cols, all = q->k * q->g;
-    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all;
+    double *mean = stats + s * q->g, *var = mean + all, *rstd = var + all, count = NAME(count)(q, s, size), one = 0;
+    if (q->pooled) {
+        double level = NAME(over_groups)(q, mean);
+        for (I g = 0; g < q->g; g++) one += var[g] + (q->pooled == 2 ? (mean[g] - level) * (mean[g] - level) : 0);
+        one = 1 / sqrt(one / (double)q->g + eps);
+    }
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) rstd[q->group[r * cols + j]] = -1;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            if (rstd[g] == -1) rstd[g] = 1 / sqrt(var[g] + eps);
+            if (rstd[g] == -1) {
+                rstd[g] = q->pooled ? one : 1 / sqrt(var[g] + eps);
+                rstd[g + all] = count > 1 ? var[g] * (count / (count - 1)) : var[g];
+            }
             double a = weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g];
             q->centre[i] = (A)mean[g];
             q->scale[i] = (A)a;
@@ -956,9 +1019,11 @@ INLINE I NAME(line_of)(const NAME(Plan) *q, I row, I col) {
     return (s * q->runs + row % q->runs) * q->t.cols + col;
 }
 
-/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache. */
+/* Whether each set (and in "side" each of its groups) is to be gone through by one thread, while it is in the cache; not
+ * where that would be many short runs far from each other. */
 INLINE int NAME(by_set)(const NAME(Plan) *q) {
     I sets = q->k * (q->t.cols / most(q->width, 1));
+    if (!q->t.last && q->k < q->n && q->width * q->t.count < SCATTERED) return 0;
     return q->t.threads == 1 || sets % q->t.threads == 0 || sets >= 4 * q->t.threads;
 }
 
@@ -971,11 +1036,11 @@ INLINE int NAME(by_set)(const NAME(Plan) *q) {
 #define STRIPS(q, from, to)                                                                                             \
     for (I col = (from), end; end = (q)->t.last ? least((to), col + (q)->t.strip) : (to), col < (to); col = end)
 
-static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const void *x, const void *weight,
+static int NAME(normalize)(int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x, const void *weight,
                            const void *bias, int wide, int given, double *stats, void *y, int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     NAME(Lines) by = {q->centre, q->scale, q->shift, NULL};
     I size = c * p / g;
     if (NAME(by_set)(q)) {
@@ -986,7 +1051,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
                     NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
                 NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
             }
-            NAME(forward_lines)(q, s, from, to, eps, weight, bias, wide, stats);
+            NAME(forward_lines)(q, s, from, to, size, eps, weight, bias, wide, stats);
             ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
                 NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
         }
@@ -998,7 +1063,7 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, double eps, const 
             }
             for (I s = 0; s < k; s++) NAME(pool)(q, s, 0, q->t.cols, size, stats + s * g, stats + k * g + s * g);
         }
-        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, eps, weight, bias, wide, stats);
+        for (I s = 0; s < k; s++) NAME(forward_lines)(q, s, 0, q->t.cols, size, eps, weight, bias, wide, stats);
         PIECES {
             PIECE;
             NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
@@ -1027,13 +1092,15 @@ static void NAME(backward_lines)(const NAME(Plan) *q, I s, I col, I end, I size,
             level[group[j]] += w * q->two[i + j];
         }
     }
+    double one = q->pooled ? NAME(over_groups)(q, along) : 0, middle = q->pooled == 2 ? NAME(over_groups)(q, mean) : 0;
     for (I r = 0; r < q->runs; r++)
         for (I j = col; j < end; j++) {
             I g = q->group[r * cols + j], i = (s * q->runs + r) * cols + j;
-            double e = -rstd[g] * rstd[g] * rstd[g] * along[g] / count;
+            double e = -rstd[g] * rstd[g] * rstd[g] * (q->pooled ? one : along[g]) / count;
+            double from = q->pooled == 2 ? middle : mean[g];
             q->scale[i] = (A)(weight ? rstd[g] * at(weight, wide, q->channel[j]) : rstd[g]);
             q->slope[i] = (A)e;
-            q->shift[i] = (A)(e * ((double)q->centre[i] - mean[g]) - rstd[g] * level[g] / count);
+            q->shift[i] = (A)(e * ((double)q->centre[i] - from) - rstd[g] * level[g] / count);
         }
 }
 
@@ -1043,11 +1110,13 @@ static void NAME(centres)(const NAME(Plan) *q, I s, I col, I end, const double *
             q->centre[(s * q->runs + r) * q->t.cols + j] = (A)mean[s * q->g + q->group[r * q->t.cols + j]];
 }
 
-static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const void *dy, const void *x, const void *weight,
-                                    int wide, const double *stats, void *d_weight, void *d_bias, void *dx, int threads) {
+/* fixed: the statistics are not those of x, so that dx = rstd * weight * dy. */
+static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, int pooled, const void *dy, const void *x, const void *weight,
+                                    int wide, int fixed, const double *stats, void *d_weight, void *d_bias, void *dx,
+                                    int threads) {
     NAME(Plan) plan, *q = &plan;
     const Table *t = &q->t;
-    if (NAME(plan)(q, last, n, c, p, k, g, threads)) return 1;
+    if (NAME(plan)(q, last, n, c, p, k, g, pooled, threads)) return 1;
     double *sums = calloc((size_t)(2 * k * g + 2 * c + 1), sizeof(double)), *weights = sums + 2 * k * g;
     if (!sums) {
         free(q->room);
@@ -1055,7 +1124,27 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     }
     NAME(Lines) only = {q->centre, NULL, NULL, NULL}, by = {NULL, q->scale, NULL, NULL};
     I size = c * p / g;
-    if (NAME(by_set)(q)) {
+    if (fixed) {
+        if (d_weight) {
+            for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
+            PIECES {
+                PIECE;
+                NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            }
+        }
+        if (dx) {
+            for (I i = 0; i < k * q->runs * t->cols; i++) {
+                I h = i / (q->runs * t->cols) * g + q->group[i % (q->runs * t->cols)];
+                double w = weight ? at(weight, wide, q->channel[i % t->cols]) : 1;
+                q->scale[i] = (A)(stats[2 * k * g + h] * w), q->shift[i] = q->slope[i] = 0;
+            }
+            NAME(Lines) times = {q->slope, q->scale, q->shift, NULL};
+            PIECES {
+                PIECE;
+                NAME(piece_line)(&q->t, dy, dx, row, segment, col, end, times, NAME(line_of)(q, row, col));
+            }
+        }
+    } else if (NAME(by_set)(q)) {
         SETS {
             SET;
             NAME(centres)(q, s, from, to, stats);

@@ -1,8 +1,8 @@
 """norms/kernels/native.c, compiled: four loops over memory, for a CPU.
 
-The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It is
-not there without a C compiler; then, and for whatever `serves` refuses, norms.kernels computes the same in operations
-of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
+The library is built when the project is installed (pyproject.toml), without torch's headers, and called by ctypes. It
+is not there without a C compiler, nor for an x86 without AVX2; then, and for whatever `ready` refuses, norms.kernels
+computes the same in operations of torch. NORMSUITE_KERNELS=torch leaves it out on purpose.
 
 Tables are float64 and contiguous, (K, C): row n % K is that of sample n. Inputs lie in memory as `layout` says, so that
 one pass goes straight over it. Nothing here has a gradient: norms.kernels.moments, affine and grouping do that.
@@ -22,11 +22,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from norms.channels import ordinary
+from norms.channels import transformed
+from norms.values import nearest
 
 SWITCH = "NORMSUITE_KERNELS"
-"""An environment variable: "native" (or unset) or "torch"."""
+"""Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and
+sets it to "torch", so that the processes it starts neither look nor warn again."""
 
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
@@ -43,9 +46,10 @@ _CALLS = {
     "affine": [*_VIEW, *[_POINTER] * 5, _CODE],
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
+    "normalize": [*_VIEW, _SIZE, _CODE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
+    "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
+    "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
     "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
-    "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
-    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, *[_POINTER] * 4, _CODE],
 }
 
 
@@ -53,24 +57,37 @@ def load(path: str | Path) -> ctypes.CDLL:
     """The compiled library in a file.
 
     Raises:
-        OSError: it can not be loaded, or is of another version; the text says which.
+        OSError: it can not be loaded, is of another version, or this processor can not run it; the text says which.
     """
-    library = ctypes.CDLL(str(path))
+    library = _opened(str(path))
     try:
-        found = library.normsuite_version()
+        found, supported = library.normsuite_version(), library.normsuite_supported()
         for name, arguments in _CALLS.items():
             getattr(library, f"normsuite_{name}").argtypes = arguments
     except AttributeError as error:
         raise OSError(f"{path}: {error}") from None
     if found != VERSION:
         raise OSError(f"{path} is of version {found}, and {VERSION} is needed")
+    if not supported:
+        raise OSError(f"{path} needs a processor with AVX2 and FMA")
     return library
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        if "GOMP_" not in str(error):
+            raise
+    # This torch has brought another OpenMP than GCC's, or none.
+    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(path)
 
 
 def _find() -> ctypes.CDLL | None:
     wish = os.environ.get(SWITCH) or "native"
-    if wish not in ("native", "torch"):
-        raise ValueError(f'{SWITCH}="{wish}": "native" or "torch"')
+    if wish not in (allowed := ("native", "torch")):
+        raise ValueError(f'{SWITCH}: unknown kernels "{wish}"; kernels: native, torch{nearest(wish, allowed)}')
     if wish == "torch":
         return None
     files = [Path(__file__).parent / f"_native{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
@@ -86,10 +103,12 @@ def _find() -> ctypes.CDLL | None:
         "install the project again to have it: pip install --editable .",
         stacklevel=2,
     )
+    os.environ[SWITCH] = "torch"
     return None
 
 
 _library = _find()
+_functions = {name: getattr(_library, f"normsuite_{name}") for name in _CALLS if _library is not None}
 
 
 def kernels() -> str:
@@ -101,30 +120,33 @@ def layout(x: Tensor) -> int | None:
     """How x (N, C, *) lies in memory: 0 contiguous, 1 channels innermost, None otherwise."""
     if x.is_contiguous():
         return 0
+    if x.dim() == 4:
+        return 1 if x.is_contiguous(memory_format=torch.channels_last) else None
     return 1 if x.movedim(1, -1).is_contiguous() else None
 
 
-def dense(x: Tensor) -> Tensor:
-    """x, or a contiguous copy where `layout` does not know how it lies."""
+def ready(x: Tensor) -> Tensor | None:
+    """x (N, C, *) as the library reads it, a copy where it lies in another way; None where the library does not serve.
+
+    It serves ordinary tensors of a CPU of a known type that are not empty, outside compilation and torch.func.
+    """
+    if (
+        _library is None
+        or torch.compiler.is_compiling()
+        or type(x) not in (Tensor, Parameter)
+        or not x.is_cpu
+        or x.dtype not in TYPES
+        or not x.numel()
+        or x.is_neg()  # the imaginary part of a conjugate: its memory holds the negatives
+        or transformed()
+    ):
+        return None
     return x if layout(x) is not None else x.contiguous()
-
-
-def serves(*tensors: Tensor) -> bool:
-    """Whether the library computes with these: ordinary tensors of a CPU of one known type, not empty."""
-    x = tensors[0]
-    return (
-        _library is not None
-        and x.device.type == "cpu"
-        and x.dtype in TYPES
-        and ordinary(x)
-        and x.numel() > 0
-        and all(t.dtype == x.dtype for t in tensors[1:])
-    )
 
 
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C), over positions and the samples that are alike modulo K."""
-    mean, var = x.new_empty(2, rows, x.shape[1], dtype=torch.float64).unbind()
+    mean, var = (x.new_empty(rows, x.shape[1], dtype=torch.float64) for _ in range(2))
     _call("moments", *_view(x, rows), x, mean, var)
     return mean, var
 
@@ -140,11 +162,10 @@ def sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
-    room = x.new_empty(2 if floor is None else 3, *scale.shape, dtype=torch.float64)
-    _call(
-        "sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, *room, *(() if len(room) == 3 else (None,))
-    )
-    return room[0], room[1], None if floor is None else room[2]
+    product, total = torch.empty_like(scale), torch.empty_like(scale)
+    below = None if floor is None else torch.empty_like(scale)
+    _call("sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, product, total, below)
+    return product, total, below
 
 
 def blend(
@@ -210,34 +231,72 @@ def normalize(
     groups: int,
     rows: int,
     eps: float,
-    given: tuple[Tensor, Tensor] | None = None,
+    given: tuple[Tensor, Tensor] | tuple[float, float] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """y as x, and (3, K, G): mean, biased variance and 1 / sqrt(variance + eps) of G groups of a sample's values.
+    """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
+    variance.
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
-        given: mean and variance (K, G) to take; None: those of x.
+        given: mean and variance (K, G) to take, or one number each; None: those of x.
+        pooled: one deviation for all groups of a row: 0 no, 1 from the groups' means, 2 from the mean of all.
     """
-    stats = x.new_empty(3, rows, groups, dtype=torch.float64)
+    stats = x.new_empty(4, rows, groups, dtype=torch.float64)
     if given is not None:
         stats[0], stats[1] = given
     wide = weight is not None and weight.dtype == torch.float64
     y = torch.empty_like(x)
-    _call("normalize", *_view(x, rows), groups, eps, x, weight, bias, wide, given is not None, stats, y)
+    _call("normalize", *_view(x, rows), groups, pooled, eps, x, weight, bias, wide, given is not None, stats, y)
     return y, stats
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool, pooled: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x (None if it is not wanted), weight and bias of `normalize`, whose moments were those of x."""
-    dx = torch.empty_like(x) if wanted else None
-    d_weight, d_bias = (None, None) if weight is None else (torch.empty_like(weight), torch.empty_like(weight))
+    """Gradients of x, weight and bias of `normalize`.
+
+    Args:
+        stats: as `normalize` gave them.
+        wanted: whether that of x, and those of weight and bias, are; the others are None.
+        fixed: the statistics were given and are not those of x.
+        pooled: as there.
+    """
+    dx = torch.empty_like(x) if wanted[0] else None
+    d_weight, d_bias = None, None
+    if weight is not None and wanted[1]:
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
     rows, groups = stats.shape[1:]
     wide = weight is not None and weight.dtype == torch.float64
-    view = _view(x, rows)
-    _call("normalize_backward", *view, groups, like(dy, x), x, weight, wide, stats, d_weight, d_bias, dx)
+    view, dy = _view(x, rows), like(dy, x)
+    _call("normalize_backward", *view, groups, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
+
+
+def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> bool:
+    """Move running statistics (C,), in place, by those of K norm batches (K, C), one after the other.
+
+    One that is not finite in the type of the running statistics leaves them as they are.
+
+    Returns:
+        Whether the library serves; if not, nothing was done.
+    """
+    running = (running_mean, running_var)
+    served = (
+        all(t.is_contiguous() and not t.is_inference() for t in running)
+        and ready(running_mean) is not None
+        and running_mean.dtype == running_var.dtype != torch.bfloat16
+        and type(mean) is Tensor
+        and mean.is_cpu
+        and mean.dtype == torch.float64
+    )
+    if served:
+        mean, var = mean.contiguous(), var.contiguous()
+        pointers = [t.data_ptr() for t in (mean, var)], [t.data_ptr() for t in running]
+        wide = running_mean.dtype == torch.float64
+        _functions["track"](wide, len(mean), running_mean.numel(), *pointers[0], momentum, *pointers[1])
+        torch.autograd.graph.increment_version(running)  # which torch can not know of
+    return served
 
 
 def _view(x: Tensor, rows: int) -> tuple[int, ...]:
@@ -258,5 +317,5 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
 
 def _call(name: str, *arguments: Any) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    if getattr(_library, f"normsuite_{name}")(*given, torch.get_num_threads()):
+    if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from norms.channels import memory_format
-from norms.kernels.former import group_normalize
+from norms.bases.batch_statistics import BatchMoments
+from norms.kernels import by_moments
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 
@@ -66,16 +66,39 @@ class BatchChannelNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        if self.is_empty(x):
-            return self.empty(x if self.merging is None else super().forward(x))
+        if self.is_empty(x) and self.merging is None:
+            return self.empty(x)
         size = self.num_channels // self.channel_groups
         if size * math.prod(x.shape[2:]) < 2:
             raise ValueError(f"bcn: more than one value per group is needed, given x of shape {tuple(x.shape)}")
-        # contiguous for both parts: bn's kernel is slow where x and its gradient lie in memory in two ways
-        z = super().forward(x.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
-        weight, bias = (p[:, None].expand(-1, size).reshape(-1) for p in (self.group_weight, self.group_bias))
-        y = group_normalize(z, self.channel_groups, weight, bias, self.eps).to(x.dtype)
-        return y.contiguous(memory_format=memory_format(x))
+        batch = BatchMoments(self, x)
+
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+            group_weight: Tensor,
+            group_bias: Tensor,
+        ) -> tuple[Tensor, Tensor]:
+            """By the moments (N, C) of samples: those of z follow from them, and those of its groups."""
+            center, spread = batch(mean, var)
+            mean, var = batch.per_sample(mean), batch.per_sample(var)
+            scale = torch.rsqrt(spread + self.eps)
+            scale = scale if weight is None else scale * weight
+            z_mean, z_var = (mean - center) * scale, var * scale.square()
+            z_mean = z_mean if bias is None else z_mean + bias
+            z_mean, z_var = (t.reshape(*t.shape[:2], self.channel_groups, size) for t in (z_mean, z_var))
+            away = z_mean - z_mean.mean(3, keepdim=True)
+            group_scale = torch.rsqrt((z_var + away.square()).mean(3, keepdim=True) + self.eps) * group_weight[:, None]
+            level = torch.addcmul(group_bias[:, None], away, group_scale).flatten(2)  # of y, where x is its mean
+            scale = (group_scale * scale.view(-1, self.channel_groups, size)).flatten(2)
+            shift = torch.addcmul(level, mean, scale, value=-1)
+            return scale.flatten(0, 1), shift.flatten(0, 1)
+
+        y = by_moments(x, line, self.weight, self.bias, self.group_weight, self.group_bias)[0]
+        batch.track()
+        return y
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.channel_groups}"

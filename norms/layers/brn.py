@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from norms.bases.streaming import Streaming
-from norms.kernels.former import row_moments
+from norms.kernels import by_moments, moments, native
 from norms.kernels.grouping import evaluate, normalize
-from norms.kernels.moments import batch_moments
+from norms.kernels.plain import table_type
 from norms.registry import register
-from norms.workers import Workers
+from norms.situation import check_slices
+from norms.workers import enough
 
 
 @register(
@@ -21,6 +20,7 @@ from norms.workers import Workers
     mixes_samples=True,
     keeps_stats=True,
     axes="NHW",
+    slices_at_once=True,
     exact_gradient=False,
     variance="biased",
     running_variance="unbiased",
@@ -100,61 +100,110 @@ class BatchRenorm(Streaming):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        merging, workers = self.merging, self.situation.workers if self.training else None
+        merging = self.merging
         if self.is_empty(x) and merging is None:
-            if workers is not None and not self._recalibrated:
-                self._before_own(x, None, workers)
+            nothing = x.new_zeros(0, self.num_channels, dtype=table_type(x))
+            if self.training and self.situation.workers is not None and not self._recalibrated:
+                self._found(nothing, nothing, x)
             return self.empty(x)
-        count = self._check(x, 2 if merging is None else 0)
         if not self.training:
+            self._check(x, 0)
             return evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_channels, self.eps)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        if not self._recalibrated:
-            with contextlib.ExitStack() as stack:
-                if merging is not None:
-                    own = batch_moments(x.detach(), merging)
-                else:
-                    own = tuple(t[0] for t in row_moments(x, 1))  # type: ignore[assignment]
-                if workers is not None and merging is None:
-                    unbiased = torch.stack((own[0], own[1] * (count / (count - 1))))
-                    stack.enter_context(self.as_if_after(self._before_own(x, unbiased, workers)))
-                r, d = (t.to(wide) for t in self.correction(*own))
-            if weight is None or bias is None:
-                weight, bias = r, d
-            else:
-                weight, bias = r * weight, torch.addcmul(bias, d, weight)
-        y, mean, var = normalize(x, weight, bias, self.num_channels, 1, self.eps, merging)
+        slices = self.situation.slices
+        check_slices(x, slices)
+        count = self._check(x[::slices], 2 if merging is None else 0)
+        if slices == 1 and self.situation.workers is None and native.ready(x) is not None:
+            return self._alone(x, count)
+        batch: list[Tensor] = []  # mean, unbiased variance, r and d of this forward, all without gradient
+
+        def line(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            total: int | Tensor = count
+            if merging is not None:
+                mean, var, total = merging.merge(mean, var, count)
+                if not batch:
+                    enough(count, total, merging)
+            if not batch:
+                own_mean, own_var = mean.detach(), var.detach()
+                unbiased = own_var * (total / (total - 1))
+                found = None if self._recalibrated or merging is not None else self._found(own_mean, unbiased, x)
+                batch.extend((own_mean, unbiased, *self.correction(own_mean, own_var, found)))
+            scale = torch.rsqrt(var + self.eps) * batch[2]
+            shift = torch.addcmul(batch[3], mean, scale, value=-1)
+            return (scale, shift) if weight is None or bias is None else (scale * weight, bias + shift * weight)
+
+        y = by_moments(x, line, self.weight, self.bias, rows=slices)[0]
+        self.track(batch[0], batch[1], count)
+        return y
+
+    def _alone(self, x: Tensor, count: int) -> Tensor:
+        """One norm batch: bn's kernel with another weight and bias."""
+        mean, var = moments(x.detach(), 1)
+        weight, bias = self.correction(mean[0], var[0])
+        if self.weight is not None and self.bias is not None:
+            weight, bias = weight * self.weight, torch.addcmul(self.bias, bias, self.weight)
+        given = (mean, var)
+        y, mean, var = normalize(x, weight, bias, self.num_channels, 1, self.eps, given=given)
         self.track(mean, var, count)
         return y
 
-    def _before_own(self, x: Tensor, own: Tensor | None, workers: Workers) -> Tensor:
-        """Mean and unbiased variance (R, 2, C) of the norm batches that workers of smaller ranks have now.
-
-        In one process they come before this one's, and have moved the running statistics already.
+    def _found(self, mean: Tensor, var: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What each of K norm batches finds if all have come one after the other, those of other workers, too: running
+        mean and variance (K, C), and of how many norm batches they are, (K, 1). None: what is kept, for one alone.
 
         Args:
-            x: this worker's norm batch.
-            own: (2, C) its moments; None where it is empty.
-            workers: all of which call this.
+            mean: (K, C) of this worker's norm batches; (0, C) where its part is empty.
+            var: likewise, unbiased.
+            x: this worker's part.
         """
-        wide = torch.promote_types(x.dtype, torch.float32)
-        row = x.new_zeros(0, 2 * self.num_channels, dtype=wide) if own is None else own.reshape(1, -1)
-        found = workers.rows(
-            row, 1, False, x.shape[0] > workers.blocks
-        )  # those of larger ranks may be empty, none before one's own
-        return found[: workers.rank].reshape(-1, 2, self.num_channels)
+        workers, slices = self.situation.workers, self.situation.slices
+        first, step = 0, 1
+        if workers is not None:
+            # those of larger ranks may be empty, none before one's own
+            rows = workers.rows(torch.cat((mean, var), 1), slices, True, x.shape[0] > workers.blocks)
+            mean, var = rows.chunk(2, 1)
+            first, step = workers.rank, max(1, len(rows) // slices)
+        if len(mean) < 2 or not len(x):
+            return None
+        before = self.one_by_one(mean, var)[first:-1:step]
+        number = torch.arange(first, len(mean), step, device=mean.device)[:, None]
+        return before[:, 0], before[:, 1], number + self.num_batches_tracked
 
-    def correction(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """r and d (C,) for a batch of this mean and biased variance (C,), by the statistics and limits as they are."""
+    def correction(
+        self, mean: Tensor, var: Tensor, found: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """r and d of norm batches, by the limits as they are; while recalibrating 1 and 0.
+
+        Args:
+            mean: of the norm batches, (K, C) or (C,).
+            var: likewise, biased.
+            found: the running mean and variance, likewise, and of how many norm batches they are; None: what is kept.
+        """
+        if self._recalibrated:
+            return torch.ones_like(mean), torch.zeros_like(mean)
+        if found is None and native.ready(mean) is not None:
+            return self._correction_now(mean, var)
         with torch.no_grad():
-            settled = self.num_batches_tracked * (1 if self.momentum is None else self.momentum) >= 1
-            ramps = [
-                ((self.progress - self.warmup) / (until - self.warmup)).clamp(0, 1) * settled
-                for until in (self.r_until, self.d_until)
-            ]
-            r_limit, d_limit = 1 + (self.r_max - 1) * ramps[0], self.d_max * ramps[1]
-            rstd = torch.rsqrt(self.running_var + self.eps)
+            running_mean, running_var, seen = found or (self.running_mean, self.running_var, self.num_batches_tracked)
+            settled = seen * (1 if self.momentum is None else self.momentum) >= 1
+            ramp = (self.progress - self.warmup).clamp(min=0) * settled
+            r_rise, d_rise = self.r_max - 1, self.d_max
+            r_limit = (ramp * (r_rise / (self.r_until - self.warmup))).clamp(max=r_rise) + 1
+            d_limit = (ramp * (d_rise / (self.d_until - self.warmup))).clamp(max=d_rise)
+            rstd = torch.rsqrt(running_var.to(mean.dtype) + self.eps)
             r = torch.sqrt(var + self.eps) * rstd
-            d = (mean - self.running_mean) * rstd
-            return r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit)
+            d = (mean - running_mean) * rstd
+            # Stacked, since a compiled graph would do what is pointwise anew in its backward, when all this has moved.
+            return torch.stack((r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit))).unbind()  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _correction_now(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on a CPU, where limits can be looked at: few operations, and none while they are bn's."""
+        settled = int(self.num_batches_tracked) * (1 if self.momentum is None else self.momentum) >= 1
+        ramp = max(0.0, float(self.progress) - self.warmup) * settled
+        if not ramp:
+            return torch.ones_like(mean), torch.zeros_like(mean)
+        r_limit = 1 + min(1.0, ramp / (self.r_until - self.warmup)) * (self.r_max - 1)
+        d_limit = min(1.0, ramp / (self.d_until - self.warmup)) * self.d_max
+        rstd = torch.rsqrt(self.running_var.to(mean.dtype) + self.eps)
+        r = torch.sqrt(var + self.eps).mul_(rstd).clamp_(1 / r_limit, r_limit)
+        return r, torch.sub(mean, self.running_mean).mul_(rstd).clamp_(-d_limit, d_limit)

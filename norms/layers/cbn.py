@@ -5,8 +5,7 @@ Yao et al. 2021, arXiv:2002.05712, "Cross-Iteration Batch Normalization".
     y = (x - M) / sqrt(V + eps) * weight_c + bias_c
     M = sum_i alpha_i mean_i        V = sum_i alpha_i (var_i + (mean_i - M)^2)        sum_i alpha_i = 1
 
-i = 0 is the batch itself, through which alone gradients flow; the others are constants. All variances are biased. How x
-is normalized by M and V without a difference of large numbers: norms.kernels.affine.renormalize.
+i = 0 is the batch itself, through which alone gradients flow; the others are constants. All variances are biased.
 
 Axes: N sample, C channel, B entries of the past, K weights of one output channel of the convolution.
 """
@@ -21,9 +20,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from norms.channels import vmapped
-from norms.kernels.former import renormalize
+from norms.kernels import affine, by_moments, plain
 from norms.kernels.grouping import evaluate
-from norms.kernels.moments import Past, batch_moments
+from norms.kernels.moments import Past
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 
@@ -184,22 +183,29 @@ class CrossIterationBatchNorm(BatchNorm):
         differentiable = self.buffer_num > 0 and torch.is_grad_enabled()
         if differentiable and weight.requires_grad and not x.requires_grad:
             raise ValueError(_UNRELATED)
-        plain = self.buffer_num == 0 or self.progress < self.burn_in
-        if plain and not self.eps_outside:
+        as_bn = self.buffer_num == 0 or self.progress < self.burn_in
+        if as_bn and not self.eps_outside:
             return super().forward(x)
         count = self.values(x)
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, var = batch_moments(values)
-        shift, combined = torch.zeros_like(mean), var
-        if not plain:
-            shift, combined = self._past(weight, mean.dtype).joined_by(mean, var)
-        if self.eps_outside:
-            rstd = 1 / (combined.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + self.eps)  # sqrt has no slope at 0
-        else:
-            rstd = torch.rsqrt(combined + self.eps)
-        y = renormalize(values, mean, var, shift, rstd, self.weight, self.bias, self.eps).to(x.dtype)
-        mean, var = mean.detach(), var.detach()
-        if not plain and differentiable:
+        past = None if as_bn else self._past(weight, plain.table_type(x))
+
+        def rule(mean: Tensor, var: Tensor, gain: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            """mean, var: (1, C)."""
+            if past is not None:
+                further, var = past.joined_by(mean, var)
+                mean = mean + further
+            if self.eps_outside:
+                scale = 1 / (var.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + self.eps)  # sqrt has no slope at 0
+            else:
+                scale = torch.rsqrt(var + self.eps)
+            if gain is not None:
+                scale = scale * gain
+            shift = -mean * scale
+            return scale, shift if bias is None else shift + bias
+
+        y, *found = by_moments(x, rule, self.weight, self.bias, rows=1)
+        mean, var = (t[0] for t in found)
+        if not as_bn and differentiable:
             self._push(mean, var, weight.detach(), *self._derivatives(x, weight, mean, count))
         self.track(mean[None], var[None] * (count / (count - 1)), count)
         return y
@@ -260,7 +266,7 @@ class CrossIterationBatchNorm(BatchNorm):
         unit = 2.0 ** -math.floor(math.log2(count))  # near 1 / n, and exact in 16 bits
         with torch.no_grad():
             over_mean = torch.full_like(x, unit)
-            over_var = ((x - mean.view(-1, *[1] * (x.dim() - 2))) * (2 * unit)).to(x.dtype)
+            over_var = affine(x.detach(), torch.full_like(mean, 2 * unit), mean * (-2 * unit))
         found = []
         for pull in (over_mean, over_var):
             (derivative,) = torch.autograd.grad(x, weight, pull, retain_graph=True, allow_unused=True)

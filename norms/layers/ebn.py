@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from norms.kernels.grouping import evaluate
-from norms.kernels.moments import batch_moments
+from norms.kernels import affine, by_moments
+from norms.kernels.grouping import normalize
+from norms.kernels.plain import table_type
 from norms.layers.bn import BatchNorm
 from norms.registry import register
+from norms.workers import Workers, enough
 
 
 @register(
@@ -19,6 +21,7 @@ from norms.registry import register
     mixes_samples=True,
     keeps_stats=True,
     axes="NCHW",
+    slices_at_once=True,
     variance="biased",
     running_variance="unbiased",
 )
@@ -71,25 +74,43 @@ class ExtendedBatchNorm(BatchNorm):
         """x: (N, C, *) -> the same shape and dtype."""
         if self.is_empty(x) and self.merging is None:
             return self.empty(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
         if not self.training:
-            mean, var = self.running_mean.to(wide), self.running_var.to(wide)
-            # torch's kernels read coefficients of stride 0 wrongly
-            var = self._pooled(mean, var).expand_as(var).contiguous()
-            return evaluate(x, mean, var, weight, bias, self.num_channels, self.eps)
-        self.values(x)  # before the moments, which warn of too few
-        mean, var = batch_moments(x.to(wide), self.merging)
-        # bn with another weight: each channel's deviation is exchanged for that of all
-        scale = torch.sqrt((var + self.eps) / (self._pooled(mean, var) + self.eps))
-        if weight is None or bias is None:
-            return self.train_on(x, scale, torch.zeros_like(scale))
-        return self.train_on(x, scale * weight, bias)
+            # copied: training may move the statistics before this forward's backward
+            mean, var = (t.to(table_type(x), copy=True) for t in (self.running_mean, self.running_var))
+            return affine(x, *self._line(mean, var, self.weight, self.bias))
+        slices = self.situation.slices
+        count = self.values(x, slices)
+        if self.merging is not None:
+            return self._together(x, self.merging)
+        pooled = 2 if self.deviation_from == "all" else 1
+        y, mean, var = normalize(x, self.weight, self.bias, self.num_channels, slices, self.eps, pooled=pooled)
+        self.track(mean, var, count)
+        return y
 
-    def _pooled(self, mean: Tensor, var: Tensor) -> Tensor:
-        """The variance of all values from the channels' moments (C,): law of total variance."""
-        within = var.mean()
-        return within + mean.var(correction=0) if self.deviation_from == "all" else within
+    def _line(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """scale and shift (K, C) or (C,), by the channels' moments, likewise."""
+        all_channels = var.mean(-1, keepdim=True)  # law of total variance
+        if self.deviation_from == "all":
+            all_channels = all_channels + mean.var(-1, correction=0, keepdim=True)
+        scale = torch.rsqrt(all_channels + self.eps)
+        scale = scale.expand_as(var) if weight is None else scale * weight
+        return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+
+    def _together(self, x: Tensor, workers: Workers) -> Tensor:
+        """Training by the moments of all workers' values."""
+        found: list[tuple[Tensor, ...]] = []
+
+        def line(mean: Tensor, var: Tensor, *affine: Tensor | None) -> tuple[Tensor, Tensor]:
+            merged, spread, total = workers.merge(mean, var, count)
+            found.append((merged.detach(), spread.detach(), total))
+            return self._line(merged, spread, *affine)
+
+        count = self.values(x)
+        y = by_moments(x, line, self.weight, self.bias, rows=1)[0]
+        mean, var, total = found[0]
+        enough(count, total, workers)
+        self.track(mean, var * (total / (total - 1)), count)
+        return y
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, deviation_from={self.deviation_from}"

@@ -21,8 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from norms.kernels import affine, plain
+from norms.kernels import plain
 from norms.kernels.curves import divided, gated
+from norms.kernels.grouping import scale_channels
 from norms.kernels.moments import of_groups, pooled, union_of_workers
 from norms.layers.bn import BatchNorm
 from norms.layers.gn import GroupNorm
@@ -224,7 +225,7 @@ def _affine_only(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     if weight is None:
         return x.clone()  # an activation in place after it must not reach the norm's input, as with any other norm
     assert bias is not None
-    return affine(x, weight, bias)
+    return scale_channels(x, weight, bias)
 
 
 def _or(parameter: Tensor | None, default: float, like: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from norms.kernels.grouping import evaluate
+from norms.bases.batch_statistics import BatchMoments
+from norms.kernels import by_moments
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 
@@ -63,16 +62,23 @@ class InstanceEnhancementBatchNorm(BatchNorm):
         """x: (N, C, *) -> the same shape and dtype."""
         if self.is_empty(x) and self.merging is None:
             return self.empty(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.training:
-            standard = self.train_on(wide, None, None, self.situation.slices)
-        else:
-            mean, var = self.running_mean, self.running_var
-            standard = evaluate(wide, mean, var, None, None, self.num_channels, self.eps)
-        raw = wide.reshape(*x.shape[:2], math.prod(x.shape[2:])).mean(dim=2)
-        scale = torch.sigmoid(raw * self.gate_weight.to(wide.dtype) + self.gate_bias.to(wide.dtype))
-        positions = [1] * (x.dim() - 2)
-        if self.weight is None or self.bias is None:
-            return (standard * scale.view(*scale.shape, *positions)).to(x.dtype)
-        scale = (scale * self.weight.to(wide.dtype)).view(*scale.shape, *positions)
-        return torch.addcmul(self.bias.to(wide.dtype).view(-1, *positions), standard, scale).to(x.dtype)
+        batch = BatchMoments(self, x)
+
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            gate_weight: Tensor,
+            gate_bias: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+        ) -> tuple[Tensor, Tensor]:
+            """By the moments (N, C) of samples."""
+            center, spread = batch(mean, var)
+            scale = torch.rsqrt(spread + self.eps) if weight is None else torch.rsqrt(spread + self.eps) * weight
+            scale = batch.per_sample(torch.sigmoid(mean * gate_weight + gate_bias)) * scale
+            shift = -center * scale if bias is None else bias - center * scale
+            return scale.flatten(0, 1), shift.flatten(0, 1)
+
+        y = by_moments(x, line, self.gate_weight, self.gate_bias, self.weight, self.bias)[0]
+        batch.track()
+        return y

@@ -15,8 +15,9 @@ from torch import Tensor, fx
 
 from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
-from norms.kernels.former import row_affine, row_moments, row_products
+from norms.kernels import affine, own
 from norms.kernels.grouping import evaluate
+from norms.kernels.moments import moments
 from norms.registry import register
 
 SIMULATED_BATCH = 32
@@ -144,7 +145,8 @@ class MovingAverageBatchNorm(Streaming):
             nothing, square = torch.zeros_like(self.running_mean), self._second_moment()
             return evaluate(x, nothing, square, self.weight, self.bias, self.num_channels, self.eps)
         self._refuse_transforms()
-        mean, var = (t[0] for t in row_moments(x, 1))
+        x = own.lying(x)
+        mean, var = (t[0] for t in moments(x.detach(), 1))
         rstd, factor, averaged = self._take(mean, var, count)
         if torch.compiler.is_compiling():
             # in one graph the backward would compute rstd and factor anew, from the statistics that they have moved
@@ -197,21 +199,23 @@ class _SecondMoment(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, rstd, factor)
         ctx.averaged, ctx.history, ctx.seen = averaged, history, seen  # not saved: the backward is to change them
-        return row_affine(x, (rstd * factor * weight)[None], bias[None])
+        return affine(x, rstd * factor * weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd, factor = ctx.saved_tensors
         dy = grads[0]
-        product, total = (t[0] for t in row_products(dy, x, torch.zeros_like(rstd)[None], rstd[None]))
+        count = dy.numel() // len(weight)
+        nothing = torch.zeros_like(rstd)[None]
+        product, total = (t[0] / count for t in own.sums(dy, x, nothing))
+        product = product * rstd
         slope = factor * weight
         psi = _over_window(slope * product, ctx.history, ctx.seen, ctx.averaged, _average(ctx.history, ctx.seen))
         dx = None
         if ctx.needs_input_grad[0]:
             # rstd * (factor * weight * dy - psi * z), z = rstd * x
             scale = -psi * rstd.square()
-            dx = row_affine(x, scale[None], torch.zeros_like(scale)[None], dy, (slope * rstd)[None])
-        count = dy.numel() // len(weight)
+            dx = own.blend(dy, x, (slope * rstd)[None], nothing, scale[None], nothing)
         return dx, factor * product * count, total * count, None, None, None, None, None
 
 

@@ -5,8 +5,7 @@ Guo et al. 2018, arXiv:2010.04947, "Memorized Batch Normalization".
     y = (x - M) / sqrt(V + eps) * weight_c + bias_c
     M = sum_i alpha_i mean_i        V = sum_i alpha_i (var_i + (mean_i - M)^2)        sum_i alpha_i = 1
 
-i = 0 is the batch itself, through which alone gradients flow; the others are constants. All variances are biased. How x
-is normalized by M and V without a difference of large numbers: norms.kernels.affine.renormalize.
+i = 0 is the batch itself, through which alone gradients flow; the others are constants. All variances are biased.
 
 Axes: N sample, C channel, B entries of the past.
 """
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from norms.bases.running_statistics import finite_or
-from norms.kernels.former import renormalize
-from norms.kernels.moments import Past, batch_moments
+from norms.kernels import by_moments, plain
+from norms.kernels.moments import Past
 from norms.layers.bn import BatchNorm
 from norms.registry import register
 
@@ -122,18 +121,25 @@ class MemorizedBatchNorm(BatchNorm):
         if not self.training or self.is_empty(x):
             return super().forward(x)
         count = self.values(x)
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, var = batch_moments(values)
         again = self.situation.again
         with torch.no_grad():
             rows = torch.arange(self.memory, device=x.device)
             looked_at = (self.memory_number == self.next_look) & (self.memory_number > 0)
             # the row of the entry that a look replaces; -1 is that of a batch which is new
             row = ((rows + 1) * looked_at).sum() - 1 if again else -1
-            past = self._pooled(rows - row, (rows > row) & (rows - row < self.memory), mean.dtype)
-        shift, combined = past.joined_by(mean, var)
-        y = renormalize(values, mean, var, shift, torch.rsqrt(combined + self.eps), self.weight, self.bias, self.eps)
-        mean, var = mean.detach(), var.detach()  # forward-mode derivatives do not heed no_grad
+            past = self._pooled(rows - row, (rows > row) & (rows - row < self.memory), plain.table_type(x))
+
+        def rule(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            """mean, var: (1, C)."""
+            further, combined = past.joined_by(mean, var)
+            scale = torch.rsqrt(combined + self.eps)
+            if weight is not None:
+                scale = scale * weight
+            shift = -(mean + further) * scale
+            return scale, shift if bias is None else shift + bias
+
+        y, *found = by_moments(x, rule, self.weight, self.bias, rows=1)
+        mean, var = (t[0] for t in found)
         with torch.no_grad():
             if again:
                 self._replace(looked_at, mean, var)
@@ -146,7 +152,7 @@ class MemorizedBatchNorm(BatchNorm):
                 if "recalibrating" not in self.__dict__:
                     new = finite_or(new.to(kept.dtype), kept)  # the memory's means may be far apart
                 kept.copy_(torch.where(looked_at.any(), new, kept) if again else new)
-        return y.to(x.dtype)
+        return y
 
     def _pooled(self, age: Tensor, counted: Tensor, dtype: torch.dtype) -> Past:
         """The entries of the memory as one.

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
-from norms.kernels.former import row_affine, row_moments, row_products
+from norms.kernels import affine, by_moments, own, plain
 from norms.kernels.grouping import evaluate
+from norms.kernels.moments import moments
 from norms.registry import register
 
 
@@ -109,22 +110,37 @@ class OnlineNorm(Streaming):
         scaled = self.compensation == "layer_scaling"
         if self.training:
             self._refuse_transforms()
-            moments = row_moments(x, x.shape[0])
-            # in x's type, or float32 where that is smaller, for every type of the buffers
-            mean, var = (t.to(moments[0].dtype) for t in self._take(*moments, count))
+            x = own.lying(x)
+            found = moments(x.detach())
+            mean, var = (t.to(found[0].dtype) for t in self._take(*found, count))
             rstd = torch.rsqrt(var + self.eps)
             weight = torch.ones_like(rstd[0]) if self.weight is None else self.weight.to(rstd.dtype)
             bias = torch.zeros_like(rstd[0]) if self.bias is None else self.bias.to(rstd.dtype)
             errors = (self.error_product, self.error_mean)
             eps = self.eps if scaled else None
-            z = _Controlled.apply(x, weight, bias, mean, rstd, moments, errors, self.backward_momentum, eps)
+            z = _Controlled.apply(x, weight, bias, mean, rstd, found, errors, self.backward_momentum, eps)
+        elif scaled:
+            z = self._evaluate_scaled(x)
         else:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            z = evaluate(wide, self.running_mean, self.running_var, self.weight, self.bias, self.num_channels, self.eps)
-            if scaled:
-                z = z * torch.rsqrt(z.square().mean(tuple(range(1, z.dim())), keepdim=True) + self.eps)
-            z = z.to(x.dtype)
+            z = evaluate(x, self.running_mean, self.running_var, self.weight, self.bias, self.num_channels, self.eps)
         return z.clamp(-5, 5) if self.compensation == "clamp" else z
+
+    def _evaluate_scaled(self, x: Tensor) -> Tensor:
+        """By the running statistics, and divided by the root mean square of each sample's layer."""
+        kind = plain.table_type(x)
+        # copied: training may move the statistics before the backward of this forward, which is to be by these
+        before, spread = (t.to(kind, copy=True) for t in (self.running_mean, self.running_var))
+        rstd = torch.rsqrt(spread + self.eps)
+
+        def rule(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            """mean, var: (N, C)."""
+            scale = rstd if weight is None else rstd * weight
+            shift = -before * scale if bias is None else bias - before * scale
+            mean, var = scale * mean + shift, scale.square() * var  # of the output, before it is scaled
+            length = torch.rsqrt((var + mean.square()).mean(1, keepdim=True) + self.eps)
+            return scale * length, shift * length
+
+        return by_moments(x, rule, self.weight, self.bias)[0]
 
     @torch.no_grad()
     def _take(self, own_mean: Tensor, own_var: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -188,7 +204,7 @@ class _Controlled(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, var_y)
         ctx.errors, ctx.gain, ctx.eps = errors, gain, eps
         scale, length = rstd * weight, _layer_scale(mean_y, var_y, weight, bias, eps)
-        return row_affine(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
+        return affine(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -196,15 +212,16 @@ class _Controlled(torch.autograd.Function):
         dy, gain = grads[0], ctx.gain
         square_y = var_y + mean_y.square()
         length = _layer_scale(mean_y, var_y, weight, bias, ctx.eps)
+        count = x.numel() // mean.numel()
         # means over positions of dz * y and dz, dz the gradient of the affine output z
-        product, total = (t * length for t in row_products(dy, x, mean, rstd))
+        product, total = (t * (length / count) for t in own.sums(dy, x, mean))
+        product = product * rstd
         pull = torch.zeros_like(length)
         if ctx.eps is not None:
             # dz = length * (dy - length * z * mean of dy * length * z)
             pull = length.square() * (weight * product + bias * total).mean(1, keepdim=True)
             product = product - pull * (weight * square_y + bias * mean_y)
             total = total - pull * (weight * mean_y + bias)
-        count = x.numel() // mean.numel()
         d_weight, d_bias = product.sum(0) * count, total.sum(0) * count
         error_y, error_1 = ctx.errors
         # a sample whose sums are not finite is passed over, so that the errors reach those after it
@@ -225,8 +242,7 @@ class _Controlled(torch.autograd.Function):
             # rstd * (weight * dz - gain * along_y * y) - gain * along_1, in terms of dy and y, then of dy and x
             slope = -rstd * (weight.square() * pull + gain * along_y)
             offset = -rstd * weight * bias * pull - gain * along_1
-            slope = slope * rstd
-            dx = row_affine(x, slope, offset - slope * mean, dy, rstd * weight * length)
+            dx = own.blend(dy, x, rstd * weight * length, mean, slope * rstd, offset)
         return dx, d_weight, d_bias, None, None, None, None, None, None
 
 

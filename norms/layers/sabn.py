@@ -1,11 +1,12 @@
 """sabn: bn with its affine, then an affine per condition; Gong et al. 2022, arXiv:2102.11382.
 
-"Sandwich Batch Normalization". Axes: N sample, C channel, D condition.
+"Sandwich Batch Normalization". Axes: N sample, C channel, D condition, K norm batch.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from norms.bases.per_domain import told_domain
 from norms.bases.running_statistics import RunningStatistics
 from norms.channels import PerChannel, check_arguments
+from norms.kernels import affine, by_moments, plain
 from norms.kernels.grouping import evaluate, normalize
+from norms.kernels.moments import pooled, union_of_workers
 from norms.registry import register
 from norms.situation import check_slices
+from norms.workers import enough
 
 
 @register(
@@ -90,23 +94,82 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         """
         self.check_channels(x)
         domain = told_domain(self, x)
+        if self.num_domains == 1:
+            domain = 0
         if x.shape[0] == 0 and self.merging is None:
             return self.empty(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        scale, shift = self.domain_weight.to(wide)[domain], self.domain_bias.to(wide)[domain]
-        if isinstance(domain, int):  # two affines of the same channels are one
-            if weight is not None and bias is not None:
-                scale, shift = scale * weight, torch.addcmul(shift, scale, bias)
-            return self._normalized(x, scale, shift)
-        y = self._normalized(x.to(wide), weight, bias)
-        shape = (*scale.shape, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(shape), y, scale.view(shape)).to(x.dtype)
+        if isinstance(domain, int):
+            return self._of_one(x, domain)
+        return self._train_mixed(x, domain) if self.training else self._evaluate_mixed(x, domain)
 
-    def _normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """bn of x with the given affine (C,)."""
+    def _of_one(self, x: Tensor, domain: int) -> Tensor:
+        """All samples are of one condition: two affines of the same channels are one."""
+        weight, bias = self.domain_weight[domain], self.domain_bias[domain]
+        if self.weight is not None and self.bias is not None:
+            weight, bias = weight * self.weight, torch.addcmul(bias, weight, self.bias)
         if not self.training:
             return evaluate(x, self.running_mean, self.running_var, weight, bias, self.num_channels, self.eps)
+        count = self._values(x)
+        slices = self.situation.slices
+        y, mean, var = normalize(x, weight, bias, self.num_channels, slices, self.eps, self.merging)
+        self.track(mean, var, count)
+        return y
+
+    def _evaluate_mixed(self, x: Tensor, domain: Tensor) -> Tensor:
+        kind = plain.table_type(x)
+        # copied: training may move the statistics before the backward of this forward, which is to be by these
+        mean, var = (t.to(kind, copy=True)[None] for t in (self.running_mean, self.running_var))
+        parameters = self.weight, self.bias, self.domain_weight, self.domain_bias
+        return affine(x, *self._coefficients(mean, var, domain, *parameters))
+
+    def _train_mixed(self, x: Tensor, domain: Tensor) -> Tensor:
+        """Both affines, and the normalization before them, as one map of each sample."""
+        slices, workers = self.situation.slices, self.merging
+        count = self._values(x)
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def rule(mean: Tensor, var: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
+            """mean, var: (N, C)."""
+            if workers is None:
+                union, spread = pooled(mean, var, slices)
+                unbiased = spread.detach() * (count / (count - 1))
+            else:
+                union, spread, images = union_of_workers(mean, var, workers)
+                total = images.detach() * math.prod(x.shape[2:])
+                enough(count, total, workers)
+                unbiased = spread.detach() * (total / (total - 1))
+            kept.append((union.detach(), unbiased))
+            return self._coefficients(union, spread, domain, *parameters)
+
+        y = by_moments(x, rule, self.weight, self.bias, self.domain_weight, self.domain_bias)[0]
+        self.track(*kept[0], count)
+        return y
+
+    def _coefficients(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        domain: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        domain_weight: Tensor,
+        domain_bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """scale and shift (N, C) from mean and var (K, C) and each sample's condition (N,)."""
+        scale = torch.rsqrt(var + self.eps)
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale
+        if bias is not None:
+            shift = shift + bias
+        if mean.shape[0] > 1:
+            slot = torch.arange(domain.shape[0], device=mean.device) % mean.shape[0]
+            scale, shift = scale[slot], shift[slot]
+        own = domain_weight[domain]
+        return scale * own, shift * own + domain_bias[domain]
+
+    def _values(self, x: Tensor) -> int:
+        """The number of values of x that enter one statistic in training; ValueError where there is one only."""
         slices = self.situation.slices
         count = check_slices(x, slices) * math.prod(x.shape[2:])
         if count < 2 and self.merging is None:
@@ -114,9 +177,7 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
                 f"Expected more than 1 value per channel when training, given {count} from x of shape "
                 f"{tuple(x.shape)} in {slices} norm batch(es)"
             )
-        y, mean, var = normalize(x, weight, bias, self.num_channels, slices, self.eps, self.merging)
-        self.track(mean, var, count)
-        return y
+        return count
 
     def extra_repr(self) -> str:
         return (

@@ -10,11 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from norms.kernels.moments import union_of_workers
+from norms.bases.batch_statistics import BatchMoments
+from norms.kernels import by_moments
 from norms.layers.bn import BatchNorm
 from norms.registry import register
-from norms.situation import check_slices
-from norms.workers import enough
 
 
 @register(
@@ -80,46 +79,34 @@ class SwitchableNorm(BatchNorm):
                 f"SwitchableNorm: more than one position is needed, given x of shape {tuple(x.shape)}; "
                 "its part of instance normalization has no variance there"
             )
-        slices = self.situation.slices if self.training else 1
-        samples = check_slices(x, slices)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide.reshape(samples, slices, self.num_channels, positions)  # norm batch k is x[k::K]
-        mean = wide.mean(dim=3, keepdim=True)
-        centred = wide - mean
-        mean, var = mean.squeeze(3), centred.square().mean(dim=3)  # (M, K, C)
-        if self.merging is not None:
-            batch_mean, batch_var, images = union_of_workers(mean, var, self.merging)
-            batch, total = (batch_mean, batch_var), images * positions
-            enough(samples * positions, total, self.merging)
-            self.track(batch[0].detach()[0], batch[1].detach()[0] * (total / (total - 1)), samples * positions)
-            if samples == 0:  # the others' backward waits for this worker's, too
-                return self.empty(x) + (0 * (batch_mean + batch_var).sum()).to(x.dtype)
-        elif self.training:
-            count = self.values(x, slices)
-            batch = _union(mean, var, 0)
-            self.track(batch[0].detach()[0], batch[1].detach()[0] * (count / (count - 1)), count)
-        else:
-            # copied as in norms.kernels.grouping.evaluate: the backward is to be by these
-            mean_var = (self.running_mean, self.running_var)
-            batch = tuple(t.to(wide.dtype, copy=True) for t in mean_var)  # type: ignore[assignment]
-        means, variances = zip((mean, var), _union(mean, var, 2), batch, strict=True)
-        mixed_mean, mixed_var = _mixed(self.mean_logits, means), _mixed(self.var_logits, variances)
-        scale = torch.rsqrt(mixed_var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight.to(scale.dtype)
-        shift = (mean - mixed_mean) * scale  # both means are near each other where x is far from 0
-        if self.bias is not None:
-            shift = shift + self.bias.to(scale.dtype)
-        return torch.addcmul(shift[..., None], centred, scale[..., None]).reshape(x.shape).to(x.dtype)
+        batch = BatchMoments(self, x)
+
+        def line(
+            mean: Tensor,
+            var: Tensor,
+            mean_logits: Tensor,
+            var_logits: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+        ) -> tuple[Tensor, Tensor]:
+            """By the moments (N, C) of samples, which are those of in."""
+            batch_mean, batch_var = batch(mean, var)
+            mean, var = batch.per_sample(mean), batch.per_sample(var)
+            layer_mean = mean.mean(2, keepdim=True)
+            layer_var = (var + (mean - layer_mean).square()).mean(2, keepdim=True)
+            mixed = _mixed(mean_logits, mean, layer_mean, batch_mean)
+            scale = torch.rsqrt(_mixed(var_logits, var, layer_var, batch_var) + self.eps)
+            if weight is not None:
+                scale = scale * weight
+            shift = -mixed * scale if bias is None else torch.addcmul(bias, mixed, scale, value=-1)
+            return scale.flatten(0, 1), shift.flatten(0, 1)
+
+        y = by_moments(x, line, self.mean_logits, self.var_logits, self.weight, self.bias)[0]
+        batch.track()
+        return y
 
 
-def _union(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the union of equally large sets along a dimension, which is kept as 1."""
-    return mean.mean(dim, keepdim=True), var.mean(dim, keepdim=True) + mean.var(dim, correction=0, keepdim=True)
-
-
-def _mixed(logits: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-    """The parts' sum, weighted by softmax(logits)."""
-    weights = torch.softmax(logits.to(parts[0].dtype), dim=0).unbind()
-    first, second, third = (w * part for w, part in zip(weights, parts, strict=True))
-    return first + second + third
+def _mixed(logits: Tensor, own: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
+    """The parts' sum, weighted by softmax(logits): (M, K, C), (M, K, 1) and (K, C) or (C,)."""
+    first, second, third = torch.softmax(logits.to(own.dtype), dim=0).unbind()
+    return torch.addcmul(second * layer, first, own) + third * batch

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from norms.channels import PerChannel, Reading, changeable, check_arguments, transformed
-from norms.kernels.former import normalize_by
+from norms.kernels import affine, by_moments, moments, plain
+from norms.kernels.moments import pooled
 from norms.registry import register
 
 
@@ -104,27 +105,46 @@ class TaskNorm(PerChannel):
             raise ValueError(
                 f"tasknorm: more than one value per channel of the context is needed, given x of shape {tuple(x.shape)}"
             )
-        values, over = x.to(torch.promote_types(x.dtype, torch.float32)), list(range(2, x.dim()))
-        var, mean = torch.var_mean(values, over, correction=0) if over else (torch.zeros_like(values), values)
-        if part == "context":
-            self._keep(mean, var)
-        else:
+        if part == "query":
             self._check_context()
-        wide = values.dtype
+            return by_moments(x, self._coefficients, *self._mixed_with(x))[0]
+        # twice over memory more than `by_moments`, since queries have a gradient through these moments, too
+        mean, var = moments(x)
+        self._keep(mean, var)
+        return affine(x, *self._coefficients(mean, var, *self._mixed_with(x)))
+
+    def _mixed_with(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The weight alpha () of the context, its mean and variance (C,), weight and bias."""
+        kind = plain.table_type(x)
         # copied, since the next context changes the buffers while this forward's graph may still be needed
-        context_mean, context_var = (t.to(wide, copy=True) for t in (self.context_mean, self.context_var))
-        alpha = torch.sigmoid(self.a.to(wide) * self.context_size.to(wide) + self.b.to(wide))
+        context_mean, context_var = (t.to(kind, copy=True) for t in (self.context_mean, self.context_var))
+        alpha = torch.sigmoid(self.a.to(kind) * self.context_size.to(kind) + self.b.to(kind))
+        return alpha, context_mean, context_var, self.weight, self.bias
+
+    def _coefficients(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        alpha: Tensor,
+        context_mean: Tensor,
+        context_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """scale and shift (N, C) from the moments of samples (N, C) and what `_mixed_with` gives."""
         # the class's formula in the distance of the two means alone, so that no large means are subtracted again
         apart = context_mean - mean
         mean = mean + alpha * apart
         var = alpha * context_var + (1 - alpha) * var + alpha * (1 - alpha) * apart.square()
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        return normalize_by(values, mean, var, weight, bias, self.eps).to(x.dtype)
+        scale = torch.rsqrt(var + self.eps)
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale
+        return scale, shift if bias is None else shift + bias
 
     def _keep(self, mean: Tensor, var: Tensor) -> None:
         """The moments of the context set, from those of its samples (N, C), by Chan's formula."""
-        context_mean = mean.mean(0)
-        context_var = (var + (mean - context_mean).square()).mean(0)
+        context_mean, context_var = (t[0] for t in pooled(mean, var))
         self._let_go()
         size = torch.full_like(self.context_size, mean.shape[0])
         for name, new in (("context_mean", context_mean), ("context_var", context_var), ("context_size", size)):

@@ -2,7 +2,7 @@
 
 Wang et al. 2019, "Transferable Normalization", NeurIPS.
 
-Axes: N sample, C channel, D domain, K norm batch.
+Axes: N sample, C channel, D domain.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class TransNorm(PerDomain):
         ValueError: more than two domains; (forward) see `PerDomain.forward`.
     """
 
+    compares_domains = True
+
     def __init__(
         self,
         num_channels: int,
@@ -67,16 +69,8 @@ class TransNorm(PerDomain):
             raise ValueError(f"transnorm: num_domains={num_domains}; it has two, source and target")
         super().__init__(num_channels, num_domains, eps, momentum, affine, False, device, dtype)
 
-    def _amplified(self, y: Tensor, mean: Tensor, var: Tensor, where: Tensor | None) -> Tensor:
+    def _factor(self, mean: Tensor, var: Tensor) -> Tensor:
         ratio = mean / torch.sqrt(var + self.eps)
-        distance = (ratio[..., 0, :] - ratio[..., -1, :]).abs()  # (C,), in training (K, C)
+        distance = (ratio[..., 0, :] - ratio[..., -1, :]).abs()
         alike = 1 / (1 + distance)
-        factor = 1 + self.num_channels * alike / alike.sum(-1, keepdim=True)
-        if factor.dim() == 1:
-            factor = factor[None]
-        elif where is not None:
-            # that of each sample's norm batch
-            factor = factor[torch.div(where, self.num_domains, rounding_mode="floor")]
-        elif len(factor) > 1:
-            factor = factor.repeat(y.shape[0] // len(factor), 1)  # norm batch k is x[k::K]
-        return (y * factor.view(*factor.shape, *[1] * (y.dim() - 2))).to(y.dtype)
+        return 1 + self.num_channels * alike / alike.sum(-1, keepdim=True)

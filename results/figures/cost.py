@@ -79,7 +79,8 @@ def cost_against_accuracy(
     check_panels(len(settings), f"{pivot.task}, cost")
     counts = [m["n"] for m in marks if m["n"]]
     relative = all(m["relative"] for m in marks)
-    machines = [c for c in ("device", "device_name", "threads") if c in part and len(distinct(part[c].tolist())) > 1]
+    around = ("device", "device_name", "threads", "kernels")
+    machines = [c for c in around if c in part and len(distinct(part[c].tolist())) > 1]
     foot = f"{pivot.task}: {n_text(counts)} ({seeds_text(seeds_of(part))}); {spread_words(counts, 'bars')}"
     foot += "; ringed: no norm is better in both means" if any(m["front"] for m in marks) else ""
     foot += "; hollow: fewer runs" if any(m["hole"] and m["mean"] is not None for m in marks) else ""

@@ -19,7 +19,7 @@ from results.tables.pivot import LONGEST_VALUE, Pivot
 COMPARED = ("step_seconds", "peak_memory_mb")
 COSTS = (*COMPARED, "norm_parameters", "norm_buffers")
 MEASURE = "`run_suite.py report FOLDER --check` measures every declared fact"
-_MACHINE = ("device", "device_name", "threads")
+_MACHINE = ("device", "device_name", "threads", "kernels")
 _AXES = {"N": "samples", "C": "channels", "HW": "positions"}
 _SEEN = ("norm", "norm_label", "row", "norm_version", "status", "key", "finished", *_MACHINE)
 _SIGNS = ("evidence.constant_output", "evidence.masking", "composition_shift")

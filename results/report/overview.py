@@ -49,6 +49,7 @@ def overview(df: pd.DataFrame, pivots: Sequence[Pivot], asked: Mapping[str, Any]
         ("device", _counted(df, "device")),
         ("hardware", _counted(df, "device_name")),
         ("threads", _counted(df, "threads")),
+        ("kernels", _counted(df, "kernels")),
         ("platform", _counted(df, "environment.platform")),
     ]
     return [(what, cut(one_line(value), _LONGEST)) for what, value in facts if value]

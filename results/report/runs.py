@@ -84,7 +84,9 @@ def _columns(df: pd.DataFrame) -> dict[str, Any]:
     names = list(map(str, df.columns))
     options = [c for c in names if c.startswith("option.")]
     of_norm = [c for c in names if c.startswith("norm.")]
-    made = [c for c in ("commit", "torch", "device", "device_name", "threads", "environment.parts") if c in names]
+    made = [
+        c for c in ("commit", "torch", "device", "device_name", "threads", "kernels", "environment.parts") if c in names
+    ]
     needed = ["key", "task", "norm", "norm_label", "row", "seed", "status", "reason", "finished", "seconds"]
     runs = plain_records(df, [*needed, *made, *options, *of_norm])
     varying = (

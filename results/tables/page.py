@@ -109,7 +109,12 @@ def _facts(df: pd.DataFrame, made_by: str) -> list[str]:
             facts.append(f"{name}: {', '.join(values)}.")
     versions = [
         f"{name} {', '.join(values)}"
-        for name, column in (("torch", "torch"), ("Python", "environment.python"), ("threads per run", "threads"))
+        for name, column in (
+            ("torch", "torch"),
+            ("Python", "environment.python"),
+            ("threads per run", "threads"),
+            ("kernels", "kernels"),
+        )
         if (values := _values(df, column))
     ]
     if versions:

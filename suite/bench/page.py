@@ -38,7 +38,8 @@ def write_benchmark(file: str | Path, name: str, lines: Sequence[str]) -> Path:
         f"Made by `{command}`.",
         f"Commit: {code}. Date: {now()[:10]}.",
         f"Machine: {around['cpu']}, {cpu_count()} cores; load at the end {_load()}.",
-        f"With torch {around['torch']}; Python {around['python']}; allocator {around['allocator']}.",
+        f"With torch {around['torch']}; Python {around['python']}; allocator {around['allocator']}; "
+        f"kernels {around['kernels']}.",
     )
     about = (inspect.getdoc(BENCHMARKS[name]) or "").split("\n\n")
     words = (in_a_cell(paragraph) for paragraph in about)

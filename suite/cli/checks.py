@@ -169,6 +169,7 @@ def bench(
     ] = None,
 ) -> None:
     """Timings as ratios: layers, training steps, checkpoints, the loop, images read, the allocator, scale."""
+    from norms.kernels.native import kernels
     from norms.values import nearest
     from suite.bench.timings import BENCHMARKS
 
@@ -178,6 +179,7 @@ def bench(
             f'unknown benchmark "{n}"; benchmarks: {", ".join(BENCHMARKS)}{nearest(n, BENCHMARKS)}' for n in unknown
         ]
         raise ValueError("\n".join(lines))
+    print(f"kernels: {kernels()}", flush=True)
     for name in names or BENCHMARKS:
         lines = []
         for line in BENCHMARKS[name]():

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from norms.kernels import blocks as kernels_blocks
 from norms.layers.bgn import bgn_groups
 from norms.registry import make_norm
 from norms.situation import hold, situation
@@ -90,12 +89,15 @@ def test_bn_is_torchs_batch_norm(shape, momentum, affine):
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-def test_bn_equals_torch_bit_by_bit_in_its_usual_case():
-    for layout in (False, True):
-        ours, theirs = make_norm("bn")(6), torch.nn.BatchNorm2d(6)
-        x = lay(torch.randn(4, 6, 5, 3), layout)
-        assert torch.equal(ours(x), theirs(x))
-        buffers_equal(ours, theirs, rtol=0, atol=0)
+@pytest.mark.parametrize("mean", [0, 1e3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bn_is_no_further_from_the_truth_than_torch(mean, channels_last):
+    ours, theirs = make_norm("bn")(6), torch.nn.BatchNorm2d(6)
+    x = lay(torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0)) + mean, channels_last)
+    truth = literal(x.double(), 6)[0]
+    away, their_own = ((y.double() - truth).abs().max() for y in (ours(x), theirs(x)))
+    assert away <= their_own + 1e-6
+    buffers_equal(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 # --- bgn is its equation ------------------------------------------------------------------------------------------
@@ -112,14 +114,10 @@ def sizes(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes().filter(bool), st.booleans(), st.booleans(), st.sampled_from([1, 4096]), st.integers(0, 2**16))
-def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, long, seed):
+@given(sizes().filter(bool), st.booleans(), st.booleans(), st.integers(0, 2**16))
+def test_bgn_is_the_equation_for_every_valid_size_layout_and_slicing(size, channels_last, affine, seed):
     shape, groups, slices = size
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels_blocks, "_LONG", long)  # 1: sample by sample also where that does not pay
-        patch.setattr(kernels_blocks, "_CACHED", long)
-        patch.setattr(kernels_blocks, "_MANY", long)  # 1: units of single values
-        check_equation(shape, groups, slices, channels_last, affine, seed)
+    check_equation(shape, groups, slices, channels_last, affine, seed)
 
 
 def check_equation(shape, groups, slices, channels_last, affine, seed):
