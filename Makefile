@@ -44,11 +44,11 @@ bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-legacy.txt
 	touch $@
 
-# What some tests use beside Python, of Debian: a browser for the report, LaTeX for the tables of papers. Without them
-# these tests are skipped.
+# What some tests use beside Python, of Debian: a browser for the report, a C compiler (without which the native kernels
+# are not built, either), LaTeX for the tables of papers. Without them these tests are skipped.
 tools:
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --no-install-recommends chromium texlive-latex-base texlive-latex-recommended \
+	apt-get install --quiet=2 --no-install-recommends chromium gcc libc6-dev texlive-latex-base texlive-latex-recommended \
 		texlive-latex-extra texlive-science
 
 clean:

@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-PROGRAMS = ("chromium", "pdflatex")
+PROGRAMS = ("chromium", "gcc", "pdflatex")
 """What `make tools` installs. Tests that are marked with one of them are left out, and the session's head says so."""
 
 

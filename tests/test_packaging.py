@@ -1,4 +1,4 @@
-"""What is installed: the wheel's contents, and an editable install that a mere folder can not hide."""
+"""What is installed: the wheel, with and without a C compiler, and an editable install that a mere folder can not hide."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,21 @@ def checkout(tmp_path_factory):
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
     for name in (*PACKAGES, "configs"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.npz")
+        ignored = shutil.ignore_patterns("__pycache__", "*.npz", "_native.*")
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     return copy
 
 
-def built(checkout, call, out):
+def built(checkout, call, out, **environment):
     """The wheel that setuptools makes of `checkout`, as pip asks for it without build isolation."""
     code = f"import sys; from setuptools import build_meta; build_meta.{call}"
-    subprocess.run([sys.executable, "-c", code, str(out)], cwd=checkout, check=True, capture_output=True)
+    command = [sys.executable, "-c", code, str(out)]
+    subprocess.run(command, cwd=checkout, env=os.environ | environment, check=True, capture_output=True)
     (wheel,) = out.glob("*.whl")
     return zipfile.ZipFile(wheel)
+
+
+LIBRARY = f"norms/kernels/_native{EXTENSION_SUFFIXES[0]}"
 
 
 def test_the_wheel_holds_the_four_packages_their_types_and_the_configs(checkout, tmp_path):
@@ -42,6 +47,7 @@ def test_the_wheel_holds_the_four_packages_their_types_and_the_configs(checkout,
         assert f"{package}/py.typed" in names
         sources = {file.relative_to(ROOT).as_posix() for file in (ROOT / package).rglob("*.py")}
         assert sources <= names
+    assert "norms/kernels/native.c" in names
     assert {f"results/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     for file in (ROOT / "configs").glob("*.yaml"):
         assert wheel.read(f"suite/configs/{file.name}") == file.read_bytes()
@@ -56,6 +62,27 @@ def test_the_wheel_holds_the_four_packages_their_types_and_the_configs(checkout,
         [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(site / "suite" / "configs")
+
+
+@pytest.mark.program("gcc")
+def test_the_library_is_built_and_needs_nothing_but_torchs_openmp(checkout, tmp_path):
+    """A second library of OpenMP would have threads of its own beside those of torch."""
+    wheel = built(checkout, "build_wheel(sys.argv[1])", tmp_path)
+    library = wheel.extract(LIBRARY, tmp_path)
+    code = (
+        "import sys; from norms.kernels import native; native.load(sys.argv[1])\n"
+        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, library], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 1, done.stdout
+
+
+def test_without_a_compiler_the_installation_goes_on_without_the_library(checkout, tmp_path):
+    shutil.rmtree(checkout / "build", ignore_errors=True)  # where an earlier one would be found
+    wheel = built(checkout, "build_wheel(sys.argv[1])", tmp_path, CC="false")
+    names = set(wheel.namelist())
+    assert LIBRARY not in names
+    assert "norms/kernels/native.py" in names
 
 
 def install_settings():

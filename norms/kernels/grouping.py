@@ -37,6 +37,7 @@ def normalize(
     eps: float,
     workers: Workers | None = None,
     given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize by the moments of groups and sets.
 
@@ -50,6 +51,8 @@ def normalize(
         workers: whose values the statistics are of, and not only those of x, which may be empty; None: x alone. They
             all call this, and go backward through it, together; then there is one set.
         given: mean and biased variance (K, G), where the caller has computed them from x already.
+        pooled: 1 or 2: one deviation for all groups of a set, from the groups' means or from the mean of all, in the
+            place of each group's own; not with `workers` or `given`.
 
     Returns:
         y: as x.
@@ -61,7 +64,7 @@ def normalize(
     """
     if workers is not None:
         return _merged(x, weight, bias, groups, eps, workers)
-    y, stats = _normalized(x, weight, bias, groups, sets, eps, given)
+    y, stats = _normalized(x, weight, bias, groups, sets, eps, given, pooled)
     return y, stats[0], stats[-1]
 
 
@@ -78,16 +81,17 @@ def _normalized(
     sets: int,
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """y, and statistics (K, G) without gradient: the mean first, the unbiased variance last."""
     ready = native.ready(x)
     if ready is not None:
-        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, sets, eps, given, False)
+        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, sets, eps, given, False, pooled)
     if x.shape[0] % sets:
         return _uneven(x, weight, bias, groups, sets, eps)
-    if ordinary(x):
+    if ordinary(x) and not pooled:
         return _by_torch(x, weight, bias, groups, sets, eps)
-    y, mean, var = _plain(x, weight, bias, groups, sets, eps)
+    y, mean, var = _plain(x, weight, bias, groups, sets, eps, pooled)
     count = x.numel() // (sets * groups)
     return y, (mean.detach(), var.detach() * (count / (count - 1)))
 
@@ -100,7 +104,7 @@ def evaluate(
     if ready is not None:
         # copied: training may move the statistics before the backward of this forward, which is to be by these
         given = (mean.detach(), var.detach())
-        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, 1, eps, given, True)[0]
+        return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, 1, eps, given, True, 0)[0]
     kind = plain.table_type(x)
     mean, var = (t.to(kind, copy=True) for t in (mean, var))
     if x.shape[1] % groups == 0:
@@ -112,6 +116,14 @@ def evaluate(
     )
     y = _scaled((x - mean) * scale, weight, bias)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x * weight_c + bias_c, as x (N, C, *)."""
+    ready = native.ready(x)
+    if ready is None:
+        return _scaled(plain.wide(x), weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+    return _Normalize.apply(ready, *_parameters(ready, weight, bias), x.shape[1], 1, 0.0, (0.0, 1.0), True, 0)[0]
 
 
 def _line(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
@@ -147,11 +159,12 @@ class _Normalize(torch.autograd.Function):
         groups: int,
         sets: int,
         eps: float,
-        given: tuple[Tensor, Tensor] | None,
+        given: tuple[Tensor, Tensor] | tuple[float, float] | None,
         fixed: bool,
+        pooled: int,
     ) -> tuple[Tensor, Tensor]:
-        y, stats = native.normalize(x, weight, bias, groups, sets, eps, given)
-        ctx.eps, ctx.fixed = eps, fixed
+        y, stats = native.normalize(x, weight, bias, groups, sets, eps, given, pooled)
+        ctx.eps, ctx.fixed, ctx.pooled = eps, fixed, pooled
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, stats)
@@ -162,17 +175,18 @@ class _Normalize(torch.autograd.Function):
         x, weight, bias, stats = ctx.saved_tensors
         dy = grads[0]
         if dy is None:
-            return (None,) * 8
+            return (None,) * 9
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
             sets, groups = stats.shape[1:]
             if ctx.fixed:
                 y = _by_these(x, stats, weight, bias)
             else:
-                again = _uneven if x.shape[0] % sets else _plain
-                y = again(x, weight, bias, groups, sets, ctx.eps)[0]
-            return (*plain.gradients((y,), (x, weight, bias), (dy,), again=True), *(None,) * 5)
+                uneven = x.shape[0] % sets
+                given = (x, weight, bias, groups, sets, ctx.eps)
+                y = _uneven(*given)[0] if uneven else _plain(*given, ctx.pooled)[0]
+            return (*plain.gradients((y,), (x, weight, bias), (dy,), again=True), *(None,) * 6)
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
-        return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed), *(None,) * 5)
+        return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed, ctx.pooled), *(None,) * 6)
 
 
 def _by_these(x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -216,14 +230,17 @@ def _uneven(
 
 
 def _plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float, pooled: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and mean and biased variance (K, G), in differentiable operations."""
     grouped = plain.wide(x).reshape(x.shape[0] // sets, sets, groups, math.prod(x.shape[1:]) // groups)
     mean = grouped.mean(dim=(0, 3), keepdim=True)
     centred = grouped - mean
     var = centred.square().mean(dim=(0, 3), keepdim=True)
-    y = _scaled((centred * torch.rsqrt(var + eps)).reshape(x.shape), weight, bias)
+    spread = var.mean(2, keepdim=True) if pooled else var
+    if pooled == 2:
+        spread = spread + mean.var(2, correction=0, keepdim=True)
+    y = _scaled((centred * torch.rsqrt(spread + eps)).reshape(x.shape), weight, bias)
     y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
     return y, mean[0, :, :, 0], var[0, :, :, 0]
 

@@ -18,6 +18,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ sets it to "torch", so that the processes it starts neither look nor warn again.
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
 
+GATE, DIVIDE = 0, 1
+"""Curves: x * sigmoid(k0 x) * k1 + k2, and x / max(k2, k0 x + k1) * k3 + k4."""
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 _POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -42,9 +46,10 @@ _CALLS = {
     "affine": [*_VIEW, *[_POINTER] * 5, _CODE],
     "sums": [*_VIEW, *[_POINTER] * 8, _CODE],
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
-    "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
+    "normalize": [*_VIEW, _SIZE, _CODE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
-    "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
+    "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
+    "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
 }
 
 
@@ -132,16 +137,10 @@ def ready(x: Tensor) -> Tensor | None:
         or not x.is_cpu
         or x.dtype not in TYPES
         or not x.numel()
+        or x.is_neg()  # the imaginary part of a conjugate: its memory holds the negatives
         or transformed()
     ):
         return None
-    return x if layout(x) is not None else x.contiguous()
-
-
-def dense(x: Tensor) -> Tensor:
-    """x, or in the place of one that the library would not read, however it is compiled, a contiguous copy."""
-    if torch.compiler.is_compiling() or transformed():
-        return x
     return x if layout(x) is not None else x.contiguous()
 
 
@@ -191,6 +190,40 @@ def blend(
     return dx
 
 
+def curve(kind: int, x: Tensor, *tables: Tensor) -> Tensor:
+    """A map of each value by the numbers k0, k1, ... of its cell that is no line. As x.
+
+    Args:
+        kind: GATE or DIVIDE.
+        tables: (K, C) each.
+    """
+    y = torch.empty_like(x)
+    _call("curve", *_view(x, len(tables[0])), kind, None, x, _all(tables), None, None, None, None, y)
+    return y
+
+
+def curve_sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the tables."""
+    sums = x.new_empty(len(tables), *tables[0].shape, dtype=torch.float64)
+    _call("curve", *_view(x, len(tables[0])), kind, like(dy, x), x, _all(tables), sums, None, None, None, None)
+    return sums.unbind()
+
+
+def curve_blend(
+    kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Tensor:
+    """The gradient of x, and that of moments: see `blend`."""
+    dx = torch.empty_like(x)
+    view = _view(x, len(tables[0]))
+    _call("curve", *view, kind, like(dy, x), x, _all(tables), None, *(moments or (None, None, None)), dx)
+    return dx
+
+
+def _all(tables: tuple[Tensor, ...]) -> Any:
+    """An array of pointers."""
+    return (_POINTER * len(tables))(*(t.data_ptr() for t in tables))
+
+
 def normalize(
     x: Tensor,
     weight: Tensor | None,
@@ -198,26 +231,28 @@ def normalize(
     groups: int,
     rows: int,
     eps: float,
-    given: tuple[Tensor, Tensor] | None = None,
+    given: tuple[Tensor, Tensor] | tuple[float, float] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
     variance.
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
-        given: mean and variance (K, G) to take; None: those of x.
+        given: mean and variance (K, G) to take, or one number each; None: those of x.
+        pooled: one deviation for all groups of a row: 0 no, 1 from the groups' means, 2 from the mean of all.
     """
     stats = x.new_empty(4, rows, groups, dtype=torch.float64)
     if given is not None:
         stats[0], stats[1] = given
     wide = weight is not None and weight.dtype == torch.float64
     y = torch.empty_like(x)
-    _call("normalize", *_view(x, rows), groups, eps, x, weight, bias, wide, given is not None, stats, y)
+    _call("normalize", *_view(x, rows), groups, pooled, eps, x, weight, bias, wide, given is not None, stats, y)
     return y, stats
 
 
 def normalize_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, wanted: tuple[bool, bool], fixed: bool, pooled: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias of `normalize`.
 
@@ -225,6 +260,7 @@ def normalize_backward(
         stats: as `normalize` gave them.
         wanted: whether that of x, and those of weight and bias, are; the others are None.
         fixed: the statistics were given and are not those of x.
+        pooled: as there.
     """
     dx = torch.empty_like(x) if wanted[0] else None
     d_weight, d_bias = None, None
@@ -233,7 +269,7 @@ def normalize_backward(
     rows, groups = stats.shape[1:]
     wide = weight is not None and weight.dtype == torch.float64
     view, dy = _view(x, rows), like(dy, x)
-    _call("normalize_backward", *view, groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
+    _call("normalize_backward", *view, groups, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
 
 
@@ -279,7 +315,7 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     return dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def _call(name: str, *arguments: Any) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -117,7 +117,7 @@ def _normalize_backward(
     ready = native.ready(x)
     if ready is not None:
         wanted = True, weight is not None
-        dx, *parameters = native.normalize_backward(dy, ready, _read(weight, x), stats.contiguous(), wanted, fixed)
+        dx, *parameters = native.normalize_backward(dy, ready, _read(weight, x), stats.contiguous(), wanted, fixed, 0)
     else:
         dx, *parameters = _plain_backward(dy, x, weight, stats, eps, fixed)
         dx = _lying_as(dx, x)

@@ -60,13 +60,13 @@ def sums(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
     near, y = _line(x, scale, shift)
-    kept, below = by_row(wide(dy), len(scale)), None
+    kept, below = by_row(wide(dy), scale.shape[0]), None
     if floor is not None:
         stopped = y <= _per_row(floor, y)
         below = torch.where(stopped, kept, 0).sum((0, 3)).to(scale.dtype)
         kept = torch.where(stopped, 0, kept)
     total = kept.sum((0, 3)).to(scale.dtype)
-    product = (kept * (by_row(wide(x), len(scale)) - _per_row(near, y))).sum((0, 3))
+    product = (kept * (by_row(wide(x), scale.shape[0]) - _per_row(near, y))).sum((0, 3))
     return product.to(scale.dtype) + near.to(scale.dtype) * total, total, below
 
 
@@ -83,7 +83,7 @@ def blend(
     """scale * dy, where the floor did not stop it, and the gradient of x that its moments have; see native.blend."""
     parts = []
     if dy is not None and scale is not None:
-        g = by_row(wide(dy), len(scale))
+        g = by_row(wide(dy), scale.shape[0])
         part = g * _per_row(scale, g)
         if floor is not None and shift is not None:
             y = _line(x, scale, shift)[1]
@@ -94,7 +94,7 @@ def blend(
         slope = 2 * d_var / count
         near = mean.detach().to(wide(x).dtype)
         rest = d_mean / count + slope * (near.to(mean.dtype) - mean)
-        values = by_row(wide(x), len(mean))
+        values = by_row(wide(x), mean.shape[0])
         near, slope, rest = (_per_row(t, values) for t in (near, slope, rest))
         parts.append(torch.addcmul(rest, values - near, slope))
     return _as(sum(parts[1:], parts[0]), x)
@@ -122,7 +122,7 @@ def normalize(
         y = y * _per_channel(weight, y)
     if bias is not None:
         y = y + _per_channel(bias, y)
-    images = (torch.arange(sets, 0, -1, device=x.device) + (len(x) - 1)).div(sets, rounding_mode="floor")
+    images = (torch.arange(sets, 0, -1, device=x.device) + (x.shape[0] - 1)).div(sets, rounding_mode="floor")
     count = (images * values.shape[2])[:, None]
     return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1)))).to(table_type(x))
 
@@ -159,13 +159,29 @@ def normalize_backward(
     return dx, (g * h.reshape(x.shape)).sum(over).to(weight.dtype), g.sum(over).to(weight.dtype)
 
 
+def gated(x: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * sigmoid(gate * x) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    gate, scale, shift = (_per_row(t, values) for t in (gate, scale, shift))
+    return _as(torch.addcmul(shift, values * torch.sigmoid(values * gate), scale), x)
+
+
+def divided(x: Tensor, slope: Tensor, base: Tensor, least: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x / max(least, slope * x + base) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    slope, base, least, scale, shift = (_per_row(t, values) for t in (slope, base, least, scale, shift))
+    under = torch.addcmul(base, values, slope)
+    under = torch.where(under <= least, least, under)
+    return _as(torch.addcmul(shift, values / under, scale), x)
+
+
 def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """A centre (K, C) that is near the values of x or where the line is 0, and scale * x + shift as (M, K, C, P).
 
     (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers.
     Where the scale is next to nothing, the line is 0 far from everything, so `near` is kept between two values of x.
     """
-    values = by_row(wide(x), len(scale))
+    values = by_row(wide(x), scale.shape[0])
     near = (-shift / scale).detach()
     if values.numel():
         some, middle = values.detach(), values.shape[3] // 2
@@ -201,7 +217,7 @@ def _over_sets(values: Tensor, sets: int) -> Tensor:
 
 def _of_sets(table: Tensor, x: Tensor) -> Tensor:
     """(K, G) as (N, G, 1): that of each sample's set."""
-    return table[torch.arange(len(x), device=x.device) % len(table)][:, :, None]
+    return table[torch.arange(x.shape[0], device=x.device) % len(table)][:, :, None]
 
 
 def gradients(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from norms.bases.streaming import Streaming
-from norms.kernels import by_moments
-from norms.kernels.grouping import evaluate
+from norms.kernels import by_moments, moments, native
+from norms.kernels.grouping import evaluate, normalize
 from norms.kernels.plain import table_type
 from norms.registry import register
 from norms.situation import check_slices
@@ -112,6 +112,8 @@ class BatchRenorm(Streaming):
         slices = self.situation.slices
         check_slices(x, slices)
         count = self._check(x[::slices], 2 if merging is None else 0)
+        if slices == 1 and self.situation.workers is None and native.ready(x) is not None:
+            return self._alone(x, count)
         batch: list[Tensor] = []  # mean, unbiased variance, r and d of this forward, all without gradient
 
         def line(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -133,6 +135,17 @@ class BatchRenorm(Streaming):
         self.track(batch[0], batch[1], count)
         return y
 
+    def _alone(self, x: Tensor, count: int) -> Tensor:
+        """One norm batch: bn's kernel with another weight and bias."""
+        mean, var = moments(x.detach(), 1)
+        weight, bias = self.correction(mean[0], var[0])
+        if self.weight is not None and self.bias is not None:
+            weight, bias = weight * self.weight, torch.addcmul(self.bias, bias, self.weight)
+        given = (mean, var)
+        y, mean, var = normalize(x, weight, bias, self.num_channels, 1, self.eps, given=given)
+        self.track(mean, var, count)
+        return y
+
     def _found(self, mean: Tensor, var: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What each of K norm batches finds if all have come one after the other, those of other workers, too: running
         mean and variance (K, C), and of how many norm batches they are, (K, 1). None: what is kept, for one alone.
@@ -149,7 +162,7 @@ class BatchRenorm(Streaming):
             rows = workers.rows(torch.cat((mean, var), 1), slices, True, x.shape[0] > workers.blocks)
             mean, var = rows.chunk(2, 1)
             first, step = workers.rank, max(1, len(rows) // slices)
-        if len(mean) < 2:
+        if len(mean) < 2 or not len(x):
             return None
         before = self.one_by_one(mean, var)[first:-1:step]
         number = torch.arange(first, len(mean), step, device=mean.device)[:, None]
@@ -167,6 +180,8 @@ class BatchRenorm(Streaming):
         """
         if self._recalibrated:
             return torch.ones_like(mean), torch.zeros_like(mean)
+        if found is None and native.ready(mean) is not None:
+            return self._correction_now(mean, var)
         with torch.no_grad():
             running_mean, running_var, seen = found or (self.running_mean, self.running_var, self.num_batches_tracked)
             settled = seen * (1 if self.momentum is None else self.momentum) >= 1
@@ -179,3 +194,16 @@ class BatchRenorm(Streaming):
             d = (mean - running_mean) * rstd
             # Stacked, since a compiled graph would do what is pointwise anew in its backward, when all this has moved.
             return torch.stack((r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit))).unbind()  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _correction_now(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on a CPU, where limits can be looked at: few operations, and none while they are bn's."""
+        settled = int(self.num_batches_tracked) * (1 if self.momentum is None else self.momentum) >= 1
+        ramp = max(0.0, float(self.progress) - self.warmup) * settled
+        if not ramp:
+            return torch.ones_like(mean), torch.zeros_like(mean)
+        r_limit = 1 + min(1.0, ramp / (self.r_until - self.warmup)) * (self.r_max - 1)
+        d_limit = min(1.0, ramp / (self.d_until - self.warmup)) * self.d_max
+        rstd = torch.rsqrt(self.running_var.to(mean.dtype) + self.eps)
+        r = torch.sqrt(var + self.eps).mul_(rstd).clamp_(1 / r_limit, r_limit)
+        return r, torch.sub(mean, self.running_mean).mul_(rstd).clamp_(-d_limit, d_limit)

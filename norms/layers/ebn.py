@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from norms.kernels import affine, by_moments
+from norms.kernels.grouping import normalize
 from norms.kernels.plain import table_type
 from norms.layers.bn import BatchNorm
 from norms.registry import register
@@ -81,8 +82,9 @@ class ExtendedBatchNorm(BatchNorm):
         count = self.values(x, slices)
         if self.merging is not None:
             return self._together(x, self.merging)
-        y, mean, var = by_moments(x, self._line, self.weight, self.bias, rows=slices)
-        self.track(mean, var * (count / (count - 1)), count)
+        pooled = 2 if self.deviation_from == "all" else 1
+        y, mean, var = normalize(x, self.weight, self.bias, self.num_channels, slices, self.eps, pooled=pooled)
+        self.track(mean, var, count)
         return y
 
     def _line(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:

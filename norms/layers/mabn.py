@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
-from norms.kernels import affine, native, own
+from norms.kernels import affine, own
 from norms.kernels.grouping import evaluate
 from norms.kernels.moments import moments
 from norms.registry import register
@@ -145,7 +145,7 @@ class MovingAverageBatchNorm(Streaming):
             nothing, square = torch.zeros_like(self.running_mean), self._second_moment()
             return evaluate(x, nothing, square, self.weight, self.bias, self.num_channels, self.eps)
         self._refuse_transforms()
-        x = native.dense(x)
+        x = own.lying(x)
         mean, var = (t[0] for t in moments(x.detach(), 1))
         rstd, factor, averaged = self._take(mean, var, count)
         if torch.compiler.is_compiling():

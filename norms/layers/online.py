@@ -16,7 +16,7 @@ from torch import Tensor
 
 from norms.bases.running_statistics import finite_or
 from norms.bases.streaming import Streaming
-from norms.kernels import affine, by_moments, native, own, plain
+from norms.kernels import affine, by_moments, own, plain
 from norms.kernels.grouping import evaluate
 from norms.kernels.moments import moments
 from norms.registry import register
@@ -110,7 +110,7 @@ class OnlineNorm(Streaming):
         scaled = self.compensation == "layer_scaling"
         if self.training:
             self._refuse_transforms()
-            x = native.dense(x)
+            x = own.lying(x)
             found = moments(x.detach())
             mean, var = (t.to(found[0].dtype) for t in self._take(*found, count))
             rstd = torch.rsqrt(var + self.eps)

@@ -162,8 +162,8 @@ class SandwichBatchNorm(PerChannel, RunningStatistics):
         shift = -mean * scale
         if bias is not None:
             shift = shift + bias
-        if len(mean) > 1:
-            slot = torch.arange(len(domain), device=mean.device) % len(mean)
+        if mean.shape[0] > 1:
+            slot = torch.arange(domain.shape[0], device=mean.device) % mean.shape[0]
             scale, shift = scale[slot], shift[slot]
         own = domain_weight[domain]
         return scale * own, shift * own + domain_bias[domain]

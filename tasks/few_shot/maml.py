@@ -2,6 +2,9 @@
 
     theta_0 = theta      theta_{k+1} = theta_k - a * grad L(support; theta_k)      meta-loss: L(query; theta_K)
 
+The clone that adapts is learn2learn's `clone_module`. Its steps are our own, equal to learn2learn's to the last bit
+(`_descend`): there each step walks all modules and leaves an attribute at every parameter.
+
 First order treats the inner gradients as constants. Norms are in training mode in every forward of training, so
 support and queries are normalized each by their own batch; what that does to running statistics is the option
 `inner_statistics` (see tasks.few_shot.options).
@@ -107,6 +110,21 @@ def _hand_back(clone: nn.Module, net: nn.Module) -> None:
             own.set_extra_state(part.get_extra_state())
 
 
+def _descend(net: nn.Module, loss: Tensor, rate: float, first_order: bool) -> None:
+    """Put w - rate * dloss/dw in the place of every weight w of a clone: new tensors, in second order with their graph.
+
+    A weight that the loss does not reach, or that is not learned, stays; one that several modules share stays one.
+    """
+    weights = [w for w in net.parameters() if w.requires_grad]
+    second = not first_order
+    gradients = torch.autograd.grad(loss, weights, retain_graph=second, create_graph=second, allow_unused=True)
+    moved = {w: w - rate * g for w, g in zip(weights, gradients, strict=True) if g is not None}
+    for part in net.modules():
+        own = part._parameters
+        # a clone's weights are no nn.Parameter, which setattr would ask for
+        own.update({key: moved[w] for key, w in own.items() if w is not None and w in moved})  # type: ignore[misc]
+
+
 def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{name}/{inner}", part) for name, norm in norm_modules(net) for inner, part in norm.named_modules()]
 
@@ -133,35 +151,30 @@ class Maml:
     sets: StepStatistics | None
     told: StepOptions = PLAIN
 
-    def adapted(self, support: Tensor, labels: Tensor, *, steps: int, training: bool) -> Any:
-        """A learn2learn clone after `steps` steps on support (S, C, H, W), labels (S,).
+    def adapted(self, support: Tensor, labels: Tensor, *, steps: int, training: bool) -> nn.Module:
+        """A clone of the network after `steps` steps on support (S, C, H, W), labels (S,).
 
         In training the graph back to the network stays; else adaptation is first-order, with the support's own batch
         statistics, and keeps nothing.
         """
         library = import_legacy("learn2learn", "few_shot with method maml")
-        first_order = self.first_order or not training
-        # a parameter that a forward leaves out, or that is not learned, stays as it is
-        facts = {"first_order": first_order, "allow_unused": True, "allow_nograd": True}
-        maml = library.algorithms.MAML(self.net, lr=self.rate, **facts)
-        learner = maml.clone()
+        clone: nn.Module = library.utils.clone_module(self.net)
         for step in range(steps):
-            with self.statistics_of(learner.module, step), contextlib.ExitStack() as stack:
-                stack.enter_context(told(learner.module, support, self.told, part="context"))
+            with self.statistics_of(clone, step), contextlib.ExitStack() as stack:
+                stack.enter_context(told(clone, support, self.told, part="context"))
                 if not training:
-                    stack.enter_context(batch_statistics(learner.module))
+                    stack.enter_context(batch_statistics(clone))
                 elif self.statistics == "none":
-                    stack.enter_context(hold(learner.module))
-                logits = learner(support)
-            learner.adapt(F.cross_entropy(wide(logits), labels))
-        return learner
+                    stack.enter_context(hold(clone))
+                logits = clone(support)
+            _descend(clone, F.cross_entropy(wide(logits), labels), self.rate, self.first_order or not training)
+        return clone
 
     def meta_loss(
         self, support: Tensor, support_labels: Tensor, query: Tensor, query_labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(mean cross entropy of the queries after adaptation, logits (Q, way)); `net` is in training mode."""
-        learner = self.adapted(support, support_labels, steps=self.steps, training=True)
-        net = learner.module
+        net = self.adapted(support, support_labels, steps=self.steps, training=True)
         with self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
             show_context(net, support)
             logits = wide(net(query))
@@ -203,7 +216,7 @@ class Maml:
             number, episode = item
             support, labels = pool.support(episode), episode.support_labels.to(pool.device)
             query, truth = pool.query(episode), episode.query_labels.to(pool.device)
-            net = self.adapted(support, labels, steps=steps, training=False).module
+            net = self.adapted(support, labels, steps=steps, training=False)
             together: Tensor | None = None
             with torch.no_grad(), self.statistics_of(net, self.steps), told(net, query, self.told, part="query"):
                 with hold(net), pool.statistics(net, support if support_statistics else None):

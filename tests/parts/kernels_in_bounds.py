@@ -2,9 +2,9 @@
 
     LD_PRELOAD=libasan.so python kernels_in_bounds.py LIBRARY
 
-for a library that was built with -fsanitize=address,undefined: what reads or writes outside ends the process. numpy alone
-is imported, since its buffers come from malloc, one by one. Outputs are filled with NaN before, so that what a call
-leaves out is seen.
+for a library that was built with -fsanitize=address,undefined: what reads or writes outside ends the process. numpy
+alone is imported, since its buffers come from malloc, one by one. Outputs are filled with NaN before, so that what a
+call leaves out is seen.
 
 Axes: N sample, C channel, P position, K row of a table, G group.
 """
@@ -45,30 +45,35 @@ def is_written(array):
     return bool(((array & 0x7FFF) <= 0x7F80).all() if array.dtype == np.uint16 else not np.isnan(array).any())
 
 
+def passed(value):
+    """As C takes it: sizes are int64, yes and no are int."""
+    if value is None or isinstance(value, np.ndarray):
+        return ctypes.c_void_p(None if value is None else value.ctypes.data)
+    kinds = {bool: ctypes.c_int, int: ctypes.c_int64, float: ctypes.c_double}
+    return kinds[type(value)](value)
+
+
 class Calls:
     def __init__(self, path):
         self.library, self.counts = ctypes.CDLL(path), Counter()
 
     def __call__(self, name, view, *arguments, out, threads):
-        """One call; `out`: the arrays that it has to fill."""
-        given = [ctypes.c_int(a) for a in view[:2]] + [ctypes.c_int64(a) for a in view[2:]]
-        for a in arguments:
-            if isinstance(a, np.ndarray):
-                given.append(ctypes.c_void_p(a.ctypes.data))
-            elif isinstance(a, bool):
-                given.append(ctypes.c_int(a))
-            else:
-                given.append(
-                    ctypes.c_void_p()
-                    if a is None
-                    else ctypes.c_double(a)
-                    if isinstance(a, float)
-                    else ctypes.c_int64(a)
-                )
-        code = getattr(self.library, f"normsuite_{name}")(*given, ctypes.c_int(threads))
+        """A call on x; `view`: type, layout, N, C, P, K; `out`: the arrays that it has to fill."""
+        head = [*map(ctypes.c_int, view[:2]), *map(ctypes.c_int64, view[2:])]
+        function = getattr(self.library, f"normsuite_{name}")
+        code = function(*head, *map(passed, arguments), ctypes.c_int(threads))
         assert code == 0, (name, view, code)
         assert all(is_written(array) for array in out), (name, view, arguments)
         self.counts[name] += 1
+
+    def track(self, size, k, draw):
+        """Running statistics are moved, in both of their types."""
+        for number in (np.float32, np.float64):
+            mean, var = (draw.normal(0, 1, (k, size)) for _ in range(2))
+            running = [np.zeros(size, number), np.ones(size, number)]
+            given = (number is np.float64, k, size, mean, var, 0.1, *running)
+            self.library.normsuite_track(*map(passed, given))
+            self.counts["track"] += 1
 
 
 def by_channel(call, view, draw, threads):
@@ -97,19 +102,20 @@ def by_group(call, view, groups, draw, threads):
     """The fused calls, (K, G)."""
     kind, _, n, c, p, k = view
     x, dy = filled((n, c, p), kind, draw), filled((n, c, p), kind, draw)
-    for affine, wide, given in ((True, kind == 1, False), (False, False, False), (True, True, True)):
+    for affine, wide, fixed in ((True, kind == 1, False), (False, False, False), (True, True, True)):
         number = np.float64 if wide else np.float32
-        weight, bias = draw.normal(1, 1, (2, c)).astype(number) if affine else (None, None)
-        weight, bias = (None, None) if weight is None else (weight.copy(), bias.copy())
-        stats, y = unwritten((3, k, groups)), unwritten((n, c, p), kind)
-        if given:
-            stats[0], stats[1] = 0.5, 2.0
-        call("normalize", view, groups, 1e-5, x, weight, bias, wide, given, stats, y, out=(stats, y), threads=threads)
-        d_weight, d_bias = (None, None) if weight is None else (np.full(c, np.nan, number), np.full(c, np.nan, number))
-        for wanted in (True, False):
-            dx = unwritten((n, c, p), kind) if wanted else None
+        weight, bias = (draw.normal(1, 1, c).astype(number) if affine else None for _ in range(2))
+        stats, y = unwritten((4, k, groups)), unwritten((n, c, p), kind)
+        if fixed:
+            stats[:2] = 0.5
+        # the unbiased variance of a single value is NaN
+        out = (stats[:3], y)
+        call("normalize", view, groups, 1e-5, x, weight, bias, wide, fixed, stats, y, out=out, threads=threads)
+        for of_x, of_weight in ((True, affine), (False, True), (True, False)):
+            dx = unwritten((n, c, p), kind) if of_x else None
+            d_weight, d_bias = (np.full(c, np.nan, number) if affine and of_weight else None for _ in range(2))
             out = [array for array in (d_weight, d_bias, dx) if array is not None]
-            arguments = (groups, dy, x, weight, wide, stats, d_weight, d_bias, dx)
+            arguments = (groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
             call("normalize_backward", view, *arguments, out=out, threads=threads)
 
 
@@ -122,6 +128,8 @@ def numbers_of_groups(c, p):
 
 def main():
     call, draw = Calls(sys.argv[1]), np.random.default_rng(0)
+    for size, k in itertools.product((1, 3, 13, 64), (1, 3)):
+        call.track(size, k, draw)
     for (n, c, p), kind, last, threads in itertools.product(SHAPES, TYPES, (0, 1), (1, 3)):
         for k in sorted({1, 2, 3, n} & {*range(1, n + 1)}):
             view = (kind, last, n, c, p, k)

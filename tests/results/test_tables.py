@@ -481,6 +481,17 @@ def test_a_caption_says_evidence_and_what_cells_differ_in():
     assert {row.group for row in table.rows} == {"dataset=a [real data]", "dataset=b [synthetic data]"}
 
 
+def test_a_caption_says_where_cells_were_made_by_different_kernels():
+    native, torch = ({"kernels": kernels} for kernels in ("native", "torch"))
+    older = [run("bn", 0), run("gn", 0)]
+    assert not any("kernels" in line for line in table_of(older).caption)
+    mixed = [run("bn", 0, environment=native), run("gn", 0, environment=torch)]
+    assert "Cells differ in: kernels (native, torch)." in table_of(mixed).caption
+    assert "Cells differ in: kernels (native, not recorded)." in table_of([mixed[0], older[1]]).caption
+    same = [run("bn", 0, environment=native), run("gn", 0, environment=native)]
+    assert not any("kernels" in line for line in table_of(same).caption)
+
+
 def test_a_caption_counts_runs_whose_parts_were_made_on_different_machines():
     here = {"torch": "2", "device": "cpu", "device_name": "fast", "cpu": "fast", "threads": 1, "until": "the end"}
     elsewhere, other = here | {"device_name": "slow", "cpu": "slow"}, here | {"threads": 2, "commit": "f" * 40}

@@ -161,7 +161,9 @@ def test_every_end_of_a_run_costs_that_run_only_and_is_recorded(runner, tmp_path
     assert ok.evidence == {"data": "synthetic", "budget": "reduced"}
     assert ok.environment["commit"] == "abc"
     assert ok.environment["threads"] == 1
-    assert {"torch", "torchvision", "numpy", "python", "platform", "cpu", "device", "allocator"} <= set(ok.environment)
+    assert {"torch", "torchvision", "numpy", "python", "platform", "cpu", "device", "allocator", "kernels"} <= set(
+        ok.environment
+    )
     # processors of one name round differently, and tables tell where cells come from several
     assert torch.backends.cpu.get_cpu_capability() in ok.environment["device_name"]
     assert diverged.history == [{"loss": 1.0}, {"loss": None}]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from norms.registry import make_norm
 from norms.running import recalibrate
-from norms.situation import after_update, hold
+from norms.situation import after_update, hold, situation
 
 EPS = 1e-5
 SHAPES = [(3, 4, 5), (4, 4, 3, 5), (2, 4, 2, 3, 2), (1, 4, 3, 3), (6, 4)]
@@ -172,6 +172,53 @@ def test_brn_relaxes_its_limits_linearly_with_the_progress_of_training(progress,
         r, d = layer.correction(mean, var)
         torch.testing.assert_close(r, torch.full_like(far, r_limit**sign))
         torch.testing.assert_close(d, torch.full_like(far, sign * d_limit))
+
+
+@pytest.mark.parametrize("momentum", [0.2, 0.98, None])
+@pytest.mark.parametrize("slices", [2, 4])
+@pytest.mark.parametrize("lost", [(), (0,), (1,), (1, 3)], ids=str)
+def test_brn_takes_norm_batches_at_once_as_one_after_the_other(momentum, slices, lost):
+    """Past the warm-up, so that r and d count, from whatever statistics each norm batch finds; those of a channel
+    that overflowed are left out."""
+    options = {"momentum": momentum, "r_max": 1.5, "d_max": 0.7}
+    together, single = build("brn", **options), build("brn", **options)
+    bn, differing = build("bn", momentum=momentum), 0.0
+    for t, (x, dy) in enumerate(batches((8, 4, 3, 3), 6)):
+        if t == 5:
+            for k in lost:
+                if k < slices:
+                    x[k::slices, 2] = float("inf")
+        z = x.clone().requires_grad_()
+        parts = [step(single, x[k::slices], dy[k::slices], float(t > 0)) for k in range(slices)]
+        with situation(together, slices=slices):
+            y = together(z)
+        grads = torch.autograd.grad(y, [z, *together.parameters()], dy)
+        differing = max(differing, (bn(x)[:, :2] - y[:, :2]).abs().max().item())
+        for k, (own, own_grads) in enumerate(parts):
+            torch.testing.assert_close(y[k::slices], own, equal_nan=True)
+            torch.testing.assert_close(grads[0][k::slices], own_grads[0], equal_nan=True)
+        for i in (1, 2):
+            torch.testing.assert_close(grads[i], sum(own[1][i] for own in parts), equal_nan=True)
+        torch.testing.assert_close(state(together), state(single))
+        for each in (together, single):
+            after_update(each, lambda: None, 1.0)
+    assert differing > 0.1
+    assert together.running_mean.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_brn_takes_norm_batches_at_once_at_large_means(layout):
+    layer, exact = build("brn", dtype=torch.float32), build("brn")
+    for one in (layer, exact):
+        one.running_mean.fill_(1e4)
+        one.num_batches_tracked.fill_(10)
+        after_update(one, lambda: None, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(8, 4, 8, 8, generator=generator) + 1e4).contiguous(memory_format=layout)
+    for one in (layer, exact):
+        one.requires_grad_(False)
+    with situation(layer, slices=4), situation(exact, slices=4):
+        torch.testing.assert_close(layer(x).double(), exact(x.double()), atol=3e-3, rtol=0)
 
 
 # --- mabn ---------------------------------------------------------------------------------------------------------

@@ -325,6 +325,29 @@ def test_recalibrated_ebn_has_the_deviation_of_all_values(origin, slices):
     torch.testing.assert_close(layer.eval()(values), (values - mean) / torch.sqrt(var + EPS))
 
 
+@pytest.mark.parametrize("origin", ["channel", "all"])
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_ebn_takes_norm_batches_at_once_as_one_after_the_other(origin, momentum):
+    options = {"deviation_from": origin, "momentum": momentum}
+    together, single = (build("ebn", options, dtype=torch.float64) for _ in range(2))
+    for _ in range(2):
+        x, dy = torch.randn(2, 8, 6, 3, 3, dtype=torch.float64) * torch.arange(1.0, 9).view(8, 1, 1, 1)
+        x = x.requires_grad_()
+        with situation(together, slices=4):
+            found = gradients(together, x, dy)
+        parts = [gradients(single, x[k::4], dy[k::4]) for k in range(4)]
+        for k, part in enumerate(parts):
+            torch.testing.assert_close(found[0][k::4], part[0])
+        for i in (1, 2):
+            torch.testing.assert_close(found[i], sum(part[i] for part in parts))
+        with hold(together), hold(single), situation(together, slices=4):
+            y = together(x)
+            for k in range(4):
+                torch.testing.assert_close(y[k::4], single(x[k::4]))
+        for a, b in zip(together.buffers(), single.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 # --- bcn ----------------------------------------------------------------------------------------------------------
 
 

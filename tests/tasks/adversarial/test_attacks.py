@@ -1,5 +1,6 @@
 """Attacks: closed forms, the ball, whose mode it is, and that a network comes back as it was."""
 
+import contextlib
 import math
 
 import pytest
@@ -128,6 +129,31 @@ def test_crafting_leaves_the_network_as_it_was_for_every_norm(name, mode):
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
     assert all(p.requires_grad for p in net.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_no_parameter_needs_or_gets_a_gradient_while_images_are_crafted(mode, fails):
+    """Afterwards each one needs one, or none, as before, and those without a gradient still have none."""
+    net, images, labels = network("bn"), picture(8), torch.arange(8) % 4
+    learned = [index % 3 > 0 for index, _ in enumerate(net.parameters())]
+    for parameter, needs in zip(net.parameters(), learned, strict=True):
+        parameter.requires_grad_(needs)
+    needed, climbed = [], []
+
+    def objective(logits):
+        needed.extend(p.requires_grad for p in net.parameters())
+        climbed.append(logits)
+        if fails and len(climbed) == 2:
+            raise ZeroDivisionError
+        return cross_entropy(labels)(logits)
+
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(), crafting(net, mode):
+        pgd(net, images, objective, epsilon=EPSILON, step_size=EPSILON / 2, steps=2)
+    assert len(climbed) == 2
+    assert not any(needed)
+    assert [p.requires_grad for p in net.parameters()] == learned
+    assert all(p.grad is None for p in net.parameters())
 
 
 @pytest.fixture

@@ -89,6 +89,45 @@ def test_the_two_orders_differ_in_gradient_and_not_in_loss():
     assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
 
 
+class Tied(nn.Module):
+    """One weight in two places, one that is not learned, and one that no forward reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.idle = (nn.Linear(5, 5, bias=bias) for bias in (False, True, True))
+        self.second.weight = self.first.weight
+        self.second.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("first_order", [True, False], ids=["first order", "second order"])
+@pytest.mark.parametrize("build", [lambda: network(dtype=torch.float32), Tied], ids=["convolution", "tied"])
+def test_steps_are_learn2learns_to_the_last_bit(build, first_order):
+    torch.manual_seed(1)
+    net = build()
+    support, labels, query, truth = task(dtype=torch.float32)
+    if isinstance(net, Tied):
+        support, query = (images[:, 0, 0, :5].contiguous() for images in (support, query))
+    library = maml_module.import_legacy("learn2learn", "this test")
+    theirs = library.algorithms.MAML(net, RATE, first_order, allow_unused=True, allow_nograd=True).clone()
+    for _ in range(STEPS):
+        theirs.adapt(F.cross_entropy(theirs(support), labels))
+    ours = maml(net, first_order).adapted(support, labels, steps=STEPS, training=True)
+    assert not all(torch.equal(a, w) for a, w in zip(ours.parameters(), net.parameters(), strict=True))
+    for a, b in zip(ours.parameters(), theirs.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    learned = [p for p in net.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(F.cross_entropy(adapted(query), truth), learned, materialize_grads=True, allow_unused=True)
+        for adapted in (ours, theirs)
+    ]
+    assert any(g.any() for g in gradients[0])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
 def statistics(net):
     return {name: b.clone() for name, b in net.named_buffers()}
 
@@ -114,8 +153,7 @@ def test_with_none_only_the_forward_of_queries_moves_statistics():
     assert count(net) == [1]
     expected = network()
     expected.load_state_dict(net.state_dict() | before)
-    learner = maml(expected, statistics="none").adapted(support, labels, steps=STEPS, training=True)
-    learner(query)
+    maml(expected, statistics="none").adapted(support, labels, steps=STEPS, training=True)(query)
     assert torch.equal(expected.layer.norm.running_mean, net.layer.norm.running_mean)
 
 
@@ -227,8 +265,8 @@ def test_adaptation_outside_of_training_keeps_nothing(kind):
     state = {k: v.clone() for k, v in net.state_dict().items()}
     sets = [] if runner.sets is None else [{k: dict(v) for k, v in s.items()} for s in runner.sets.sets]
     support, labels, _, _ = task()
-    learner = runner.adapted(support, labels, steps=STEPS, training=False)
-    assert not torch.equal(learner.module.head.weight, net.head.weight)
+    adapted = runner.adapted(support, labels, steps=STEPS, training=False)
+    assert not torch.equal(adapted.head.weight, net.head.weight)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     now = [] if runner.sets is None else runner.sets.sets
