@@ -765,16 +765,21 @@ static Table NAME(of)(int last, I n, I c, I p, int threads) {
  * where that is between two of the row's values, else the nearer one of them: where a is next to nothing, as the weight
  * of a channel that training has given up, -b / a is far from everything. */
 static void NAME(lines)(int last, I n, I c, I p, I k, const T *x, const double *scale, const double *shift,
-                        const double *floor, NAME(Lines) by) {
+                        const double *floor, NAME(Lines) by, int threads) {
+    I step = last ? 1 : p, middle = p / 2, before = n > k ? middle : most(middle - 1, 0);
+    _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1 && k * c > FEW / 2)")
     for (I r = 0; r < k; r++) {
         I final = n > r ? r + (n - 1 - r) / k * k : r; /* the row's last sample */
+        const T *u = x + r * c * p + (last ? middle * c : middle), *v = x + final * c * p + (last ? before * c : before);
         for (I j = 0; j < c; j++) {
             I i = r * c + j;
-            double one = LOAD1(x + (last ? (r * p + p / 2) * c + j : (r * c + j) * p + p / 2));
-            double other = LOAD1(x + (last ? (final * p + p / 3) * c + j : (final * c + j) * p + p / 3));
-            double m = scale[i] ? -shift[i] / scale[i] : one, low = one < other ? one : other, high = one > other ? one : other;
-            m = m < low ? low : m > high ? high : m;
-            A near = fabs(m) < 1e30 ? (A)m : fabs(one) < 1e30 ? (A)one : 0;
+            double one = LOAD1(u + j * step), other = LOAD1(v + j * step), m = -shift[i] / scale[i];
+            double low = one < other ? one : other, high = one > other ? one : other;
+            m = m < low ? low : m;
+            m = m > high ? high : m;
+            m = fabs(m) < 1e30 ? m : one; /* not at 0 / 0 */
+            m = fabs(m) < 1e30 ? m : 0;
+            A near = (A)m;
             by.centre[i] = near;
             by.scale[i] = (A)scale[i];
             by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
@@ -817,7 +822,7 @@ static int NAME(affine)(int last, I n, I c, I p, I k, const void *x, const doubl
     A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
     if (!room) return 1;
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by, t->threads);
     PIECES {
         PIECE;
         NAME(piece_line)(t, x, y, row, segment, col, end, by, row % k * c + col);
@@ -838,7 +843,7 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
         return 1;
     }
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by, t->threads);
     PIECES {
         PIECE;
         NAME(piece_sums)(t, dy, x, row, segment, col, end, by, row % k * c + col, parts, parts + pieces, parts + 2 * pieces);
@@ -883,7 +888,7 @@ static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void 
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
     A *centre = room + 4 * cells, *slope = room + 5 * cells, *rest = room + 6 * cells;
     if (floor)
-        NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
+        NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by, t->threads);
     else if (dy)
         for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
     if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);

@@ -184,8 +184,8 @@ def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     values = by_row(wide(x), scale.shape[0])
     near = (-shift / scale).detach()
     if values.numel():
-        some = values.detach()
-        one, other = (some[i, :, :, some.shape[3] // part].to(near.dtype) for i, part in ((0, 2), (-1, 3)))
+        some, middle = values.detach(), values.shape[3] // 2
+        one, other = some[0, :, :, middle].to(near.dtype), some[-1, :, :, max(middle - 1, 0)].to(near.dtype)
         low, high = torch.minimum(one, other), torch.maximum(one, other)
         near = torch.where(near < low, low, torch.where(near > high, high, near))
         near = torch.where(near.abs() < 1e30, near, one)  # not at 0 / 0
