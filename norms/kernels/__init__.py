@@ -5,6 +5,7 @@
 moments.py   mean and biased variance, per channel or sample, of sets of samples, and of earlier batches together
 affine.py    affine maps per sample and channel; layers whose coefficients follow from moments (`by_moments`)
 grouping.py  normalization by groups of a flattened sample over sets of samples: bn, bgn, gn, ln, in, ghost
+rows.py      normalization of the channels at each position: pn, layer2d, rms
 native.py    the compiled loops (native.c), and when they serve
 plain.py     the same in operations of torch, for every other device, type and transform
 """

@@ -22,6 +22,7 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#define RUN 64         /* positions that are normalized over their channels at once, where those lie side by side */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
 #define FEW 16384      /* values below which a second thread costs more than it brings */
 #define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */
@@ -150,6 +151,43 @@ INLINE Doubles load_f64(const double *p) {
 }
 INLINE void store_f64(double *p, Doubles v) { memcpy(p, &v, 32); }
 
+/* The sum of each vector's lanes, as the lanes of one. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE __builtin_shufflevector
+#endif
+#endif
+#ifdef SHUFFLE
+#define HALVES4(a, b) (SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7))
+#define PAIRS4(a, b) (SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7))
+#define HALVES8(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15))
+#define QUARTERS8(a, b) (SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15))
+#define PAIRS8(a, b) (SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15))
+INLINE Floats lanes_of_f32(const Floats *v) {
+    Floats a = HALVES8(v[0], v[4]), b = HALVES8(v[1], v[5]), c = HALVES8(v[2], v[6]), d = HALVES8(v[3], v[7]);
+    Floats e = QUARTERS8(a, c), f = QUARTERS8(b, d);
+    return PAIRS8(e, f);
+}
+INLINE Doubles lanes_of_f64(const Doubles *v) {
+    Doubles a = HALVES4(v[0], v[2]), b = HALVES4(v[1], v[3]);
+    return PAIRS4(a, b);
+}
+#else
+INLINE Floats lanes_of_f32(const Floats *v) {
+    Floats sums = {0};
+    for (int i = 0; i < 8; i++)
+        for (int l = 0; l < 8; l++) sums[i] += v[i][l];
+    return sums;
+}
+INLINE Doubles lanes_of_f64(const Doubles *v) {
+    Doubles sums = {0};
+    for (int i = 0; i < 4; i++)
+        for (int l = 0; l < 4; l++) sums[i] += v[i][l];
+    return sums;
+}
+#endif
+#define lanes_of_b16 lanes_of_f32
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(f) JOIN(f, SUFFIX)
@@ -210,6 +248,14 @@ int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, co
                                  const void *weight, int wide, const double *stats, void *d_weight, void *d_bias,
                                  void *dx, int threads) {
     return CALL(type, normalize_backward, last, n, c, p, k, g, dy, x, weight, wide, stats, d_weight, d_bias, dx, threads);
+}
+int normsuite_rows_forward(int type, int last, I n, I c, I p, int centred, int unbiased, double eps, const void *x,
+                           const void *weight, const void *bias, void *y, int threads) {
+    return CALL(type, rows_forward, last, n, c, p, centred, unbiased, eps, x, weight, bias, y, threads);
+}
+int normsuite_rows_backward(int type, int last, I n, I c, I p, int centred, int unbiased, double eps, const void *dy,
+                            const void *x, const void *weight, void *d_weight, void *d_bias, void *dx, int threads) {
+    return CALL(type, rows_backward, last, n, c, p, centred, unbiased, eps, dy, x, weight, d_weight, d_bias, dx, threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -1049,6 +1095,389 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
     return 0;
 }
 
+/* Normalization of the channels at each position, c values: y = h * weight + bias with h = (x - mean) / sqrt(var + eps),
+ * or without a mean (then near, rest and level are 0). Few positions at a time, so that their values are in the cache
+ * when they are read again: RUN positions side by side ("side"), or W rows of channels ("last"). */
+typedef struct {
+    I n, c, p; /* positions of a sample; in "last" all positions are one row after the other: n = 1 */
+    int centred;
+    double divisor, eps; /* of the sum of squares: c, or c - 1; added to the variance */
+    const A *weight, *bias;
+    I run, runs;       /* positions in one block, blocks of a sample */
+    I blocks, pieces;  /* blocks in one piece, pieces */
+    int last, threads;
+    A *room;
+} NAME(Rows);
+
+/* Of each position of a block: h = (x - near) * scale + shift, and dx = scale * (weight * dy - h * slope - level). */
+typedef struct {
+    A near[RUN], scale[RUN], shift[RUN], slope[RUN], level[RUN];
+} NAME(Positions);
+
+/* Sums over the channels of u = x - near, u * u, and in the backward of g = weight * dy and g * u. */
+typedef struct {
+    double u[RUN], uu[RUN], g[RUN], gu[RUN];
+} NAME(Sums);
+
+static int NAME(rows)(NAME(Rows) *q, int last, I n, I c, I p, int centred, int unbiased, double eps, const A *weight,
+                      const A *bias, int threads) {
+    last = last || p == 1;
+    NAME(Rows) of = {last ? 1 : n, c, last ? n * p : p, centred, (double)(unbiased ? c - 1 : c), eps, weight, bias,
+                     last ? W : RUN, 0, 0, 0, last, 1, NULL};
+    of.runs = (of.p + of.run - 1) / of.run;
+    of.blocks = most(1, SEGMENT / 2 / (c * least(of.run, of.p)));
+    of.pieces = (of.n * of.runs + of.blocks - 1) / of.blocks;
+    of.threads = (int)most(1, least(n * c * p / FEW, threads));
+    if (!weight || !bias) {
+        of.room = malloc((size_t)(2 * c) * sizeof(A));
+        if (!of.room) return 1;
+        for (I j = 0; j < c; j++) of.room[j] = 1, of.room[c + j] = 0;
+        if (!weight) of.weight = of.room;
+        if (!bias) of.bias = of.room + c;
+    }
+    *q = of;
+    return 0;
+}
+
+INLINE void NAME(forward_positions)(const NAME(Rows) *q, I n, const NAME(Sums) *s, NAME(Positions) *at) {
+    for (I i = 0; i < n; i++) {
+        double rest = q->centred ? s->u[i] / (double)q->c : 0; /* what rounding left of the mean */
+        double squares = s->uu[i] - rest * s->u[i];
+        double rstd = 1 / sqrt((squares < 0 ? 0 : squares) / q->divisor + q->eps);
+        at->scale[i] = (A)rstd;
+        at->shift[i] = (A)(-rest * rstd);
+    }
+}
+
+INLINE void NAME(backward_positions)(const NAME(Rows) *q, I n, const NAME(Sums) *s, NAME(Positions) *at) {
+    for (I i = 0; i < n; i++) {
+        double rest = q->centred ? s->u[i] / (double)q->c : 0;
+        double squares = s->uu[i] - rest * s->u[i];
+        double rstd = 1 / sqrt((squares < 0 ? 0 : squares) / q->divisor + q->eps);
+        at->scale[i] = (A)rstd;
+        at->shift[i] = (A)(-rest * rstd);
+        at->slope[i] = (A)(rstd * (s->gu[i] - rest * s->g[i]) / q->divisor);
+        at->level[i] = (A)(q->centred ? s->g[i] / (double)q->c : 0);
+    }
+}
+
+/* "side": n positions, their channels p apart; some channels at a time, so that sums are read and written less often. */
+INLINE void NAME(side_near_few)(const T *restrict x, I n, I p, A *restrict near, const int many) {
+    for (I i = 0; i < n; i++) {
+        A sum = LOAD1(x + i);
+#pragma GCC unroll 4
+        for (int j = 1; j < many; j++) sum += LOAD1(x + j * p + i);
+        near[i] += sum;
+    }
+}
+
+INLINE void NAME(side_sums_few)(const T *restrict x, I n, I p, const A *restrict near, A *restrict one, A *restrict two,
+                                const int many) {
+    for (I i = 0; i < n; i++) {
+        A m = near[i], u = LOAD1(x + i) - m, sum = u, square = u * u;
+#pragma GCC unroll 4
+        for (int j = 1; j < many; j++) {
+            u = LOAD1(x + j * p + i) - m;
+            sum += u, square += u * u;
+        }
+        one[i] += sum, two[i] += square;
+    }
+}
+
+INLINE void NAME(side_products_few)(const T *restrict x, const T *restrict dy, I n, I p, const A *restrict weight,
+                                    const A *restrict near, A *restrict one, A *restrict two, A *restrict three,
+                                    A *restrict four, const int many) {
+    for (I i = 0; i < n; i++) {
+        A m = near[i], u = LOAD1(x + i) - m, g = weight[0] * LOAD1(dy + i);
+        A sum = u, square = u * u, total = g, product = g * u;
+#pragma GCC unroll 4
+        for (int j = 1; j < many; j++) {
+            u = LOAD1(x + j * p + i) - m, g = weight[j] * LOAD1(dy + j * p + i);
+            sum += u, square += u * u, total += g, product += g * u;
+        }
+        one[i] += sum, two[i] += square, three[i] += total, four[i] += product;
+    }
+}
+
+INLINE void NAME(side_standard_few)(const T *restrict x, T *restrict y, I n, I p, const A *restrict weight,
+                                    const A *restrict bias, const A *restrict near, const A *restrict scale,
+                                    const A *restrict shift, const int many) {
+    for (I i = 0; i < n; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < many; j++)
+            STORE1(y + j * p + i, ((LOAD1(x + j * p + i) - near[i]) * scale[i] + shift[i]) * weight[j] + bias[j]);
+}
+
+INLINE void NAME(add_doubles)(double *to, const A *from, I n) {
+    for (I i = 0; i < n; i++) to[i] += from[i];
+}
+
+/* near, and the sums of u, u * u and with dy of g and g * u. */
+INLINE void NAME(side_row_sums)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at, NAME(Sums) *s) {
+    I c = q->c, p = q->p, j = 0;
+    memset(at->near, 0, sizeof at->near);
+    memset(s, 0, sizeof *s);
+    if (q->centred) {
+        for (; j + 4 <= c; j += 4) NAME(side_near_few)(x + j * p, n, p, at->near, 4);
+        for (; j < c; j++) NAME(side_near_few)(x + j * p, n, p, at->near, 1);
+        for (I i = 0; i < n; i++) at->near[i] /= (A)c;
+    }
+    for (I from = 0; from < c; from += 4 * BLOCK) {
+        I to = least(c, from + 4 * BLOCK);
+        A one[RUN] = {0}, two[RUN] = {0}, three[RUN] = {0}, four[RUN] = {0};
+        j = from;
+        if (dy) {
+            for (; j + 4 <= to; j += 4)
+                NAME(side_products_few)(x + j * p, dy + j * p, n, p, q->weight + j, at->near, one, two, three, four, 4);
+            for (; j < to; j++)
+                NAME(side_products_few)(x + j * p, dy + j * p, n, p, q->weight + j, at->near, one, two, three, four, 1);
+            NAME(add_doubles)(s->g, three, n);
+            NAME(add_doubles)(s->gu, four, n);
+        } else {
+            for (; j + 4 <= to; j += 4) NAME(side_sums_few)(x + j * p, n, p, at->near, one, two, 4);
+            for (; j < to; j++) NAME(side_sums_few)(x + j * p, n, p, at->near, one, two, 1);
+        }
+        NAME(add_doubles)(s->u, one, n);
+        NAME(add_doubles)(s->uu, two, n);
+    }
+}
+
+CLONES static void NAME(side_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+    NAME(Positions) at;
+    NAME(Sums) s;
+    I c = q->c, p = q->p, j = 0;
+    NAME(side_row_sums)(q, x, NULL, n, &at, &s);
+    NAME(forward_positions)(q, n, &s, &at);
+    for (; j + 4 <= c; j += 4)
+        NAME(side_standard_few)(x + j * p, y + j * p, n, p, q->weight + j, q->bias + j, at.near, at.scale, at.shift, 4);
+    for (; j < c; j++)
+        NAME(side_standard_few)(x + j * p, y + j * p, n, p, q->weight + j, q->bias + j, at.near, at.scale, at.shift, 1);
+}
+
+/* dx of some channels, and their sums of dy * h and dy over the n positions. */
+INLINE void NAME(side_back_few)(const T *x, const T *dy, T *dx, I n, I p, const A *weight, const NAME(Positions) *at,
+                                double *d_weight, double *d_bias, const int many) {
+    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
+    I i = 0;
+    for (; i + W <= n; i += W) {
+        V m, a, b, e, f;
+        memcpy(&m, at->near + i, sizeof(V));
+        memcpy(&a, at->scale + i, sizeof(V));
+        memcpy(&b, at->shift + i, sizeof(V));
+        memcpy(&e, at->slope + i, sizeof(V));
+        memcpy(&f, at->level + i, sizeof(V));
+#pragma GCC unroll 2
+        for (int j = 0; j < many; j++) {
+            V d = LOAD(dy + j * p + i), h = (LOAD(x + j * p + i) - m) * a + b;
+            one[j] += d * h, two[j] += d;
+            if (dx) STORE(dx + j * p + i, a * (weight[j] * d - (h * e + f)));
+        }
+    }
+    for (int j = 0; j < many; j++) {
+        A left = 0, right = 0;
+        for (I k = i; k < n; k++) {
+            A d = LOAD1(dy + j * p + k), h = (LOAD1(x + j * p + k) - at->near[k]) * at->scale[k] + at->shift[k];
+            left += d * h, right += d;
+            if (dx) STORE1(dx + j * p + k, at->scale[k] * (weight[j] * d - (h * at->slope[k] + at->level[k])));
+        }
+        d_weight[j] += NAME(lanes)(one[j]) + left, d_bias[j] += NAME(lanes)(two[j]) + right;
+    }
+}
+
+CLONES static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+                                            double *d_bias) {
+    NAME(Positions) at;
+    NAME(Sums) s;
+    I c = q->c, p = q->p, j = 0;
+    NAME(side_row_sums)(q, x, dy, n, &at, &s);
+    NAME(backward_positions)(q, n, &s, &at);
+    for (; j + 2 <= c; j += 2)
+        NAME(side_back_few)(x + j * p, dy + j * p, dx ? dx + j * p : NULL, n, p, q->weight + j, &at, d_weight + j,
+                            d_bias + j, 2);
+    for (; j < c; j++)
+        NAME(side_back_few)(x + j * p, dy + j * p, dx ? dx + j * p : NULL, n, p, q->weight + j, &at, d_weight + j,
+                            d_bias + j, 1);
+}
+
+/* "last": at most W rows of channels, and sums of all rows at once. */
+INLINE void NAME(last_row_sums)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at, NAME(Sums) *s) {
+    I c = q->c;
+    V kept[4][sizeof(V) / sizeof(A)];
+    A near[sizeof(V) / sizeof(A)] = {0};
+    memset(kept, 0, sizeof kept);
+    for (I r = 0; r < W; r++) s->u[r] = s->uu[r] = s->g[r] = s->gu[r] = 0;
+    if (q->centred) {
+        for (I r = 0; r < n; r++) {
+            const T *v = x + r * c;
+            V a = {0}, b = {0};
+            I j = 0;
+            for (; j + 2 * W <= c; j += 2 * W) a += LOAD(v + j), b += LOAD(v + j + W);
+            for (; j + W <= c; j += W) a += LOAD(v + j);
+            for (; j < c; j++) near[r] += LOAD1(v + j);
+            kept[0][r] = a + b;
+        }
+        V sum = NAME(lanes_of)(kept[0]);
+        for (I r = 0; r < W; r++) near[r] = (near[r] + sum[r]) / (A)c;
+    }
+    memcpy(at->near, near, sizeof near);
+    for (I from = 0; from < c; from += 4 * BLOCK) {
+        I to = least(c, from + 4 * BLOCK);
+        for (I r = 0; r < n; r++) {
+            const T *v = x + r * c, *w = dy + r * c;
+            V a = {0}, b = {0}, d = {0}, e = {0}, m = ALL(near[r]);
+            I j = from;
+            if (dy) {
+                for (; j + W <= to; j += W) {
+                    V u = LOAD(v + j) - m, g;
+                    memcpy(&g, q->weight + j, sizeof(V));
+                    g *= LOAD(w + j);
+                    a += u, b += u * u, d += g, e += g * u;
+                }
+                for (; j < to; j++) {
+                    A u = LOAD1(v + j) - near[r], g = q->weight[j] * LOAD1(w + j);
+                    s->u[r] += u, s->uu[r] += u * u, s->g[r] += g, s->gu[r] += g * u;
+                }
+                kept[2][r] = d, kept[3][r] = e;
+            } else {
+                V a2 = {0}, b2 = {0};
+                for (; j + 2 * W <= to; j += 2 * W) {
+                    V u = LOAD(v + j) - m, t = LOAD(v + j + W) - m;
+                    a += u, b += u * u, a2 += t, b2 += t * t;
+                }
+                for (; j + W <= to; j += W) {
+                    V u = LOAD(v + j) - m;
+                    a += u, b += u * u;
+                }
+                for (; j < to; j++) {
+                    A u = LOAD1(v + j) - near[r];
+                    s->u[r] += u, s->uu[r] += u * u;
+                }
+                a += a2, b += b2;
+            }
+            kept[0][r] = a, kept[1][r] = b;
+        }
+        double *sums[4] = {s->u, s->uu, s->g, s->gu};
+        for (int i = 0; i < (dy ? 4 : 2); i++) {
+            V all = NAME(lanes_of)(kept[i]);
+            for (I r = 0; r < W; r++) sums[i][r] += all[r];
+        }
+    }
+}
+
+CLONES static void NAME(last_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+    NAME(Positions) at;
+    NAME(Sums) s;
+    I c = q->c;
+    NAME(last_row_sums)(q, x, NULL, n, &at, &s);
+    NAME(forward_positions)(q, n, &s, &at);
+    for (I r = 0; r < n; r++, x += c, y += c) {
+        V m = ALL(at.near[r]), a = ALL(at.scale[r]), b = ALL(at.shift[r]);
+        I j = 0;
+        for (; j + W <= c; j += W) {
+            V w, d;
+            memcpy(&w, q->weight + j, sizeof(V));
+            memcpy(&d, q->bias + j, sizeof(V));
+            STORE(y + j, ((LOAD(x + j) - m) * a + b) * w + d);
+        }
+        for (; j < c; j++) STORE1(y + j, ((LOAD1(x + j) - at.near[r]) * at.scale[r] + at.shift[r]) * q->weight[j] + q->bias[j]);
+    }
+}
+
+INLINE void NAME(last_back_few)(const T *x, const T *dy, T *dx, I n, I c, const A *weight, const NAME(Positions) *at,
+                                double *d_weight, double *d_bias, const int vectors) {
+    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}}, w[2];
+    for (int j = 0; j < vectors; j++) memcpy(&w[j], weight + j * W, sizeof(V));
+    for (I r = 0; r < n; r++) {
+        V m = ALL(at->near[r]), a = ALL(at->scale[r]), b = ALL(at->shift[r]), e = ALL(at->slope[r]), f = ALL(at->level[r]);
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) {
+            V d = LOAD(dy + r * c + j * W), h = (LOAD(x + r * c + j * W) - m) * a + b;
+            one[j] += d * h, two[j] += d;
+            if (dx) STORE(dx + r * c + j * W, a * (w[j] * d - (h * e + f)));
+        }
+    }
+    NAME(add_to)(d_weight, one, vectors);
+    NAME(add_to)(d_bias, two, vectors);
+}
+
+CLONES static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+                                            double *d_bias) {
+    NAME(Positions) at;
+    NAME(Sums) s;
+    I c = q->c, j = 0;
+    NAME(last_row_sums)(q, x, dy, n, &at, &s);
+    NAME(backward_positions)(q, n, &s, &at);
+    for (; j + 2 * W <= c; j += 2 * W)
+        NAME(last_back_few)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 2);
+    for (; j + W <= c; j += W)
+        NAME(last_back_few)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 1);
+    for (; j < c; j++) {
+        A left = 0, right = 0;
+        for (I r = 0; r < n; r++) {
+            A d = LOAD1(dy + r * c + j), h = (LOAD1(x + r * c + j) - at.near[r]) * at.scale[r] + at.shift[r];
+            left += d * h, right += d;
+            if (dx) STORE1(dx + r * c + j, at.scale[r] * (q->weight[j] * d - (h * at.slope[r] + at.level[r])));
+        }
+        d_weight[j] += left, d_bias[j] += right;
+    }
+}
+
+#define ROW_PIECES                                                                                                      \
+    _Pragma("omp parallel for schedule(static) num_threads(q->threads) if (q->threads > 1)")                            \
+    for (I piece = 0; piece < q->pieces; piece++)
+#define ROW_BLOCKS                                                                                                      \
+    for (I block = piece * q->blocks; block < least(q->n * q->runs, (piece + 1) * q->blocks); block++)
+/* the first position of a block, how many it has, and their offset */
+#define ROW_BLOCK                                                                                                       \
+    I from = block % q->runs * q->run, few = least(q->run, q->p - from);                                                \
+    I o = block / q->runs * q->c * q->p + (q->last ? from * q->c : from)
+
+static int NAME(rows_forward)(int last, I n, I c, I p, int centred, int unbiased, double eps, const T *x,
+                              const A *weight, const A *bias, T *y, int threads) {
+    NAME(Rows) of, *q = &of;
+    if (NAME(rows)(q, last, n, c, p, centred, unbiased, eps, weight, bias, threads)) return 1;
+    ROW_PIECES {
+        ROW_BLOCKS {
+            ROW_BLOCK;
+            if (q->last)
+                NAME(last_rows)(q, x + o, y + o, few);
+            else
+                NAME(side_rows)(q, x + o, y + o, few);
+        }
+    }
+    free(q->room);
+    return 0;
+}
+
+/* The gradients of x (or NULL), and of weight and bias (or both NULL). */
+static int NAME(rows_backward)(int last, I n, I c, I p, int centred, int unbiased, double eps, const T *dy, const T *x,
+                               const A *weight, A *d_weight, A *d_bias, T *dx, int threads) {
+    NAME(Rows) of, *q = &of;
+    if (NAME(rows)(q, last, n, c, p, centred, unbiased, eps, weight, NULL, threads)) return 1;
+    double *parts = calloc((size_t)(2 * c * q->pieces), sizeof(double));
+    if (!parts) {
+        free(q->room);
+        return 1;
+    }
+    ROW_PIECES {
+        double *sums = parts + 2 * c * piece;
+        ROW_BLOCKS {
+            ROW_BLOCK;
+            if (q->last)
+                NAME(last_rows_backward)(q, dy + o, x + o, dx ? dx + o : NULL, few, sums, sums + c);
+            else
+                NAME(side_rows_backward)(q, dy + o, x + o, dx ? dx + o : NULL, few, sums, sums + c);
+        }
+    }
+    if (d_weight) {
+        for (I piece = 1; piece < q->pieces; piece++)
+            for (I j = 0; j < 2 * c; j++) parts[j] += parts[2 * c * piece + j];
+        for (I j = 0; j < c; j++) d_weight[j] = (A)parts[j], d_bias[j] = (A)parts[c + j];
+    }
+    free(parts), free(q->room);
+    return 0;
+}
+
 #undef W
 #undef LOAD
 #undef STORE
@@ -1065,4 +1494,7 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
 #undef SETS
 #undef SET
 #undef STRIPS
+#undef ROW_PIECES
+#undef ROW_BLOCKS
+#undef ROW_BLOCK
 #endif

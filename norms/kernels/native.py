@@ -41,6 +41,8 @@ _CALLS = {
     "blend": [*_VIEW, *[_POINTER] * 9, _CODE],
     "normalize": [*_VIEW, _SIZE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "normalize_backward": [*_VIEW, _SIZE, *[_POINTER] * 3, _CODE, *[_POINTER] * 4, _CODE],
+    "rows_forward": [*_VIEW[:-1], _CODE, _CODE, ctypes.c_double, *[_POINTER] * 4, _CODE],
+    "rows_backward": [*_VIEW[:-1], _CODE, _CODE, ctypes.c_double, *[_POINTER] * 6, _CODE],
 }
 
 
@@ -198,6 +200,42 @@ def normalize_backward(
     wide = weight is not None and weight.dtype == torch.float64
     view = _view(x, rows)
     _call("normalize_backward", *view, groups, like(dy, x), x, weight, wide, stats, d_weight, d_bias, dx)
+    return dx, d_weight, d_bias
+
+
+def rows(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool
+) -> Tensor:
+    """x normalized over the channels at each position. As x.
+
+    Args:
+        weight: (C,) in float32, float64 for x in float64, and bias likewise; or both None.
+        centred: the mean is subtracted; False: it is taken for 0 (root mean square).
+        unbiased: the variance divides by C - 1; False: by C.
+    """
+    y = torch.empty_like(x)
+    _call("rows_forward", *_view(x, 0)[:-1], centred, unbiased, eps, x, weight, bias, y)
+    return y
+
+
+def rows_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    centred: bool,
+    unbiased: bool,
+    wanted: bool,
+    parameters: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (None if it is not wanted), weight and bias (None without `parameters`) of `rows`."""
+    dx = torch.empty_like(x) if wanted else None
+    d_weight, d_bias = None, None
+    if weight is not None and parameters:
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
+    _call(
+        "rows_backward", *_view(x, 0)[:-1], centred, unbiased, eps, like(dy, x), x, weight, d_weight, d_bias, dx
+    )
     return dx, d_weight, d_bias
 
 
