@@ -188,6 +188,23 @@ INLINE Doubles lanes_of_f64(const Doubles *v) {
 #endif
 #define lanes_of_b16 lanes_of_f32
 
+/* to[l] += v[l] */
+INLINE void add_wide_f32(double *to, Floats v) {
+    typedef double Wide __attribute__((vector_size(64)));
+    Wide sum;
+    memcpy(&sum, to, 64);
+    sum += __builtin_convertvector(v, Wide);
+    memcpy(to, &sum, 64);
+}
+INLINE void add_wide_f64(double *to, Doubles v) {
+    v += load_f64(to);
+    memcpy(to, &v, 32);
+}
+#define add_wide_b16 add_wide_f32
+#define root_f32 sqrtf
+#define root_f64 sqrt
+#define root_b16 sqrtf
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(f) JOIN(f, SUFFIX)
@@ -266,6 +283,7 @@ int normsuite_rows_backward(int type, int last, I n, I c, I p, int centred, int 
 #define STORE NAME(store)
 #define LOAD1 NAME(load_one)
 #define STORE1 NAME(store_one)
+#define ROOT NAME(root)
 #define ALL(v) ((V){0} + (v))
 #define MASK __typeof__((V){0} <= (V){0})
 #define PICK(mask, a, b) ((V)(((mask) & (MASK)(a)) | (~(mask) & (MASK)(b))))
@@ -1101,29 +1119,25 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, const voi
 typedef struct {
     I n, c, p; /* positions of a sample; in "last" all positions are one row after the other: n = 1 */
     int centred;
-    double divisor, eps; /* of the sum of squares: c, or c - 1; added to the variance */
+    A share, divisor, eps; /* 1 / c; 1 over what the sum of squares is divided by; added to the variance */
     const A *weight, *bias;
-    I run, runs;       /* positions in one block, blocks of a sample */
-    I blocks, pieces;  /* blocks in one piece, pieces */
+    I run, runs;      /* positions in one block, blocks of a sample */
+    I blocks, pieces; /* blocks in one piece, pieces */
     int last, threads;
     A *room;
 } NAME(Rows);
 
-/* Of each position of a block: h = (x - near) * scale + shift, and dx = scale * (weight * dy - h * slope - level). */
+/* Of the positions of a block: sums over the channels of u = x - near, u * u, and in the backward of g = weight * dy and
+ * g * u; then h = (x - near) * scale + shift, and dx = scale * (weight * dy - h * slope - level). */
 typedef struct {
-    A near[RUN], scale[RUN], shift[RUN], slope[RUN], level[RUN];
+    A near[RUN], u[RUN], uu[RUN], g[RUN], gu[RUN], scale[RUN], shift[RUN], slope[RUN], level[RUN];
 } NAME(Positions);
-
-/* Sums over the channels of u = x - near, u * u, and in the backward of g = weight * dy and g * u. */
-typedef struct {
-    double u[RUN], uu[RUN], g[RUN], gu[RUN];
-} NAME(Sums);
 
 static int NAME(rows)(NAME(Rows) *q, int last, I n, I c, I p, int centred, int unbiased, double eps, const A *weight,
                       const A *bias, int threads) {
     last = last || p == 1;
-    NAME(Rows) of = {last ? 1 : n, c, last ? n * p : p, centred, (double)(unbiased ? c - 1 : c), eps, weight, bias,
-                     last ? W : RUN, 0, 0, 0, last, 1, NULL};
+    NAME(Rows) of = {last ? 1 : n, c, last ? n * p : p, centred, (A)(1 / (double)c), (A)(1 / (double)(c - unbiased)),
+                     (A)eps, weight, bias, last ? W : RUN, 0, 0, 0, last, 1, NULL};
     of.runs = (of.p + of.run - 1) / of.run;
     of.blocks = most(1, SEGMENT / 2 / (c * least(of.run, of.p)));
     of.pieces = (of.n * of.runs + of.blocks - 1) / of.blocks;
@@ -1139,173 +1153,177 @@ static int NAME(rows)(NAME(Rows) *q, int last, I n, I c, I p, int centred, int u
     return 0;
 }
 
-INLINE void NAME(forward_positions)(const NAME(Rows) *q, I n, const NAME(Sums) *s, NAME(Positions) *at) {
-    for (I i = 0; i < n; i++) {
-        double rest = q->centred ? s->u[i] / (double)q->c : 0; /* what rounding left of the mean */
-        double squares = s->uu[i] - rest * s->u[i];
-        double rstd = 1 / sqrt((squares < 0 ? 0 : squares) / q->divisor + q->eps);
-        at->scale[i] = (A)rstd;
-        at->shift[i] = (A)(-rest * rstd);
-    }
+INLINE V NAME(get)(const A *p) {
+    V v;
+    memcpy(&v, p, sizeof(V));
+    return v;
 }
+INLINE void NAME(set)(A *p, V v) { memcpy(p, &v, sizeof(V)); }
 
-INLINE void NAME(backward_positions)(const NAME(Rows) *q, I n, const NAME(Sums) *s, NAME(Positions) *at) {
-    for (I i = 0; i < n; i++) {
-        double rest = q->centred ? s->u[i] / (double)q->c : 0;
-        double squares = s->uu[i] - rest * s->u[i];
-        double rstd = 1 / sqrt((squares < 0 ? 0 : squares) / q->divisor + q->eps);
-        at->scale[i] = (A)rstd;
-        at->shift[i] = (A)(-rest * rstd);
-        at->slope[i] = (A)(rstd * (s->gu[i] - rest * s->g[i]) / q->divisor);
-        at->level[i] = (A)(q->centred ? s->g[i] / (double)q->c : 0);
-    }
-}
-
-/* "side": n positions, their channels p apart; some channels at a time, so that sums are read and written less often. */
-INLINE void NAME(side_near_few)(const T *restrict x, I n, I p, A *restrict near, const int many) {
-    for (I i = 0; i < n; i++) {
-        A sum = LOAD1(x + i);
-#pragma GCC unroll 4
-        for (int j = 1; j < many; j++) sum += LOAD1(x + j * p + i);
-        near[i] += sum;
-    }
-}
-
-INLINE void NAME(side_sums_few)(const T *restrict x, I n, I p, const A *restrict near, A *restrict one, A *restrict two,
-                                const int many) {
-    for (I i = 0; i < n; i++) {
-        A m = near[i], u = LOAD1(x + i) - m, sum = u, square = u * u;
-#pragma GCC unroll 4
-        for (int j = 1; j < many; j++) {
-            u = LOAD1(x + j * p + i) - m;
-            sum += u, square += u * u;
+/* The rest of `Positions` from its sums, of the first n; of the others what makes h and dx zero. */
+INLINE void NAME(standards)(const NAME(Rows) *q, I n, NAME(Positions) *at, const int backward) {
+    A share = q->centred ? q->share : 0; /* of the sum of u: what rounding left of the mean */
+    for (I i = 0; i < n; i += W) {
+        V u = NAME(get)(at->u + i), rest = u * share, squares = NAME(get)(at->uu + i) - rest * u, zero = {0};
+        V var = PICK(squares < zero, zero, squares) * q->divisor + q->eps;
+        A root[sizeof(V) / sizeof(A)];
+        NAME(set)(root, var);
+        for (int l = 0; l < W; l++) root[l] = ROOT(root[l]);
+        V rstd = (A)1 / NAME(get)(root);
+        NAME(set)(at->scale + i, rstd);
+        NAME(set)(at->shift + i, -rest * rstd);
+        if (backward) {
+            V g = NAME(get)(at->g + i);
+            NAME(set)(at->slope + i, rstd * (NAME(get)(at->gu + i) - rest * g) * q->divisor);
+            NAME(set)(at->level + i, g * share);
         }
-        one[i] += sum, two[i] += square;
     }
+    for (I i = n; i % W; i++) at->scale[i] = at->shift[i] = at->slope[i] = at->level[i] = 0;
 }
 
-INLINE void NAME(side_products_few)(const T *restrict x, const T *restrict dy, I n, I p, const A *restrict weight,
-                                    const A *restrict near, A *restrict one, A *restrict two, A *restrict three,
-                                    A *restrict four, const int many) {
-    for (I i = 0; i < n; i++) {
-        A m = near[i], u = LOAD1(x + i) - m, g = weight[0] * LOAD1(dy + i);
-        A sum = u, square = u * u, total = g, product = g * u;
-#pragma GCC unroll 4
-        for (int j = 1; j < many; j++) {
-            u = LOAD1(x + j * p + i) - m, g = weight[j] * LOAD1(dy + j * p + i);
-            sum += u, square += u * u, total += g, product += g * u;
-        }
-        one[i] += sum, two[i] += square, three[i] += total, four[i] += product;
-    }
+/* The first `few` of W values, 0 for the others. */
+INLINE V NAME(load_few)(const T *p, I few) {
+    if (few >= W) return LOAD(p);
+    V v = {0};
+    for (I l = 0; l < few; l++) v[l] = LOAD1(p + l);
+    return v;
+}
+INLINE void NAME(store_few)(T *p, V v, I few) {
+    if (few >= W)
+        STORE(p, v);
+    else
+        for (I l = 0; l < few; l++) STORE1(p + l, v[l]);
 }
 
-INLINE void NAME(side_standard_few)(const T *restrict x, T *restrict y, I n, I p, const A *restrict weight,
-                                    const A *restrict bias, const A *restrict near, const A *restrict scale,
-                                    const A *restrict shift, const int many) {
-    for (I i = 0; i < n; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < many; j++)
-            STORE1(y + j * p + i, ((LOAD1(x + j * p + i) - near[i]) * scale[i] + shift[i]) * weight[j] + bias[j]);
+/* "side": positions beside each other, their channels p apart. Sums of `vectors` vectors of them, of which the last has
+ * `few` positions. */
+INLINE void NAME(side_near)(const T *x, I c, I p, A share, A *near, I few, const int vectors) {
+    V sum[SIDEWAYS];
+    for (int k = 0; k < vectors; k++) sum[k] = (V){0};
+    for (I j = 0; j < c; j++, x += p)
+        for (int k = 0; k < vectors; k++) sum[k] += NAME(load_few)(x + k * W, few);
+    for (int k = 0; k < vectors; k++) NAME(set)(near + k * W, sum[k] * share);
 }
 
-INLINE void NAME(add_doubles)(double *to, const A *from, I n) {
-    for (I i = 0; i < n; i++) to[i] += from[i];
-}
-
-/* near, and the sums of u, u * u and with dy of g and g * u. */
-INLINE void NAME(side_row_sums)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at, NAME(Sums) *s) {
-    I c = q->c, p = q->p, j = 0;
-    memset(at->near, 0, sizeof at->near);
-    memset(s, 0, sizeof *s);
-    if (q->centred) {
-        for (; j + 4 <= c; j += 4) NAME(side_near_few)(x + j * p, n, p, at->near, 4);
-        for (; j < c; j++) NAME(side_near_few)(x + j * p, n, p, at->near, 1);
-        for (I i = 0; i < n; i++) at->near[i] /= (A)c;
+INLINE void NAME(side_row_sums)(const T *x, const T *dy, I c, I p, const A *weight, NAME(Positions) *at, I i, I few,
+                            const int vectors, const int backward) {
+    V m[2], all[2][4];
+    for (int k = 0; k < vectors; k++) {
+        m[k] = NAME(get)(at->near + i + k * W);
+        for (int s = 0; s < 4; s++) all[k][s] = (V){0};
     }
     for (I from = 0; from < c; from += 4 * BLOCK) {
-        I to = least(c, from + 4 * BLOCK);
-        A one[RUN] = {0}, two[RUN] = {0}, three[RUN] = {0}, four[RUN] = {0};
-        j = from;
-        if (dy) {
-            for (; j + 4 <= to; j += 4)
-                NAME(side_products_few)(x + j * p, dy + j * p, n, p, q->weight + j, at->near, one, two, three, four, 4);
-            for (; j < to; j++)
-                NAME(side_products_few)(x + j * p, dy + j * p, n, p, q->weight + j, at->near, one, two, three, four, 1);
-            NAME(add_doubles)(s->g, three, n);
-            NAME(add_doubles)(s->gu, four, n);
-        } else {
-            for (; j + 4 <= to; j += 4) NAME(side_sums_few)(x + j * p, n, p, at->near, one, two, 4);
-            for (; j < to; j++) NAME(side_sums_few)(x + j * p, n, p, at->near, one, two, 1);
+        V one[2], two[2], three[2], four[2];
+        for (int k = 0; k < vectors; k++) one[k] = two[k] = three[k] = four[k] = (V){0};
+        for (I j = from; j < least(c, from + 4 * BLOCK); j++)
+            for (int k = 0; k < vectors; k++) {
+                V u = NAME(load_few)(x + j * p + i + k * W, few) - m[k];
+                one[k] += u, two[k] += u * u;
+                if (backward) {
+                    V g = weight[j] * NAME(load_few)(dy + j * p + i + k * W, few);
+                    three[k] += g, four[k] += g * u;
+                }
+            }
+        for (int k = 0; k < vectors; k++)
+            all[k][0] += one[k], all[k][1] += two[k], all[k][2] += three[k], all[k][3] += four[k];
+    }
+    for (int k = 0; k < vectors; k++) {
+        NAME(set)(at->u + i + k * W, all[k][0]);
+        NAME(set)(at->uu + i + k * W, all[k][1]);
+        if (backward) {
+            NAME(set)(at->g + i + k * W, all[k][2]);
+            NAME(set)(at->gu + i + k * W, all[k][3]);
         }
-        NAME(add_doubles)(s->u, one, n);
-        NAME(add_doubles)(s->uu, two, n);
+    }
+}
+
+INLINE void NAME(side_positions)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at,
+                                 const int backward) {
+    I i = 0;
+    if (q->centred) {
+        for (; i + SIDEWAYS * W <= n; i += SIDEWAYS * W)
+            NAME(side_near)(x + i, q->c, q->p, q->share, at->near + i, W, SIDEWAYS);
+        for (; i < n; i += W) NAME(side_near)(x + i, q->c, q->p, q->share, at->near + i, n - i, 1);
+        i = 0;
+    } else {
+        memset(at->near, 0, sizeof at->near);
+    }
+    for (; i + 2 * W <= n; i += 2 * W) NAME(side_row_sums)(x, dy, q->c, q->p, q->weight, at, i, W, 2, backward);
+    for (; i < n; i += W) NAME(side_row_sums)(x, dy, q->c, q->p, q->weight, at, i, n - i, 1, backward);
+    NAME(standards)(q, n, at, backward);
+}
+
+INLINE void NAME(side_standardize)(const T *x, T *y, I p, const A *weight, const A *bias, const NAME(Positions) *at, I i,
+                                   I few, const int channels) {
+    V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
+    for (int j = 0; j < channels; j++) {
+        V h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
+        NAME(store_few)(y + j * p + i, h * weight[j] + bias[j], few);
     }
 }
 
 CLONES static void NAME(side_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
     NAME(Positions) at;
-    NAME(Sums) s;
     I c = q->c, p = q->p, j = 0;
-    NAME(side_row_sums)(q, x, NULL, n, &at, &s);
-    NAME(forward_positions)(q, n, &s, &at);
-    for (; j + 4 <= c; j += 4)
-        NAME(side_standard_few)(x + j * p, y + j * p, n, p, q->weight + j, q->bias + j, at.near, at.scale, at.shift, 4);
-    for (; j < c; j++)
-        NAME(side_standard_few)(x + j * p, y + j * p, n, p, q->weight + j, q->bias + j, at.near, at.scale, at.shift, 1);
+    NAME(side_positions)(q, x, NULL, n, &at, 0);
+    for (; j < c; j += 4, x += 4 * p, y += 4 * p) {
+        const A *w = q->weight + j, *d = q->bias + j;
+        I i = 0;
+        if (j + 4 <= c)
+            for (; i + W <= n; i += W) NAME(side_standardize)(x, y, p, w, d, &at, i, W, 4);
+        for (I k = 0; k < least(4, c - j); k++)
+            for (I o = i; o < n; o += W) NAME(side_standardize)(x + k * p, y + k * p, p, w + k, d + k, &at, o, n - o, 1);
+    }
 }
 
-/* dx of some channels, and their sums of dy * h and dy over the n positions. */
-INLINE void NAME(side_back_few)(const T *x, const T *dy, T *dx, I n, I p, const A *weight, const NAME(Positions) *at,
-                                double *d_weight, double *d_bias, const int many) {
-    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
-    I i = 0;
-    for (; i + W <= n; i += W) {
-        V m, a, b, e, f;
-        memcpy(&m, at->near + i, sizeof(V));
-        memcpy(&a, at->scale + i, sizeof(V));
-        memcpy(&b, at->shift + i, sizeof(V));
-        memcpy(&e, at->slope + i, sizeof(V));
-        memcpy(&f, at->level + i, sizeof(V));
-#pragma GCC unroll 2
-        for (int j = 0; j < many; j++) {
-            V d = LOAD(dy + j * p + i), h = (LOAD(x + j * p + i) - m) * a + b;
-            one[j] += d * h, two[j] += d;
-            if (dx) STORE(dx + j * p + i, a * (weight[j] * d - (h * e + f)));
-        }
-    }
-    for (int j = 0; j < many; j++) {
-        A left = 0, right = 0;
-        for (I k = i; k < n; k++) {
-            A d = LOAD1(dy + j * p + k), h = (LOAD1(x + j * p + k) - at->near[k]) * at->scale[k] + at->shift[k];
-            left += d * h, right += d;
-            if (dx) STORE1(dx + j * p + k, at->scale[k] * (weight[j] * d - (h * at->slope[k] + at->level[k])));
-        }
-        d_weight[j] += NAME(lanes)(one[j]) + left, d_bias[j] += NAME(lanes)(two[j]) + right;
+/* dx of some channels at W positions, or `few`, and the lanes of their sums of dy * h and dy. */
+INLINE void NAME(side_back)(const T *x, const T *dy, T *dx, I p, const A *weight, const NAME(Positions) *at, I i, I few,
+                            V *d_weight, V *d_bias, const int channels) {
+    V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
+    V e = NAME(get)(at->slope + i), f = NAME(get)(at->level + i);
+    for (int j = 0; j < channels; j++) {
+        V d = NAME(load_few)(dy + j * p + i, few), h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
+        d_weight[j] += d * h, d_bias[j] += d;
+        if (dx) NAME(store_few)(dx + j * p + i, a * (weight[j] * d - (h * e + f)), few);
     }
 }
 
 CLONES static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
                                             double *d_bias) {
     NAME(Positions) at;
-    NAME(Sums) s;
-    I c = q->c, p = q->p, j = 0;
-    NAME(side_row_sums)(q, x, dy, n, &at, &s);
-    NAME(backward_positions)(q, n, &s, &at);
-    for (; j + 2 <= c; j += 2)
-        NAME(side_back_few)(x + j * p, dy + j * p, dx ? dx + j * p : NULL, n, p, q->weight + j, &at, d_weight + j,
-                            d_bias + j, 2);
-    for (; j < c; j++)
-        NAME(side_back_few)(x + j * p, dy + j * p, dx ? dx + j * p : NULL, n, p, q->weight + j, &at, d_weight + j,
-                            d_bias + j, 1);
+    I c = q->c, p = q->p;
+    NAME(side_positions)(q, x, dy, n, &at, 1);
+    for (I from = 0; from < c; from += W / 2) { /* as many channels as have their sums in one vector */
+        V kept[sizeof(V) / sizeof(A)];
+        I some = least(W / 2, c - from);
+        memset(kept, 0, sizeof kept);
+        for (I j = 0; j < some; j += 2) {
+            const A *w = q->weight + from + j;
+            I o = (from + j) * p, i = 0;
+            V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
+            if (j + 2 <= some)
+                for (; i + W <= n; i += W)
+                    NAME(side_back)(x + o, dy + o, dx ? dx + o : NULL, p, w, &at, i, W, one, two, 2);
+            for (I k = 0; k < least(2, some - j); k++, o += p)
+                for (I l = i; l < n; l += W)
+                    NAME(side_back)(x + o, dy + o, dx ? dx + o : NULL, p, w + k, &at, l, n - l, one + k, two + k, 1);
+            for (int k = 0; k < 2 && j + k < some; k++) kept[j + k] = one[k], kept[W / 2 + j + k] = two[k];
+        }
+        V sums = NAME(lanes_of)(kept);
+        for (I j = 0; j < some; j++) d_weight[from + j] += sums[j], d_bias[from + j] += sums[W / 2 + j];
+    }
 }
 
-/* "last": at most W rows of channels, and sums of all rows at once. */
-INLINE void NAME(last_row_sums)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at, NAME(Sums) *s) {
-    I c = q->c;
+/* "last": at most W rows of channels, whose sums are the lanes of one vector. */
+INLINE void NAME(last_positions)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at,
+                                 const int backward) {
     V kept[4][sizeof(V) / sizeof(A)];
-    A near[sizeof(V) / sizeof(A)] = {0};
-    memset(kept, 0, sizeof kept);
-    for (I r = 0; r < W; r++) s->u[r] = s->uu[r] = s->g[r] = s->gu[r] = 0;
+    A left[4][sizeof(V) / sizeof(A)]; /* of the channels that fill no vector */
+    V near = {0}, sums[4] = {{0}, {0}, {0}, {0}};
+    I c = q->c;
+    for (int s = 0; s < 4; s++)
+        for (I r = n; r < W; r++) kept[s][r] = (V){0};
+    memset(left, 0, sizeof left);
     if (q->centred) {
         for (I r = 0; r < n; r++) {
             const T *v = x + r * c;
@@ -1313,112 +1331,96 @@ INLINE void NAME(last_row_sums)(const NAME(Rows) *q, const T *x, const T *dy, I 
             I j = 0;
             for (; j + 2 * W <= c; j += 2 * W) a += LOAD(v + j), b += LOAD(v + j + W);
             for (; j + W <= c; j += W) a += LOAD(v + j);
-            for (; j < c; j++) near[r] += LOAD1(v + j);
+            for (; j < c; j++) left[0][r] += LOAD1(v + j);
             kept[0][r] = a + b;
         }
-        V sum = NAME(lanes_of)(kept[0]);
-        for (I r = 0; r < W; r++) near[r] = (near[r] + sum[r]) / (A)c;
+        near = (NAME(lanes_of)(kept[0]) + NAME(get)(left[0])) * q->share;
+        memset(left[0], 0, sizeof left[0]);
     }
-    memcpy(at->near, near, sizeof near);
+    NAME(set)(at->near, near);
     for (I from = 0; from < c; from += 4 * BLOCK) {
         I to = least(c, from + 4 * BLOCK);
         for (I r = 0; r < n; r++) {
             const T *v = x + r * c, *w = dy + r * c;
-            V a = {0}, b = {0}, d = {0}, e = {0}, m = ALL(near[r]);
+            V one = {0}, two = {0}, three = {0}, four = {0}, m = ALL(at->near[r]);
             I j = from;
-            if (dy) {
-                for (; j + W <= to; j += W) {
-                    V u = LOAD(v + j) - m, g;
-                    memcpy(&g, q->weight + j, sizeof(V));
-                    g *= LOAD(w + j);
-                    a += u, b += u * u, d += g, e += g * u;
+            for (; j + W <= to; j += W) {
+                V u = LOAD(v + j) - m;
+                one += u, two += u * u;
+                if (backward) {
+                    V g = NAME(get)(q->weight + j) * LOAD(w + j);
+                    three += g, four += g * u;
                 }
-                for (; j < to; j++) {
-                    A u = LOAD1(v + j) - near[r], g = q->weight[j] * LOAD1(w + j);
-                    s->u[r] += u, s->uu[r] += u * u, s->g[r] += g, s->gu[r] += g * u;
-                }
-                kept[2][r] = d, kept[3][r] = e;
-            } else {
-                V a2 = {0}, b2 = {0};
-                for (; j + 2 * W <= to; j += 2 * W) {
-                    V u = LOAD(v + j) - m, t = LOAD(v + j + W) - m;
-                    a += u, b += u * u, a2 += t, b2 += t * t;
-                }
-                for (; j + W <= to; j += W) {
-                    V u = LOAD(v + j) - m;
-                    a += u, b += u * u;
-                }
-                for (; j < to; j++) {
-                    A u = LOAD1(v + j) - near[r];
-                    s->u[r] += u, s->uu[r] += u * u;
-                }
-                a += a2, b += b2;
             }
-            kept[0][r] = a, kept[1][r] = b;
+            for (; j < to; j++) {
+                A u = LOAD1(v + j) - at->near[r];
+                left[0][r] += u, left[1][r] += u * u;
+                if (backward) {
+                    A g = q->weight[j] * LOAD1(w + j);
+                    left[2][r] += g, left[3][r] += g * u;
+                }
+            }
+            kept[0][r] = one, kept[1][r] = two;
+            if (backward) kept[2][r] = three, kept[3][r] = four;
         }
-        double *sums[4] = {s->u, s->uu, s->g, s->gu};
-        for (int i = 0; i < (dy ? 4 : 2); i++) {
-            V all = NAME(lanes_of)(kept[i]);
-            for (I r = 0; r < W; r++) sums[i][r] += all[r];
-        }
+        for (int s = 0; s < (backward ? 4 : 2); s++) sums[s] += NAME(lanes_of)(kept[s]);
     }
+    NAME(set)(at->u, sums[0] + NAME(get)(left[0]));
+    NAME(set)(at->uu, sums[1] + NAME(get)(left[1]));
+    if (backward) {
+        NAME(set)(at->g, sums[2] + NAME(get)(left[2]));
+        NAME(set)(at->gu, sums[3] + NAME(get)(left[3]));
+    }
+    NAME(standards)(q, W, at, backward);
 }
 
 CLONES static void NAME(last_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
     NAME(Positions) at;
-    NAME(Sums) s;
     I c = q->c;
-    NAME(last_row_sums)(q, x, NULL, n, &at, &s);
-    NAME(forward_positions)(q, n, &s, &at);
+    NAME(last_positions)(q, x, NULL, n, &at, 0);
     for (I r = 0; r < n; r++, x += c, y += c) {
         V m = ALL(at.near[r]), a = ALL(at.scale[r]), b = ALL(at.shift[r]);
         I j = 0;
-        for (; j + W <= c; j += W) {
-            V w, d;
-            memcpy(&w, q->weight + j, sizeof(V));
-            memcpy(&d, q->bias + j, sizeof(V));
-            STORE(y + j, ((LOAD(x + j) - m) * a + b) * w + d);
-        }
+        for (; j + W <= c; j += W)
+            STORE(y + j, ((LOAD(x + j) - m) * a + b) * NAME(get)(q->weight + j) + NAME(get)(q->bias + j));
         for (; j < c; j++) STORE1(y + j, ((LOAD1(x + j) - at.near[r]) * at.scale[r] + at.shift[r]) * q->weight[j] + q->bias[j]);
     }
 }
 
-INLINE void NAME(last_back_few)(const T *x, const T *dy, T *dx, I n, I c, const A *weight, const NAME(Positions) *at,
-                                double *d_weight, double *d_bias, const int vectors) {
-    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}}, w[2];
-    for (int j = 0; j < vectors; j++) memcpy(&w[j], weight + j * W, sizeof(V));
+INLINE void NAME(last_back)(const T *x, const T *dy, T *dx, I n, I c, const A *weight, const NAME(Positions) *at,
+                            double *d_weight, double *d_bias, const int vectors) {
+    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
     for (I r = 0; r < n; r++) {
         V m = ALL(at->near[r]), a = ALL(at->scale[r]), b = ALL(at->shift[r]), e = ALL(at->slope[r]), f = ALL(at->level[r]);
-#pragma GCC unroll 2
-        for (int j = 0; j < vectors; j++) {
-            V d = LOAD(dy + r * c + j * W), h = (LOAD(x + r * c + j * W) - m) * a + b;
-            one[j] += d * h, two[j] += d;
-            if (dx) STORE(dx + r * c + j * W, a * (w[j] * d - (h * e + f)));
+        for (int k = 0; k < vectors; k++) {
+            V d = LOAD(dy + r * c + k * W), h = (LOAD(x + r * c + k * W) - m) * a + b;
+            one[k] += d * h, two[k] += d;
+            if (dx) STORE(dx + r * c + k * W, a * (NAME(get)(weight + k * W) * d - (h * e + f)));
         }
     }
-    NAME(add_to)(d_weight, one, vectors);
-    NAME(add_to)(d_bias, two, vectors);
+    for (int k = 0; k < vectors; k++) {
+        NAME(add_wide)(d_weight + k * W, one[k]);
+        NAME(add_wide)(d_bias + k * W, two[k]);
+    }
 }
 
 CLONES static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
                                             double *d_bias) {
     NAME(Positions) at;
-    NAME(Sums) s;
     I c = q->c, j = 0;
-    NAME(last_row_sums)(q, x, dy, n, &at, &s);
-    NAME(backward_positions)(q, n, &s, &at);
+    NAME(last_positions)(q, x, dy, n, &at, 1);
     for (; j + 2 * W <= c; j += 2 * W)
-        NAME(last_back_few)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 2);
+        NAME(last_back)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 2);
     for (; j + W <= c; j += W)
-        NAME(last_back_few)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 1);
+        NAME(last_back)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 1);
     for (; j < c; j++) {
-        A left = 0, right = 0;
+        A one = 0, two = 0;
         for (I r = 0; r < n; r++) {
             A d = LOAD1(dy + r * c + j), h = (LOAD1(x + r * c + j) - at.near[r]) * at.scale[r] + at.shift[r];
-            left += d * h, right += d;
+            one += d * h, two += d;
             if (dx) STORE1(dx + r * c + j, at.scale[r] * (q->weight[j] * d - (h * at.slope[r] + at.level[r])));
         }
-        d_weight[j] += left, d_bias[j] += right;
+        d_weight[j] += one, d_bias[j] += two;
     }
 }
 
@@ -1483,6 +1485,7 @@ static int NAME(rows_backward)(int last, I n, I c, I p, int centred, int unbiase
 #undef STORE
 #undef LOAD1
 #undef STORE1
+#undef ROOT
 #undef ALL
 #undef MASK
 #undef PICK
