@@ -188,19 +188,17 @@ INLINE Doubles lanes_of_f64(const Doubles *v) {
 #endif
 #define lanes_of_b16 lanes_of_f32
 
-/* to[l] += v[l] */
-INLINE void add_wide_f32(double *to, Floats v) {
-    typedef double Wide __attribute__((vector_size(64)));
-    Wide sum;
-    memcpy(&sum, to, 64);
-    sum += __builtin_convertvector(v, Wide);
-    memcpy(to, &sum, 64);
+/* sums[l] += v[l]; half a vector at a time, since compilers widen a whole one lane by lane */
+typedef float Half __attribute__((vector_size(16)));
+INLINE void add_wide_f32(double *sums, Floats v) {
+    Half half[2];
+    memcpy(half, &v, 32);
+    store_f64(sums, load_f64(sums) + __builtin_convertvector(half[0], Doubles));
+    store_f64(sums + 4, load_f64(sums + 4) + __builtin_convertvector(half[1], Doubles));
 }
-INLINE void add_wide_f64(double *to, Doubles v) {
-    v += load_f64(to);
-    memcpy(to, &v, 32);
-}
+INLINE void add_wide_f64(double *sums, Doubles v) { store_f64(sums, load_f64(sums) + v); }
 #define add_wide_b16 add_wide_f32
+
 #define root_f32 sqrtf
 #define root_f64 sqrt
 #define root_b16 sqrtf
@@ -330,8 +328,7 @@ CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squ
 }
 
 INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
-    for (int j = 0; j < vectors; j++)
-        for (int l = 0; l < W; l++) sums[j * W + l] += v[j][l];
+    for (int j = 0; j < vectors; j++) NAME(add_wide)(sums + j * W, v[j]);
 }
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
@@ -1398,10 +1395,8 @@ INLINE void NAME(last_back)(const T *x, const T *dy, T *dx, I n, I c, const A *w
             if (dx) STORE(dx + r * c + k * W, a * (NAME(get)(weight + k * W) * d - (h * e + f)));
         }
     }
-    for (int k = 0; k < vectors; k++) {
-        NAME(add_wide)(d_weight + k * W, one[k]);
-        NAME(add_wide)(d_bias + k * W, two[k]);
-    }
+    NAME(add_to)(d_weight, one, vectors);
+    NAME(add_to)(d_bias, two, vectors);
 }
 
 CLONES static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
