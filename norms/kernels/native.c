@@ -1293,7 +1293,7 @@ CLONES static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, co
     for (I from = 0; from < c; from += W / 2) { /* as many channels as have their sums in one vector */
         V kept[sizeof(V) / sizeof(A)];
         I some = least(W / 2, c - from);
-        memset(kept, 0, sizeof kept);
+        if (some < W / 2) memset(kept, 0, sizeof kept);
         for (I j = 0; j < some; j += 2) {
             const A *w = q->weight + from + j;
             I o = (from + j) * p, i = 0;
@@ -1318,8 +1318,7 @@ INLINE void NAME(last_positions)(const NAME(Rows) *q, const T *x, const T *dy, I
     A left[4][sizeof(V) / sizeof(A)]; /* of the channels that fill no vector */
     V near = {0}, sums[4] = {{0}, {0}, {0}, {0}};
     I c = q->c;
-    for (int s = 0; s < 4; s++)
-        for (I r = n; r < W; r++) kept[s][r] = (V){0};
+    if (n < W) memset(kept, 0, sizeof kept);
     memset(left, 0, sizeof left);
     if (q->centred) {
         for (I r = 0; r < n; r++) {
