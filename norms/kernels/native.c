@@ -22,7 +22,7 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
-#define RUN 64         /* positions that are normalized over their channels at once, where those lie side by side */
+#define RUN 128        /* positions that are normalized over their channels at once, where those lie side by side */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
 #define FEW 16384      /* values below which a second thread costs more than it brings */
 #define SHORT 8        /* values of a cell below which cells of one sample would cost more than the values */

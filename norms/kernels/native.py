@@ -203,9 +203,7 @@ def normalize_backward(
     return dx, d_weight, d_bias
 
 
-def rows(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool
-) -> Tensor:
+def rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool) -> Tensor:
     """x normalized over the channels at each position. As x.
 
     Args:
@@ -233,9 +231,7 @@ def rows_backward(
     d_weight, d_bias = None, None
     if weight is not None and parameters:
         d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
-    _call(
-        "rows_backward", *_view(x, 0)[:-1], centred, unbiased, eps, like(dy, x), x, weight, d_weight, d_bias, dx
-    )
+    _call("rows_backward", *_view(x, 0)[:-1], centred, unbiased, eps, like(dy, x), x, weight, d_weight, d_bias, dx)
     return dx, d_weight, d_bias
 
 

@@ -3,8 +3,8 @@
     y_c = (x_c - mean) / sqrt(var + eps) * weight_c + bias_c        centred: mean and variance over c
     y_c = x_c / sqrt(mean_c x_c^2 + eps) * weight_c + bias_c        root mean square
 
-One pass over memory each way: the values of a position are read again from the cache. Saved for the backward is x alone;
-the moments are computed again there.
+One pass over memory each way: the values of a position are read again from the cache. Saved for the backward is x
+alone; the moments are computed again there.
 
 Axes: N sample, C channel, * any number of spatial positions.
 """
@@ -96,9 +96,7 @@ def _by_torch(
     return y.movedim(-1, 1).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
-def _plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool
-) -> Tensor:
+def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool) -> Tensor:
     """In differentiable operations."""
     values = plain.wide(x)
     if centred:
