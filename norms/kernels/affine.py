@@ -6,8 +6,8 @@ Axes: N sample, C channel, K row of a table: sample n has the coefficients of ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from norms.kernels import native, plain
 from norms.kernels.moments import checked_rows
 
-Rule = Callable[..., tuple[Tensor, ...]]
+Rule = Callable[..., tuple[Tensor | None, ...]]
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
@@ -122,60 +122,86 @@ def by_moments(x: Tensor, rule: Rule, *inputs: Tensor | None, rows: int | None =
     Raises:
         ValueError: see `moments` and `affine`.
     """
+    return map_by_moments(AFFINE, x, rule, inputs, rows)
+
+
+class Map(NamedTuple):
+    """A map of each value of x by tables of numbers of its row and channel: native, and in operations of torch."""
+
+    forward: Callable[..., Tensor]  # (x, *tables) -> y
+    sums: Callable[..., Sequence[Tensor | None]]  # (dy, x, *tables) -> the gradient of each table
+    blend: Callable[..., Tensor]  # (dy, x, *tables, moments=...) -> dx, see native.blend
+    plain: Callable[..., Tensor]  # as forward, differentiable
+
+
+AFFINE = Map(native.affine, native.sums, native.blend, plain.affine)
+
+
+def map_by_moments(
+    by: Map, x: Tensor, rule: Rule, inputs: tuple[Tensor | None, ...], rows: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`by_moments` with another map than the affine one; the rule gives its tables."""
     rows = checked_rows(x, rows)
     given = native.ready(x)
     if given is not None:
-        return _ByMoments.apply(given, rule, rows, *inputs)
-    y, mean, var = _plain_by_moments(x, rule, rows, *inputs)
+        return _ByMoments.apply(given, by, rule, rows, *inputs)
+    y, mean, var = _plain_by_moments(by, x, rule, rows, *inputs)
     return y, mean.detach(), var.detach()
 
 
-def _plain_by_moments(x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _plain_by_moments(
+    by: Map, x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     values = plain.wide(x)  # once, so that gradients of a small type are added in the wide one
     mean, var = plain.moments(values, rows)
-    y = plain.affine(values, *in_rows(x, *rule(mean, var, *inputs), rows=rows))  # type: ignore[arg-type]
+    y = by.plain(values, *in_rows(x, *rule(mean, var, *inputs), rows=rows))
     return y.to(x.dtype), mean, var
 
 
 class _ByMoments(torch.autograd.Function):
-    """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x."""
+    """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x.
+
+    What the rule returns becomes tables outside of that graph: small operations are most of the time of a small layer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rule: Rule, rows: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, by: Map, rule: Rule, rows: int, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = native.moments(x, rows)
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
         leaves = [
             t if t is None else t.detach().requires_grad_(want)
             for t, want in zip((mean, var, *inputs), wanted, strict=True)
         ]
         with torch.set_grad_enabled(any(wanted)):
-            tables = in_rows(x, *rule(*leaves), rows=rows)
-        scale, shift, floor = (*(None if t is None else t.detach() for t in tables), None)[:3]
-        ctx.rule, ctx.rows, ctx.leaves, ctx.tables = rule, rows, leaves, tables
+            found = rule(*leaves)
+        tables = in_rows(x, *(None if t is None else t.detach() for t in found), rows=rows)
+        ctx.by, ctx.rule, ctx.rows, ctx.leaves, ctx.found, ctx.tables = by, rule, rows, leaves, found, tables
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *inputs)
-        return native.affine(x, scale, shift, floor), mean, var  # type: ignore[arg-type]
+        return by.forward(x, *tables), mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *inputs = ctx.saved_tensors
-        dy, leaves = grads[0], ctx.leaves
+        dy, leaves, by, tables = grads[0], ctx.leaves, ctx.by, ctx.tables
         if dy is None:
-            return (None,) * (3 + len(inputs))
+            return (None,) * (4 + len(inputs))
         if torch.is_grad_enabled():
-            y = _plain_by_moments(x, ctx.rule, ctx.rows, *inputs)[0]
+            y = _plain_by_moments(by, x, ctx.rule, ctx.rows, *inputs)[0]
             dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
-            return dx, None, None, *found
-        scale, shift, floor = (*(None if t is None else t.detach() for t in ctx.tables), None)[:3]
+            return dx, None, None, None, *found
         dy = native.like(dy, x)
-        tables = native.sums(dy, x, scale, shift, floor)  # type: ignore[arg-type]
-        d_mean, d_var, *found = plain.gradients(ctx.tables, leaves, tables[: len(ctx.tables)], again=False)
+        pairs = [(t, d) for t, d in zip(ctx.found, by.sums(dy, x, *tables), strict=False) if t is not None]
+        sums = [d if t.shape == d.shape else d.sum(0, keepdim=t.dim() == 2) for t, d in pairs]
+        d_mean, d_var, *found = plain.gradients([t for t, _ in pairs], leaves, sums, again=False)
         dx = None
         if ctx.needs_input_grad[0]:
             own = None
             if d_mean is not None or d_var is not None:
                 none = torch.zeros_like(leaves[0])
                 own = (leaves[0].detach(), *(none if d is None else d.contiguous() for d in (d_mean, d_var)))
-            dx = native.blend(dy, x, scale, shift, floor, own)
-        return dx, None, None, *found
+            dx = by.blend(dy, x, *tables, moments=own)
+        return dx, None, None, None, *found

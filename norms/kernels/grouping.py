@@ -118,6 +118,14 @@ def evaluate(
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
+def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x * weight_c + bias_c, as x (N, C, *)."""
+    ready = native.ready(x)
+    if ready is None:
+        return _scaled(plain.wide(x), weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+    return _Normalize.apply(ready, *_parameters(ready, weight, bias), x.shape[1], 1, 0.0, (0.0, 1.0), True, 0)[0]
+
+
 def _line(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
     """scale and shift (1, C) from statistics (G,) of groups of `size` channels."""
     mean, scale = (t if size == 1 else t.repeat_interleave(size) for t in (mean, rstd))
@@ -151,7 +159,7 @@ class _Normalize(torch.autograd.Function):
         groups: int,
         sets: int,
         eps: float,
-        given: tuple[Tensor, Tensor] | None,
+        given: tuple[Tensor, Tensor] | tuple[float, float] | None,
         fixed: bool,
         pooled: int,
     ) -> tuple[Tensor, Tensor]:

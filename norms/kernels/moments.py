@@ -90,6 +90,16 @@ def pooled(mean: Tensor, var: Tensor, rows: int = 1) -> tuple[Tensor, Tensor]:
     return union, var.mean(0) + spread
 
 
+def of_groups(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (N, G, 1) of groups of channels, from the moments (N, C) of equally many values each.
+
+    By Chan's formula, so that nothing large is subtracted; with gradient.
+    """
+    mean, var = (t.view(len(t), groups, -1) for t in (mean, var))
+    union = mean.mean(2, keepdim=True)
+    return union, (var + (mean - union).square()).mean(2, keepdim=True)
+
+
 def union_of_workers(mean: Tensor, var: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (1, *) of all samples of all workers, with gradient, and the number of samples ().
 

@@ -37,6 +37,9 @@
 /* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
 #define UNROLL _Pragma("GCC unroll 8")
 
+/* Reads ahead where a block is gone through column by column, which the processor does not foresee. */
+#define FETCH(p) __builtin_prefetch(p)
+
 typedef int64_t I;
 
 int normsuite_version(void) { return VERSION; }
@@ -120,6 +123,7 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(32)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
 
 INLINE float load_one_b16(const bfloat16 *p) {
     uint32_t bits = (uint32_t)*p << 16;
@@ -161,6 +165,39 @@ INLINE Doubles load_f64(const double *p) {
     return v;
 }
 INLINE void store_f64(double *p, Doubles v) { memcpy(p, &v, 32); }
+
+/* e to the power of v, v at most 0 or nan: Cephes' polynomial, to 1e-7 of the value down to the smallest float. */
+INLINE Floats exp_f32(Floats v) {
+    Floats lowest = (Floats){0} - 105.0f; /* gives 0 */
+    Words low = (Words)(v < lowest);
+    v = (Floats)((low & (Words)lowest) | (~low & (Words)v));
+    Floats whole = v * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the last bits are the rounded number */
+    Ints n = (Ints)whole - 0x4b400000;
+    whole -= 12582912.0f;
+    Floats r = v - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Floats q = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    q = q * r + 8.3334519073e-3f;
+    q = q * r + 4.1665795894e-2f;
+    q = q * r + 1.6666665459e-1f;
+    q = q * r + 5.0000001201e-1f;
+    q = q * r * r + r + 1.0f;
+    Ints half = n >> 1; /* 2^n in two factors, since 2^-149 is none of the normal numbers */
+    return q * (Floats)((half + 127) << 23) * (Floats)((n - half + 127) << 23);
+}
+INLINE Floats exp_b16(Floats v) { return exp_f32(v); }
+INLINE Doubles exp_f64(Doubles v) {
+    for (int l = 0; l < 4; l++) v[l] = exp(v[l]);
+    return v;
+}
+
+/* Maps of a value by numbers k0, k1, ... of its cell that are no lines; their names and numbers are native.py's, too. */
+#define GATE 0   /* k1 * x * sigmoid(k0 * x) + k2 */
+#define DIVIDE 1 /* k3 * x / max(k2, k0 * x + k1) + k4 */
+#define NUMBERS(curve) ((curve) == GATE ? 3 : 5)
+#define MOST 5
+#define VALUES 0 /* what a loop over a curve is for */
+#define SLOPES 1
+#define SUMS 2
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -238,6 +275,11 @@ void normsuite_track(int wide, I k, I size, const double *mean, const double *va
         }
         put(running_mean, wide, i, m), put(running_var, wide, i, v);
     }
+}
+int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const void *dy, const void *x,
+                    const double *const *tables, double *sums, const double *mean, const double *d_mean,
+                    const double *d_var, void *out, int threads) {
+    return CALL(type, curve, last, n, c, p, k, curve, dy, x, tables, sums, mean, d_mean, d_var, out, threads);
 }
 
 #else /* what follows is compiled once per type */
@@ -484,8 +526,10 @@ INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A 
     for (I i = 0; i < n; i++)
         UNROLL
         for (int j = 0; j < vectors; j++) {
-            V g = LOAD(dy + i * stride + j * W);
-            a[j] += g * (LOAD(x + i * stride + j * W) - m[j]), b[j] += g;
+            I o = i * stride + j * W;
+            if (j * W * (I)sizeof(T) % 64 == 0) FETCH(x + o + n * stride), FETCH(dy + o + n * stride);
+            V g = LOAD(dy + o);
+            a[j] += g * (LOAD(x + o) - m[j]), b[j] += g;
         }
     NAME(add_to)(product, a, vectors);
     NAME(add_to)(total, b, vectors);
@@ -532,7 +576,9 @@ CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I
             memcpy(&d, by.shift + c, sizeof(V));
             memcpy(&f, by.floor + c, sizeof(V));
             for (I j = 0; j < k; j++) {
-                V h = LOAD(g + j * stride + c), u = LOAD(v + j * stride + c) - m;
+                I o = j * stride + c;
+                FETCH(v + o + k * stride), FETCH(g + o + k * stride);
+                V h = LOAD(g + o), u = LOAD(v + o) - m;
                 MASK low = u * s + d <= f;
                 V kept = PICK(low, zero, h);
                 a += kept * u, b += kept, e += PICK(low, h, zero);
@@ -714,16 +760,26 @@ static Table NAME(of)(int last, I n, I c, I p, int threads) {
     return last ? table(1, n, c, p, c, p * c, threads) : table(0, n, c, p, 1, c * p, threads);
 }
 
-/* Row n of x has the coefficients of row n % k of a table (k, c). */
-static void NAME(lines)(const double *scale, const double *shift, const double *floor, I cells, NAME(Lines) by) {
-    for (I i = 0; i < cells; i++) {
-        /* (x - m) * a + (b + a m) = a x + b for every m; -b / a is the one without cancellation */
-        double m = scale[i] ? -shift[i] / scale[i] : 0;
-        A near = fabs(m) < 1e30 ? (A)m : 0;
-        by.centre[i] = near;
-        by.scale[i] = (A)scale[i];
-        by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
-        if (floor) by.floor[i] = (A)floor[i];
+/* Row n of x has the coefficients of row n % k of a table (k, c). (x - m) * a + (b + a m) = a x + b for every m. One near
+ * the values of x loses nothing in x - m, nor in their products with dy; -b / a loses nothing in the sum. So it is -b / a
+ * where that is between two of the row's values, else the nearer one of them: where a is next to nothing, as the weight
+ * of a channel that training has given up, -b / a is far from everything. */
+static void NAME(lines)(int last, I n, I c, I p, I k, const T *x, const double *scale, const double *shift,
+                        const double *floor, NAME(Lines) by) {
+    for (I r = 0; r < k; r++) {
+        I final = n > r ? r + (n - 1 - r) / k * k : r; /* the row's last sample */
+        for (I j = 0; j < c; j++) {
+            I i = r * c + j;
+            double one = LOAD1(x + (last ? (r * p + p / 2) * c + j : (r * c + j) * p + p / 2));
+            double other = LOAD1(x + (last ? (final * p + p / 3) * c + j : (final * c + j) * p + p / 3));
+            double m = scale[i] ? -shift[i] / scale[i] : one, low = one < other ? one : other, high = one > other ? one : other;
+            m = m < low ? low : m > high ? high : m;
+            A near = fabs(m) < 1e30 ? (A)m : fabs(one) < 1e30 ? (A)one : 0;
+            by.centre[i] = near;
+            by.scale[i] = (A)scale[i];
+            by.shift[i] = (A)(shift[i] + scale[i] * (double)near);
+            if (floor) by.floor[i] = (A)floor[i];
+        }
     }
 }
 
@@ -761,7 +817,7 @@ static int NAME(affine)(int last, I n, I c, I p, I k, const void *x, const doubl
     A *room = malloc((size_t)(4 * cells + 1) * sizeof(A));
     if (!room) return 1;
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_line)(t, x, y, row, segment, col, end, by, row % k * c + col);
@@ -782,7 +838,7 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
         return 1;
     }
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
-    NAME(lines)(scale, shift, floor, cells, by);
+    NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     PIECES {
         PIECE;
         NAME(piece_sums)(t, dy, x, row, segment, col, end, by, row % k * c + col, parts, parts + pieces, parts + 2 * pieces);
@@ -802,6 +858,20 @@ static int NAME(sums)(int last, I n, I c, I p, I k, const void *dy, const void *
     return 0;
 }
 
+/* The gradient of x through its moments is (x - centre) * slope + rest. */
+static void NAME(of_moments)(I n, I c, I p, I k, const double *mean, const double *d_mean, const double *d_var, A *centre,
+                             A *slope, A *rest) {
+    for (I r = 0; r < k; r++) {
+        double count = (double)(p * ((n - r + k - 1) / k));
+        for (I i = r * c; i < (r + 1) * c; i++) {
+            double e = 2 * d_var[i] / count;
+            centre[i] = (A)mean[i];
+            slope[i] = (A)e;
+            rest[i] = (A)(d_mean[i] / count + e * ((double)centre[i] - mean[i]));
+        }
+    }
+}
+
 /* The gradient of x: scale * dy where the line was above the floor, and that of moments of x, where there are any. */
 static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void *x, const double *scale,
                        const double *shift, const double *floor, const double *mean, const double *d_mean,
@@ -813,19 +883,10 @@ static int NAME(blend)(int last, I n, I c, I p, I k, const void *dy, const void 
     NAME(Lines) by = {room, room + cells, room + 2 * cells, floor ? room + 3 * cells : NULL};
     A *centre = room + 4 * cells, *slope = room + 5 * cells, *rest = room + 6 * cells;
     if (floor)
-        NAME(lines)(scale, shift, floor, cells, by);
+        NAME(lines)(last, n, c, p, k, x, scale, shift, floor, by);
     else if (dy)
         for (I i = 0; i < cells; i++) by.scale[i] = (A)scale[i];
-    if (mean)
-        for (I r = 0; r < k; r++) {
-            double count = (double)(p * ((n - r + k - 1) / k));
-            for (I i = r * c; i < (r + 1) * c; i++) {
-                double e = 2 * d_var[i] / count;
-                centre[i] = (A)mean[i];
-                slope[i] = (A)e;
-                rest[i] = (A)(d_mean[i] / count + e * ((double)centre[i] - mean[i]));
-            }
-        }
+    if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
     PIECES {
         PIECE;
         I i = row % k * c + col;
@@ -1125,6 +1186,188 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, int poole
         for (I j = 0; j < c; j++) put(d_weight, wide, j, weights[j]), put(d_bias, wide, j, weights[c + j]);
     }
     free(sums), free(q->room);
+    return 0;
+}
+
+/* Curves. In both layouts a vector of values meets vectors of the numbers of its cells: in "side" W positions that share
+ * them, in "last" W columns. So one loop serves both, over n vectors that lie `step` apart. */
+typedef struct {
+    const T *dy, *x;
+    T *out;
+    const A *k, *centre, *slope, *rest; /* k: (numbers, cells); the others NULL without a gradient of moments */
+    I cells;
+    double *sums; /* (numbers, apart) */
+    I apart;
+    int last;
+} NAME(Curve);
+
+/* sigmoid(z) is over / what is returned, and 1 - sigmoid(z) is rest / that: no difference is taken, nothing overflows. */
+INLINE V NAME(sigmoid)(V z, V *over, V *rest) {
+    V one = ALL((A)1), e = NAME(exp)(PICK(z < 0, z, -z));
+    *over = PICK(z < 0, e, one), *rest = PICK(z < 0, one, e);
+    return one + e;
+}
+
+INLINE V NAME(curve_value)(const int curve, V x, const V *k) {
+    if (curve == GATE) {
+        V over, rest, under = NAME(sigmoid)(k[0] * x, &over, &rest);
+        return x * (over / under) * k[1] + k[2];
+    }
+    V t = k[0] * x + k[1];
+    return x / PICK(t <= k[2], k[2], t) * k[3] + k[4];
+}
+
+INLINE V NAME(curve_slope)(const int curve, V x, const V *k) {
+    if (curve == GATE) {
+        V over, rest, r = 1 / NAME(sigmoid)(k[0] * x, &over, &rest), s = over * r;
+        return (s + k[0] * (x * s * (rest * r))) * k[1];
+    }
+    V t = k[0] * x + k[1];
+    MASK low = t <= k[2];
+    V r = 1 / PICK(low, k[2], t);
+    return k[3] * r * PICK(low, ALL((A)1), k[1] * r); /* 1 - k0 x r is k1 r */
+}
+
+/* Adds g times the derivatives by the numbers, but for `curve_factor`, which is alike in a cell. */
+INLINE void NAME(curve_parts)(const int curve, V g, V x, const V *k, V *sums) {
+    if (curve == GATE) {
+        V over, rest, r = 1 / NAME(sigmoid)(k[0] * x, &over, &rest), along = g * (x * (over * r));
+        sums[0] += along * (x * (rest * r)), sums[1] += along, sums[2] += g;
+        return;
+    }
+    V t = k[0] * x + k[1], zero = {0};
+    MASK low = t <= k[2];
+    V r = 1 / PICK(low, k[2], t), q = x * r, along = g * q, steep = along * r;
+    sums[0] += PICK(low, zero, along * q), sums[1] += PICK(low, zero, steep), sums[2] += PICK(low, steep, zero);
+    sums[3] += along, sums[4] += g;
+}
+
+INLINE double NAME(curve_factor)(int curve, int number, const double *const *k, I cell) {
+    if (curve == GATE) return number == 0 ? k[1][cell] : 1;
+    return number < 3 ? -k[3][cell] : 1;
+}
+
+/* The numbers that a vector of values needs, from the first cell's. */
+INLINE V NAME(numbers)(const A *k, int last, I lanes) {
+    if (!last) return ALL(*k);
+    V v = {0};
+    if (lanes == W)
+        memcpy(&v, k, sizeof(V));
+    else
+        memcpy(&v, k, (size_t)lanes * sizeof(A));
+    return v;
+}
+
+/* n vectors, at most BLOCK, of which `lanes` values count; `to`: where the sums of the first cell go. */
+INLINE void NAME(curve_block)(const int curve, const int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell,
+                              I to) {
+    T some[3][BLOCK * sizeof(V) / sizeof(A)];
+    const T *x = b->x + o, *dy = task == VALUES ? NULL : b->dy + o;
+    T *out = task == SUMS ? NULL : b->out + o;
+    I far = step;
+    if (lanes < W) { /* padded, in a copy */
+        memset(some, 0, sizeof(some));
+        for (I i = 0; i < n; i++) {
+            memcpy(some[0] + i * W, x + i * step, (size_t)lanes * sizeof(T));
+            if (task != VALUES) memcpy(some[1] + i * W, dy + i * step, (size_t)lanes * sizeof(T));
+        }
+        x = some[0], dy = some[1], out = some[2], far = W;
+    }
+    V k[MOST], s[MOST], centre = {0}, slope = {0}, rest = {0};
+    for (int j = 0; j < NUMBERS(curve); j++) {
+        k[j] = NAME(numbers)(b->k + j * b->cells + cell, b->last, lanes);
+        s[j] = (V){0};
+    }
+    const int pulled = task == SLOPES && b->slope;
+    if (pulled) {
+        centre = NAME(numbers)(b->centre + cell, b->last, lanes);
+        slope = NAME(numbers)(b->slope + cell, b->last, lanes);
+        rest = NAME(numbers)(b->rest + cell, b->last, lanes);
+    }
+    for (I i = 0; i < n; i++) {
+        FETCH(x + (i + n) * far);
+        V v = LOAD(x + i * far);
+        if (task == VALUES) {
+            STORE(out + i * far, NAME(curve_value)(curve, v, k));
+            continue;
+        }
+        FETCH(dy + (i + n) * far);
+        V g = LOAD(dy + i * far);
+        if (task == SUMS) {
+            NAME(curve_parts)(curve, g, v, k, s);
+            continue;
+        }
+        V d = g * NAME(curve_slope)(curve, v, k);
+        if (pulled) d += (v - centre) * slope + rest; /* not 0 * v, which may be infinite */
+        STORE(out + i * far, d);
+    }
+    for (int j = 0; task == SUMS && j < NUMBERS(curve); j++)
+        for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (b->last ? l : 0)] += s[j][l];
+    for (I i = 0; task != SUMS && lanes < W && i < n; i++)
+        memcpy(b->out + o + i * step, out + i * W, (size_t)lanes * sizeof(T));
+}
+
+CLONES static void NAME(bend)(int curve, int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell, I to) {
+    switch (curve * 3 + task) {
+    case 0: NAME(curve_block)(GATE, VALUES, b, o, n, step, lanes, cell, to); break;
+    case 1: NAME(curve_block)(GATE, SLOPES, b, o, n, step, lanes, cell, to); break;
+    case 2: NAME(curve_block)(GATE, SUMS, b, o, n, step, lanes, cell, to); break;
+    case 3: NAME(curve_block)(DIVIDE, VALUES, b, o, n, step, lanes, cell, to); break;
+    case 4: NAME(curve_block)(DIVIDE, SLOPES, b, o, n, step, lanes, cell, to); break;
+    default: NAME(curve_block)(DIVIDE, SUMS, b, o, n, step, lanes, cell, to);
+    }
+}
+
+/* n values of a cell, side by side. */
+static void NAME(side_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cell, I to) {
+    I whole = n / W, left = n % W;
+    for (I i = 0; i < whole; i += BLOCK) NAME(bend)(curve, task, b, o + i * W, least(BLOCK, whole - i), W, W, cell, to);
+    if (left) NAME(bend)(curve, task, b, o + whole * W, 1, W, left, cell, to);
+}
+
+/* n values of each of `cols` neighbouring cells, in blocks that stay in the cache while their columns are gone through. */
+static void NAME(last_curve)(int curve, int task, const NAME(Curve) *b, I o, I n, I cols, I stride, I cell, I to) {
+    I block = most(16, least(BLOCK, 2048 / most(cols, 1)));
+    for (I i = 0; i < n; i += block)
+        for (I c = 0; c < cols; c += W)
+            NAME(bend)(curve, task, b, o + i * stride + c, least(block, n - i), stride, least(W, cols - c), cell + c, to + c);
+}
+
+/* y, from dy also dx (with the gradient of moments, or NULL), or with `sums` those (numbers, k, c) of dy times the
+ * derivatives by the numbers of cells, tables (k, c) each. */
+static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, const void *x, const double *const *tables,
+                       double *sums, const double *mean, const double *d_mean, const double *d_var, void *out, int threads) {
+    const Table whole = NAME(of)(last, n, c, p, threads), *t = &whole;
+    I cells = k * c, pieces = sums ? n * t->segments * c : 0, numbers = NUMBERS(curve);
+    int task = sums ? SUMS : dy ? SLOPES : VALUES;
+    A *room = malloc((size_t)((numbers + 3) * cells + 1) * sizeof(A));
+    double *parts = calloc((size_t)(numbers * pieces + 1), sizeof(double));
+    if (!room || !parts) {
+        free(room), free(parts);
+        return 1;
+    }
+    A *centre = room + numbers * cells, *slope = centre + cells, *rest = slope + cells;
+    for (I j = 0; j < numbers; j++)
+        for (I i = 0; i < cells; i++) room[j * cells + i] = (A)tables[j][i];
+    if (mean) NAME(of_moments)(n, c, p, k, mean, d_mean, d_var, centre, slope, rest);
+    NAME(Curve) each = {dy, x, out, room, centre, mean ? slope : NULL, rest, cells, parts, pieces, last}, *b = &each;
+    PIECES {
+        PIECE;
+        I size = values_in(t, segment), o = offset(t, row, col, segment), cell = row % k * c + col;
+        I to = NAME(at_piece)(t, row, segment, col);
+        if (t->last)
+            NAME(last_curve)(curve, task, b, o, size, end - col, t->stride, cell, to);
+        else
+            for (I j = 0; j < end - col; j++) NAME(side_curve)(curve, task, b, o + j * t->count, size, cell + j, to + j);
+    }
+    if (sums) memset(sums, 0, (size_t)(numbers * cells) * sizeof(double));
+    for (int j = 0; sums && j < numbers; j++) {
+        double *to = sums + j * cells;
+        for (I r = 0; r < n * t->segments; r++)
+            for (I i = 0; i < c; i++) to[r / t->segments % k * c + i] += parts[j * pieces + r * c + i];
+        for (I i = 0; i < cells; i++) to[i] *= NAME(curve_factor)(curve, j, tables, i);
+    }
+    free(room), free(parts);
     return 0;
 }
 

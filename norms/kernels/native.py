@@ -18,6 +18,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ sets it to "torch", so that the processes it starts neither look nor warn again.
 VERSION = 1
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
 
+GATE, DIVIDE = 0, 1
+"""Curves: x * sigmoid(k0 x) * k1 + k2, and x / max(k2, k0 x + k1) * k3 + k4."""
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 _POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -45,6 +49,7 @@ _CALLS = {
     "normalize": [*_VIEW, _SIZE, _CODE, ctypes.c_double, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 2, _CODE],
     "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
     "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
+    "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
 }
 
 
@@ -141,7 +146,7 @@ def ready(x: Tensor) -> Tensor | None:
 
 def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (K, C), over positions and the samples that are alike modulo K."""
-    mean, var = x.new_empty(2, rows, x.shape[1], dtype=torch.float64).unbind()
+    mean, var = (x.new_empty(rows, x.shape[1], dtype=torch.float64) for _ in range(2))
     _call("moments", *_view(x, rows), x, mean, var)
     return mean, var
 
@@ -157,9 +162,10 @@ def sums(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
-    product, total, below = x.new_empty(3, *scale.shape, dtype=torch.float64).unbind()
+    product, total = torch.empty_like(scale), torch.empty_like(scale)
+    below = None if floor is None else torch.empty_like(scale)
     _call("sums", *_view(x, len(scale)), like(dy, x), x, scale, shift, floor, product, total, below)
-    return product, total, None if floor is None else below
+    return product, total, below
 
 
 def blend(
@@ -184,6 +190,40 @@ def blend(
     return dx
 
 
+def curve(kind: int, x: Tensor, *tables: Tensor) -> Tensor:
+    """A map of each value by the numbers k0, k1, ... of its cell that is no line. As x.
+
+    Args:
+        kind: GATE or DIVIDE.
+        tables: (K, C) each.
+    """
+    y = torch.empty_like(x)
+    _call("curve", *_view(x, len(tables[0])), kind, None, x, _all(tables), None, None, None, None, y)
+    return y
+
+
+def curve_sums(kind: int, dy: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the tables."""
+    sums = x.new_empty(len(tables), *tables[0].shape, dtype=torch.float64)
+    _call("curve", *_view(x, len(tables[0])), kind, like(dy, x), x, _all(tables), sums, None, None, None, None)
+    return sums.unbind()
+
+
+def curve_blend(
+    kind: int, dy: Tensor, x: Tensor, *tables: Tensor, moments: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Tensor:
+    """The gradient of x, and that of moments: see `blend`."""
+    dx = torch.empty_like(x)
+    view = _view(x, len(tables[0]))
+    _call("curve", *view, kind, like(dy, x), x, _all(tables), None, *(moments or (None, None, None)), dx)
+    return dx
+
+
+def _all(tables: tuple[Tensor, ...]) -> Any:
+    """An array of pointers."""
+    return (_POINTER * len(tables))(*(t.data_ptr() for t in tables))
+
+
 def normalize(
     x: Tensor,
     weight: Tensor | None,
@@ -191,7 +231,7 @@ def normalize(
     groups: int,
     rows: int,
     eps: float,
-    given: tuple[Tensor, Tensor] | None = None,
+    given: tuple[Tensor, Tensor] | tuple[float, float] | None = None,
     pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """y as x, and of G groups of a sample's values (4, K, G): mean, variance, 1 / sqrt(variance + eps) and the unbiased
@@ -199,7 +239,7 @@ def normalize(
 
     Args:
         weight: (C,) in float32 or float64, and bias likewise; or both None.
-        given: mean and variance (K, G) to take; None: those of x.
+        given: mean and variance (K, G) to take, or one number each; None: those of x.
         pooled: one deviation for all groups of a row: 0 no, 1 from the groups' means, 2 from the mean of all.
     """
     stats = x.new_empty(4, rows, groups, dtype=torch.float64)
@@ -243,8 +283,8 @@ def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
     """
     running = (running_mean, running_var)
     served = (
-        all(t.is_contiguous() and not t.is_inference() for t in running)
-        and ready(running_mean) is not None
+        ready(running_mean) is not None  # first: compilation can not ask what follows
+        and all(t.is_contiguous() and not t.is_inference() for t in running)
         and running_mean.dtype == running_var.dtype != torch.bfloat16
         and type(mean) is Tensor
         and mean.is_cpu
@@ -275,7 +315,7 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     return dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def _call(name: str, *arguments: Any) -> None:
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     if _functions[name](*given, torch.get_num_threads()):
         raise MemoryError(f"norms.kernels: no memory for the tables of {name}")

@@ -48,17 +48,176 @@ def moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None) -> Tensor:
     """scale * x + shift, at least `floor`; tables (K, C), in float32 or better. In x's type and memory format."""
-    values = by_row(wide(x), scale.shape[0])  # len() would fix the batch size in an exported graph
-    # (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers
-    near = (-shift / scale).detach()
-    near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)  # not at a scale of 0
-    rest = shift + scale * near.to(scale.dtype)
-    per_row = [t.to(values.dtype)[None, :, :, None] for t in (near, scale, rest)]
-    y = torch.addcmul(per_row[2], values - per_row[0], per_row[1])
+    y = _line(x, scale, shift)[1]
     if floor is not None:
-        low = floor.to(values.dtype)[None, :, :, None]
+        low = _per_row(floor, y)
         y = torch.where(y <= low, low, y)
+    return _as(y, x)
+
+
+def sums(
+    dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, floor: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums (K, C) of dy * x and of dy, and with a floor of the dy that it stopped, which are not in the others."""
+    near, y = _line(x, scale, shift)
+    kept, below = by_row(wide(dy), scale.shape[0]), None
+    if floor is not None:
+        stopped = y <= _per_row(floor, y)
+        below = torch.where(stopped, kept, 0).sum((0, 3)).to(scale.dtype)
+        kept = torch.where(stopped, 0, kept)
+    total = kept.sum((0, 3)).to(scale.dtype)
+    product = (kept * (by_row(wide(x), scale.shape[0]) - _per_row(near, y))).sum((0, 3))
+    return product.to(scale.dtype) + near.to(scale.dtype) * total, total, below
+
+
+def blend(
+    dy: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None = None,
+    floor: Tensor | None = None,
+    mean: Tensor | None = None,
+    d_mean: Tensor | None = None,
+    d_var: Tensor | None = None,
+) -> Tensor:
+    """scale * dy, where the floor did not stop it, and the gradient of x that its moments have; see native.blend."""
+    parts = []
+    if dy is not None and scale is not None:
+        g = by_row(wide(dy), scale.shape[0])
+        part = g * _per_row(scale, g)
+        if floor is not None and shift is not None:
+            y = _line(x, scale, shift)[1]
+            part = torch.where(y <= _per_row(floor, y), 0, part)
+        parts.append(part)
+    if mean is not None and d_mean is not None and d_var is not None:
+        count = max(x.numel() // max(mean.numel(), 1), 1)
+        slope = 2 * d_var / count
+        near = mean.detach().to(wide(x).dtype)
+        rest = d_mean / count + slope * (near.to(mean.dtype) - mean)
+        values = by_row(wide(x), mean.shape[0])
+        near, slope, rest = (_per_row(t, values) for t in (near, slope, rest))
+        parts.append(torch.addcmul(rest, values - near, slope))
+    return _as(sum(parts[1:], parts[0]), x)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    sets: int,
+    eps: float,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y, and (4, K, G): mean, biased variance, 1 / sqrt(variance + eps), unbiased variance; see native.normalize."""
+    values = wide(x).reshape(x.shape[0], groups, -1)
+    if given is None:
+        mean = _over_sets(values, sets)
+        var = _over_sets((values - _of_sets(mean, x)).square(), sets)
+    else:
+        mean, var = (t.to(values.dtype) for t in given)
+    rstd = torch.rsqrt(var + eps)
+    y = ((values - _of_sets(mean, x)) * _of_sets(rstd, x)).reshape(x.shape)
+    if weight is not None:
+        y = y * _per_channel(weight, y)
+    if bias is not None:
+        y = y + _per_channel(bias, y)
+    images = (torch.arange(sets, 0, -1, device=x.device) + (x.shape[0] - 1)).div(sets, rounding_mode="floor")
+    count = (images * values.shape[2])[:, None]
+    return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1)))).to(table_type(x))
+
+
+def normalize_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    groups: int,
+    sets: int,
+    eps: float,
+    fixed: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias of `normalize`. With h = (x - mean) * rstd, and moments that were those of x:
+
+    dx = rstd * (weight * dy - mean(weight * dy) - h * mean(weight * dy * h))
+
+    `fixed`: mean and rstd (K, G), where they were others; then dx = rstd * weight * dy.
+    """
+    values, g = wide(x).reshape(x.shape[0], groups, -1), wide(dy)
+    mean = _over_sets(values, sets) if fixed is None else fixed[0].to(values.dtype)
+    centred = values - _of_sets(mean, x)
+    rstd = torch.rsqrt(_over_sets(centred.square(), sets) + eps) if fixed is None else fixed[1].to(values.dtype)
+    rstd = _of_sets(rstd, x)
+    h = centred * rstd
+    along = (g if weight is None else g * _per_channel(weight, g)).reshape(h.shape)
+    if fixed is None:
+        level, slope = (_of_sets(_over_sets(t, sets), x) for t in (along, along * h))
+        along = along - level - h * slope
+    dx = _as((rstd * along).reshape(x.shape), x)
+    if weight is None:
+        return dx, None, None
+    over = (0, *range(2, x.dim()))
+    return dx, (g * h.reshape(x.shape)).sum(over).to(weight.dtype), g.sum(over).to(weight.dtype)
+
+
+def gated(x: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * sigmoid(gate * x) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    gate, scale, shift = (_per_row(t, values) for t in (gate, scale, shift))
+    return _as(torch.addcmul(shift, values * torch.sigmoid(values * gate), scale), x)
+
+
+def divided(x: Tensor, slope: Tensor, base: Tensor, least: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x / max(least, slope * x + base) * scale + shift; tables (K, C). In x's type and memory format."""
+    values = by_row(wide(x), scale.shape[0])
+    slope, base, least, scale, shift = (_per_row(t, values) for t in (slope, base, least, scale, shift))
+    under = torch.addcmul(base, values, slope)
+    under = torch.where(under <= least, least, under)
+    return _as(torch.addcmul(shift, values / under, scale), x)
+
+
+def _line(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """A centre (K, C) that is near the values of x or where the line is 0, and scale * x + shift as (M, K, C, P).
+
+    (x - near) * scale + (shift + scale * near) is the same for every near; here without a difference of large numbers.
+    Where the scale is next to nothing, the line is 0 far from everything, so `near` is kept between two values of x.
+    """
+    values = by_row(wide(x), scale.shape[0])
+    near = (-shift / scale).detach()
+    if values.numel():
+        some = values.detach()
+        one, other = (some[i, :, :, some.shape[3] // part].to(near.dtype) for i, part in ((0, 2), (-1, 3)))
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        near = torch.where(near < low, low, torch.where(near > high, high, near))
+        near = torch.where(near.abs() < 1e30, near, one)  # not at 0 / 0
+    near = torch.where(near.abs() < 1e30, near, 0).to(values.dtype)
+    rest = shift + scale * near.to(scale.dtype)
+    return near, torch.addcmul(_per_row(rest, values), values - _per_row(near, values), _per_row(scale, values))
+
+
+def _per_row(table: Tensor, values: Tensor) -> Tensor:
+    return table.to(values.dtype)[None, :, :, None]
+
+
+def _per_channel(parameter: Tensor, values: Tensor) -> Tensor:
+    return parameter.to(values.dtype).view(-1, *[1] * (values.dim() - 2))
+
+
+def _as(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(x.shape).to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def _over_sets(values: Tensor, sets: int) -> Tensor:
+    """Means (K, G) of values (N, G, S) over the samples of each set."""
+    if len(values) % sets == 0:
+        return values.reshape(-1, sets, *values.shape[1:]).mean((0, 3))
+    where = torch.arange(len(values), device=values.device) % sets
+    images = torch.zeros_like(values[:sets, 0, 0]).index_add(0, where, torch.ones_like(values[:, 0, 0]))
+    return torch.zeros_like(values[:sets, :, 0]).index_add(0, where, values.mean(2)) / images[:, None]
+
+
+def _of_sets(table: Tensor, x: Tensor) -> Tensor:
+    """(K, G) as (N, G, 1): that of each sample's set."""
+    return table[torch.arange(x.shape[0], device=x.device) % len(table)][:, :, None]
 
 
 def gradients(

@@ -16,15 +16,15 @@ where none follows directly (the last norm of a residual block).
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms.channels import transformed
-from norms.kernels.former import flattened, scaled
-from norms.kernels.moments import union_of_workers
+from norms.kernels import plain
+from norms.kernels.curves import divided, gated
+from norms.kernels.grouping import scale_channels
+from norms.kernels.moments import of_groups, pooled, union_of_workers
 from norms.layers.bn import BatchNorm
 from norms.layers.gn import GroupNorm
 from norms.protocol import Activation
@@ -103,36 +103,50 @@ class EvoNormB0(BatchNorm):
         """x: (N, C, *) -> the same shape and dtype."""
         if self.is_empty(x) and self.merging is None:
             return self.empty(x)
-        flat = flattened(x)
         if self.v is None:
-            return _affine_only(x, flat, self.weight, self.bias)
-        mean, var = _moments(flat)  # (N, C)
-        batch = self._batch_variance(x, mean, var) if self.training else self.running_var.to(flat.dtype)
-        std, instance = torch.sqrt(batch + self.eps)[..., None], torch.sqrt(var + self.eps)[..., None]
-        # max(std, vx + instance) as relu(vx + instance - std) + std, see frn
-        denominator = F.relu(scaled(flat, _column(self.v), instance - std)) + std
-        y = scaled(flat / denominator, _column(self.weight), _column(self.bias))
-        return y.to(x.dtype).reshape(x.shape)
+            return _affine_only(x, self.weight, self.bias)
+        slices = self.situation.slices
+        count = self.values(x, slices) if self.training else 0
+        # copied: training may move it before the backward of this forward
+        kept = None if self.training else self.running_var.to(plain.table_type(x), copy=True)
+        found: list[tuple[Tensor, Tensor, Tensor | int]] = []
 
-    def _batch_variance(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Biased variance (N, C) of the norm batch that each sample belongs to, which running statistics take in.
+        def rule(
+            mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            """mean, var (N, C) of each sample."""
+            instance = torch.sqrt(var + self.eps)
+            if kept is not None:
+                least = torch.sqrt(kept + self.eps)
+            else:
+                batch_mean, batch_var, total = self._of_batch(mean, var, x, slices)
+                found.append((batch_mean.detach(), batch_var.detach(), total))
+                least = torch.sqrt(batch_var + self.eps)
+                if slices > 1:  # norm batch k is x[k::K]
+                    least = least.repeat(len(var) // slices, 1)
+            return v, instance, least, _or(weight, 1, v), _or(bias, 0, v)
+
+        y = divided(x, rule, self.v, self.weight, self.bias)[0]
+        if self.training:
+            batch_mean, batch_var, total = found[0]
+            if self.merging is not None:
+                assert isinstance(total, Tensor)
+                enough(count, total, self.merging)
+            self.track(batch_mean, batch_var * (total / (total - 1)), count)
+        return y
+
+    def _of_batch(self, mean: Tensor, var: Tensor, x: Tensor, slices: int) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Mean and biased variance (K, C) of each norm batch, and the number of values of a channel in one.
 
         Args:
-            x: the input, for its shape.
             mean: (N, C) of each sample, and var likewise.
+            x: the input, for its shape.
+            slices: K; 1 where workers merge their statistics.
         """
-        slices = self.situation.slices
-        count = self.values(x, slices)
-        each = (x.shape[0] // slices, slices, self.num_channels)  # norm batch k is x[k::K]
-        if self.merging is not None:
-            batch_mean, batch_var, images = union_of_workers(mean.view(each), var.view(each), self.merging)
-            total = images * math.prod(x.shape[2:])
-            enough(count, total, self.merging)
-            self.track(batch_mean.detach()[0], batch_var.detach()[0] * (total / (total - 1)), count)
-            return batch_var[0]
-        batch_mean, batch_var = _pooled(mean.view(each), var.view(each), 0)  # (K, C)
-        self.track(batch_mean.detach(), batch_var.detach() * (count / (count - 1)), count)
-        return batch_var if slices == 1 else batch_var.expand(each).reshape(var.shape)
+        if self.merging is None:
+            return *pooled(mean, var, slices), x.numel() // (slices * self.num_channels)
+        batch_mean, batch_var, images = union_of_workers(mean, var, self.merging)
+        return batch_mean, batch_var, images * math.prod(x.shape[2:])
 
 
 @register(
@@ -191,64 +205,28 @@ class EvoNormS0(GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
         self._check(x, 2 if self.v is None else math.prod(x.shape[1:]) // self.num_groups)
-        flat = flattened(x)
         if self.v is None:
-            return _affine_only(x, flat, self.weight, self.bias)
-        each = (x.shape[0], self.num_groups, self.num_channels // self.num_groups)
-        mean, var = _moments(flat)
-        var = _pooled(mean.view(each), var.view(each), 2)[1]  # (N, G)
-        scale = torch.rsqrt(var + self.eps)[..., None].expand(each).reshape(*x.shape[:2], 1)
-        gated = flat * torch.sigmoid(flat * self.v.to(flat.dtype)[:, None])
-        if self.weight is None or self.bias is None:
-            y = gated * scale
-        else:
-            y = scaled(gated, scale * self.weight.to(scale.dtype)[:, None], _column(self.bias))
-        return y.to(x.dtype).reshape(x.shape)
+            return _affine_only(x, self.weight, self.bias)
+        if x.shape[0] == 0:
+            return self.empty(x)
+
+        def rule(
+            mean: Tensor, var: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            """mean, var (N, C) of each channel of each sample."""
+            scale = torch.rsqrt(of_groups(mean, var, self.num_groups)[1] + self.eps)
+            scale = scale.expand(-1, -1, self.num_channels // self.num_groups).reshape(mean.shape)
+            return v, scale if weight is None else scale * weight, _or(bias, 0, v)
+
+        return gated(x, rule, self.v, self.weight, self.bias)[0]
 
 
-def _affine_only(x: Tensor, flat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _affine_only(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is None:
         return x.clone()  # an activation in place after it must not reach the norm's input, as with any other norm
-    return scaled(flat, _column(weight), _column(bias)).to(x.dtype).reshape(x.shape)
+    assert bias is not None
+    return scale_channels(x, weight, bias)
 
 
-def _column(parameter: Tensor | None) -> Tensor | None:
-    """(C,) -> (C, 1), which broadcasts to (N, C, P)."""
-    return None if parameter is None else parameter[:, None]
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (N, C) of each channel of each sample of x (N, C, P)."""
-    return _plain_moments(x) if transformed() else _Moments.apply(x)
-
-
-def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.mean(dim=2)
-    return mean, (x - mean[..., None]).square().mean(dim=2)
-
-
-class _Moments(torch.autograd.Function):
-    """`_plain_moments` with its derivative written down.
-
-    The chain through differentiable operations goes over memory twice as often, which is a quarter of an evonorm's
-    time. The derivative is itself differentiable.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = _plain_moments(x)
-        ctx.save_for_backward(x, mean)
-        return mean, var
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        d_mean, d_var = grads
-        x, mean = ctx.saved_tensors
-        d_mean, d_var = d_mean[..., None] / x.shape[2], d_var[..., None] * (2 / x.shape[2])
-        return torch.addcmul(d_mean, x - mean[..., None], d_var)
-
-
-def _pooled(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the union of equally large sets along `dim`, by Chan's formula."""
-    union = mean.mean(dim=dim, keepdim=True)
-    return union.squeeze(dim), var.mean(dim=dim) + (mean - union).square().mean(dim=dim)
+def _or(parameter: Tensor | None, default: float, like: Tensor) -> Tensor:
+    return torch.full_like(like, default) if parameter is None else parameter

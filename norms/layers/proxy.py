@@ -12,8 +12,11 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norms.kernels import affine, by_moments, plain
+from norms.kernels.moments import of_groups
 from norms.layers.gn import GroupNorm
 from norms.protocol import Activation
 from norms.registry import register
@@ -101,29 +104,67 @@ class ProxyNorm(GroupNorm):
             return super().forward(x)
         if self.is_empty(x):
             return self.empty(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y = self.activation(super().forward(x.to(wide)))
-        mean, var = self._proxy_moments(y, self.activation)
-        return ((y - mean) * torch.rsqrt(var + self.proxy_eps)).to(x.dtype)
+        mean, var = self._proxy_moments(x, self.activation)
+        scale = torch.rsqrt(var.flatten() + self.proxy_eps)
+        if _is_relu(self.activation):
+            return self._with_floor(x, mean.flatten(), scale)
+        y = self.activation(super().forward(x.to(mean.dtype)))
+        return affine(y, scale, -mean.flatten() * scale).to(x.dtype)
+
+    def _with_floor(self, x: Tensor, proxy_mean: Tensor, proxy_scale: Tensor) -> Tensor:
+        """(relu(z) - m) s as max((z - m) s, -m s), s > 0: gn, its affine, relu and the proxy's are one map.
+
+        Args:
+            proxy_mean: m (C,), and s in proxy_scale likewise.
+        """
+        self._check(x, math.prod(x.shape[1:]) // self.num_groups)
+
+        def rule(
+            mean: Tensor, var: Tensor, m: Tensor, s: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            """mean, var (N, C) of each channel of each sample."""
+            shape, size = mean.shape, self.num_channels // self.num_groups
+            mean, var = of_groups(mean, var, self.num_groups)
+            scale = torch.rsqrt(var + self.eps)
+            scale, shift = (t.expand(-1, -1, size).reshape(shape) for t in (scale, -mean * scale))
+            factor = s if weight is None else s * weight
+            floor = -m * s
+            return scale * factor, torch.addcmul(floor if bias is None else bias * s + floor, shift, factor), floor
+
+        tables = (t.to(plain.table_type(x)) for t in (proxy_mean, proxy_scale))
+        return by_moments(x, rule, *tables, self.weight, self.bias)[0]
 
     def _proxy_moments(self, y: Tensor, phi: Activation) -> tuple[Tensor, Tensor]:
-        """m_p and v_p (C, 1, ...) in the type and with the dimensions of y (N, C, *)."""
+        """m_p and v_p (C, 1, ...), in float32 or better and with the dimensions of y (N, C, *)."""
         assert self.proxy_mean is not None
         assert self.proxy_scale is not None
         shape = (-1, *[1] * (y.dim() - 2))
+        wide = torch.promote_types(y.dtype, torch.float32)
 
         def per_channel(p: Tensor) -> Tensor:
-            return p.to(y.dtype).view(shape)
+            return p.to(wide).view(shape)
 
-        steps = torch.arange(self.num_samples, device=y.device, dtype=torch.float64)
-        normal = math.sqrt(2) * torch.erfinv(2 * (steps + 0.5) / self.num_samples - 1)
-        normal = normal.to(y.dtype).view(-1, 1, *shape[1:])  # (S, 1, ...)
-        proxy = torch.addcmul(per_channel(self.proxy_mean), normal, 1 + per_channel(self.proxy_scale))
+        levels = torch.arange(1, 2 * self.num_samples, 2, device=y.device, dtype=torch.float64) / self.num_samples - 1
+        normal = (math.sqrt(2) * torch.erfinv(levels)).to(wide).view(-1, 1, *shape[1:])  # (S, 1, ...)
+        # weight * ((1 + proxy_scale) * normal + proxy_mean) + bias
+        centre, spread = per_channel(self.proxy_mean), 1 + per_channel(self.proxy_scale)
         if self.weight is not None and self.bias is not None:
-            proxy = torch.addcmul(per_channel(self.bias), proxy, per_channel(self.weight))
+            weight = per_channel(self.weight)
+            centre, spread = torch.addcmul(per_channel(self.bias), centre, weight), spread * weight
+        proxy = torch.addcmul(centre, normal, spread)
         activated = phi(proxy)
         mean = activated.mean(dim=0)
         return mean, (activated - mean).square().mean(dim=0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, proxy_eps={self.proxy_eps}, num_samples={self.num_samples}"
+
+
+def _is_relu(activation: Activation) -> bool:
+    """Whether it is the max of x and 0 and nothing more: a module that has hooks wants to be called."""
+    if activation in (F.relu, F.relu_, torch.relu, torch.relu_):
+        return True
+    if type(activation) is not nn.ReLU:
+        return False
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(getattr(activation, kind) for kind in kinds)

@@ -45,30 +45,35 @@ def is_written(array):
     return bool(((array & 0x7FFF) <= 0x7F80).all() if array.dtype == np.uint16 else not np.isnan(array).any())
 
 
+def passed(value):
+    """As C takes it: sizes are int64, yes and no are int."""
+    if value is None or isinstance(value, np.ndarray):
+        return ctypes.c_void_p(None if value is None else value.ctypes.data)
+    kinds = {bool: ctypes.c_int, int: ctypes.c_int64, float: ctypes.c_double}
+    return kinds[type(value)](value)
+
+
 class Calls:
     def __init__(self, path):
         self.library, self.counts = ctypes.CDLL(path), Counter()
 
     def __call__(self, name, view, *arguments, out, threads):
-        """One call; `out`: the arrays that it has to fill."""
-        given = [ctypes.c_int(a) for a in view[:2]] + [ctypes.c_int64(a) for a in view[2:]]
-        for a in arguments:
-            if isinstance(a, np.ndarray):
-                given.append(ctypes.c_void_p(a.ctypes.data))
-            elif isinstance(a, bool):
-                given.append(ctypes.c_int(a))
-            else:
-                given.append(
-                    ctypes.c_void_p()
-                    if a is None
-                    else ctypes.c_double(a)
-                    if isinstance(a, float)
-                    else ctypes.c_int64(a)
-                )
-        code = getattr(self.library, f"normsuite_{name}")(*given, ctypes.c_int(threads))
+        """A call on x; `view`: type, layout, N, C, P, K; `out`: the arrays that it has to fill."""
+        head = [*map(ctypes.c_int, view[:2]), *map(ctypes.c_int64, view[2:])]
+        function = getattr(self.library, f"normsuite_{name}")
+        code = function(*head, *map(passed, arguments), ctypes.c_int(threads))
         assert code == 0, (name, view, code)
         assert all(is_written(array) for array in out), (name, view, arguments)
         self.counts[name] += 1
+
+    def track(self, size, k, draw):
+        """Running statistics are moved, in both of their types."""
+        for number in (np.float32, np.float64):
+            mean, var = (draw.normal(0, 1, (k, size)) for _ in range(2))
+            running = [np.zeros(size, number), np.ones(size, number)]
+            given = (number is np.float64, k, size, mean, var, 0.1, *running)
+            self.library.normsuite_track(*map(passed, given))
+            self.counts["track"] += 1
 
 
 def by_channel(call, view, draw, threads):
@@ -123,6 +128,8 @@ def numbers_of_groups(c, p):
 
 def main():
     call, draw = Calls(sys.argv[1]), np.random.default_rng(0)
+    for size, k in itertools.product((1, 3, 13, 64), (1, 3)):
+        call.track(size, k, draw)
     for (n, c, p), kind, last, threads in itertools.product(SHAPES, TYPES, (0, 1), (1, 3)):
         for k in sorted({1, 2, 3, n} & {*range(1, n + 1)}):
             view = (kind, last, n, c, p, k)
