@@ -172,14 +172,21 @@ class RunningStatistics(nn.Module):
                 self.track(*rows)
             return
         own = self._packed(given, torch.promote_types(like.dtype, self.running_mean.dtype), like.device)
-        per_worker = None if self.tracks_parts else slices or 1
-        if per_worker is not None and len(own) not in (0, per_worker):
+        if self.tracks_parts:  # the parts of a norm batch stay together
+            batches = slices or 1
+            for parts in own.view(batches, len(own) // batches, own.shape[1]):
+                found = workers.rows(parts, None, False, False)
+                if len(found):
+                    self._track_packed(found, given[0][2] if given else 0)
+            return
+        per_worker = slices or 1
+        if len(own) not in (0, per_worker):
             raise ValueError(
                 f"{type(self).__name__} gave the statistics of {len(own)} norm batches to track() in a forward of "
                 f"{per_worker}; where they are parts of one norm batch, say tracks_parts = True"
             )
         # x[r::W] of each block: where a worker has two samples, the others have one
-        complete = per_worker is not None and len(own) > 0 and len(like) > workers.blocks
+        complete = len(own) > 0 and len(like) > workers.blocks
         found = workers.rows(own, per_worker, slices is not None, complete)
         if len(found):
             self._track_packed(found, given[0][2] if given else 0)
