@@ -1,4 +1,4 @@
-"""What is installed: the wheel, with and without a C compiler, and an editable install that a mere folder can not hide."""
+"""What is installed: the wheel, with and without a C compiler, and an editable install that no mere folder hides."""
 
 import os
 import re

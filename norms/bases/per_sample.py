@@ -11,14 +11,12 @@ Axes: N sample, C channel, * any number of spatial positions.
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from norms.channels import PerChannel, check_arguments, memory_format, transformed
+from norms.channels import PerChannel, check_arguments
 from norms.kernels.grouping import normalize_samples
+from norms.kernels.rows import normalize_rows
 
 
 class PerSample(PerChannel):
@@ -47,13 +45,6 @@ class PerSample(PerChannel):
             return self.empty(x)
         return normalize_samples(x, self.weight, self.bias, groups, self.eps)
 
-    def _scaled(self, y: Tensor) -> Tensor:
-        """y * weight_c + bias_c, or y without affine."""
-        if self.weight is None or self.bias is None:
-            return y
-        shape = (-1, *[1] * (y.dim() - 2))
-        return torch.addcmul(self.bias.to(y.dtype).view(shape), y, self.weight.to(y.dtype).view(shape))
-
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
@@ -71,22 +62,7 @@ class OverChannels(PerSample):
                 f"given num_channels={num_channels}"
             )
 
-    def _standardized(self, x: Tensor, unbiased: bool) -> Tensor:
-        """(x - mean) / sqrt(var + eps), with affine, in float32 or better and cast back."""
+    def _over_channels(self, x: Tensor, *, centred: bool = True, unbiased: bool = False) -> Tensor:
+        """x, checked and normalized at each position, with affine, in float32 or better and cast back."""
         self._check(x, self.num_channels)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
-        eps = self.eps
-        if unbiased:  # torch's kernel, a third of the time of single operations, takes the biased variance
-            biased = (self.num_channels - 1) / self.num_channels
-            eps = eps * biased
-            weight = (x.new_ones(self.num_channels, dtype=wide) if weight is None else weight) * math.sqrt(biased)
-        values = x.to(wide).movedim(1, -1)
-        if transformed():  # there the kernel gives wrong second derivatives, without a word
-            centred = values - values.mean(-1, keepdim=True)
-            y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-            y = y if weight is None else y * weight
-            y = y if bias is None else y + bias
-        else:
-            y = F.layer_norm(values, (self.num_channels,), weight, bias, eps)
-        return y.movedim(-1, 1).to(x.dtype).contiguous(memory_format=memory_format(x))
+        return normalize_rows(x, self.weight, self.bias, self.eps, centred=centred, unbiased=unbiased)

@@ -7,8 +7,8 @@ affine.py    affine maps per sample and channel; layers whose coefficients follo
 grouping.py  normalization by groups of a flattened sample over sets of samples: bn, bgn, gn, ln, in, ghost
 own.py       sums and the gradient of layers with a backward of their own: online, mabn
 curves.py    maps that are no lines, by numbers of a sample and channel: the EvoNorms
-own.py       sums and gradients for layers with a backward of their own
 operators.py the same as operators of torch.library
+rows.py      normalization of the channels at each position: pn, layer2d, rms
 native.py    the compiled loops (native.c), and when they serve
 plain.py     the same in operations of torch, for every other device, type and transform
 """

@@ -95,7 +95,7 @@ def of_groups(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
     By Chan's formula, so that nothing large is subtracted; with gradient.
     """
-    mean, var = (t.view(len(t), groups, -1) for t in (mean, var))
+    mean, var = (t.view(t.shape[0], groups, -1) for t in (mean, var))
     union = mean.mean(2, keepdim=True)
     return union, (var + (mean - union).square()).mean(2, keepdim=True)
 

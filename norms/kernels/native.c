@@ -23,6 +23,7 @@
 
 #define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
+#define RUN 128 /* positions that are normalized over their channels at once, where those lie side by side */
 #ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
 #define SEGMENT 131072 /* values that one piece of work reads, about */
 #endif
@@ -199,6 +200,58 @@ INLINE Doubles exp_f64(Doubles v) {
 #define SLOPES 1
 #define SUMS 2
 
+/* The sum of each vector's lanes, as the lanes of one. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE __builtin_shufflevector
+#endif
+#endif
+#ifdef SHUFFLE
+#define HALVES4(a, b) (SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7))
+#define PAIRS4(a, b) (SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7))
+#define HALVES8(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15))
+#define QUARTERS8(a, b) (SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15))
+#define PAIRS8(a, b) (SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15))
+INLINE Floats lanes_of_f32(const Floats *v) {
+    Floats a = HALVES8(v[0], v[4]), b = HALVES8(v[1], v[5]), c = HALVES8(v[2], v[6]), d = HALVES8(v[3], v[7]);
+    Floats e = QUARTERS8(a, c), f = QUARTERS8(b, d);
+    return PAIRS8(e, f);
+}
+INLINE Doubles lanes_of_f64(const Doubles *v) {
+    Doubles a = HALVES4(v[0], v[2]), b = HALVES4(v[1], v[3]);
+    return PAIRS4(a, b);
+}
+#else
+INLINE Floats lanes_of_f32(const Floats *v) {
+    Floats sums = {0};
+    for (int i = 0; i < 8; i++)
+        for (int l = 0; l < 8; l++) sums[i] += v[i][l];
+    return sums;
+}
+INLINE Doubles lanes_of_f64(const Doubles *v) {
+    Doubles sums = {0};
+    for (int i = 0; i < 4; i++)
+        for (int l = 0; l < 4; l++) sums[i] += v[i][l];
+    return sums;
+}
+#endif
+#define lanes_of_b16 lanes_of_f32
+
+/* sums[l] += v[l]; half a vector at a time, since compilers widen a whole one lane by lane */
+typedef float Half __attribute__((vector_size(16)));
+INLINE void add_wide_f32(double *sums, Floats v) {
+    Half half[2];
+    memcpy(half, &v, 32);
+    store_f64(sums, load_f64(sums) + __builtin_convertvector(half[0], Doubles));
+    store_f64(sums + 4, load_f64(sums + 4) + __builtin_convertvector(half[1], Doubles));
+}
+INLINE void add_wide_f64(double *sums, Doubles v) { store_f64(sums, load_f64(sums) + v); }
+#define add_wide_b16 add_wide_f32
+
+#define root_f32 sqrtf
+#define root_f64 sqrt
+#define root_b16 sqrtf
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(f) JOIN(f, SUFFIX)
@@ -262,6 +315,15 @@ int normsuite_normalize_backward(int type, int last, I n, I c, I p, I k, I g, in
                 threads);
 }
 
+int normsuite_rows_forward(int type, int last, I n, I c, I p, int centred, int unbiased, double eps, const void *x,
+                           const void *weight, const void *bias, void *y, int threads) {
+    return CALL(type, rows_forward, last, n, c, p, centred, unbiased, eps, x, weight, bias, y, threads);
+}
+int normsuite_rows_backward(int type, int last, I n, I c, I p, int centred, int unbiased, double eps, const void *dy,
+                            const void *x, const void *weight, void *d_weight, void *d_bias, void *dx, int threads) {
+    return CALL(type, rows_backward, last, n, c, p, centred, unbiased, eps, dy, x, weight, d_weight, d_bias, dx, threads);
+}
+
 /* Running statistics (size) are moved by those of k norm batches (k, size), one after the other; one that is not finite
  * in their type leaves them alone. */
 void normsuite_track(int wide, I k, I size, const double *mean, const double *var, double momentum, void *running_mean,
@@ -290,6 +352,7 @@ int normsuite_curve(int type, int last, I n, I c, I p, I k, int curve, const voi
 #define STORE NAME(store)
 #define LOAD1 NAME(load_one)
 #define STORE1 NAME(store_one)
+#define ROOT NAME(root)
 #define ALL(v) ((V){0} + (v))
 #define MASK __typeof__((V){0} <= (V){0})
 #define PICK(mask, a, b) ((V)(((mask) & (MASK)(a)) | (~(mask) & (MASK)(b))))
@@ -338,8 +401,7 @@ CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squ
 }
 
 INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
-    for (int j = 0; j < vectors; j++)
-        for (int l = 0; l < W; l++) sums[j * W + l] += v[j][l];
+    for (int j = 0; j < vectors; j++) NAME(add_wide)(sums + j * W, v[j]);
 }
 
 INLINE void NAME(last_sum_few)(const T *x, I n, I stride, A *near, const int vectors) {
@@ -1376,12 +1438,380 @@ static int NAME(curve)(int last, I n, I c, I p, I k, int curve, const void *dy, 
     return 0;
 }
 
+/* Normalization of the channels at each position, c values: y = h * weight + bias with h = (x - mean) / sqrt(var + eps),
+ * or without a mean (then near, rest and level are 0). Few positions at a time, so that their values are in the cache
+ * when they are read again: RUN positions side by side ("side"), or W rows of channels ("last"). */
+typedef struct {
+    I n, c, p; /* positions of a sample; in "last" all positions are one row after the other: n = 1 */
+    int centred;
+    A share, divisor, eps; /* 1 / c; 1 over what the sum of squares is divided by; added to the variance */
+    const A *weight, *bias;
+    I run, runs;      /* positions in one block, blocks of a sample */
+    I blocks, pieces; /* blocks in one piece, pieces */
+    int last, threads;
+    A *room;
+} NAME(Rows);
+
+/* Of the positions of a block: sums over the channels of u = x - near, u * u, and in the backward of g = weight * dy and
+ * g * u; then h = (x - near) * scale + shift, and dx = scale * (weight * dy - h * slope - level). */
+typedef struct {
+    A near[RUN], u[RUN], uu[RUN], g[RUN], gu[RUN], scale[RUN], shift[RUN], slope[RUN], level[RUN];
+} NAME(Positions);
+
+static int NAME(rows)(NAME(Rows) *q, int last, I n, I c, I p, int centred, int unbiased, double eps, const A *weight,
+                      const A *bias, int threads) {
+    last = last || p == 1;
+    NAME(Rows) of = {last ? 1 : n, c, last ? n * p : p, centred, (A)(1 / (double)c), (A)(1 / (double)(c - unbiased)),
+                     (A)eps, weight, bias, last ? W : RUN, 0, 0, 0, last, 1, NULL};
+    of.runs = (of.p + of.run - 1) / of.run;
+    of.blocks = most(1, SEGMENT / 2 / (c * least(of.run, of.p)));
+    of.pieces = (of.n * of.runs + of.blocks - 1) / of.blocks;
+    of.threads = (int)most(1, least(n * c * p / FEW, threads));
+    if (!weight || !bias) {
+        of.room = malloc((size_t)(2 * c) * sizeof(A));
+        if (!of.room) return 1;
+        for (I j = 0; j < c; j++) of.room[j] = 1, of.room[c + j] = 0;
+        if (!weight) of.weight = of.room;
+        if (!bias) of.bias = of.room + c;
+    }
+    *q = of;
+    return 0;
+}
+
+INLINE V NAME(get)(const A *p) {
+    V v;
+    memcpy(&v, p, sizeof(V));
+    return v;
+}
+INLINE void NAME(set)(A *p, V v) { memcpy(p, &v, sizeof(V)); }
+
+/* The rest of `Positions` from its sums, of the first n; of the others what makes h and dx zero. */
+INLINE void NAME(standards)(const NAME(Rows) *q, I n, NAME(Positions) *at, const int backward) {
+    A share = q->centred ? q->share : 0; /* of the sum of u: what rounding left of the mean */
+    for (I i = 0; i < n; i += W) {
+        V u = NAME(get)(at->u + i), rest = u * share, squares = NAME(get)(at->uu + i) - rest * u, zero = {0};
+        V var = PICK(squares < zero, zero, squares) * q->divisor + q->eps;
+        A root[sizeof(V) / sizeof(A)];
+        NAME(set)(root, var);
+        for (int l = 0; l < W; l++) root[l] = ROOT(root[l]);
+        V rstd = (A)1 / NAME(get)(root);
+        NAME(set)(at->scale + i, rstd);
+        NAME(set)(at->shift + i, -rest * rstd);
+        if (backward) {
+            V g = NAME(get)(at->g + i);
+            NAME(set)(at->slope + i, rstd * (NAME(get)(at->gu + i) - rest * g) * q->divisor);
+            NAME(set)(at->level + i, g * share);
+        }
+    }
+    for (I i = n; i % W; i++) at->scale[i] = at->shift[i] = at->slope[i] = at->level[i] = 0;
+}
+
+/* The first `few` of W values, 0 for the others. */
+INLINE V NAME(load_few)(const T *p, I few) {
+    if (few >= W) return LOAD(p);
+    V v = {0};
+    for (I l = 0; l < few; l++) v[l] = LOAD1(p + l);
+    return v;
+}
+INLINE void NAME(store_few)(T *p, V v, I few) {
+    if (few >= W)
+        STORE(p, v);
+    else
+        for (I l = 0; l < few; l++) STORE1(p + l, v[l]);
+}
+
+/* "side": positions beside each other, their channels p apart. Sums of `vectors` vectors of them, of which the last has
+ * `few` positions. */
+INLINE void NAME(side_near)(const T *x, I c, I p, A share, A *near, I few, const int vectors) {
+    V sum[SIDEWAYS];
+    for (int k = 0; k < vectors; k++) sum[k] = (V){0};
+    for (I j = 0; j < c; j++, x += p)
+        for (int k = 0; k < vectors; k++) sum[k] += NAME(load_few)(x + k * W, few);
+    for (int k = 0; k < vectors; k++) NAME(set)(near + k * W, sum[k] * share);
+}
+
+INLINE void NAME(side_row_sums)(const T *x, const T *dy, I c, I p, const A *weight, NAME(Positions) *at, I i, I few,
+                            const int vectors, const int backward) {
+    V m[2], all[2][4];
+    for (int k = 0; k < vectors; k++) {
+        m[k] = NAME(get)(at->near + i + k * W);
+        for (int s = 0; s < 4; s++) all[k][s] = (V){0};
+    }
+    for (I from = 0; from < c; from += 4 * BLOCK) {
+        V one[2], two[2], three[2], four[2];
+        for (int k = 0; k < vectors; k++) one[k] = two[k] = three[k] = four[k] = (V){0};
+        for (I j = from; j < least(c, from + 4 * BLOCK); j++)
+            for (int k = 0; k < vectors; k++) {
+                V u = NAME(load_few)(x + j * p + i + k * W, few) - m[k];
+                one[k] += u, two[k] += u * u;
+                if (backward) {
+                    V g = weight[j] * NAME(load_few)(dy + j * p + i + k * W, few);
+                    three[k] += g, four[k] += g * u;
+                }
+            }
+        for (int k = 0; k < vectors; k++)
+            all[k][0] += one[k], all[k][1] += two[k], all[k][2] += three[k], all[k][3] += four[k];
+    }
+    for (int k = 0; k < vectors; k++) {
+        NAME(set)(at->u + i + k * W, all[k][0]);
+        NAME(set)(at->uu + i + k * W, all[k][1]);
+        if (backward) {
+            NAME(set)(at->g + i + k * W, all[k][2]);
+            NAME(set)(at->gu + i + k * W, all[k][3]);
+        }
+    }
+}
+
+INLINE void NAME(side_positions)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at,
+                                 const int backward) {
+    I i = 0;
+    if (q->centred) {
+        for (; i + SIDEWAYS * W <= n; i += SIDEWAYS * W)
+            NAME(side_near)(x + i, q->c, q->p, q->share, at->near + i, W, SIDEWAYS);
+        for (; i < n; i += W) NAME(side_near)(x + i, q->c, q->p, q->share, at->near + i, n - i, 1);
+        i = 0;
+    } else {
+        memset(at->near, 0, sizeof at->near);
+    }
+    for (; i + 2 * W <= n; i += 2 * W) NAME(side_row_sums)(x, dy, q->c, q->p, q->weight, at, i, W, 2, backward);
+    for (; i < n; i += W) NAME(side_row_sums)(x, dy, q->c, q->p, q->weight, at, i, n - i, 1, backward);
+    NAME(standards)(q, n, at, backward);
+}
+
+INLINE void NAME(side_standardize)(const T *x, T *y, I p, const A *weight, const A *bias, const NAME(Positions) *at, I i,
+                                   I few, const int channels) {
+    V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
+    for (int j = 0; j < channels; j++) {
+        V h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
+        NAME(store_few)(y + j * p + i, h * weight[j] + bias[j], few);
+    }
+}
+
+CLONES static void NAME(side_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+    NAME(Positions) at;
+    I c = q->c, p = q->p, j = 0;
+    NAME(side_positions)(q, x, NULL, n, &at, 0);
+    for (; j < c; j += 4, x += 4 * p, y += 4 * p) {
+        const A *w = q->weight + j, *d = q->bias + j;
+        I i = 0;
+        if (j + 4 <= c)
+            for (; i + W <= n; i += W) NAME(side_standardize)(x, y, p, w, d, &at, i, W, 4);
+        for (I k = 0; k < least(4, c - j); k++)
+            for (I o = i; o < n; o += W) NAME(side_standardize)(x + k * p, y + k * p, p, w + k, d + k, &at, o, n - o, 1);
+    }
+}
+
+/* dx of some channels at W positions, or `few`, and the lanes of their sums of dy * h and dy. */
+INLINE void NAME(side_back)(const T *x, const T *dy, T *dx, I p, const A *weight, const NAME(Positions) *at, I i, I few,
+                            V *d_weight, V *d_bias, const int channels) {
+    V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
+    V e = NAME(get)(at->slope + i), f = NAME(get)(at->level + i);
+    for (int j = 0; j < channels; j++) {
+        V d = NAME(load_few)(dy + j * p + i, few), h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
+        d_weight[j] += d * h, d_bias[j] += d;
+        if (dx) NAME(store_few)(dx + j * p + i, a * (weight[j] * d - (h * e + f)), few);
+    }
+}
+
+CLONES static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+                                            double *d_bias) {
+    NAME(Positions) at;
+    I c = q->c, p = q->p;
+    NAME(side_positions)(q, x, dy, n, &at, 1);
+    for (I from = 0; from < c; from += W / 2) { /* as many channels as have their sums in one vector */
+        V kept[sizeof(V) / sizeof(A)];
+        I some = least(W / 2, c - from);
+        if (some < W / 2) memset(kept, 0, sizeof kept);
+        for (I j = 0; j < some; j += 2) {
+            const A *w = q->weight + from + j;
+            I o = (from + j) * p, i = 0;
+            V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
+            if (j + 2 <= some)
+                for (; i + W <= n; i += W)
+                    NAME(side_back)(x + o, dy + o, dx ? dx + o : NULL, p, w, &at, i, W, one, two, 2);
+            for (I k = 0; k < least(2, some - j); k++, o += p)
+                for (I l = i; l < n; l += W)
+                    NAME(side_back)(x + o, dy + o, dx ? dx + o : NULL, p, w + k, &at, l, n - l, one + k, two + k, 1);
+            for (int k = 0; k < 2 && j + k < some; k++) kept[j + k] = one[k], kept[W / 2 + j + k] = two[k];
+        }
+        V sums = NAME(lanes_of)(kept);
+        for (I j = 0; j < some; j++) d_weight[from + j] += sums[j], d_bias[from + j] += sums[W / 2 + j];
+    }
+}
+
+/* "last": at most W rows of channels, whose sums are the lanes of one vector. */
+INLINE void NAME(last_positions)(const NAME(Rows) *q, const T *x, const T *dy, I n, NAME(Positions) *at,
+                                 const int backward) {
+    V kept[4][sizeof(V) / sizeof(A)];
+    A left[4][sizeof(V) / sizeof(A)]; /* of the channels that fill no vector */
+    V near = {0}, sums[4] = {{0}, {0}, {0}, {0}};
+    I c = q->c;
+    if (n < W) memset(kept, 0, sizeof kept);
+    memset(left, 0, sizeof left);
+    if (q->centred) {
+        for (I r = 0; r < n; r++) {
+            const T *v = x + r * c;
+            V a = {0}, b = {0};
+            I j = 0;
+            for (; j + 2 * W <= c; j += 2 * W) a += LOAD(v + j), b += LOAD(v + j + W);
+            for (; j + W <= c; j += W) a += LOAD(v + j);
+            for (; j < c; j++) left[0][r] += LOAD1(v + j);
+            kept[0][r] = a + b;
+        }
+        near = (NAME(lanes_of)(kept[0]) + NAME(get)(left[0])) * q->share;
+        memset(left[0], 0, sizeof left[0]);
+    }
+    NAME(set)(at->near, near);
+    for (I from = 0; from < c; from += 4 * BLOCK) {
+        I to = least(c, from + 4 * BLOCK);
+        for (I r = 0; r < n; r++) {
+            const T *v = x + r * c, *w = dy + r * c;
+            V one = {0}, two = {0}, three = {0}, four = {0}, m = ALL(at->near[r]);
+            I j = from;
+            for (; j + W <= to; j += W) {
+                V u = LOAD(v + j) - m;
+                one += u, two += u * u;
+                if (backward) {
+                    V g = NAME(get)(q->weight + j) * LOAD(w + j);
+                    three += g, four += g * u;
+                }
+            }
+            for (; j < to; j++) {
+                A u = LOAD1(v + j) - at->near[r];
+                left[0][r] += u, left[1][r] += u * u;
+                if (backward) {
+                    A g = q->weight[j] * LOAD1(w + j);
+                    left[2][r] += g, left[3][r] += g * u;
+                }
+            }
+            kept[0][r] = one, kept[1][r] = two;
+            if (backward) kept[2][r] = three, kept[3][r] = four;
+        }
+        for (int s = 0; s < (backward ? 4 : 2); s++) sums[s] += NAME(lanes_of)(kept[s]);
+    }
+    NAME(set)(at->u, sums[0] + NAME(get)(left[0]));
+    NAME(set)(at->uu, sums[1] + NAME(get)(left[1]));
+    if (backward) {
+        NAME(set)(at->g, sums[2] + NAME(get)(left[2]));
+        NAME(set)(at->gu, sums[3] + NAME(get)(left[3]));
+    }
+    NAME(standards)(q, W, at, backward);
+}
+
+CLONES static void NAME(last_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+    NAME(Positions) at;
+    I c = q->c;
+    NAME(last_positions)(q, x, NULL, n, &at, 0);
+    for (I r = 0; r < n; r++, x += c, y += c) {
+        V m = ALL(at.near[r]), a = ALL(at.scale[r]), b = ALL(at.shift[r]);
+        I j = 0;
+        for (; j + W <= c; j += W)
+            STORE(y + j, ((LOAD(x + j) - m) * a + b) * NAME(get)(q->weight + j) + NAME(get)(q->bias + j));
+        for (; j < c; j++) STORE1(y + j, ((LOAD1(x + j) - at.near[r]) * at.scale[r] + at.shift[r]) * q->weight[j] + q->bias[j]);
+    }
+}
+
+INLINE void NAME(last_back)(const T *x, const T *dy, T *dx, I n, I c, const A *weight, const NAME(Positions) *at,
+                            double *d_weight, double *d_bias, const int vectors) {
+    V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
+    for (I r = 0; r < n; r++) {
+        V m = ALL(at->near[r]), a = ALL(at->scale[r]), b = ALL(at->shift[r]), e = ALL(at->slope[r]), f = ALL(at->level[r]);
+        for (int k = 0; k < vectors; k++) {
+            V d = LOAD(dy + r * c + k * W), h = (LOAD(x + r * c + k * W) - m) * a + b;
+            one[k] += d * h, two[k] += d;
+            if (dx) STORE(dx + r * c + k * W, a * (NAME(get)(weight + k * W) * d - (h * e + f)));
+        }
+    }
+    NAME(add_to)(d_weight, one, vectors);
+    NAME(add_to)(d_bias, two, vectors);
+}
+
+CLONES static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+                                            double *d_bias) {
+    NAME(Positions) at;
+    I c = q->c, j = 0;
+    NAME(last_positions)(q, x, dy, n, &at, 1);
+    for (; j + 2 * W <= c; j += 2 * W)
+        NAME(last_back)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 2);
+    for (; j + W <= c; j += W)
+        NAME(last_back)(x + j, dy + j, dx ? dx + j : NULL, n, c, q->weight + j, &at, d_weight + j, d_bias + j, 1);
+    for (; j < c; j++) {
+        A one = 0, two = 0;
+        for (I r = 0; r < n; r++) {
+            A d = LOAD1(dy + r * c + j), h = (LOAD1(x + r * c + j) - at.near[r]) * at.scale[r] + at.shift[r];
+            one += d * h, two += d;
+            if (dx) STORE1(dx + r * c + j, at.scale[r] * (q->weight[j] * d - (h * at.slope[r] + at.level[r])));
+        }
+        d_weight[j] += one, d_bias[j] += two;
+    }
+}
+
+#define ROW_PIECES                                                                                                      \
+    _Pragma("omp parallel for schedule(static) num_threads(q->threads) if (q->threads > 1)")                            \
+    for (I piece = 0; piece < q->pieces; piece++)
+#define ROW_BLOCKS                                                                                                      \
+    for (I block = piece * q->blocks; block < least(q->n * q->runs, (piece + 1) * q->blocks); block++)
+/* the first position of a block, how many it has, and their offset */
+#define ROW_BLOCK                                                                                                       \
+    I from = block % q->runs * q->run, few = least(q->run, q->p - from);                                                \
+    I o = block / q->runs * q->c * q->p + (q->last ? from * q->c : from)
+
+static int NAME(rows_forward)(int last, I n, I c, I p, int centred, int unbiased, double eps, const T *x,
+                              const A *weight, const A *bias, T *y, int threads) {
+    NAME(Rows) of, *q = &of;
+    if (NAME(rows)(q, last, n, c, p, centred, unbiased, eps, weight, bias, threads)) return 1;
+    ROW_PIECES {
+        ROW_BLOCKS {
+            ROW_BLOCK;
+            if (q->last)
+                NAME(last_rows)(q, x + o, y + o, few);
+            else
+                NAME(side_rows)(q, x + o, y + o, few);
+        }
+    }
+    free(q->room);
+    return 0;
+}
+
+/* The gradients of x (or NULL), and of weight and bias (or both NULL). */
+static int NAME(rows_backward)(int last, I n, I c, I p, int centred, int unbiased, double eps, const T *dy, const T *x,
+                               const A *weight, A *d_weight, A *d_bias, T *dx, int threads) {
+    NAME(Rows) of, *q = &of;
+    if (NAME(rows)(q, last, n, c, p, centred, unbiased, eps, weight, NULL, threads)) return 1;
+    double *parts = calloc((size_t)(2 * c * q->pieces), sizeof(double));
+    if (!parts) {
+        free(q->room);
+        return 1;
+    }
+    ROW_PIECES {
+        double *sums = parts + 2 * c * piece;
+        ROW_BLOCKS {
+            ROW_BLOCK;
+            if (q->last)
+                NAME(last_rows_backward)(q, dy + o, x + o, dx ? dx + o : NULL, few, sums, sums + c);
+            else
+                NAME(side_rows_backward)(q, dy + o, x + o, dx ? dx + o : NULL, few, sums, sums + c);
+        }
+    }
+    if (d_weight) {
+        for (I piece = 1; piece < q->pieces; piece++)
+            for (I j = 0; j < 2 * c; j++) parts[j] += parts[2 * c * piece + j];
+        for (I j = 0; j < c; j++) d_weight[j] = (A)parts[j], d_bias[j] = (A)parts[c + j];
+    }
+    free(parts), free(q->room);
+    return 0;
+}
+
 #undef W
 #undef LOAD
 #undef STORE
 #undef LOAD1
 #undef STORE1
+#undef ROOT
 #undef ALL
+#undef ROW_PIECES
+#undef ROW_BLOCKS
+#undef ROW_BLOCK
 #undef MASK
 #undef PICK
 #undef SIDEWAYS

@@ -50,6 +50,8 @@ _CALLS = {
     "track": [_CODE, _SIZE, _SIZE, *[_POINTER] * 2, ctypes.c_double, *[_POINTER] * 2],
     "normalize_backward": [*_VIEW, _SIZE, _CODE, *[_POINTER] * 3, _CODE, _CODE, *[_POINTER] * 4, _CODE],
     "curve": [*_VIEW, _CODE, *[_POINTER] * 8, _CODE],
+    "rows_forward": [*_VIEW[:-1], _CODE, _CODE, ctypes.c_double, *[_POINTER] * 4, _CODE],
+    "rows_backward": [*_VIEW[:-1], _CODE, _CODE, ctypes.c_double, *[_POINTER] * 6, _CODE],
 }
 
 
@@ -283,8 +285,8 @@ def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
     """
     running = (running_mean, running_var)
     served = (
-        all(t.is_contiguous() and not t.is_inference() for t in running)
-        and ready(running_mean) is not None
+        ready(running_mean) is not None  # first: not while compiling, which knows no is_inference
+        and all(t.is_contiguous() and not t.is_inference() for t in running)
         and running_mean.dtype == running_var.dtype != torch.bfloat16
         and type(mean) is Tensor
         and mean.is_cpu
@@ -297,6 +299,38 @@ def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
         _functions["track"](wide, len(mean), running_mean.numel(), *pointers[0], momentum, *pointers[1])
         torch.autograd.graph.increment_version(running)  # which torch can not know of
     return served
+
+
+def rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, unbiased: bool) -> Tensor:
+    """x normalized over the channels at each position. As x.
+
+    Args:
+        weight: (C,) in float32, float64 for x in float64, and bias likewise; or both None.
+        centred: the mean is subtracted; False: it is taken for 0 (root mean square).
+        unbiased: the variance divides by C - 1; False: by C.
+    """
+    y = torch.empty_like(x)
+    _call("rows_forward", *_view(x, 0)[:-1], centred, unbiased, eps, x, weight, bias, y)
+    return y
+
+
+def rows_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    centred: bool,
+    unbiased: bool,
+    wanted: bool,
+    parameters: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (None if it is not wanted), weight and bias (None without `parameters`) of `rows`."""
+    dx = torch.empty_like(x) if wanted else None
+    d_weight, d_bias = None, None
+    if weight is not None and parameters:
+        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
+    _call("rows_backward", *_view(x, 0)[:-1], centred, unbiased, eps, like(dy, x), x, weight, d_weight, d_bias, dx)
+    return dx, d_weight, d_bias
 
 
 def _view(x: Tensor, rows: int) -> tuple[int, ...]:

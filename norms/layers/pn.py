@@ -52,7 +52,7 @@ class PositionalNorm(OverChannels):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        return self._standardized(x, self.unbiased)
+        return self._over_channels(x, unbiased=self.unbiased)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, unbiased={self.unbiased}"

@@ -45,7 +45,4 @@ class RMSNorm(OverChannels):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, *) -> the same shape and dtype."""
-        self._check(x, self.num_channels)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        square = wide.square().mean(dim=1, keepdim=True)
-        return self._scaled(wide * torch.rsqrt(square + self.eps)).to(x.dtype)
+        return self._over_channels(x, centred=False)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from norms.kernels.native import kernels
 from results.pages import blocks
 from suite.bench import page, timings
 from suite.cli.checks import bench
@@ -28,14 +29,14 @@ def planted(monkeypatch):
 def test_each_benchmark_has_a_block_with_command_commit_machine_and_date(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     bench(None, page="docs/speed.md")
-    assert capsys.readouterr().out.splitlines() == [*LINES, "second"]
+    assert capsys.readouterr().out.splitlines() == [f"kernels: {kernels()}", *LINES, "second"]
     text = (tmp_path / "docs" / "speed.md").read_text()
     assert text.startswith("# Speed\n")
     first, second = blocks(text)
     assert first.command == "python run_suite.py bench first --page docs/speed.md"
     assert "```\n" + "\n".join(LINES) + "\n```" in first.content
     assert "One thing beside another." in first.content
-    for fact in (r"Commit: \S+\. Date: \d{4}-\d\d-\d\d", r"Machine: .+ cores", r"torch \d"):
+    for fact in (r"Commit: \S+\. Date: \d{4}-\d\d-\d\d", r"Machine: .+ cores", r"torch \d", f"kernels {kernels()}"):
         assert re.search(fact, first.content)
     assert "second" in second.content
 

@@ -142,8 +142,11 @@ def test_one_thread_and_two_give_the_same_bits(name, layout):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             found.append(
-                (native.curve(kind, x, *k), *native.curve_sums(kind, dy, x, *k))
-                + (native.curve_blend(kind, dy, x, *k, moments=own),)
+                (
+                    native.curve(kind, x, *k),
+                    *native.curve_sums(kind, dy, x, *k),
+                    native.curve_blend(kind, dy, x, *k, moments=own),
+                )
             )
     finally:
         torch.set_num_threads(before)
