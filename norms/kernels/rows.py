@@ -51,7 +51,7 @@ def normalize_rows(
     weight, bias = (None if p is None else p.to(kind) for p in (weight, bias))
     if native.serves(where):
         weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-        return _Rows.apply(where, weight, bias, eps, centred, unbiased)  # type: ignore[no-any-return]
+        return _Rows.apply(where, weight, bias, eps, centred, unbiased)
     if transformed():  # there torch's kernels give wrong second derivatives, without a word
         return _plain(x, weight, bias, eps, centred, unbiased)
     return _by_torch(x, weight, bias, eps, centred, unbiased)
@@ -70,11 +70,13 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
+        eps, centred, unbiased = ctx.options
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
-            y = _plain(x, weight, bias, *ctx.options)
+            y = _plain(x, weight, bias, eps, centred, unbiased)
             return (*plain.gradients((y,), (x, weight, bias), grads, again=True), None, None, None)
         wanted = ctx.needs_input_grad
-        found = native.rows_backward(grads[0], x, weight, *ctx.options, wanted[0], any(wanted[1:3]))
+        parameters = wanted[1] or wanted[2]
+        found = native.rows_backward(grads[0], x, weight, eps, centred, unbiased, wanted[0], parameters)
         return (*found, None, None, None)
 
 
