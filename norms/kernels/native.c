@@ -1665,7 +1665,7 @@ INLINE void NAME(last_positions)(const NAME(Rows) *q, const T *x, const T *dy, I
     for (I from = 0; from < c; from += 4 * BLOCK) {
         I to = least(c, from + 4 * BLOCK);
         for (I r = 0; r < n; r++) {
-            const T *v = x + r * c, *w = dy + r * c;
+            const T *v = x + r * c, *w = backward ? dy + r * c : NULL;
             V one = {0}, two = {0}, three = {0}, four = {0}, m = ALL(at->near[r]);
             I j = from;
             for (; j + W <= to; j += W) {

@@ -69,8 +69,9 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
+        eps, centred, unbiased = ctx.options
         if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
-            y = _plain(x, weight, bias, *ctx.options)
+            y = _plain(x, weight, bias, eps, centred, unbiased)
             return (*plain.gradients((y,), (x, weight, bias), grads, again=True), None, None, None)
         wanted = ctx.needs_input_grad
         eps, centred, unbiased = ctx.options
