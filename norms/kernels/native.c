@@ -187,6 +187,7 @@ INLINE Floats exp_f32(Floats v) {
 }
 INLINE Floats exp_b16(Floats v) { return exp_f32(v); }
 INLINE Doubles exp_f64(Doubles v) {
+    UNROLL
     for (int l = 0; l < 4; l++) v[l] = exp(v[l]);
     return v;
 }
@@ -225,12 +226,14 @@ INLINE Doubles lanes_of_f64(const Doubles *v) {
 INLINE Floats lanes_of_f32(const Floats *v) {
     Floats sums = {0};
     for (int i = 0; i < 8; i++)
+        UNROLL
         for (int l = 0; l < 8; l++) sums[i] += v[i][l];
     return sums;
 }
 INLINE Doubles lanes_of_f64(const Doubles *v) {
     Doubles sums = {0};
     for (int i = 0; i < 4; i++)
+        UNROLL
         for (int l = 0; l < 4; l++) sums[i] += v[i][l];
     return sums;
 }
@@ -365,7 +368,9 @@ typedef struct {
 INLINE A NAME(lanes)(V v) {
     A sums[W];
     memcpy(sums, &v, sizeof(V));
+    UNROLL
     for (I half = W / 2; half; half /= 2)
+        UNROLL
         for (I l = 0; l < half; l++) sums[l] += sums[l + half];
     return sums[0];
 }
@@ -401,6 +406,7 @@ CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squ
 }
 
 INLINE void NAME(add_to)(double *sums, const V *v, int vectors) {
+    UNROLL
     for (int j = 0; j < vectors; j++) NAME(add_wide)(sums + j * W, v[j]);
 }
 
@@ -1341,7 +1347,9 @@ INLINE void NAME(curve_block)(const int curve, const int task, const NAME(Curve)
         x = some[0], dy = some[1], out = some[2], far = W;
     }
     V k[MOST], s[MOST], centre = {0}, slope = {0}, rest = {0};
-    for (int j = 0; j < NUMBERS(curve); j++) {
+    const int numbers = NUMBERS(curve);
+    UNROLL
+    for (int j = 0; j < numbers; j++) {
         k[j] = NAME(numbers)(b->k + j * b->cells + cell, b->last, lanes);
         s[j] = (V){0};
     }
@@ -1368,8 +1376,10 @@ INLINE void NAME(curve_block)(const int curve, const int task, const NAME(Curve)
         if (pulled) d += (v - centre) * slope + rest; /* not 0 * v, which may be infinite */
         STORE(out + i * far, d);
     }
-    for (int j = 0; task == SUMS && j < NUMBERS(curve); j++)
-        for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (b->last ? l : 0)] += s[j][l];
+    if (task == SUMS)
+        UNROLL
+        for (int j = 0; j < numbers; j++)
+            for (I l = 0; l < lanes; l++) b->sums[j * b->apart + to + (b->last ? l : 0)] += s[j][l];
     for (I i = 0; task != SUMS && lanes < W && i < n; i++)
         memcpy(b->out + o + i * step, out + i * W, (size_t)lanes * sizeof(T));
 }
@@ -1493,6 +1503,7 @@ INLINE void NAME(standards)(const NAME(Rows) *q, I n, NAME(Positions) *at, const
         V var = PICK(squares < zero, zero, squares) * q->divisor + q->eps;
         A root[sizeof(V) / sizeof(A)];
         NAME(set)(root, var);
+        UNROLL
         for (int l = 0; l < W; l++) root[l] = ROOT(root[l]);
         V rstd = (A)1 / NAME(get)(root);
         NAME(set)(at->scale + i, rstd);
@@ -1524,23 +1535,30 @@ INLINE void NAME(store_few)(T *p, V v, I few) {
  * `few` positions. */
 INLINE void NAME(side_near)(const T *x, I c, I p, A share, A *near, I few, const int vectors) {
     V sum[SIDEWAYS];
+    UNROLL
     for (int k = 0; k < vectors; k++) sum[k] = (V){0};
     for (I j = 0; j < c; j++, x += p)
+        UNROLL
         for (int k = 0; k < vectors; k++) sum[k] += NAME(load_few)(x + k * W, few);
+    UNROLL
     for (int k = 0; k < vectors; k++) NAME(set)(near + k * W, sum[k] * share);
 }
 
 INLINE void NAME(side_row_sums)(const T *x, const T *dy, I c, I p, const A *weight, NAME(Positions) *at, I i, I few,
                             const int vectors, const int backward) {
     V m[2], all[2][4];
+    UNROLL
     for (int k = 0; k < vectors; k++) {
         m[k] = NAME(get)(at->near + i + k * W);
+        UNROLL
         for (int s = 0; s < 4; s++) all[k][s] = (V){0};
     }
     for (I from = 0; from < c; from += 4 * BLOCK) {
         V one[2], two[2], three[2], four[2];
+        UNROLL
         for (int k = 0; k < vectors; k++) one[k] = two[k] = three[k] = four[k] = (V){0};
         for (I j = from; j < least(c, from + 4 * BLOCK); j++)
+            UNROLL
             for (int k = 0; k < vectors; k++) {
                 V u = NAME(load_few)(x + j * p + i + k * W, few) - m[k];
                 one[k] += u, two[k] += u * u;
@@ -1549,9 +1567,11 @@ INLINE void NAME(side_row_sums)(const T *x, const T *dy, I c, I p, const A *weig
                     three[k] += g, four[k] += g * u;
                 }
             }
+        UNROLL
         for (int k = 0; k < vectors; k++)
             all[k][0] += one[k], all[k][1] += two[k], all[k][2] += three[k], all[k][3] += four[k];
     }
+    UNROLL
     for (int k = 0; k < vectors; k++) {
         NAME(set)(at->u + i + k * W, all[k][0]);
         NAME(set)(at->uu + i + k * W, all[k][1]);
@@ -1581,6 +1601,7 @@ INLINE void NAME(side_positions)(const NAME(Rows) *q, const T *x, const T *dy, I
 INLINE void NAME(side_standardize)(const T *x, T *y, I p, const A *weight, const A *bias, const NAME(Positions) *at, I i,
                                    I few, const int channels) {
     V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
+    UNROLL
     for (int j = 0; j < channels; j++) {
         V h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
         NAME(store_few)(y + j * p + i, h * weight[j] + bias[j], few);
@@ -1606,6 +1627,7 @@ INLINE void NAME(side_back)(const T *x, const T *dy, T *dx, I p, const A *weight
                             V *d_weight, V *d_bias, const int channels) {
     V m = NAME(get)(at->near + i), a = NAME(get)(at->scale + i), b = NAME(get)(at->shift + i);
     V e = NAME(get)(at->slope + i), f = NAME(get)(at->level + i);
+    UNROLL
     for (int j = 0; j < channels; j++) {
         V d = NAME(load_few)(dy + j * p + i, few), h = (NAME(load_few)(x + j * p + i, few) - m) * a + b;
         d_weight[j] += d * h, d_bias[j] += d;
@@ -1716,6 +1738,7 @@ INLINE void NAME(last_back)(const T *x, const T *dy, T *dx, I n, I c, const A *w
     V one[2] = {{0}, {0}}, two[2] = {{0}, {0}};
     for (I r = 0; r < n; r++) {
         V m = ALL(at->near[r]), a = ALL(at->scale[r]), b = ALL(at->shift[r]), e = ALL(at->slope[r]), f = ALL(at->level[r]);
+        UNROLL
         for (int k = 0; k < vectors; k++) {
             V d = LOAD(dy + r * c + k * W), h = (LOAD(x + r * c + k * W) - m) * a + b;
             one[k] += d * h, two[k] += d;
