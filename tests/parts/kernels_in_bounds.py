@@ -17,6 +17,8 @@ from collections import Counter
 
 import numpy as np
 
+CURVES = {0: 3, 1: 5}
+"""Of native.c: kind -> numbers of a cell."""
 TYPES = {0: np.float32, 1: np.float64, 2: np.uint16}
 SHAPES = [
     *itertools.product((1, 3, 7), (1, 3, 13, 37), (1, 2, 7, 37)),  # 37: all lengths of vectors, and a rest
@@ -45,8 +47,13 @@ def is_written(array):
     return bool(((array & 0x7FFF) <= 0x7F80).all() if array.dtype == np.uint16 else not np.isnan(array).any())
 
 
+C_INT = tuple(map(ctypes.c_int, range(3)))
+
+
 def passed(value):
     """As C takes it: sizes are int64, yes and no are int."""
+    if isinstance(value, ctypes._SimpleCData | ctypes.Array):
+        return value
     if value is None or isinstance(value, np.ndarray):
         return ctypes.c_void_p(None if value is None else value.ctypes.data)
     kinds = {bool: ctypes.c_int, int: ctypes.c_int64, float: ctypes.c_double}
@@ -58,7 +65,7 @@ class Calls:
         self.library, self.counts = ctypes.CDLL(path), Counter()
 
     def __call__(self, name, view, *arguments, out, threads):
-        """A call on x; `view`: type, layout, N, C, P, K; `out`: the arrays that it has to fill."""
+        """A call on x; `view`: type, layout, N, C, P and mostly K; `out`: the arrays that it has to fill."""
         head = [*map(ctypes.c_int, view[:2]), *map(ctypes.c_int64, view[2:])]
         function = getattr(self.library, f"normsuite_{name}")
         code = function(*head, *map(passed, arguments), ctypes.c_int(threads))
@@ -110,13 +117,49 @@ def by_group(call, view, groups, draw, threads):
             stats[:2] = 0.5
         # the unbiased variance of a single value is NaN
         out = (stats[:3], y)
-        call("normalize", view, groups, 1e-5, x, weight, bias, wide, fixed, stats, y, out=out, threads=threads)
+        pooled = C_INT[0 if fixed else (groups + k) % 3]
+        given = (groups, pooled, 1e-5, x, weight, bias, wide, fixed, stats, y)
+        call("normalize", view, *given, out=out, threads=threads)
         for of_x, of_weight in ((True, affine), (False, True), (True, False)):
             dx = unwritten((n, c, p), kind) if of_x else None
             d_weight, d_bias = (np.full(c, np.nan, number) if affine and of_weight else None for _ in range(2))
             out = [array for array in (d_weight, d_bias, dx) if array is not None]
-            arguments = (groups, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
+            arguments = (groups, pooled, dy, x, weight, wide, fixed, stats, d_weight, d_bias, dx)
             call("normalize_backward", view, *arguments, out=out, threads=threads)
+
+
+def by_curve(call, view, draw, threads):
+    """Maps that are no lines, of tables (K, C): their values, sums and the gradient of x."""
+    kind, _, n, c, p, k = view
+    x, dy = filled((n, c, p), kind, draw), filled((n, c, p), kind, draw)
+    for curve, numbers in CURVES.items():
+        tables = [draw.uniform(0.5, 2, (k, c)) for _ in range(numbers)]
+        pointers = (ctypes.c_void_p * numbers)(*(table.ctypes.data for table in tables))
+        y, sums = unwritten((n, c, p), kind), unwritten((numbers, k, c))
+        call("curve", view, C_INT[curve], None, x, pointers, *[None] * 4, y, out=(y,), threads=threads)
+        call("curve", view, C_INT[curve], dy, x, pointers, sums, *[None] * 4, out=(sums,), threads=threads)
+        for given in ([None] * 3, [draw.normal(0, 1, (k, c)) for _ in range(3)]):
+            dx = unwritten((n, c, p), kind)
+            call("curve", view, C_INT[curve], dy, x, pointers, None, *given, dx, out=(dx,), threads=threads)
+
+
+def by_position(call, view, draw, threads):
+    """Normalization over the channels of a position."""
+    kind, _, n, c, p, _ = view
+    x, dy = filled((n, c, p), kind, draw), filled((n, c, p), kind, draw)
+    number = np.float64 if kind == 1 else np.float32
+    for centred, unbiased in ((True, False), (True, c > 1), (False, False)):
+        for affine in (True, False):
+            weight, bias = (draw.normal(1, 1, c).astype(number) if affine else None for _ in range(2))
+            y = unwritten((n, c, p), kind)
+            head = (centred, unbiased, 1e-5)
+            call("rows_forward", view[:5], *head, x, weight, bias, y, out=(y,), threads=threads)
+            for of_x, of_weight in ((True, affine), (False, affine), (True, False)):
+                dx = unwritten((n, c, p), kind) if of_x else None
+                d_weight, d_bias = (np.full(c, np.nan, number) if of_weight else None for _ in range(2))
+                out = [array for array in (d_weight, d_bias, dx) if array is not None]
+                arguments = (*head, dy, x, weight, d_weight, d_bias, dx)
+                call("rows_backward", view[:5], *arguments, out=out, threads=threads)
 
 
 def numbers_of_groups(c, p):
@@ -134,6 +177,9 @@ def main():
         for k in sorted({1, 2, 3, n} & {*range(1, n + 1)}):
             view = (kind, last, n, c, p, k)
             by_channel(call, view, draw, threads)
+            by_curve(call, view, draw, threads)
+            if k == 1:
+                by_position(call, view, draw, threads)
             for groups in numbers_of_groups(c, p):
                 by_group(call, view, groups, draw, threads)
     print(json.dumps(call.counts))
