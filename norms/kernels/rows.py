@@ -69,9 +69,11 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
-            y = _plain(x, weight, bias, *ctx.options)
-            return (*plain.gradients((y,), (x, weight, bias), grads, again=True), None, None, None)
+        if plain.serves_gradient(*grads):
+            with torch.enable_grad():
+                y = _plain(x, weight, bias, *ctx.options)
+            found = plain.gradients((y,), (x, weight, bias), grads, again=torch.is_grad_enabled())
+            return (*found, None, None, None)
         wanted = ctx.needs_input_grad
         eps, centred, unbiased = ctx.options
         parameters = any(wanted[1:3])
