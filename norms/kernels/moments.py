@@ -62,7 +62,7 @@ class _Moments(torch.autograd.Function):
             with torch.enable_grad():
                 found = plain.moments(x, len(mean))
             return plain.gradients(found, (x,), grads, again=torch.is_grad_enabled())[0], None
-        d_mean, d_var = (g.contiguous() for g in grads)
+        d_mean, d_var = (g.resolve_neg().contiguous() for g in grads)
         return native.blend(None, x, None, moments=(mean, d_mean, d_var)), None
 
 
