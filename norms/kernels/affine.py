@@ -80,9 +80,10 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *tables = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            y = plain.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
-            return plain.gradients((y,), (x, *tables), grads, again=True)
+        if plain.serves_gradient(*grads):
+            with torch.enable_grad():
+                y = plain.affine(x, *in_rows(x, *tables))  # type: ignore[arg-type]
+            return plain.gradients((y,), (x, *tables), grads, again=torch.is_grad_enabled())
         rows = in_rows(x, *tables)
         dy = native.like(grads[0], x)
         found: list[Tensor | None] = [None, None, None]
@@ -189,9 +190,10 @@ class _ByMoments(torch.autograd.Function):
         dy, leaves, by, tables = grads[0], ctx.leaves, ctx.by, ctx.tables
         if dy is None:
             return (None,) * (4 + len(inputs))
-        if torch.is_grad_enabled():
-            y = _plain_by_moments(by, x, ctx.rule, ctx.rows, *inputs)[0]
-            dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=True)
+        if plain.serves_gradient(dy):
+            with torch.enable_grad():
+                y = _plain_by_moments(by, x, ctx.rule, ctx.rows, *inputs)[0]
+            dx, *found = plain.gradients((y,), (x, *inputs), (dy,), again=torch.is_grad_enabled())
             return dx, None, None, None, *found
         dy = native.like(dy, x)
         pairs = [(t, d) for t, d in zip(ctx.found, by.sums(dy, x, *tables), strict=False) if t is not None]

@@ -176,15 +176,17 @@ class _Normalize(torch.autograd.Function):
         dy = grads[0]
         if dy is None:
             return (None,) * 9
-        if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
+        if plain.serves_gradient(dy):
             sets, groups = stats.shape[1:]
-            if ctx.fixed:
-                y = _by_these(x, stats, weight, bias)
-            else:
-                uneven = x.shape[0] % sets
-                given = (x, weight, bias, groups, sets, ctx.eps)
-                y = _uneven(*given)[0] if uneven else _plain(*given, ctx.pooled)[0]
-            return (*plain.gradients((y,), (x, weight, bias), (dy,), again=True), *(None,) * 6)
+            with torch.enable_grad():
+                if ctx.fixed:
+                    y = _by_these(x, stats, weight, bias)
+                else:
+                    uneven = x.shape[0] % sets
+                    given = (x, weight, bias, groups, sets, ctx.eps)
+                    y = _uneven(*given)[0] if uneven else _plain(*given, ctx.pooled)[0]
+            found = plain.gradients((y,), (x, weight, bias), (dy,), again=torch.is_grad_enabled())
+            return (*found, *(None,) * 6)
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
         return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed, ctx.pooled), *(None,) * 6)
 

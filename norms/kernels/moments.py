@@ -58,9 +58,11 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         x, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return plain.gradients(plain.moments(x, len(mean)), (x,), grads, again=True)[0], None
-        d_mean, d_var = (g.contiguous() for g in grads)
+        if plain.serves_gradient(*grads):
+            with torch.enable_grad():
+                found = plain.moments(x, len(mean))
+            return plain.gradients(found, (x,), grads, again=torch.is_grad_enabled())[0], None
+        d_mean, d_var = (g.resolve_neg().contiguous() for g in grads)
         return native.blend(None, x, None, moments=(mean, d_mean, d_var)), None
 
 

@@ -342,6 +342,7 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
     """dy as x lies in memory; a copy where it lies otherwise."""
     if dy.dtype != x.dtype:
         dy = dy.to(x.dtype)
+    dy = dy.resolve_neg()  # as in `ready`
     if dy.stride() == x.stride():
         return dy
     if x.is_contiguous():

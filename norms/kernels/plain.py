@@ -220,6 +220,16 @@ def _of_sets(table: Tensor, x: Tensor) -> Tensor:
     return table[torch.arange(x.shape[0], device=x.device) % len(table)][:, :, None]
 
 
+def serves_gradient(*grads: Tensor | None) -> bool:
+    """Whether a backward is to be of these operations: it is differentiated, or its gradients are mapped.
+
+    Gradients are mapped by torch.autograd.grad(..., is_grads_batched=True) and jacobian(..., vectorize=True), after a
+    forward without vmap.
+    """
+    mapped = torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or any(g is not None and mapped(g) for g in grads)
+
+
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None], *, again: bool
 ) -> tuple[Tensor | None, ...]:

@@ -70,11 +70,12 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         eps, centred, unbiased = ctx.options
-        if torch.is_grad_enabled():  # create_graph=True: the result is itself differentiated
-            y = _plain(x, weight, bias, eps, centred, unbiased)
-            return (*plain.gradients((y,), (x, weight, bias), grads, again=True), None, None, None)
+        if plain.serves_gradient(*grads):
+            with torch.enable_grad():
+                y = _plain(x, weight, bias, eps, centred, unbiased)
+            found = plain.gradients((y,), (x, weight, bias), grads, again=torch.is_grad_enabled())
+            return (*found, None, None, None)
         wanted = ctx.needs_input_grad
-        eps, centred, unbiased = ctx.options
         parameters = any(wanted[1:3])
         found = native.rows_backward(grads[0], x, weight, eps, centred, unbiased, wanted[0], parameters)
         return (*found, None, None, None)
