@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VERSION 1 /* of the calls below; norms/kernels/native.py asks for the same */
+#define VERSION 2 /* of the calls below; norms/kernels/native.py asks for the same */
 #define BLOCK 64
 #define RUN 128 /* positions that are normalized over their channels at once, where those lie side by side */
 #ifndef SEGMENT        /* tests build it with less, so that small inputs are cut, too */
@@ -33,7 +33,7 @@
 #define SCATTERED 512 /* values side by side below which going from sample to sample is slow */
 #define SHORT 8       /* values of a cell below which cells of one sample would cost more than the values */
 
-#define CLONES __attribute__((noinline))
+#define LOOP __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
 /* Sums beside each other stay in registers only where their loop is unrolled, which no level of -O promises. */
 #define UNROLL _Pragma("GCC unroll 8")
@@ -392,7 +392,7 @@ INLINE void NAME(add_moments)(const T *x, I n, A near, double *first, double *se
 }
 
 /* Mean and centred sum of squares of n values side by side. */
-CLONES static void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
+LOOP static void NAME(side_moments)(const T *x, I n, double *mean, double *squares) {
     I some = least(n, 8 * BLOCK);
     double first = 0, second = 0, unused = 0;
     NAME(add_moments)(x, some, 0, &first, &unused);
@@ -443,7 +443,7 @@ INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, dou
 }
 
 /* The same of each of `cols` columns, at most 512, of n values that lie `stride` apart. */
-CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
+LOOP static void NAME(last_moments)(const T *x, I n, I cols, I stride, double *mean, double *squares) {
     A near[512];
     double first[512], second[512];
     memset(first, 0, (size_t)cols * sizeof(double));
@@ -483,13 +483,13 @@ CLONES static void NAME(last_moments)(const T *x, I n, I cols, I stride, double 
 }
 
 /* y = line(x), n values with one line. */
-CLONES static void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
+LOOP static void NAME(side_line)(const T *x, T *y, I n, A centre, A scale, A shift) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(y + i, (LOAD(x + i) - centre) * scale + shift);
     for (; i < n; i++) STORE1(y + i, (LOAD1(x + i) - centre) * scale + shift);
 }
 
-CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
+LOOP static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A shift, A floor) {
     I i = 0;
     for (; i + W <= n; i += W) {
         V z = (LOAD(x + i) - centre) * scale + shift;
@@ -501,7 +501,7 @@ CLONES static void NAME(side_floor)(const T *x, T *y, I n, A centre, A scale, A 
     }
 }
 
-CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+LOOP static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -517,7 +517,7 @@ CLONES static void NAME(last_line)(const T *x, T *y, I n, I cols, I stride, NAME
     }
 }
 
-CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
+LOOP static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAME(Lines) by) {
     for (I i = 0; i < n; i++) {
         const T *v = x + i * stride;
         T *w = y + i * stride;
@@ -539,7 +539,7 @@ CLONES static void NAME(last_floor)(const T *x, T *y, I n, I cols, I stride, NAM
 }
 
 /* Sums of dy * (x - centre) and of dy; with a floor of those dy whose line is above it, and `below` of the others. */
-CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
+LOOP static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, double *product, double *total) {
     double first = 0, second = 0;
     for (I i = 0; i < n;) {
         I end = least(n, i + 8 * BLOCK);
@@ -558,7 +558,7 @@ CLONES static void NAME(side_sums)(const T *dy, const T *x, I n, A centre, doubl
     *product = first, *total = second;
 }
 
-CLONES static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
+LOOP static void NAME(side_sums_floor)(const T *dy, const T *x, I n, A centre, A scale, A shift, A floor,
                                          double *product, double *total, double *below) {
     double first = 0, second = 0, third = 0;
     for (I i = 0; i < n;) {
@@ -603,7 +603,7 @@ INLINE void NAME(last_sums_few)(const T *dy, const T *x, I n, I stride, const A 
     NAME(add_to)(total, b, vectors);
 }
 
-CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
+LOOP static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I stride, const A *centre, double *product,
                                    double *total) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -627,7 +627,7 @@ CLONES static void NAME(last_sums)(const T *dy, const T *x, I n, I cols, I strid
     }
 }
 
-CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
+LOOP static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I stride, NAME(Lines) by, double *product,
                                          double *total, double *below) {
     memset(product, 0, (size_t)cols * sizeof(double));
     memset(total, 0, (size_t)cols * sizeof(double));
@@ -670,13 +670,13 @@ CLONES static void NAME(last_sums_floor)(const T *dy, const T *x, I n, I cols, I
 }
 
 /* dx = factor * dy + (x - centre) * slope + rest: the gradient of a line whose coefficients follow from moments of x. */
-CLONES static void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
+LOOP static void NAME(side_blend)(const T *dy, const T *x, T *dx, I n, A factor, A centre, A slope, A rest) {
     I i = 0;
     for (; i + W <= n; i += W) STORE(dx + i, factor * LOAD(dy + i) + ((LOAD(x + i) - centre) * slope + rest));
     for (; i < n; i++) STORE1(dx + i, factor * LOAD1(dy + i) + ((LOAD1(x + i) - centre) * slope + rest));
 }
 
-CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
+LOOP static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols, I stride, const A *factor,
                                     const A *centre, const A *slope, const A *rest) {
     for (I i = 0; i < n; i++) {
         const T *g = dy + i * stride, *v = x + i * stride;
@@ -696,7 +696,7 @@ CLONES static void NAME(last_blend)(const T *dy, const T *x, T *dx, I n, I cols,
 }
 
 /* The same where a floor stopped some of dy. */
-CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
+LOOP static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A from, A scale, A shift, A floor,
                                           A centre, A slope, A rest) {
     I i = 0;
     V zero = {0};
@@ -711,7 +711,7 @@ CLONES static void NAME(side_blend_floor)(const T *dy, const T *x, T *dx, I n, A
     }
 }
 
-CLONES static void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
+LOOP static void NAME(last_blend_floor)(const T *dy, const T *x, T *dx, I n, I cols, I stride, NAME(Lines) by,
                                           const A *centre, const A *slope, const A *rest) {
     V zero = {0};
     for (I i = 0; i < n; i++) {
@@ -1384,7 +1384,7 @@ INLINE void NAME(curve_block)(const int curve, const int task, const NAME(Curve)
         memcpy(b->out + o + i * step, out + i * W, (size_t)lanes * sizeof(T));
 }
 
-CLONES static void NAME(bend)(int curve, int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell, I to) {
+LOOP static void NAME(bend)(int curve, int task, const NAME(Curve) *b, I o, I n, I step, I lanes, I cell, I to) {
     switch (curve * 3 + task) {
     case 0: NAME(curve_block)(GATE, VALUES, b, o, n, step, lanes, cell, to); break;
     case 1: NAME(curve_block)(GATE, SLOPES, b, o, n, step, lanes, cell, to); break;
@@ -1608,7 +1608,7 @@ INLINE void NAME(side_standardize)(const T *x, T *y, I p, const A *weight, const
     }
 }
 
-CLONES static void NAME(side_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+LOOP static void NAME(side_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
     NAME(Positions) at;
     I c = q->c, p = q->p, j = 0;
     NAME(side_positions)(q, x, NULL, n, &at, 0);
@@ -1635,7 +1635,7 @@ INLINE void NAME(side_back)(const T *x, const T *dy, T *dx, I p, const A *weight
     }
 }
 
-CLONES static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+LOOP static void NAME(side_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
                                             double *d_bias) {
     NAME(Positions) at;
     I c = q->c, p = q->p;
@@ -1720,7 +1720,7 @@ INLINE void NAME(last_positions)(const NAME(Rows) *q, const T *x, const T *dy, I
     NAME(standards)(q, W, at, backward);
 }
 
-CLONES static void NAME(last_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
+LOOP static void NAME(last_rows)(const NAME(Rows) *q, const T *x, T *y, I n) {
     NAME(Positions) at;
     I c = q->c;
     NAME(last_positions)(q, x, NULL, n, &at, 0);
@@ -1749,7 +1749,7 @@ INLINE void NAME(last_back)(const T *x, const T *dy, T *dx, I n, I c, const A *w
     NAME(add_to)(d_bias, two, vectors);
 }
 
-CLONES static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
+LOOP static void NAME(last_rows_backward)(const NAME(Rows) *q, const T *dy, const T *x, T *dx, I n, double *d_weight,
                                             double *d_bias) {
     NAME(Positions) at;
     I c = q->c, j = 0;

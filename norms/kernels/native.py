@@ -31,7 +31,7 @@ SWITCH = "NORMSUITE_KERNELS"
 """Environment variable: "native" (or unset) or "torch". A process that finds no library it can use says so once and
 sets it to "torch", so that the processes it starts neither look nor warn again."""
 
-VERSION = 1
+VERSION = 2
 """Of the calls in native.c. A library of another one, from an earlier checkout for example, is not used."""
 
 GATE, DIVIDE = 0, 1
