@@ -6,7 +6,9 @@ Axes: N sample, C channel, K row of a table: sample n has the coefficients of ro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -159,6 +161,14 @@ def _plain_by_moments(
     return y.to(x.dtype), mean, var
 
 
+def _kept_here() -> AbstractContextManager[object]:
+    """Within the block what a graph saves is kept as it is, whatever hooks there are: checkpointing would forward the
+    layer anew for the rule's own graph, and once more for the layer's."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda kept: kept)
+
+
 class _ByMoments(torch.autograd.Function):
     """The rule's own graph is kept beside: it is of O(K C) numbers, and gives its gradients to the one pass over x.
 
@@ -175,7 +185,7 @@ class _ByMoments(torch.autograd.Function):
             t if t is None else t.detach().requires_grad_(want)
             for t, want in zip((mean, var, *inputs), wanted, strict=True)
         ]
-        with torch.set_grad_enabled(any(wanted)):
+        with torch.set_grad_enabled(any(wanted)), _kept_here():
             found = rule(*leaves)
         tables = in_rows(x, *(None if t is None else t.detach() for t in found), rows=rows)
         ctx.by, ctx.rule, ctx.rows, ctx.leaves, ctx.found, ctx.tables = by, rule, rows, leaves, found, tables

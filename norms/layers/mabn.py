@@ -199,7 +199,7 @@ class _SecondMoment(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, rstd, factor)
         ctx.averaged, ctx.history, ctx.seen = averaged, history, seen  # not saved: the backward is to change them
-        return affine(x, rstd * factor * weight, bias)
+        return affine(x, rstd * factor * weight, bias).data  # no view: an activation in place may follow
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

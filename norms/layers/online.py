@@ -204,7 +204,8 @@ class _Controlled(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, rstd, mean_y, var_y)
         ctx.errors, ctx.gain, ctx.eps = errors, gain, eps
         scale, length = rstd * weight, _layer_scale(mean_y, var_y, weight, bias, eps)
-        return affine(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length)
+        # a view could not be changed in place by an activation after it
+        return affine(x, scale * length, torch.addcmul(bias, mean, scale, value=-1) * length).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

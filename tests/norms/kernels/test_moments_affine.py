@@ -602,5 +602,5 @@ def test_the_library_normalizes_as_operations_of_torch_do(samples, channels, pos
     weight, bias = torch.randn(2, channels, generator=draws, dtype=torch.float64)
     own = native.normalize(x, weight, bias, groups, sets, EPS)
     torch.testing.assert_close(own, plain.normalize(x, weight, bias, groups, sets, EPS))
-    found = native.normalize_backward(dy, x, weight, own[1], (True, True), False)
+    found = native.normalize_backward(dy, x, weight, own[1], (True, True), False, 0)
     torch.testing.assert_close(found, plain.normalize_backward(dy, x, weight, groups, sets, EPS))
