@@ -184,7 +184,12 @@ class _Normalize(torch.autograd.Function):
                 else:
                     uneven = x.shape[0] % sets
                     given = (x, weight, bias, groups, sets, ctx.eps)
-                    y = _uneven(*given)[0] if uneven else _plain(*given, ctx.pooled)[0]
+                    if uneven:
+                        y = _uneven(*given)[0]
+                    elif ordinary(x) and ordinary(dy) and not ctx.pooled:  # faster, differentiated again
+                        y = _by_torch(*given)[0]
+                    else:
+                        y = _plain(*given, ctx.pooled)[0]
             found = plain.gradients((y,), (x, weight, bias), (dy,), again=torch.is_grad_enabled())
             return (*found, *(None,) * 6)
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
