@@ -6,7 +6,7 @@
     y = (x - mean_kg) / sqrt(var_kg + eps) * weight_c + bias_c
 
 One call of the native library forward and one backward: a set that fits the cache is read from memory once. Saved for
-the backward are x and 3 K G numbers. Elsewhere torch's kernel for batch normalization does it on a view (K, G, M, S);
+the backward are x and 4 K G numbers. Elsewhere torch's kernel for batch normalization does it on a view (K, G, M, S);
 compilation, torch.func, dual numbers, meta and fake tensors take differentiable operations (`_plain`).
 
 Axes: N sample, K set, M = N / K samples of a set, C channel, P position, D = C * P, G group, S = D / G.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -180,30 +182,30 @@ class BatchRenorm(Streaming):
         """
         if self._recalibrated:
             return torch.ones_like(mean), torch.zeros_like(mean)
-        if found is None and native.ready(mean) is not None:
-            return self._correction_now(mean, var)
         with torch.no_grad():
+            seen: Any
             running_mean, running_var, seen = found or (self.running_mean, self.running_var, self.num_batches_tracked)
-            settled = seen * (1 if self.momentum is None else self.momentum) >= 1
-            ramp = (self.progress - self.warmup).clamp(min=0) * settled
-            r_rise, d_rise = self.r_max - 1, self.d_max
-            r_limit = (ramp * (r_rise / (self.r_until - self.warmup))).clamp(max=r_rise) + 1
-            d_limit = (ramp * (d_rise / (self.d_until - self.warmup))).clamp(max=d_rise)
+            progress: Any = self.progress
+            if found is None and native.ready(mean) is not None:  # on a CPU, outside of graphs
+                seen, progress = int(seen), float(progress)
+            r_limit, d_limit = self._limits(seen, progress)
             rstd = torch.rsqrt(running_var.to(mean.dtype) + self.eps)
             r = torch.sqrt(var + self.eps) * rstd
             d = (mean - running_mean) * rstd
             # Stacked, since a compiled graph would do what is pointwise anew in its backward, when all this has moved.
             return torch.stack((r.clamp(1 / r_limit, r_limit), d.clamp(-d_limit, d_limit))).unbind()  # type: ignore[return-value]
 
-    @torch.no_grad()
-    def _correction_now(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """The same on a CPU, where limits can be looked at: few operations, and none while they are bn's."""
-        settled = int(self.num_batches_tracked) * (1 if self.momentum is None else self.momentum) >= 1
-        ramp = max(0.0, float(self.progress) - self.warmup) * settled
-        if not ramp:
-            return torch.ones_like(mean), torch.zeros_like(mean)
-        r_limit = 1 + min(1.0, ramp / (self.r_until - self.warmup)) * (self.r_max - 1)
-        d_limit = min(1.0, ramp / (self.d_until - self.warmup)) * self.d_max
-        rstd = torch.rsqrt(self.running_var.to(mean.dtype) + self.eps)
-        r = torch.sqrt(var + self.eps).mul_(rstd).clamp_(1 / r_limit, r_limit)
-        return r, torch.sub(mean, self.running_mean).mul_(rstd).clamp_(-d_limit, d_limit)
+    def _limits(self, seen: Any, progress: Any) -> tuple[Any, Any]:
+        """r_limit and d_limit, tensors or, where the arguments are, numbers, which saves operations.
+
+        Args:
+            seen: norm batches that the running statistics are of.
+            progress: the fraction of training that is done.
+        """
+        settled = seen * (1 if self.momentum is None else self.momentum) >= 1
+        rises = []
+        for until, rise in ((self.r_until, self.r_max - 1), (self.d_until, self.d_max)):
+            part = (progress - self.warmup) / (until - self.warmup)
+            part = part.clamp(0, 1) if isinstance(part, Tensor) else min(max(part, 0.0), 1.0)
+            rises.append(part * settled * rise)
+        return 1 + rises[0], rises[1]
