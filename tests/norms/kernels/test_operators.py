@@ -72,6 +72,7 @@ def test_schema_autograd_and_fake_form_are_those_of_the_operator(name, layout, d
 
 
 @pytest.mark.slow  # half a minute of tracing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck reads it
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_graphs_hold_the_operator_at_every_size(name, layout):
