@@ -93,7 +93,13 @@ def planned_once(name):
 all_norms, quick = planned_once("all_norms"), planned_once("quick")
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+LARGE = ("imagenet_resnet50_batch", "office31_dann", "cifar10_darts")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in LARGE else (), id=path.stem) for path in CONFIGS],
+)
 def test_every_config_plans_without_a_mistake_and_skips_what_it_says(config, tmp_path, monkeypatch, request):
     if "cifar10" in config.stem:
         monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar10)

@@ -7,7 +7,7 @@
 
 One call of the native library forward and one backward: a set that fits the cache is read from memory once. Saved for
 the backward are x and 4 K G numbers. Elsewhere torch's kernel for batch normalization does it on a view (K, G, M, S);
-compilation, torch.func, dual numbers, meta and fake tensors take differentiable operations (`_plain`).
+compilation, torch.func, dual numbers, meta and fake tensors take differentiable operations (plain.py).
 
 Axes: N sample, K set, M = N / K samples of a set, C channel, P position, D = C * P, G group, S = D / G.
 """
@@ -87,13 +87,10 @@ def _normalized(
     ready = native.ready(x)
     if ready is not None:
         return _Normalize.apply(ready, *_parameters(ready, weight, bias), groups, sets, eps, given, False, pooled)
-    if x.shape[0] % sets:
-        return _uneven(x, weight, bias, groups, sets, eps)
-    if ordinary(x) and not pooled:
+    if _torch_serves(x, sets, pooled):
         return _by_torch(x, weight, bias, groups, sets, eps)
-    y, mean, var = _plain(x, weight, bias, groups, sets, eps, pooled)
-    count = x.numel() // (sets * groups)
-    return y, (mean.detach(), var.detach() * (count / (count - 1)))
+    y, stats = plain.normalize(x, weight, bias, groups, sets, eps, pooled=pooled)
+    return y, stats.detach().unbind()
 
 
 def evaluate(
@@ -114,7 +111,7 @@ def evaluate(
     mean, scale = (
         t.to(wide).repeat_interleave(math.prod(each) // groups).view(each) for t in (mean, torch.rsqrt(var + eps))
     )
-    y = _scaled((x - mean) * scale, weight, bias)
+    y = plain.scaled((x - mean) * scale, weight, bias)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
@@ -122,7 +119,7 @@ def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x * weight_c + bias_c, as x (N, C, *)."""
     ready = native.ready(x)
     if ready is None:
-        return _scaled(plain.wide(x), weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+        return plain.scaled(plain.wide(x), weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
     return _Normalize.apply(ready, *_parameters(ready, weight, bias), x.shape[1], 1, 0.0, (0.0, 1.0), True, 0)[0]
 
 
@@ -132,14 +129,6 @@ def _line(mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
     return scale[None], (shift if bias is None else shift + bias)[None]
-
-
-def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """y * weight_c + bias_c, or y without them."""
-    if weight is None or bias is None:
-        return y
-    shape = (-1, *[1] * (y.dim() - 2))
-    return torch.addcmul(bias.to(y.dtype).view(shape), y, weight.to(y.dtype).view(shape))
 
 
 def _parameters(x: Tensor, *parameters: Tensor | None) -> Iterator[Tensor | None]:
@@ -178,29 +167,22 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 9
         if plain.serves_gradient(dy):
             sets, groups = stats.shape[1:]
+            given = (x, weight, bias, groups, sets, ctx.eps)
             with torch.enable_grad():
                 if ctx.fixed:
-                    y = _by_these(x, stats, weight, bias)
+                    y = plain.normalize(*given, (stats[0], stats[1]))[0]
+                elif _torch_serves(x, sets, ctx.pooled) and ordinary(dy):  # faster, differentiated again
+                    y = _by_torch(*given)[0]
                 else:
-                    uneven = x.shape[0] % sets
-                    given = (x, weight, bias, groups, sets, ctx.eps)
-                    if uneven:
-                        y = _uneven(*given)[0]
-                    elif ordinary(x) and ordinary(dy) and not ctx.pooled:  # faster, differentiated again
-                        y = _by_torch(*given)[0]
-                    else:
-                        y = _plain(*given, ctx.pooled)[0]
+                    y = plain.normalize(*given, pooled=ctx.pooled)[0]
             found = plain.gradients((y,), (x, weight, bias), (dy,), again=torch.is_grad_enabled())
             return (*found, *(None,) * 6)
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
         return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed, ctx.pooled), *(None,) * 6)
 
 
-def _by_these(x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """x by the statistics (4, 1, G) that it was evaluated by, in differentiable operations."""
-    flat = plain.wide(x).reshape(x.shape[0], stats.shape[2], -1)
-    mean, rstd = (stats[i, 0, :, None].to(flat.dtype) for i in (0, 2))
-    return _scaled(((flat - mean) * rstd).reshape(x.shape), weight, bias).to(x.dtype)
+def _torch_serves(x: Tensor, sets: int, pooled: int) -> bool:
+    return ordinary(x) and not pooled and x.shape[0] % sets == 0
 
 
 def _by_torch(
@@ -215,41 +197,8 @@ def _by_torch(
     else:
         values = x.to(wide).reshape(x.shape[0] // sets, sets * groups, x[0].numel() // groups)
         y = F.batch_norm(values, mean, var, None, None, True, 1.0, eps).reshape(x.shape)
-        y = _scaled(y, weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
+        y = plain.scaled(y, weight, bias).to(x.dtype).contiguous(memory_format=memory_format(x))
     return y, (mean.view(sets, groups), var.view(sets, groups))
-
-
-def _uneven(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Two calls, one per size of a set. Sorting is stable, so that among the images of the longer sets, too, those of
-    set k are every `longer`-th one from k. By tensors, so that a compiled layer serves every batch size."""
-    images = x.shape[0]
-    longer = images % sets  # the first sets have one image more
-    shorter = torch.arange(images, device=x.device) % sets >= longer
-    order = torch.argsort(shorter.long(), stable=True)  # not every device sorts booleans
-    parts = x[order].split([longer * (images // sets + 1), (sets - longer) * (images // sets)])
-    found = [
-        normalize(part, weight, bias, groups, k, eps) for part, k in zip(parts, (longer, sets - longer), strict=True)
-    ]
-    y, mean, var = (torch.cat(t) for t in zip(*found, strict=True))
-    return y[torch.argsort(order)], (mean, var)
-
-
-def _plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, sets: int, eps: float, pooled: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and biased variance (K, G), in differentiable operations."""
-    grouped = plain.wide(x).reshape(x.shape[0] // sets, sets, groups, math.prod(x.shape[1:]) // groups)
-    mean = grouped.mean(dim=(0, 3), keepdim=True)
-    centred = grouped - mean
-    var = centred.square().mean(dim=(0, 3), keepdim=True)
-    spread = var.mean(2, keepdim=True) if pooled else var
-    if pooled == 2:
-        spread = spread + mean.var(2, correction=0, keepdim=True)
-    y = _scaled((centred * torch.rsqrt(spread + eps)).reshape(x.shape), weight, bias)
-    y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return y, mean[0, :, :, 0], var[0, :, :, 0]
 
 
 def _merged(
@@ -289,6 +238,6 @@ def _plain_merged(
     squares = (grouped - mean[:, None]).square()
     var = squares.mean(dim=(0, 2)) if len(x) else squares.sum(dim=(0, 2))
     mean, var, total = workers.merge(mean, var, math.prod(x.shape) // groups)
-    y = _scaled(((grouped - mean[:, None]) * torch.rsqrt(var + eps)[:, None]).reshape(x.shape), weight, bias)
+    y = plain.scaled(((grouped - mean[:, None]) * torch.rsqrt(var + eps)[:, None]).reshape(x.shape), weight, bias)
     y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
     return y, (mean.detach(), var.detach(), total.detach())

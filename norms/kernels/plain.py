@@ -108,23 +108,34 @@ def normalize(
     sets: int,
     eps: float,
     given: tuple[Tensor, Tensor] | None = None,
+    pooled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """y, and (4, K, G): mean, biased variance, 1 / sqrt(variance + eps), unbiased variance; see native.normalize."""
-    values = wide(x).reshape(x.shape[0], groups, -1)
+    values = wide(x).reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups)
     if given is None:
         mean = _over_sets(values, sets)
-        var = _over_sets((values - _of_sets(mean, x)).square(), sets)
+        centred = values - _of_sets(mean, x)
+        var = _over_sets(centred.square(), sets)
     else:
         mean, var = (t.to(values.dtype) for t in given)
-    rstd = torch.rsqrt(var + eps)
-    y = ((values - _of_sets(mean, x)) * _of_sets(rstd, x)).reshape(x.shape)
-    if weight is not None:
-        y = y * _per_channel(weight, y)
-    if bias is not None:
-        y = y + _per_channel(bias, y)
+        centred = values - _of_sets(mean, x)
+    spread = var.mean(1, keepdim=True) if pooled else var
+    if pooled == 2:
+        spread = spread + mean.var(1, correction=0, keepdim=True)
+    rstd = torch.rsqrt(spread + eps).expand(var.shape)
+    y = scaled((centred * _of_sets(rstd, x)).reshape(x.shape), weight, bias)
     images = (torch.arange(sets, 0, -1, device=x.device) + (x.shape[0] - 1)).div(sets, rounding_mode="floor")
     count = (images * values.shape[2])[:, None]
     return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1)))).to(table_type(x))
+
+
+def scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y * weight_c + bias_c, of (N, C, *), or y without them."""
+    if weight is None:
+        return y if bias is None else y + _per_channel(bias, y)
+    if bias is None:
+        return y * _per_channel(weight, y)
+    return torch.addcmul(_per_channel(bias, y), y, _per_channel(weight, y))
 
 
 def normalize_backward(
@@ -207,17 +218,22 @@ def _as(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _over_sets(values: Tensor, sets: int) -> Tensor:
-    """Means (K, G) of values (N, G, S) over the samples of each set."""
-    if len(values) % sets == 0:
-        return values.reshape(-1, sets, *values.shape[1:]).mean((0, 3))
-    where = torch.arange(len(values), device=values.device) % sets
+    """Means (K, G) of values (N, G, S) over the samples of each set; by tensors, so that a compiled layer serves every
+    batch size."""
+    samples = values.shape[0]
+    if samples % sets == 0:
+        return values.reshape(samples // sets, sets, *values.shape[1:]).mean((0, 3))
+    where = torch.arange(samples, device=values.device) % sets
     images = torch.zeros_like(values[:sets, 0, 0]).index_add(0, where, torch.ones_like(values[:, 0, 0]))
     return torch.zeros_like(values[:sets, :, 0]).index_add(0, where, values.mean(2)) / images[:, None]
 
 
 def _of_sets(table: Tensor, x: Tensor) -> Tensor:
     """(K, G) as (N, G, 1): that of each sample's set."""
-    return table[torch.arange(x.shape[0], device=x.device) % len(table)][:, :, None]
+    samples, sets = x.shape[0], table.shape[0]
+    if samples % sets == 0:
+        return table.expand(samples // sets, *table.shape).reshape(samples, table.shape[1], 1)
+    return table[torch.arange(samples, device=x.device) % sets][:, :, None]
 
 
 def serves_gradient(*grads: Tensor | None) -> bool:

@@ -225,8 +225,8 @@ class _Controlled(torch.autograd.Function):
             total = total - pull * (weight * mean_y + bias)
         d_weight, d_bias = product.sum(0) * count, total.sum(0) * count
         error_y, error_1 = ctx.errors
-        # a sample whose sums are not finite is passed over, so that the errors reach those after it
-        sound = (square_y.abs() + product.abs() + total.abs() + mean_y.abs()) < math.inf
+        # a sample whose sums the errors' type can not hold is passed over, so that the errors reach those after it
+        sound = (square_y.abs() + product.abs() + total.abs() + mean_y.abs()).to(error_y.dtype) < math.inf
         none = torch.zeros_like(product)
         along_y, last_y = _recurrence(
             error_y, torch.where(sound, 1 - gain * square_y, 1), torch.where(sound, weight * product, none)

@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+from parts.norm_choices import one_of_each_kind
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -888,13 +889,19 @@ def false(checks):
     return {c.fact: f"{c.measured}: {c.detail}" for c in checks if not c.ok}
 
 
+KINDS = one_of_each_kind(norm_names())
+
+
 @pytest.mark.usefixtures("one_batch_size")
 @pytest.mark.parametrize("name", norm_names())
-def test_every_registered_norm_keeps_its_word(name):
+def test_every_registered_norm_keeps_its_word(monkeypatch, name):
+    """Whether the others compile, which is half of the time, is the slow test's."""
+    facts = [f for f in FACTS if f is not tracing.compiles or name in KINDS]
+    monkeypatch.setattr(conformance, "FACTS", facts)
     generator = torch.get_rng_state()
     checks = check_norm(name)
     assert false(checks) == {}
-    assert [c.fact for c in checks] == [f.__name__.replace("_", " ") for f in FACTS]
+    assert [c.fact for c in checks] == [f.__name__.replace("_", " ") for f in facts]
     assert all(isinstance(c, Check) and c.norm == name and c.measured for c in checks)
     assert torch.equal(torch.get_rng_state(), generator)
 
@@ -910,7 +917,9 @@ def test_every_registered_norm_compiles_for_any_batch_size(monkeypatch, name):
 
 
 @pytest.mark.usefixtures("one_batch_size")
-@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize(
+    "truth", [pytest.param(truth, marks=pytest.mark.slow if i % 2 else ()) for i, truth in enumerate(TRUTHS)]
+)
 def test_an_honest_norm_of_any_kind_passes(check, truth):
     assert false(check(*TRUTHS[truth])) == {}
 
@@ -989,7 +998,7 @@ def test_every_fact_has_a_lie_that_it_catches(fact):
 
 
 @pytest.mark.usefixtures("one_batch_size")
-@pytest.mark.parametrize("groups", [1, 256])
+@pytest.mark.parametrize("groups", [1, pytest.param(256, marks=pytest.mark.slow)])
 def test_bgn_keeps_its_word_at_any_number_of_groups(groups):
     assert false(check_norm("bgn", num_groups=groups)) == {}
 

@@ -292,9 +292,10 @@ def test_statistics_that_the_buffers_type_can_not_hold_are_not_kept(name, buffer
 
 @pytest.mark.parametrize("far", [1e6, 1e10, 1e25])
 def test_a_batch_of_large_numbers_leaves_online_trainable(far):
-    norm = make_norm("online")(8)
-    for value in (1.0, far, 1.0):
-        x = (value * torch.randn(64, 8, 1, 1)).requires_grad_()
-        (norm(x) * torch.randn_like(x)).sum().backward()
-    assert x.grad.isfinite().all()
-    assert all(b.isfinite().all() for b in norm.buffers())
+    for seed in range(20):  # how far the errors go depends on the draw
+        draw, norm = torch.Generator().manual_seed(seed), make_norm("online")(8)
+        for value in (1.0, far, 1.0):
+            x = (value * torch.randn(64, 8, 1, 1, generator=draw)).requires_grad_()
+            (norm(x) * torch.randn(x.shape, generator=draw)).sum().backward()
+        assert x.grad.isfinite().all()
+        assert all(b.isfinite().all() for b in norm.buffers())

@@ -54,7 +54,10 @@ def drawn(undrawn, monkeypatch):
     monkeypatch.setattr(drawing, "draw", DRAW)
 
 
-@pytest.mark.parametrize("name", one_of_each_kind(SERVED))
+KINDS = one_of_each_kind(SERVED)
+
+
+@pytest.mark.parametrize("name", [*KINDS[:3], *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[3:])])
 def test_every_declared_metric_is_returned_finite_and_nothing_else(name, tmp_path):
     outcome = run(tmp_path, name)
     assert tuple(outcome.metrics) == TASK.metrics
@@ -114,6 +117,7 @@ def test_a_planted_problem_is_solved_by_the_search_network_and_the_found_one(tmp
     assert metrics["top1_recalibrated"] > 0.9
 
 
+@pytest.mark.slow
 def test_instance_norm_can_not_search_and_the_table_says_so(tmp_path):
     """Without affine its output has mean zero over the positions, which is what global average pooling takes."""
     alone = {"random_architectures": 0}
@@ -591,6 +595,7 @@ def test_a_control_that_diverges_leaves_the_found_networks_numbers(monkeypatch, 
     assert outcome.evidence["random_diverged"] == ["retraining 2 of a random architecture, step 1: the loss is nan"]
 
 
+@pytest.mark.slow  # three searches of real size; test_resume_search stops small ones, tests/suite kills other tasks
 def test_a_search_that_is_killed_in_the_middle_gives_the_whole_record_when_run_again(tmp_path):
     options = {"search_epochs": 2, "search_max_steps": 16, "augmentation": "crop", "random_architectures": 0}
     file, out = tmp_path / "c.yaml", tmp_path / "out"

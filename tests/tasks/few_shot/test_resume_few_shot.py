@@ -83,9 +83,9 @@ def test_a_run_goes_on_in_training_and_inside_its_episodes(method, name):
 @pytest.mark.parametrize(
     ("name", "order", "kind"),
     [
-        ("mbn", "second", "shared"),
+        pytest.param("mbn", "second", "shared", marks=pytest.mark.slow),
         ("cbn", "first", "per_step"),
-        ("brn", "first", "none"),
+        pytest.param("brn", "first", "none", marks=pytest.mark.slow),
         ("tasknorm", "second", "per_step"),
     ],
 )
