@@ -125,8 +125,9 @@ def normalize(
     rstd = torch.rsqrt(spread + eps).expand(var.shape)
     y = scaled((centred * _of_sets(rstd, x)).reshape(x.shape), weight, bias)
     images = (torch.arange(sets, 0, -1, device=x.device) + (x.shape[0] - 1)).div(sets, rounding_mode="floor")
-    count = (images * values.shape[2])[:, None]
-    return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1)))).to(table_type(x))
+    count = (images * values.shape[2]).to(table_type(x))[:, None]
+    mean, var, rstd = (t.to(count.dtype) for t in (mean, var, rstd))
+    return _as(y, x), torch.stack((mean, var, rstd, var * (count / (count - 1).clamp(min=1))))
 
 
 def scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
