@@ -1109,6 +1109,19 @@ INLINE int NAME(by_set)(const NAME(Plan) *q) {
 #define STRIPS(q, from, to)                                                                                             \
     for (I col = (from), end; end = (q)->t.last ? least((to), col + (q)->t.strip) : (to), col < (to); col = end)
 
+/* Asks for the start of the set's next row, which lies far from this one, so that the processor does not foresee it. */
+INLINE void NAME(ahead)(const NAME(Plan) *q, const T *x, I row, I col, const int written) {
+    if (q->t.last || row + q->k >= q->n) return;
+    const T *next = x + offset(&q->t, row + q->k, col, 0);
+    UNROLL
+    for (int line = 0; line < 8; line++) {
+        if (written)
+            __builtin_prefetch(next + line * (64 / sizeof(T)), 1);
+        else
+            __builtin_prefetch(next + line * (64 / sizeof(T)));
+    }
+}
+
 static int NAME(normalize)(int last, I n, I c, I p, I k, I g, int pooled, double eps, const void *x, const void *weight,
                            const void *bias, int wide, int given, double *stats, void *y, int threads) {
     NAME(Plan) plan, *q = &plan;
@@ -1120,13 +1133,18 @@ static int NAME(normalize)(int last, I n, I c, I p, I k, I g, int pooled, double
         SETS {
             SET;
             if (!given) {
-                ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+                ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to) {
+                    NAME(ahead)(q, x, row, col, 0);
                     NAME(piece_moments)(&q->t, x, row, segment, col, end, q->one, q->two);
+                }
                 NAME(pool)(q, s, from, to, size, stats + s * g, stats + k * g + s * g);
             }
             NAME(forward_lines)(q, s, from, to, size, eps, weight, bias, wide, stats);
-            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to) {
+                NAME(ahead)(q, x, row, col, 0);
+                NAME(ahead)(q, y, row, col, 1);
                 NAME(piece_line)(&q->t, x, y, row, segment, col, end, by, NAME(line_of)(q, row, col));
+            }
         }
     } else {
         if (!given) {
@@ -1221,13 +1239,20 @@ static int NAME(normalize_backward)(int last, I n, I c, I p, I k, I g, int poole
         SETS {
             SET;
             NAME(centres)(q, s, from, to, stats);
-            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to) {
+                NAME(ahead)(q, x, row, col, 0);
+                NAME(ahead)(q, dy, row, col, 0);
                 NAME(piece_sums)(&q->t, dy, x, row, segment, col, end, only, NAME(line_of)(q, row, col), q->one, q->two, NULL);
+            }
             if (!dx) continue;
             NAME(backward_lines)(q, s, from, to, size, weight, wide, stats, sums, sums + k * g);
-            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to)
+            ROWS(q, s) SEGMENTS(q) STRIPS(q, from, to) {
+                NAME(ahead)(q, x, row, col, 0);
+                NAME(ahead)(q, dy, row, col, 0);
+                NAME(ahead)(q, dx, row, col, 1);
                 NAME(piece_blend)(&q->t, dy, x, dx, row, segment, col, end, by, q->centre, q->slope, q->shift,
                                   NAME(line_of)(q, row, col));
+            }
         }
     } else {
         for (I s = 0; s < k; s++) NAME(centres)(q, s, 0, q->t.cols, stats);
