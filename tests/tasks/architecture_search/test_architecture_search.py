@@ -424,7 +424,9 @@ def test_a_compiled_run_is_the_same_up_to_rounding(order, monkeypatch, tmp_path)
 # Planning
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in SERVED]
+)
 def test_every_norm_can_be_planned(name):
     assert why_not(name) is None
 

@@ -438,10 +438,12 @@ def peaks():
     return SimpleNamespace(first=first, second=second, by_hand=peak(by_hand), weights=size, architecture=architecture)
 
 
+@pytest.mark.slow
 def test_a_search_step_needs_no_more_memory_than_the_plain_sum(peaks):
     assert peaks.first <= 1.1 * peaks.by_hand
 
 
+@pytest.mark.slow
 def test_the_unrolled_step_adds_at_most_one_copy_of_weights_and_momenta(peaks):
     # the architecture's own gradient (1.8 kB) is not the weights'; 1 kB for scalars such as the vector's length
     assert peaks.second <= peaks.first + 2 * peaks.weights + peaks.architecture + 1024
