@@ -58,14 +58,24 @@ PROGRAMS = ("chromium", "gcc", "pdflatex")
 """What `make tools` installs. Tests that are marked with one of them are left out, and the session's head says so."""
 
 
+def without_library() -> bool:
+    from norms.kernels import native
+
+    return native.kernels() != "native"
+
+
 def pytest_report_header() -> list[str]:
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    return [f"without {name}: its tests are left out (make tools)" for name in missing]
+    missing = [
+        f"without {name}: its tests are left out (make tools)" for name in PROGRAMS if shutil.which(name) is None
+    ]
+    return [*missing, *(["without the compiled kernels: their tests are left out"] if without_library() else [])]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def lacks(item: pytest.Item) -> bool:
-        return any(shutil.which(mark.args[0]) is None for mark in item.iter_markers("program"))
+        needs_library = item.get_closest_marker("native") is not None
+        programs = (mark.args[0] for mark in item.iter_markers("program"))
+        return (needs_library and without_library()) or any(shutil.which(name) is None for name in programs)
 
     left_out = [item for item in items if lacks(item)]
     config.hook.pytest_deselected(items=left_out)

@@ -25,8 +25,6 @@ SHAPES = [
 ]
 LAYOUTS = ["contiguous", "channels innermost"]
 
-needs_native = pytest.mark.skipif(native.kernels() == "torch", reason="the native library is not there")
-
 
 def tensor(shape, layout="contiguous", dtype=torch.float64, seed=0):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
@@ -67,7 +65,7 @@ def derivatives(name, x, k, dy):
     return torch.autograd.grad(CURVES[name][1](x, *k), (x, k), dy.double())
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -92,7 +90,7 @@ def test_the_loops_are_the_equations_and_their_derivatives(name, shape, layout, 
         torch.testing.assert_close(torch.stack(native.curve_sums(kind, dy, x, *k)), want_k, rtol=1e-5, atol=1e-5 * size)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_gate_is_exact_to_the_last_digits_over_the_whole_range(layout, dtype):
@@ -107,7 +105,7 @@ def test_the_gate_is_exact_to_the_last_digits_over_the_whole_range(layout, dtype
     torch.testing.assert_close(native.curve(native.GATE, x, *k).double(), truth, rtol=rtol, atol=1e-37)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -130,7 +128,7 @@ def test_extreme_values_give_what_torch_gives(name, layout, dtype):
     torch.testing.assert_close(got[sound], dx[sound], **small)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_thread_and_two_give_the_same_bits(name, layout):
@@ -181,7 +179,7 @@ def test_first_and_second_derivatives_through_the_moments(name, layout, rows):
     assert gradgradcheck(f, given, fast_mode=True)
 
 
-@needs_native
+@pytest.mark.native
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -18,7 +18,6 @@ from norms.kernels.grouping import normalize
 # of torch's own, when it first takes forward-mode derivatives
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
-compiled_library = pytest.mark.skipif(native.kernels() != "native", reason="the native library is not there")
 EPS = 0.1
 
 
@@ -460,7 +459,7 @@ def test_large_means_lose_nothing(shape, layout, outlier):
         torch.testing.assert_close(y.double(), z, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kernels", [pytest.param("native", marks=compiled_library), "torch"])
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=pytest.mark.native), "torch"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("weight", [1.0, 1e-3, 1e-6, 1e-12, 0.0, -1e-30])
 def test_the_weight_of_a_channel_that_training_gave_up_has_an_exact_gradient(weight, layout, kernels, monkeypatch):
@@ -488,7 +487,7 @@ def test_the_weight_of_a_channel_that_training_gave_up_has_an_exact_gradient(wei
         torch.testing.assert_close(single.double() / largest, double / largest, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", [pytest.param("native", marks=compiled_library), "torch"])
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=pytest.mark.native), "torch"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
 def test_one_bad_value_stays_where_it_is(value, kernels, monkeypatch):
     if kernels == "torch":
@@ -507,7 +506,7 @@ def test_one_bad_value_stays_where_it_is(value, kernels, monkeypatch):
             assert not abs(own[0, 1]) < 1e30
 
 
-@compiled_library
+@pytest.mark.native
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", LARGE, ids=str)
@@ -536,7 +535,7 @@ def test_one_and_two_threads_give_the_same_bits(shape, layout, dtype):
 sizes = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 17, 31, 33, 64, 67])
 
 
-@compiled_library
+@pytest.mark.native
 @settings(max_examples=150, deadline=None)
 @given(
     per_row=st.integers(1, 5),
@@ -580,7 +579,7 @@ def test_the_library_gives_what_operations_of_torch_give(
             torch.testing.assert_close(a, b, **close)
 
 
-@compiled_library
+@pytest.mark.native
 @settings(max_examples=150, deadline=None)
 @given(
     samples=st.integers(1, 18),

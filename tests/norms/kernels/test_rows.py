@@ -11,7 +11,6 @@ EPS = 1e-5
 KINDS = {"layer2d": (True, False), "pn": (True, True), "rms": (False, False)}  # centred, unbiased
 # P of 1, fewer positions than a vector has, more than a block; C of 2, primes, more than a block; N of 1
 SHAPES = [(1, 2, 1), (3, 5), (2, 2, 3), (3, 7, 11, 13), (1, 3, 131), (2, 64, 4, 4), (4, 37, 2, 3, 5), (2, 300, 3, 3)]
-needs_library = pytest.mark.skipif(native.kernels() != "native", reason="the native library was not built")
 
 
 def lying(x, last):
@@ -135,7 +134,7 @@ def test_all_forms_give_the_same_in_the_same_layout(affine, last, kind, dtype):
             torch.testing.assert_close(a, b, **loose)
 
 
-@needs_library
+@pytest.mark.native
 @pytest.mark.parametrize("last", [False, True], ids=["side", "last"])
 def test_the_library_serves_what_it_says_and_torch_the_rest(last, monkeypatch):
     calls = []
@@ -181,7 +180,7 @@ def test_views_of_any_stride_and_offset_are_read_right(last):
             torch.testing.assert_close(a, b)
 
 
-@needs_library
+@pytest.mark.native
 def test_an_offset_off_the_alignment_of_vectors_is_read_right():
     x, dy, weight, bias = draw((3, 16, 8, 8), torch.float32, False)
     room = torch.empty(x.numel() + 1)
@@ -194,7 +193,7 @@ def test_an_offset_off_the_alignment_of_vectors_is_read_right():
         assert torch.equal(a, b)
 
 
-@needs_library
+@pytest.mark.native
 @pytest.mark.parametrize("last", [False, True], ids=["side", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_changes_no_bit(dtype, last):
@@ -210,7 +209,7 @@ def test_the_number_of_threads_changes_no_bit(dtype, last):
         assert all(map(torch.equal, found[0], other))
 
 
-@needs_library
+@pytest.mark.native
 def test_a_bad_value_stays_at_its_position():
     for bad in (float("nan"), float("inf")):
         for last in (False, True):
@@ -221,7 +220,7 @@ def test_a_bad_value_stays_at_its_position():
             assert wrong.sum() == 1
 
 
-@needs_library
+@pytest.mark.native
 def test_only_what_wants_a_gradient_gets_one():
     x, dy, weight, bias = draw((2, 6, 3, 4), torch.float64, False)
     want = derived(lambda *t: normalize_rows(*t, EPS), x, weight, bias, dy)
@@ -234,7 +233,7 @@ def test_only_what_wants_a_gradient_gets_one():
                 torch.testing.assert_close(t.grad, g)
 
 
-@needs_library
+@pytest.mark.native
 def test_the_backward_keeps_the_input_and_the_parameters_alone():
     x, _, weight, bias = draw((2, 6, 3, 4), torch.float32, True)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
