@@ -103,6 +103,7 @@ def test_moments_and_maps_of_every_layout_are_the_literal_ones(layout, shape, dt
             torch.testing.assert_close(y.double(), literal_affine(x, scale, shift, low), rtol=close, atol=close)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 2, 5), (4, 3, 2, 2, 5)], ids=str)
 def test_channels_innermost_stay_innermost(shape):
     """Of one spatial axis, too, for which torch has no name."""
@@ -160,6 +161,7 @@ def test_derivatives_of_normalization_are_right_twice(layout, shape, groups, set
     assert torch.autograd.gradcheck(lambda x: normalize(x, None, None, groups, sets, EPS)[0], (x,), fast_mode=True)
 
 
+@pytest.mark.native
 def test_given_moments_serve_in_the_place_of_computed_ones():
     """With the gradient of those of x, which they are."""
     x = input_of("channels last").requires_grad_()
@@ -340,6 +342,7 @@ def test_gradients_are_the_same_by_every_way_to_them(how):
             gradients(norm, y, x)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     "call",
     [
@@ -435,6 +438,7 @@ def test_what_does_not_fit_is_refused_in_words(call, words):
 LARGE = [(16, 8, 40, 40), (3, 1, 70000), (2, 600, 9), (5, 7, 31, 37)]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("outlier", [False, True], ids=["even", "first block elsewhere"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("shape", LARGE, ids=str)

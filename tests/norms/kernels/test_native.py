@@ -178,6 +178,7 @@ def everything(x, dy):
     return found
 
 
+@pytest.mark.native
 @pytest.mark.program("gcc")
 @pytest.mark.parametrize("dtype", native.TYPES, ids=str)
 @pytest.mark.parametrize("last", [False, True])

@@ -99,6 +99,7 @@ def test_gradients_and_their_gradients_are_right(name, layout):
         assert torch.autograd.gradgradcheck(call, leaves, fast_mode=name != "blend")
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_are_those_of_the_public_functions(layout, dtype):
