@@ -435,6 +435,7 @@ INLINE void NAME(last_moments_few)(const T *x, I n, I stride, const A *near, dou
     for (I i = 0; i < n; i++)
         UNROLL
         for (int j = 0; j < vectors; j++) {
+            if (j * W * (I)sizeof(T) % 64 == 0) FETCH(x + (i + n) * stride + j * W);
             V u = LOAD(x + i * stride + j * W) - m[j];
             a[j] += u, b[j] += u * u;
         }
