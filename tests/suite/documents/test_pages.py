@@ -16,7 +16,9 @@ from suite.console import voice
 from suite.documents.made import COMMAND
 from suite.environment import ROOT
 
-PENDING_BLOCKS = ("python run_suite.py bench ",)
+PENDING_BLOCKS = tuple(
+    f"python run_suite.py bench {name} " for name in ("checkpoints", "data", "engine", "jobs", "scale")
+)
 """Beginnings of commands whose blocks on the pages are empty until they are measured."""
 
 
