@@ -167,6 +167,8 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 9
         if plain.serves_gradient(dy):
             sets, groups = stats.shape[1:]
+            if (sets, groups) == (1, x.shape[1]) and not (ctx.fixed or ctx.pooled) and ordinary(x) and ordinary(dy):
+                return (*_backward_by_torch(dy, x, weight, stats, ctx.eps), *(None,) * 6)
             given = (x, weight, bias, groups, sets, ctx.eps)
             with torch.enable_grad():
                 if ctx.fixed:
@@ -179,6 +181,15 @@ class _Normalize(torch.autograd.Function):
             return (*found, *(None,) * 6)
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]))
         return (*native.normalize_backward(dy, x, weight, stats, wanted, ctx.fixed, ctx.pooled), *(None,) * 6)
+
+
+def _backward_by_torch(
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Tensor, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of batch normalization that have gradients: torch's own backward, without another forward."""
+    mean, rstd = (stats[i, 0].to(torch.promote_types(x.dtype, torch.float32)) for i in (0, 2))
+    wanted = [True, weight is not None, weight is not None]
+    return torch.ops.aten.native_batch_norm_backward(dy, x, weight, None, None, mean, rstd, True, eps, wanted)
 
 
 def _torch_serves(x: Tensor, sets: int, pooled: int) -> bool:
