@@ -275,7 +275,13 @@ def test_watch_needs_no_torch_and_ends_when_told(tmp_path):
     once += "try:\n    main()\nfinally:\n    assert not {'torch', 'pandas'} & set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", once, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"no run in {tmp_path}\n", "")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
+    )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(3)] == [f"no run in {tmp_path}\n", "\n", f"no run in {tmp_path}\n"]
     process.send_signal(signal.SIGINT)
